@@ -1,0 +1,110 @@
+"""Linear assignment of slots to experts with capacity."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_search.problems.arrays import largest_magnitude, numeric_array, require_fits_int64
+from moe_search.problems.moves import commit_swap, exchange_seats, kernel, swap_delta
+from moe_search.problems.problem import Problem, expert_of_seat, inverse
+
+
+@dataclass(frozen=True, eq=False)
+class LinearAssignment(Problem):
+    """Give every slot one expert at the least total cost, each expert holding m / n slots.
+
+    ``value(p) = sum_s cost[s, p[s] // c]`` with the capacity ``c = m / n``.
+
+    Parameters
+    ----------
+    cost : array_like, shape (m, n)
+        Cost of slot s under expert e; m is a multiple of n. Integers are kept exact.
+
+    Raises
+    ------
+    ValueError
+        If the shape is wrong, m is not a multiple of n, a cost is NaN or infinite, or integer totals could overflow.
+    TypeError
+        If the costs are not real numbers.
+
+    Notes
+    -----
+    The class of a gate that sends each sample to one expert: ``cost[s, e]`` is the summed loss of expert e on the
+    samples of slot s. Solved to optimality at any size by `moe_search.solvers.Hungarian`.
+
+    Examples
+    --------
+    >>> from moe_search.problems.linear import LinearAssignment
+    >>> LinearAssignment([[4, 1], [2, 0]]).value([1, 0])
+    3
+    """
+
+    cost: npt.NDArray[Any]
+
+    def __init__(self, cost: npt.ArrayLike) -> None:
+        array = numeric_array("cost", cost, 2)
+        m, n = array.shape
+        if m % n:
+            raise ValueError(f"cost must have a multiple of n rows (slots) for n columns (experts), got shape {(m, n)}")
+        if array.dtype.kind == "i":
+            require_fits_int64("a sum of costs", 4 * m * largest_magnitude(array))
+        object.__setattr__(self, "cost", array)
+
+    @property
+    def size(self) -> int:
+        """Number of slots m."""
+        return self.cost.shape[0]
+
+    @property
+    def num_experts(self) -> int:
+        """Number of experts n."""
+        return self.cost.shape[1]
+
+    @property
+    def capacity(self) -> int:
+        """Slots per expert, m / n."""
+        return self.size // self.num_experts
+
+    @property
+    def integral(self) -> bool:
+        """Whether the costs are integers."""
+        return self.cost.dtype.kind == "i"
+
+    def value(self, permutation: npt.ArrayLike) -> int | float:
+        """Return the total cost of a permutation; see `Problem.value`."""
+        p = self.check_permutation(permutation)
+        return self.cost[np.arange(self.size), p // self.capacity].sum().item()
+
+    def state(self, permutation: npt.ArrayLike) -> LinearState:
+        """Return the arrays of the kernels; see `Problem.state`."""
+        p = self.check_permutation(permutation)
+        expert = expert_of_seat(self.size, self.size, self.capacity)[p]
+        return LinearState(p, inverse(p), expert, self.cost)
+
+
+class LinearState(NamedTuple):
+    """Arrays of the linear kernels."""
+
+    permutation: npt.NDArray[np.int64]
+    order: npt.NDArray[np.int64]
+    expert: npt.NDArray[np.int64]
+    cost: npt.NDArray[Any]
+
+
+@kernel(swap_delta, LinearState)
+def _swap_delta(state: LinearState, a: int, b: int) -> Any:
+    cost = state.cost
+    e = state.expert[a]
+    f = state.expert[b]
+    return cost[a, f] - cost[a, e] + cost[b, e] - cost[b, f]
+
+
+@kernel(commit_swap, LinearState)
+def _commit_swap(state: LinearState, a: int, b: int) -> None:
+    exchange_seats(state.permutation, state.order, a, b)
+    expert = state.expert
+    expert[a], expert[b] = expert[b], expert[a]

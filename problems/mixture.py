@@ -1,0 +1,352 @@
+"""Mixture assignment: the loss of a sparse mixture itself, as a function of the expert map."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from moe_search.problems.arrays import numeric_array, read_only
+from moe_search.problems.moves import commit_swap, exchange_seats, kernel, swap_delta
+from moe_search.problems.pairwise import PairwiseAssignment
+from moe_search.problems.problem import Permutation, Problem, expert_of_seat, inverse
+
+Loss = Literal["squared", "bce", "cross_entropy"]
+SQUARED, BCE, CROSS_ENTROPY = range(3)
+# Read-only as the real ones are, so that one compiled kernel serves all three losses.
+NO_TARGET = read_only(np.zeros((0, 0)))
+NO_LABEL = read_only(np.zeros((0, 0), dtype=np.int64))
+
+
+@dataclass(frozen=True, eq=False)
+class MixtureAssignment(Problem):
+    """Give every slot one expert such that the loss of the mixture is least, gate weights and expert outputs frozen.
+
+    ``value(p) = sum_b w[b] * loss(z[b], y[b])`` with ``z[b] = sum_{t, s} g[b, t, s] * F[b, e(t, s)]`` and
+    ``e(t, s) = (p[t m + s] - t m) // c``.
+
+    Parameters
+    ----------
+    slot_weights : array_like, shape (B, T, m)
+        Weights g of samples over selectors and slots, not negative. Held sparse by slot: zeros cost nothing.
+    outputs : array_like, shape (B, n, D)
+        Output F[b, e] of every expert on every sample; m is a multiple of n.
+    targets : array_like
+        ``squared``: real, shape (B, D). ``bce``: in [0, 1], shape (B, D). ``cross_entropy``: class indices, shape (B,)
+        with D classes, or (B, G) with G groups of D / G classes each.
+    loss : {"squared", "bce", "cross_entropy"}
+        ``squared`` is ``sum_d (z_d - y_d)^2``; ``bce`` the sum over d of the binary cross-entropy of logits z_d;
+        ``cross_entropy`` the sum over the groups of the cross-entropy of logits.
+    sample_weights : array_like, shape (B,), optional
+        Weights w, not negative; 1 / B by default, so that the value is the mean loss.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not fit, a number is NaN or infinite, a weight is negative, a class or probability is out of range,
+        or the loss is unknown.
+    TypeError
+        If numbers are not real, or class indices not integers.
+
+    Notes
+    -----
+    A swap of two slots touches only the samples with weight on either, each in O(D).
+    """
+
+    slot_weights: npt.NDArray[np.float64]
+    outputs: npt.NDArray[np.float64]
+    targets: npt.NDArray[Any]
+    loss: Loss
+    sample_weights: npt.NDArray[np.float64] | None = None
+    by_slot: WeightsBySlot = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.loss not in get_args(Loss):
+            raise ValueError(f"loss must be one of {', '.join(get_args(Loss))}, got {self.loss!r}")
+        weights = _floats("slot_weights", self.slot_weights, 3)
+        outputs = _floats("outputs", self.outputs, 3)
+        if weights.shape[0] != outputs.shape[0]:
+            raise ValueError(
+                f"slot_weights and outputs must have one batch size, got shapes {weights.shape} and {outputs.shape}"
+            )
+        if weights.shape[2] % outputs.shape[1]:
+            raise ValueError(
+                f"the number of slots must be a multiple of the number of experts, got {weights.shape[2]} slots"
+                f" (slot_weights) and {outputs.shape[1]} experts (outputs)"
+            )
+        if weights.min() < 0:
+            raise ValueError(f"slot_weights must not be negative, got {weights.min()}")
+        batch = weights.shape[0]
+        if self.sample_weights is None:
+            sample_weights = read_only(np.full(batch, 1.0 / batch))
+        else:
+            sample_weights = _floats("sample_weights", self.sample_weights, 1)
+            if sample_weights.shape != (batch,):
+                raise ValueError(f"sample_weights must have shape ({batch},), got shape {sample_weights.shape}")
+            if sample_weights.min() < 0:
+                raise ValueError(f"sample_weights must not be negative, got {sample_weights.min()}")
+        targets = _checked_targets(self.targets, self.loss, batch, outputs.shape[2])
+        for name, array in (
+            ("slot_weights", weights),
+            ("outputs", outputs),
+            ("targets", targets),
+            ("sample_weights", sample_weights),
+        ):
+            object.__setattr__(self, name, array)
+        object.__setattr__(self, "by_slot", _by_slot(weights))
+
+    @property
+    def size(self) -> int:
+        """Number of slots of all selectors, T m."""
+        return self.slot_weights.shape[1] * self.slot_weights.shape[2]
+
+    @property
+    def block_size(self) -> int:
+        """Slots m of one selector."""
+        return self.slot_weights.shape[2]
+
+    @property
+    def num_experts(self) -> int:
+        """Number of experts n."""
+        return self.outputs.shape[1]
+
+    @property
+    def capacity(self) -> int:
+        """Slots per expert and selector, m / n."""
+        return self.block_size // self.num_experts
+
+    @property
+    def integral(self) -> bool:
+        """Losses are floating point."""
+        return False
+
+    def experts(self, permutation: npt.ArrayLike) -> Permutation:
+        """Return the expert of every slot, shape (T m,), under a permutation."""
+        p = self.check_permutation(permutation)
+        return expert_of_seat(self.size, self.block_size, self.capacity)[p]
+
+    def predictions(self, permutation: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        """Return the mixtures z, shape (B, D), under a permutation."""
+        membership = np.zeros((self.size, self.num_experts))
+        membership[np.arange(self.size), self.experts(permutation)] = 1.0
+        expert_weights = self.slot_weights.reshape(len(self.slot_weights), -1) @ membership
+        return np.matmul(expert_weights[:, None, :], self.outputs)[:, 0]
+
+    def sample_losses(self, predictions: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Return the loss of every sample, shape (B,), not weighted, for mixtures of shape (B, D)."""
+        z, y = predictions, self.targets
+        if self.loss == "squared":
+            return ((z - y) ** 2).sum(axis=1)
+        if self.loss == "bce":
+            return (np.logaddexp(0.0, z) - y * z).sum(axis=1)
+        groups = z.reshape(len(z), y.shape[1], -1)
+        chosen = np.take_along_axis(groups, y[:, :, None], axis=2)[:, :, 0]
+        top = groups.max(axis=2)
+        return (top + np.log(np.exp(groups - top[:, :, None]).sum(axis=2)) - chosen).sum(axis=1)
+
+    def value(self, permutation: npt.ArrayLike) -> float:
+        """Return the weighted loss of a permutation; see `Problem.value`."""
+        assert self.sample_weights is not None
+        return float(self.sample_weights @ self.sample_losses(self.predictions(permutation)))
+
+    def state(self, permutation: npt.ArrayLike) -> MixtureState:
+        """Return the arrays of the kernels; see `Problem.state`."""
+        p = self.check_permutation(permutation)
+        predictions = self.predictions(p)
+        assert self.sample_weights is not None
+        is_class = self.loss == "cross_entropy"
+        return MixtureState(
+            permutation=p,
+            order=inverse(p),
+            expert=self.experts(p),
+            start=self.by_slot.start,
+            sample=self.by_slot.sample,
+            weight=self.by_slot.weight,
+            outputs=self.outputs,
+            target=NO_TARGET if is_class else self.targets,
+            label=self.targets if is_class else NO_LABEL,
+            sample_weight=self.sample_weights,
+            prediction=predictions,
+            sample_loss=self.sample_losses(predictions),
+            trial=np.empty(self.outputs.shape[2]),
+            loss=get_args(Loss).index(self.loss),
+        )
+
+    def as_pairwise(self) -> PairwiseAssignment:
+        """Return the same problem as a `PairwiseAssignment`; exact for the squared loss.
+
+        From ``G_b[s, t] = g_s g_t`` and ``F_b[e, f] = <f_e, f_f>``; the part that no permutation changes is spread over
+        the slots. Takes memory (T m)^2 n^2.
+
+        Raises
+        ------
+        ValueError
+            If the loss is not ``squared``.
+        """
+        if self.loss != "squared":
+            raise ValueError(f"only a squared loss is a sum over pairs of slots, got loss {self.loss!r}")
+        assert self.sample_weights is not None
+        batch, (size, n) = len(self.outputs), (self.size, self.num_experts)
+        g = self.slot_weights.reshape(batch, size)
+        pairs = (g[:, :, None] * g[:, None, :]).reshape(batch, -1)
+        products = np.matmul(self.outputs, self.outputs.transpose(0, 2, 1)).reshape(batch, -1)
+        cost = ((pairs * self.sample_weights[:, None]).T @ products).reshape(size, size, n, n)
+        cross = np.matmul(self.outputs, self.targets[:, :, None])[:, :, 0] * self.sample_weights[:, None]
+        constant = self.sample_weights @ (self.targets**2).sum(axis=1)
+        slot, expert = np.ix_(np.arange(size), np.arange(n))
+        cost[slot, slot, expert, expert] += constant / size - 2.0 * (g.T @ cross)
+        return PairwiseAssignment(cost, block_size=self.block_size)
+
+
+class WeightsBySlot(NamedTuple):
+    """Samples with weight on a slot and their weights: entries ``start[s] .. start[s + 1]``, in order of sample."""
+
+    start: npt.NDArray[np.int64]
+    sample: npt.NDArray[np.int64]
+    weight: npt.NDArray[np.float64]
+
+
+class MixtureState(NamedTuple):
+    """Arrays of the mixture kernels; `prediction`, `sample_loss` and `expert` follow the permutation."""
+
+    permutation: Permutation
+    order: Permutation
+    expert: Permutation
+    start: npt.NDArray[np.int64]
+    sample: npt.NDArray[np.int64]
+    weight: npt.NDArray[np.float64]
+    outputs: npt.NDArray[np.float64]
+    target: npt.NDArray[np.float64]
+    label: npt.NDArray[np.int64]
+    sample_weight: npt.NDArray[np.float64]
+    prediction: npt.NDArray[np.float64]
+    sample_loss: npt.NDArray[np.float64]
+    trial: npt.NDArray[np.float64]
+    loss: int
+
+
+def _floats(name: str, values: npt.ArrayLike, ndim: int) -> npt.NDArray[np.float64]:
+    array = numeric_array(name, values, ndim)
+    return array if array.dtype == np.float64 else read_only(array.astype(np.float64))
+
+
+def _checked_targets(targets: npt.ArrayLike, loss: Loss, batch: int, width: int) -> npt.NDArray[Any]:
+    if loss == "cross_entropy":
+        raw = np.asarray(targets)
+        labels = numeric_array("targets", raw[:, None] if raw.ndim == 1 else raw, 2)
+        if labels.dtype.kind != "i":
+            raise TypeError(f"targets of cross_entropy must be integer class indices, got dtype {raw.dtype}")
+        if labels.shape[0] != batch or width % labels.shape[1]:
+            raise ValueError(
+                f"targets of cross_entropy must have shape ({batch},) or ({batch}, G) with G a divisor of the"
+                f" {width} outputs, got shape {raw.shape}"
+            )
+        classes = width // labels.shape[1]
+        if labels.min() < 0 or labels.max() >= classes:
+            raise ValueError(f"targets must be classes 0 .. {classes - 1}, got {labels.min()} .. {labels.max()}")
+        return labels
+    values = _floats("targets", targets, 2)
+    if values.shape != (batch, width):
+        raise ValueError(f"targets must have shape ({batch}, {width}) to match outputs, got shape {values.shape}")
+    if loss == "bce" and (values.min() < 0 or values.max() > 1):
+        raise ValueError(f"targets of bce must lie in [0, 1], got {values.min()} .. {values.max()}")
+    return values
+
+
+def _by_slot(slot_weights: npt.NDArray[np.float64]) -> WeightsBySlot:
+    flat = slot_weights.reshape(len(slot_weights), -1)
+    slot, sample = np.nonzero(np.ascontiguousarray(flat.T))
+    start = np.searchsorted(slot, np.arange(flat.shape[1] + 1))
+    arrays = start.astype(np.int64), sample.astype(np.int64), flat[sample, slot]
+    return WeightsBySlot(*(read_only(a) for a in arrays))
+
+
+@njit(cache=True, nogil=True)
+def sample_loss_of(state: Any, z: Any, b: int) -> float:
+    """Return the loss of sample b, not weighted, if its mixture were z."""
+    loss = 0.0
+    if state.loss == SQUARED:
+        target = state.target[b]
+        for d in range(z.shape[0]):
+            difference = z[d] - target[d]
+            loss += difference * difference
+    elif state.loss == BCE:
+        target = state.target[b]
+        for d in range(z.shape[0]):
+            # log(1 + exp(z)) in the form that cannot overflow.
+            loss += max(z[d], 0.0) + math.log1p(math.exp(-abs(z[d]))) - target[d] * z[d]
+    else:
+        label = state.label[b]
+        classes = z.shape[0] // label.shape[0]
+        for g in range(label.shape[0]):
+            first = g * classes
+            top = z[first]
+            for d in range(first + 1, first + classes):
+                top = max(top, z[d])
+            total = 0.0
+            for d in range(first, first + classes):
+                total += math.exp(z[d] - top)
+            loss += top + math.log(total) - z[first + label[g]]
+    return loss
+
+
+@njit(cache=True, nogil=True)
+def shift_mixtures(state: Any, a: int, b: int, commit: bool) -> float:
+    """Return the change in weighted loss when slots a and b exchange experts; write it to the state if `commit`.
+
+    Merges the two slots' sorted lists of samples. A sample with weights g_a, g_b moves its mixture by
+    (g_a - g_b) (F[e_b] - F[e_a]).
+    """
+    e = state.expert[a]
+    f = state.expert[b]
+    delta = 0.0
+    if e == f:
+        return delta
+    sample = state.sample
+    weight = state.weight
+    trial = state.trial
+    i, i_end = state.start[a], state.start[a + 1]
+    j, j_end = state.start[b], state.start[b + 1]
+    while i < i_end or j < j_end:
+        if j == j_end or (i < i_end and sample[i] < sample[j]):
+            x = sample[i]
+            g = weight[i]
+            i += 1
+        elif i == i_end or sample[j] < sample[i]:
+            x = sample[j]
+            g = -weight[j]
+            j += 1
+        else:
+            x = sample[i]
+            g = weight[i] - weight[j]
+            i += 1
+            j += 1
+        prediction = state.prediction[x]
+        output_e = state.outputs[x, e]
+        output_f = state.outputs[x, f]
+        for d in range(trial.shape[0]):
+            trial[d] = prediction[d] + g * (output_f[d] - output_e[d])
+        loss = sample_loss_of(state, trial, x)
+        delta += state.sample_weight[x] * (loss - state.sample_loss[x])
+        if commit:
+            state.sample_loss[x] = loss
+            for d in range(trial.shape[0]):
+                prediction[d] = trial[d]
+    return delta
+
+
+@kernel(swap_delta, MixtureState)
+def _swap_delta(state: MixtureState, a: int, b: int) -> float:
+    return shift_mixtures(state, a, b, False)
+
+
+@kernel(commit_swap, MixtureState)
+def _commit_swap(state: MixtureState, a: int, b: int) -> None:
+    shift_mixtures(state, a, b, True)
+    exchange_seats(state.permutation, state.order, a, b)
+    expert = state.expert
+    expert[a], expert[b] = expert[b], expert[a]

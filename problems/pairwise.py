@@ -1,0 +1,153 @@
+"""Pairwise assignment: the quadratic assignment problem in Lawler's general form, with capacity."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_search.problems.arrays import largest_magnitude, numeric_array, read_only, require_fits_int64
+from moe_search.problems.moves import commit_swap, exchange_seats, kernel, swap_delta
+from moe_search.problems.problem import Permutation, Problem, expert_of_seat, inverse
+
+
+@dataclass(frozen=True, eq=False)
+class PairwiseAssignment(Problem):
+    """Give every slot one expert where each pair of slots pays for its pair of experts; Lawler (1963).
+
+    ``value(p) = sum_{s, t} cost[s, t, e(s), e(t)]`` over all ordered pairs of slots, s = t included (the linear part),
+    with ``e(s) = (p[s] mod block) // c``.
+
+    Parameters
+    ----------
+    cost : array_like, shape (m, m, n, n)
+        Cost of slots s and t under experts e and f. Integers are kept exact.
+    block_size : int, optional
+        Slots of one selector, a divisor of m and a multiple of n; by default m, a single block.
+
+    Raises
+    ------
+    ValueError
+        If the shape or the block size is wrong, a cost is NaN or infinite, or integer totals could overflow.
+    TypeError
+        If the costs are not real numbers.
+
+    Notes
+    -----
+    The class of a gate that sends each sample to two experts, under any loss, and of any gate under squared error. The
+    kernels keep the potential of every slot under every expert, so a delta takes O(1) and a commit O(m n).
+    """
+
+    cost: npt.NDArray[Any]
+    block_size: int = 0
+    coupling: npt.NDArray[Any] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        cost = numeric_array("cost", self.cost, 4)
+        m, other, n, expert = cost.shape
+        if m != other or n != expert:
+            raise ValueError(f"cost must have shape (m, m, n, n), got shape {cost.shape}")
+        block_size = self.block_size or m
+        if block_size < 0 or m % block_size or block_size % n:
+            raise ValueError(
+                f"block_size must divide the {m} slots and be a multiple of the {n} experts, got {self.block_size}"
+            )
+        if cost.dtype.kind == "i":
+            require_fits_int64("the value of a permutation", 8 * m * m * largest_magnitude(cost))
+        coupling = cost.transpose(0, 2, 1, 3) + cost.transpose(1, 3, 0, 2)
+        coupling[np.arange(m), :, np.arange(m), :] = 0
+        object.__setattr__(self, "cost", cost)
+        object.__setattr__(self, "block_size", block_size)
+        object.__setattr__(self, "coupling", read_only(np.ascontiguousarray(coupling)))
+
+    @property
+    def size(self) -> int:
+        """Number of slots m."""
+        return self.cost.shape[0]
+
+    @property
+    def num_experts(self) -> int:
+        """Number of experts n."""
+        return self.cost.shape[2]
+
+    @property
+    def capacity(self) -> int:
+        """Slots per expert and block."""
+        return self.block_size // self.num_experts
+
+    @property
+    def integral(self) -> bool:
+        """Whether the costs are integers."""
+        return self.cost.dtype.kind == "i"
+
+    @property
+    def unary(self) -> npt.NDArray[Any]:
+        """Cost of slot s under expert e by itself, ``cost[s, s, e, e]``, shape (m, n)."""
+        slot, expert = np.ix_(np.arange(self.size), np.arange(self.num_experts))
+        return self.cost[slot, slot, expert, expert]
+
+    def experts(self, permutation: npt.ArrayLike) -> Permutation:
+        """Return the expert of every slot under a permutation."""
+        p = self.check_permutation(permutation)
+        return expert_of_seat(self.size, self.block_size, self.capacity)[p]
+
+    def value(self, permutation: npt.ArrayLike) -> int | float:
+        """Return the total cost of a permutation; see `Problem.value`."""
+        e = self.experts(permutation)
+        slots = np.arange(self.size)
+        return self.cost[slots[:, None], slots[None, :], e[:, None], e[None, :]].sum().item()
+
+    def state(self, permutation: npt.ArrayLike) -> PairwiseState:
+        """Return the arrays of the kernels; see `Problem.state`."""
+        p = self.check_permutation(permutation)
+        e = self.experts(p)
+        potential = self.unary + self.coupling[np.arange(self.size), e].sum(axis=0)
+        return PairwiseState(p, inverse(p), e, potential, self.coupling)
+
+
+class PairwiseState(NamedTuple):
+    """Arrays of the pairwise kernels.
+
+    ``coupling[s, e, t, f] = cost[s, t, e, f] + cost[t, s, f, e]`` (zero for s = t) and
+    ``potential[s, e] = cost[s, s, e, e] + sum_t coupling[s, e, t, e(t)]``.
+    """
+
+    permutation: Permutation
+    order: Permutation
+    expert: Permutation
+    potential: npt.NDArray[Any]
+    coupling: npt.NDArray[Any]
+
+
+@kernel(swap_delta, PairwiseState)
+def _swap_delta(state: PairwiseState, a: int, b: int) -> Any:
+    potential = state.potential
+    coupling = state.coupling
+    e = state.expert[a]
+    f = state.expert[b]
+    delta = potential[a, f] - potential[a, e] + potential[b, e] - potential[b, f]
+    if e == f:
+        return delta * 0
+    # Each potential still sees the other slot under its old expert; the last four terms correct the pair (a, b).
+    return delta - coupling[a, f, b, f] - coupling[a, e, b, e] + coupling[a, e, b, f] + coupling[a, f, b, e]
+
+
+@kernel(commit_swap, PairwiseState)
+def _commit_swap(state: PairwiseState, a: int, b: int) -> None:
+    expert = state.expert
+    e = expert[a]
+    f = expert[b]
+    exchange_seats(state.permutation, state.order, a, b)
+    if e == f:
+        return
+    coupling = state.coupling
+    potential = state.potential
+    for s in range(potential.shape[0]):
+        for x in range(potential.shape[1]):
+            potential[s, x] += (coupling[a, f, s, x] - coupling[a, e, s, x]) + (
+                coupling[b, e, s, x] - coupling[b, f, s, x]
+            )
+    expert[a] = f
+    expert[b] = e

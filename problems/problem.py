@@ -1,0 +1,113 @@
+"""What every problem offers: a value to be minimized over permutations, and the arrays of its kernels."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_search.problems.arrays import read_only
+
+Permutation = npt.NDArray[np.int64]
+
+
+class Problem(ABC):
+    """Minimize ``value(p)`` over the permutations p of {0 .. size - 1} that stay inside blocks.
+
+    A permutation gives the seat of every slot. Slots and seats ``t * block_size .. (t + 1) * block_size - 1`` form
+    block t, one for each selector of a gate, and a slot only ever takes a seat of its own block. A new problem class
+    gives `size`, `block_size`, `integral`, `value` and `state`, and registers the kernels `swap_delta` and
+    `commit_swap` for the NamedTuple that `state` returns (see `moe_search.problems.moves`).
+    """
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """Number of slots (and of seats) in all blocks."""
+
+    @property
+    def block_size(self) -> int:
+        """Number of slots in a block; moves stay inside a block."""
+        return self.size
+
+    @property
+    @abstractmethod
+    def integral(self) -> bool:
+        """Whether values and deltas are exact 64-bit integers (else floating point)."""
+
+    @abstractmethod
+    def value(self, permutation: npt.ArrayLike) -> int | float:
+        """Return the value of a permutation, computed in plain numpy from the definition.
+
+        Parameters
+        ----------
+        permutation : array_like of int, shape (size,)
+            ``permutation[s]`` is the seat of slot s.
+
+        Returns
+        -------
+        int or float
+            The value; an int if the problem is `integral`.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If `permutation` is not a permutation that stays inside the blocks.
+        """
+
+    @abstractmethod
+    def state(self, permutation: npt.ArrayLike) -> Any:
+        """Return the NamedTuple of arrays that the kernels read and update, standing at `permutation`.
+
+        It has at least the fields ``permutation`` (seat of every slot) and ``order`` (slot of every seat).
+        """
+
+    def check_permutation(self, permutation: npt.ArrayLike, name: str = "permutation") -> Permutation:
+        """Return `permutation` as an int64 array, or raise an error that says why it is none.
+
+        Raises
+        ------
+        TypeError
+            If the entries are not integers.
+        ValueError
+            If the length is wrong, a seat is missing or twice taken, or a slot leaves its block.
+        """
+        p = np.asarray(permutation)
+        if p.dtype.kind not in "iu":
+            raise TypeError(f"{name} must hold integers, got dtype {p.dtype}")
+        if p.shape != (self.size,):
+            raise ValueError(f"{name} must have shape ({self.size},), got shape {p.shape}")
+        if p.min() < 0 or p.max() >= self.size:
+            raise ValueError(f"{name} must hold the seats 0 .. {self.size - 1}, got {p.min()} .. {p.max()}")
+        counts = np.bincount(p.astype(np.int64), minlength=self.size)
+        if counts.max() > 1:
+            seat = int(np.argmax(counts))
+            raise ValueError(f"{name} must hold every seat once, got seat {seat} {counts[seat]} times")
+        blocks = np.arange(self.size) // self.block_size
+        stray = p // self.block_size != blocks
+        if stray.any():
+            slot = int(np.argmax(stray))
+            raise ValueError(
+                f"{name} must keep every slot in its block of {self.block_size} seats,"
+                f" got seat {p[slot]} for slot {slot}"
+            )
+        return p.astype(np.int64)
+
+    def random_permutation(self, rng: np.random.Generator) -> Permutation:
+        """Return a uniformly random permutation that stays inside the blocks."""
+        starts = range(0, self.size, self.block_size)
+        return np.concatenate([start + rng.permutation(self.block_size) for start in starts])
+
+
+def inverse(permutation: Permutation) -> Permutation:
+    """Return the inverse permutation: the slot of every seat."""
+    order = np.empty_like(permutation)
+    order[permutation] = np.arange(permutation.size)
+    return order
+
+
+def expert_of_seat(size: int, block_size: int, capacity: int) -> Permutation:
+    """Return the expert of every seat: seats e * c .. e * c + c - 1 of each block belong to expert e."""
+    return read_only(np.arange(size) % block_size // capacity)
