@@ -1,1 +1,1 @@
-"""plotting"""
+"""Figures, tables and the HTML report; one figure a file."""

@@ -1,0 +1,31 @@
+"""Examples of an image data set with their labels."""
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from moe_search.plotting.palette import INK
+
+
+def canvases(images: NDArray[np.float32], captions: list[str]) -> Figure:
+    """Draw images in one row, each with its caption below.
+
+    Raises
+    ------
+    ValueError
+        If there is no image, or not one caption an image.
+    """
+    if not len(images) or len(images) != len(captions):
+        raise ValueError(f"images and captions must be as many, at least one, got {len(images)} and {len(captions)}")
+    with mpl.rc_context({"font.size": 9, "text.color": INK, "axes.labelcolor": INK}):
+        figure = Figure(figsize=(1.05 * len(images), 1.35), layout="constrained")
+        for image, caption, axis in zip(
+            images, captions, figure.subplots(1, len(images), squeeze=False)[0], strict=True
+        ):
+            axis.imshow(image, cmap="Greys", vmin=0, vmax=1, interpolation="nearest")
+            axis.set_xlabel(caption)
+            axis.set_xticks([])
+            axis.set_yticks([])
+            axis.spines[:].set_color("#d9dee4")
+    return figure

@@ -1,0 +1,86 @@
+"""Validation loss over epochs, one panel for each gate: without search, with search, and a reference."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from moe_search.plotting.palette import INK, MUTED, RULE
+
+
+@dataclass(frozen=True)
+class LossCurve:
+    """The losses of one kind of run.
+
+    Attributes
+    ----------
+    label : str
+    losses : ndarray of float, shape (seeds, epochs + 1)
+        Entry 0 is the loss before the first step.
+    colour : str
+    dashed : bool
+    """
+
+    label: str
+    losses: NDArray[np.float64]
+    colour: str
+    dashed: bool = False
+
+
+@dataclass(frozen=True)
+class LossPanel:
+    """Curves that share one pair of axes."""
+
+    title: str
+    curves: tuple[LossCurve, ...]
+
+
+def loss_curves(panels: Sequence[LossPanel], loss_name: str = "validation loss") -> Figure:
+    """Draw mean losses as lines and each seed as a thin line behind, on one common scale.
+
+    Parameters
+    ----------
+    panels : sequence of LossPanel
+        At least one.
+    loss_name : str
+        Label of the vertical axis.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    ValueError
+        If there is no panel.
+    """
+    if not panels:
+        raise ValueError("panels must hold at least one panel, got none")
+    with mpl.rc_context({"font.size": 9, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": RULE}):
+        figure = Figure(figsize=(3.4 * len(panels), 2.7), layout="constrained")
+        axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        for panel, axis in zip(panels, axes, strict=True):
+            _draw(panel, axis)
+        axes[0].set_ylabel(loss_name)
+    return figure
+
+
+def _draw(panel: LossPanel, axis: Axes) -> None:
+    for curve in panel.curves:
+        epochs = np.arange(curve.losses.shape[1])
+        style = "--" if curve.dashed else "-"
+        if len(curve.losses) > 1:
+            axis.plot(epochs, curve.losses.T, color=curve.colour, linewidth=0.7, alpha=0.3)
+        axis.plot(epochs, curve.losses.mean(axis=0), style, color=curve.colour, linewidth=1.8, label=curve.label)
+    axis.set_title(panel.title, loc="left", fontweight="bold", fontsize=10)
+    axis.set_xlabel("epoch")
+    axis.set_xlim(left=0)
+    axis.grid(axis="y", color=RULE, linewidth=0.6)
+    axis.spines[["top", "right", "left"]].set_visible(False)
+    axis.tick_params(length=0, colors=MUTED)
+    if panel.curves:
+        axis.legend(frameon=False, loc="upper right")

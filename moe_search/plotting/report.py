@@ -1,0 +1,70 @@
+"""One self-contained HTML page: tables, figures and the facts needed to repeat a run."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import jinja2
+
+from moe_search.plotting.table import Table
+
+
+@dataclass(frozen=True)
+class ReportFigure:
+    """A figure as inline SVG (`moe_search.plotting.svg.figure_svg`) and what it shows."""
+
+    svg: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page, shown in this order: paragraphs, tables, findings, figures, folded tables."""
+
+    heading: str
+    paragraphs: tuple[str, ...] = ()
+    tables: tuple[Table, ...] = ()
+    findings: tuple[str, ...] = ()
+    figures: tuple[ReportFigure, ...] = ()
+    folded: tuple[Table, ...] = ()
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that stands on the page.
+
+    Attributes
+    ----------
+    title, lead : str
+    sections : tuple of Section
+    facts : dict of str to str
+        Command, seeds, versions: what a reader needs to repeat it.
+    """
+
+    title: str
+    lead: str
+    sections: tuple[Section, ...]
+    facts: dict[str, str] = field(default_factory=dict)
+
+
+def render_report(report: Report) -> str:
+    """Return the page as HTML text that loads nothing from elsewhere."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("moe_search.plotting", package_path=""),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html").render(report=report)
+
+
+def write_report(report: Report, path: str | os.PathLike[str]) -> None:
+    """Write the page to a file.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written; `moe_search.plotting.output_file.check_output_file` tells it in advance.
+    """
+    Path(path).write_text(render_report(report), encoding="utf-8")

@@ -1,0 +1,63 @@
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex
+from matplotlib.patches import FancyBboxPatch
+
+from moe_search.plotting.canvases import canvases
+from moe_search.plotting.expert_maps import MapPanel, NamedMap, expert_maps
+from moe_search.plotting.loss_curves import LossCurve, LossPanel, loss_curves
+from moe_search.plotting.palette import expert_colours
+from moe_search.plotting.svg import figure_svg
+
+
+def test_loss_curves_draw_the_mean_and_each_seed():
+    losses = np.array([[3.0, 2.0, 1.0], [1.0, 1.0, 0.0]])
+    figure = loss_curves([LossPanel("one", (LossCurve("a", losses, "#112233"),)), LossPanel("two", ())])
+    first, second = figure.axes
+    drawn = [line.get_ydata().tolist() for line in first.lines]
+    assert drawn == [[3.0, 2.0, 1.0], [1.0, 1.0, 0.0], [2.0, 1.5, 0.5]]
+    assert first.get_legend_handles_labels()[1] == ["a"]
+    assert not second.lines
+
+
+def test_expert_maps_put_number_and_colour_of_the_expert_on_each_slot():
+    experts = np.array([2, 0, 1, 3])
+    figure = expert_maps([MapPanel("run", (NamedMap("before", experts), NamedMap("after", experts[::-1])))], 4)
+    (axis,) = figure.axes
+    assert [text.get_text() for text in axis.texts] == list("20133102")
+    colours = [to_hex(p.get_facecolor()) for p in axis.patches if isinstance(p, FancyBboxPatch)]
+    assert colours == [expert_colours(4)[e].lower() for e in (2, 0, 1, 3, 3, 1, 0, 2)]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["before", "after"]
+
+
+def test_rows_of_one_panel_must_agree():
+    rows = (NamedMap("a", np.arange(4)), NamedMap("b", np.arange(6)))
+    with pytest.raises(ValueError, match="same number of slots"):
+        expert_maps([MapPanel("run", rows)], 6)
+
+
+@pytest.mark.parametrize("draw", [lambda: loss_curves([]), lambda: expert_maps([], 4)])
+def test_nothing_to_draw(draw):
+    with pytest.raises(ValueError, match="at least one panel"):
+        draw()
+
+
+def test_canvases_show_every_image():
+    images = np.random.default_rng(0).random((3, 5, 5)).astype(np.float32)
+    figure = canvases(images, ["1, 2", "3, 4", "5, 6"])
+    assert [axis.get_xlabel() for axis in figure.axes] == ["1, 2", "3, 4", "5, 6"]
+    assert np.array_equal(figure.axes[1].images[0].get_array(), images[1])
+    with pytest.raises(ValueError, match="as many"):
+        canvases(images, ["1, 2"])
+
+
+def test_expert_colours_repeat():
+    assert len(expert_colours(11)) == 11
+    assert len(set(expert_colours(8))) == 8
+
+
+def test_svg_is_one_described_element_with_real_text():
+    svg = figure_svg(loss_curves([LossPanel("a panel", ())]), "a <panel>")
+    assert svg.startswith('<svg role="img" aria-label="a &lt;panel&gt;"')
+    assert svg.rstrip().endswith("</svg>")
+    assert ">a panel</text>" in svg
