@@ -266,51 +266,59 @@ def _by_slot(slot_weights: npt.NDArray[np.float64]) -> WeightsBySlot:
 
 
 @njit(cache=True, nogil=True)
-def sample_loss_of(state: Any, z: Any, b: int) -> float:
-    """Return the loss of sample b, not weighted, if its mixture were z."""
-    loss = 0.0
-    if state.loss == SQUARED:
-        target = state.target[b]
+def loss_of_sample(z: Any, target: Any, label: Any, x: int, loss: int) -> float:
+    """Return the loss of sample x, not weighted, if its mixture were z."""
+    total = 0.0
+    if loss == SQUARED:
         for d in range(z.shape[0]):
-            difference = z[d] - target[d]
-            loss += difference * difference
-    elif state.loss == BCE:
-        target = state.target[b]
+            difference = z[d] - target[x, d]
+            total += difference * difference
+    elif loss == BCE:
         for d in range(z.shape[0]):
             # log(1 + exp(z)) in the form that cannot overflow.
-            loss += max(z[d], 0.0) + math.log1p(math.exp(-abs(z[d]))) - target[d] * z[d]
+            total += max(z[d], 0.0) + math.log1p(math.exp(-abs(z[d]))) - target[x, d] * z[d]
     else:
-        label = state.label[b]
-        classes = z.shape[0] // label.shape[0]
-        for g in range(label.shape[0]):
-            first = g * classes
+        classes = z.shape[0] // label.shape[1]
+        for group in range(label.shape[1]):
+            first = group * classes
             top = z[first]
             for d in range(first + 1, first + classes):
                 top = max(top, z[d])
-            total = 0.0
+            exponentials = 0.0
             for d in range(first, first + classes):
-                total += math.exp(z[d] - top)
-            loss += top + math.log(total) - z[first + label[g]]
-    return loss
+                exponentials += math.exp(z[d] - top)
+            total += top + math.log(exponentials) - z[first + label[x, group]]
+    return total
 
 
 @njit(cache=True, nogil=True)
-def shift_mixtures(state: Any, a: int, b: int, commit: bool) -> float:
-    """Return the change in weighted loss when slots a and b exchange experts; write it to the state if `commit`.
+def move_mixtures(
+    start: Any,
+    sample: Any,
+    weight: Any,
+    outputs: Any,
+    target: Any,
+    label: Any,
+    sample_weight: Any,
+    prediction: Any,
+    sample_loss: Any,
+    trial: Any,
+    loss: int,
+    a: int,
+    b: int,
+    e: int,
+    f: int,
+    commit: bool,
+) -> float:
+    """Return the change in weighted loss when slot a goes from expert e to f and slot b from f to e.
 
     Merges the two slots' sorted lists of samples. A sample with weights g_a, g_b moves its mixture by
-    (g_a - g_b) (F[e_b] - F[e_a]).
+    (g_a - g_b) (F[f] - F[e]). With `commit` the mixtures and losses are written to the state.
     """
-    e = state.expert[a]
-    f = state.expert[b]
+    # Arrays are passed one by one and indexed in place: a view of a row would cost two atomic operations a sample.
     delta = 0.0
-    if e == f:
-        return delta
-    sample = state.sample
-    weight = state.weight
-    trial = state.trial
-    i, i_end = state.start[a], state.start[a + 1]
-    j, j_end = state.start[b], state.start[b + 1]
+    i, i_end = start[a], start[a + 1]
+    j, j_end = start[b], start[b + 1]
     while i < i_end or j < j_end:
         if j == j_end or (i < i_end and sample[i] < sample[j]):
             x = sample[i]
@@ -325,28 +333,52 @@ def shift_mixtures(state: Any, a: int, b: int, commit: bool) -> float:
             g = weight[i] - weight[j]
             i += 1
             j += 1
-        prediction = state.prediction[x]
-        output_e = state.outputs[x, e]
-        output_f = state.outputs[x, f]
         for d in range(trial.shape[0]):
-            trial[d] = prediction[d] + g * (output_f[d] - output_e[d])
-        loss = sample_loss_of(state, trial, x)
-        delta += state.sample_weight[x] * (loss - state.sample_loss[x])
+            trial[d] = prediction[x, d] + g * (outputs[x, f, d] - outputs[x, e, d])
+        new_loss = loss_of_sample(trial, target, label, x, loss)
+        delta += sample_weight[x] * (new_loss - sample_loss[x])
         if commit:
-            state.sample_loss[x] = loss
+            sample_loss[x] = new_loss
             for d in range(trial.shape[0]):
-                prediction[d] = trial[d]
+                prediction[x, d] = trial[d]
     return delta
+
+
+@njit(cache=True, nogil=True)
+def exchange_experts(state: Any, a: int, b: int, commit: bool) -> float:
+    """Return the change in weighted loss when slots a and b exchange experts; write it to the state if `commit`."""
+    e = state.expert[a]
+    f = state.expert[b]
+    if e == f:
+        return 0.0
+    return move_mixtures(
+        state.start,
+        state.sample,
+        state.weight,
+        state.outputs,
+        state.target,
+        state.label,
+        state.sample_weight,
+        state.prediction,
+        state.sample_loss,
+        state.trial,
+        state.loss,
+        a,
+        b,
+        e,
+        f,
+        commit,
+    )
 
 
 @kernel(swap_delta, MixtureState)
 def _swap_delta(state: MixtureState, a: int, b: int) -> float:
-    return shift_mixtures(state, a, b, False)
+    return exchange_experts(state, a, b, False)
 
 
 @kernel(commit_swap, MixtureState)
 def _commit_swap(state: MixtureState, a: int, b: int) -> None:
-    shift_mixtures(state, a, b, True)
+    exchange_experts(state, a, b, True)
     exchange_seats(state.permutation, state.order, a, b)
     expert = state.expert
     expert[a], expert[b] = expert[b], expert[a]

@@ -128,8 +128,6 @@ def _swap_delta(state: PairwiseState, a: int, b: int) -> Any:
     e = state.expert[a]
     f = state.expert[b]
     delta = potential[a, f] - potential[a, e] + potential[b, e] - potential[b, f]
-    if e == f:
-        return delta * 0
     # Each potential still sees the other slot under its old expert; the last four terms correct the pair (a, b).
     return delta - coupling[a, f, b, f] - coupling[a, e, b, e] + coupling[a, e, b, f] + coupling[a, f, b, e]
 

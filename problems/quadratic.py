@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 from numba import njit
+from numba.extending import overload
 
 from moe_search.problems.arrays import (
     largest_magnitude,
@@ -118,7 +119,11 @@ class QuadraticAssignment(Problem):
 
 
 class KernelArrays(NamedTuple):
-    """The same problem with zero diagonals: what is symmetric is marked by ``factor`` 1 or 2, the general case by 0."""
+    """The same problem with zero diagonals.
+
+    `factor` is 1 or 2 if both matrices are symmetric now, 0 in the general case; `linear` is an empty vector where
+    there is no linear term.
+    """
 
     flow: npt.NDArray[Any]
     distance: npt.NDArray[Any]
@@ -127,7 +132,7 @@ class KernelArrays(NamedTuple):
 
 
 def _kernel_arrays(flow: npt.NDArray[Any], distance: npt.NDArray[Any], linear: npt.NDArray[Any] | None) -> KernelArrays:
-    folded = np.zeros_like(flow, shape=(0, 0)) if linear is None else linear
+    folded = np.zeros_like(flow, shape=0) if linear is None else linear
     diagonals = np.diagonal(flow), np.diagonal(distance)
     if all(d.any() for d in diagonals):
         folded = np.outer(*diagonals) + (0 if linear is None else linear)
@@ -175,6 +180,27 @@ class GeneralQuadraticState(NamedTuple):
     linear: npt.NDArray[Any]
 
 
+def linear_delta(linear: Any, permutation: Any, a: int, b: int) -> Any:
+    """Return the change of the linear term when facilities a and b exchange locations; zero for an empty vector."""
+    return _no_linear_delta(linear, permutation, a, b) if linear.ndim == 1 else _linear_delta(linear, permutation, a, b)
+
+
+def _no_linear_delta(linear: Any, permutation: Any, a: int, b: int) -> Any:
+    return linear.dtype.type(0)
+
+
+def _linear_delta(linear: Any, permutation: Any, a: int, b: int) -> Any:
+    i = permutation[a]
+    j = permutation[b]
+    return linear[a, j] - linear[a, i] + linear[b, i] - linear[b, j]
+
+
+@overload(linear_delta)
+def _resolve_linear_delta(linear: Any, permutation: Any, a: int, b: int) -> Any:
+    # Resolved by type, not by a branch at run time; see the symmetric swap delta.
+    return _no_linear_delta if linear.ndim == 1 else _linear_delta
+
+
 @njit(cache=True, nogil=True)
 def swap_rows_and_columns(matrix: Any, a: int, b: int) -> None:
     """Exchange rows a and b, then columns a and b, of a square matrix in place."""
@@ -198,16 +224,10 @@ def _symmetric_swap_delta(state: SymmetricQuadraticState, a: int, b: int) -> Any
     total = cast(0)
     for k in range(flow_a.shape[0]):
         total = cast(total + cast(cast(flow_a[k] - flow_b[k]) * cast(distance_b[k] - distance_a[k])))
-    # The pass took in k = a and k = b, each of which contributes -flow[a, b] * distance[a, b].
-    if a != b:
-        total = cast(total + cast(cast(2) * cast(flow_a[b] * distance_a[b])))
-    delta = total * state.factor
-    linear = state.linear
-    if linear.shape[0]:
-        i = state.permutation[a]
-        j = state.permutation[b]
-        delta += linear[a, j] - linear[a, i] + linear[b, i] - linear[b, j]
-    return delta
+    # The pass took in k = a and k = b, each of which contributes -flow[a, b] * distance[a, b]. There is no branch for
+    # a = b, where this is zero: with a second basic block Numba keeps its reference counts, at three times the cost.
+    total = cast(total + cast(cast(2) * cast(flow_a[b] * distance_a[b])))
+    return total * state.factor + linear_delta(state.linear, state.permutation, a, b)
 
 
 @kernel(commit_swap, SymmetricQuadraticState)
@@ -228,16 +248,9 @@ def _general_swap_delta(state: GeneralQuadraticState, a: int, b: int) -> Any:
         total = cast(total + cast(cast(row_a[k] - row_b[k]) * cast(distance_row_b[k] - distance_row_a[k])))
         total = cast(total + cast(cast(column_a[k] - column_b[k]) * cast(distance_column_b[k] - distance_column_a[k])))
     # What k = a and k = b put into the pass, and what the two entries between a and b change, in one product.
-    if a != b:
-        total = cast(total + cast(cast(row_a[b] + column_a[b]) * cast(distance_row_a[b] + distance_column_a[b])))
-    # Times a 64-bit one: an int32 delta becomes the int64 that running totals need.
-    delta = total * state.permutation.dtype.type(1)
-    linear = state.linear
-    if linear.shape[0]:
-        i = state.permutation[a]
-        j = state.permutation[b]
-        delta += linear[a, j] - linear[a, i] + linear[b, i] - linear[b, j]
-    return delta
+    total = cast(total + cast(cast(row_a[b] + column_a[b]) * cast(distance_row_a[b] + distance_column_a[b])))
+    # The linear part is a 64-bit number even where there is none, which makes the sum one too.
+    return total + linear_delta(state.linear, state.permutation, a, b)
 
 
 @kernel(commit_swap, GeneralQuadraticState)

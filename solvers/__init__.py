@@ -1,1 +1,24 @@
-"""solvers"""
+"""How problems are minimized: solvers, stopping criteria, results and bounds."""
+
+from moe_search.solvers.enumeration import Enumeration
+from moe_search.solvers.hungarian import Hungarian
+from moe_search.solvers.local_search import LocalSearch
+from moe_search.solvers.min_cost_flow import MinCostFlow
+from moe_search.solvers.result import Result
+from moe_search.solvers.solver import Solver
+from moe_search.solvers.stop import AnyOf, MaxIterations, MaxRuntime, NoImprovement, StoppingCriterion, TargetValue
+
+__all__ = [
+    "AnyOf",
+    "Enumeration",
+    "Hungarian",
+    "LocalSearch",
+    "MaxIterations",
+    "MaxRuntime",
+    "MinCostFlow",
+    "NoImprovement",
+    "Result",
+    "Solver",
+    "StoppingCriterion",
+    "TargetValue",
+]

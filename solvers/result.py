@@ -1,0 +1,164 @@
+"""The answer of a solver, with its distance from the optimum."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from importlib import metadata
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+
+from moe_search.problems.problem import Permutation
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Status = Literal["optimal", "feasible", "interrupted"]
+
+
+@cache
+def installed_versions() -> tuple[tuple[str, str], ...]:
+    """Return the versions of Python, of this package and of the packages a result depends on."""
+    found = [("python", platform.python_version())]
+    for name in ("moe-search", "numpy", "numba", "scipy", "ortools"):
+        try:
+            found.append((name, metadata.version(name)))
+        except metadata.PackageNotFoundError:
+            found.append((name, "not installed"))
+    return tuple(found)
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What a solver found.
+
+    Parameters
+    ----------
+    permutation : ndarray of int64, shape (size,)
+        The incumbent: the seat of every slot.
+    value : int or float
+        Its value, by the problem's own definition.
+    bound : int or float or None
+        A proved lower bound on the value of every permutation; None if none was computed.
+    status : {"optimal", "feasible", "interrupted"}
+        ``optimal`` if the value equals the bound, ``interrupted`` after Ctrl-C, else ``feasible``.
+    history : tuple of (float, float)
+        Seconds since the start and value, at every improvement of the incumbent.
+    iterations, moves, restarts : int
+        Work done (each solver says what an iteration is), moves committed, and descents begun after the first.
+    runtime : float
+        Seconds, compilation apart.
+    seed : int or None
+        Seed of the run, None for a solver without randomness.
+    solver : str
+        The solver and its parameters.
+    versions : dict of str to str
+        Versions of what the result depends on.
+
+    Attributes
+    ----------
+    gap : float or None
+        ``(value - bound) / |value|``; 0 if they are equal, None without a bound, infinite if only the value is 0.
+    """
+
+    permutation: Permutation
+    value: int | float
+    bound: int | float | None
+    status: Status
+    history: tuple[tuple[float, int | float], ...]
+    iterations: int
+    moves: int
+    restarts: int
+    runtime: float
+    seed: int | None
+    solver: str
+    versions: dict[str, str] = field(default_factory=lambda: dict(installed_versions()))
+    gap: float | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        permutation = np.array(self.permutation, dtype=np.int64)
+        permutation.flags.writeable = False
+        object.__setattr__(self, "permutation", permutation)
+        object.__setattr__(self, "gap", relative_gap(self.value, self.bound))
+
+    def summary(self) -> str:
+        """Return a few lines of text with everything but the permutation and the history."""
+        gap = "unknown" if self.gap is None else f"{100 * self.gap:.3f} %"
+        rows = {
+            "solver": self.solver,
+            "status": self.status,
+            "value": _number(self.value),
+            "bound": "none" if self.bound is None else _number(self.bound),
+            "gap": gap,
+            "iterations": f"{self.iterations:,}",
+            "moves": f"{self.moves:,}",
+            "restarts": f"{self.restarts:,}",
+            "runtime": f"{self.runtime:.3f} s",
+            "last gain": f"{self.history[-1][0]:.3f} s" if self.history else "-",
+            "seed": "-" if self.seed is None else str(self.seed),
+        }
+        return "\n".join(f"{name:<10} {text}" for name, text in rows.items())
+
+    def to_json(self) -> str:
+        """Return the result as a JSON object; `from_json` reads it back without loss."""
+        data = asdict(self)
+        del data["gap"]
+        return json.dumps(data | {"permutation": self.permutation.tolist()})
+
+    @classmethod
+    def from_json(cls, text: str) -> Result:
+        """Read what `to_json` wrote.
+
+        Raises
+        ------
+        ValueError
+            If the text is no JSON object with exactly the fields of a result.
+        """
+        data = json.loads(text)
+        fields = {name for name in cls.__dataclass_fields__ if name != "gap"}
+        if not isinstance(data, dict) or set(data) != fields:
+            got = sorted(data) if isinstance(data, dict) else type(data).__name__
+            raise ValueError(f"a result is a JSON object with the fields {sorted(fields)}, got {got}")
+        if data["status"] not in get_args(Status):
+            raise ValueError(f"status must be one of {', '.join(get_args(Status))}, got {data['status']!r}")
+        history = tuple((float(seconds), value) for seconds, value in data["history"])
+        return cls(**data | {"history": history})
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the value of the incumbent over time, and the bound, with matplotlib; return the axes."""
+        import matplotlib.pyplot as plt
+
+        ax = plt.subplots()[1] if ax is None else ax
+        seconds = [point[0] for point in self.history] + [self.runtime]
+        values = [point[1] for point in self.history] + [self.value]
+        ax.step(seconds, values, where="post", label=self.solver)
+        if self.bound is not None:
+            ax.axhline(self.bound, linestyle="--", color="0.5", label="bound")
+        ax.set_xlabel("seconds")
+        ax.set_ylabel("value of the incumbent")
+        ax.legend()
+        return ax
+
+
+def relative_gap(value: float, bound: float | None) -> float | None:
+    """Return ``(value - bound) / |value|``; see `Result`."""
+    if bound is None:
+        return None
+    if value <= bound:
+        return 0.0
+    return (value - bound) / abs(value) if value else math.inf
+
+
+def reached(value: float, bound: float | None, integral: bool) -> bool:
+    """Return whether a value is proved optimal by a bound: equal, or for floats equal up to rounding."""
+    if bound is None:
+        return False
+    return value <= bound if integral else value <= bound + 1e-9 * max(1.0, abs(bound))
+
+
+def _number(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.9g}"

@@ -1,0 +1,114 @@
+"""One run of a compiled search: its clock, state, incumbent and history, and the loop over slices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from moe_search.problems.problem import Permutation, Problem
+from moe_search.solvers.result import Result, Status
+from moe_search.solvers.slices import Budget, Clock
+from moe_search.solvers.solver import reported_seed
+from moe_search.solvers.stop import Progress, StoppingCriterion
+
+
+class SearchRun:
+    """One run of a compiled search on a problem.
+
+    Parameters
+    ----------
+    problem : Problem
+        What to minimize.
+    stop : StoppingCriterion
+        When to stop.
+    seed : int or SeedSequence
+        Source of the randomness; it draws the initial permutation if none is given.
+    initial : ndarray of int64 or None
+        Where to start.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        stop: StoppingCriterion,
+        seed: int | np.random.SeedSequence,
+        initial: Permutation | None,
+    ) -> None:
+        self.clock = Clock()
+        self.problem = problem
+        self.stopper = stop.start()
+        self.seed = seed
+        self.initial = problem.random_permutation(np.random.default_rng(seed)) if initial is None else initial
+        self.value = problem.value(self.initial)
+        self.incumbent = self.initial.copy()
+        self.history: list[tuple[float, int | float]] = [(self.clock.seconds(), self.value)]
+        self.iterations = 0
+        self.improved_at = 0
+        self.interrupted = False
+
+    @property
+    def dtype(self) -> type[np.generic]:
+        """Type of values and deltas."""
+        return np.int64 if self.problem.integral else np.float64
+
+    @property
+    def tolerance(self) -> float:
+        """The least delta that counts as an improvement: none for integers, above the rounding errors for floats."""
+        return 0.0 if self.problem.integral else 1e-12 * max(abs(float(self.value)), 1e-12)
+
+    def progress(self) -> Progress:
+        """Return where the run stands."""
+        return Progress(self.clock.seconds(), self.iterations, float(self.value), self.improved_at)
+
+    def loop(self, advance: Callable[[int, float], tuple[int, Iterable[tuple[int, Any]], bool]]) -> None:
+        """Call ``advance(budget, target)`` in slices until the run is to stop, is done, or Ctrl-C comes.
+
+        `advance` does at most `budget` units of work and returns the iterations so far, the improvements of this slice
+        as (iteration, value), and whether the search has ended.
+        """
+        budget = Budget()
+        done = False
+        try:
+            while not done:
+                progress = self.progress()
+                allowance = self.stopper.allowance(progress)
+                if allowance.spent or progress.value <= allowance.target:
+                    break
+                units = budget.next(allowance.seconds, allowance.iterations)
+                iterations, improvements, done = advance(units, allowance.target)
+                self._record(progress, iterations, improvements)
+                budget.record(units, self.clock.seconds() - progress.seconds)
+        except KeyboardInterrupt:
+            self.interrupted = True
+
+    def _record(self, before: Progress, iterations: int, improvements: Iterable[tuple[int, Any]]) -> None:
+        seconds = self.clock.seconds() - before.seconds
+        for iteration, value in improvements:
+            # The kernel knows no clock; within a slice of milliseconds the work is as good as one.
+            share = (iteration - before.iterations) / max(iterations - before.iterations, 1)
+            self.value = value.item()
+            self.improved_at = int(iteration)
+            self.history.append((before.seconds + share * seconds, self.value))
+        self.iterations = iterations
+
+    def result(self, solver: str, *, moves: int, restarts: int = 0, proved: bool = False) -> Result:
+        """Return the result, its value taken from the problem's own definition; its own bound if that is proved."""
+        if not self.problem.integral and len(self.history) > 1:
+            self.value = self.problem.value(self.incumbent)
+            self.history[-1] = (self.history[-1][0], self.value)
+        status: Status = "optimal" if proved else "feasible"
+        return Result(
+            permutation=self.incumbent,
+            value=self.value,
+            bound=self.value if proved else None,
+            status="interrupted" if self.interrupted else status,
+            history=tuple(self.history),
+            iterations=self.iterations,
+            moves=moves,
+            restarts=restarts,
+            runtime=self.clock.seconds(),
+            seed=reported_seed(self.seed),
+            solver=solver,
+        )
