@@ -1,5 +1,6 @@
 """How problems are minimized: solvers, stopping criteria, results and bounds."""
 
+from moe_search.solvers.cp_sat import CpSat
 from moe_search.solvers.enumeration import Enumeration
 from moe_search.solvers.hungarian import Hungarian
 from moe_search.solvers.local_search import LocalSearch
@@ -10,6 +11,7 @@ from moe_search.solvers.stop import AnyOf, MaxIterations, MaxRuntime, NoImprovem
 
 __all__ = [
     "AnyOf",
+    "CpSat",
     "Enumeration",
     "Hungarian",
     "LocalSearch",

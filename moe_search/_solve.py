@@ -1,0 +1,113 @@
+"""One call that solves any problem."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_search.problems.linear import LinearAssignment
+from moe_search.problems.problem import Problem
+from moe_search.solvers.enumeration import Enumeration, number_of_permutations
+from moe_search.solvers.hungarian import Hungarian
+from moe_search.solvers.local_search import LocalSearch
+from moe_search.solvers.lower_bounds import assignment_seconds, lower_bound
+from moe_search.solvers.result import Result, reached
+from moe_search.solvers.solver import Solver
+from moe_search.solvers.stop import (
+    AnyOf,
+    MaxRuntime,
+    Progress,
+    Since,
+    StoppingCriterion,
+    TargetValue,
+    require_criterion,
+)
+
+BOUND_SHARE = 0.1
+MOST_BOUND_SECONDS = 5.0
+ENUMERATE_UP_TO = math.factorial(8)
+
+
+def solve(
+    problem: Problem,
+    solver: Solver | None = None,
+    stop: StoppingCriterion | None = None,
+    seed: int | np.random.SeedSequence = 0,
+    initial: npt.ArrayLike | None = None,
+) -> Result:
+    """Minimize a problem, and prove how far from the optimum the answer can be.
+
+    Parameters
+    ----------
+    problem : Problem
+        A `LinearAssignment`, `QuadraticAssignment`, `PairwiseAssignment`, `MixtureAssignment` or one's own.
+    solver : Solver, optional
+        By default the best one for the class: `Hungarian` for linear problems (exact), `Enumeration` for up to 8!
+        permutations (exact), else `LocalSearch`.
+    stop : StoppingCriterion, optional
+        When to return the incumbent, at the latest; by default ``MaxRuntime(1.0)``. The time for the bound, a tenth of
+        the limit at most, is part of it.
+    seed : int or SeedSequence, default 0
+        Source of all randomness.
+    initial : array_like of int, shape (size,), optional
+        Permutation to start from. The result is never worse.
+
+    Returns
+    -------
+    Result
+        With a lower bound and hence a gap for every class of this package. A value equal to the bound ends the search.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is wrong or the solver cannot take the problem; see `Solver.solve`.
+
+    Examples
+    --------
+    >>> import moe_search as ms
+    >>> result = ms.solve(ms.QuadraticAssignment([[0, 3, 1], [3, 0, 2], [1, 2, 0]], [[0, 4, 1], [4, 0, 6], [1, 6, 0]]))
+    >>> result.value, result.status
+    (34, 'optimal')
+    """
+    started = time.perf_counter()
+    if not isinstance(problem, Problem):
+        raise TypeError(f"problem must be a Problem such as QuadraticAssignment, got {type(problem).__name__}")
+    if solver is not None and not isinstance(solver, Solver):
+        raise TypeError(f"solver must be a Solver such as LocalSearch(), got {type(solver).__name__}")
+    stop = MaxRuntime(1.0) if stop is None else stop
+    require_criterion(stop)
+    seconds = stop.start().allowance(Progress()).seconds
+    chosen = default_solver(problem, seconds) if solver is None else solver
+    if chosen.exact:
+        return chosen.solve(problem, stop, seed, initial)
+    bound = lower_bound(problem, min(BOUND_SHARE * seconds, MOST_BOUND_SECONDS))
+    if bound is not None:
+        # Floats reach their bound up to rounding only.
+        slack = 0.0 if problem.integral else 1e-9 * max(1.0, abs(bound))
+        stop = AnyOf(TargetValue(bound + slack), stop)
+    spent = time.perf_counter() - started
+    result = chosen.solve(problem, Since(spent, stop), seed, initial)
+    optimal = reached(result.value, bound, problem.integral)
+    return replace(
+        result,
+        bound=bound,
+        status="optimal" if optimal else result.status,
+        runtime=result.runtime + spent,
+        history=tuple((second + spent, value) for second, value in result.history),
+    )
+
+
+def default_solver(problem: Problem, seconds: float) -> Solver:
+    """Return the solver that `solve` takes for a problem and a limit of `seconds` if none is given."""
+    hungarian = Hungarian()
+    if isinstance(problem, LinearAssignment) and hungarian.refuses(problem) is None:
+        # It cannot be stopped, so it is taken only if it will have ended by itself.
+        if assignment_seconds(problem.size) <= seconds:
+            return hungarian
+    elif number_of_permutations(problem) <= ENUMERATE_UP_TO:
+        return Enumeration()
+    return LocalSearch()

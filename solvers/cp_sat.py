@@ -1,0 +1,382 @@
+"""Exact search with OR-Tools' CP-SAT."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_search.problems.linear import LinearAssignment
+from moe_search.problems.mixture import MixtureAssignment
+from moe_search.problems.pairwise import PairwiseAssignment
+from moe_search.problems.problem import Permutation, Problem
+from moe_search.problems.quadratic import QuadraticAssignment
+from moe_search.solvers.gilmore_lawler import gilmore_lawler, pairwise_gilmore_lawler
+from moe_search.solvers.result import Result, Status, reached
+from moe_search.solvers.slices import Clock
+from moe_search.solvers.solver import Solver, reported_seed
+from moe_search.solvers.stop import Progress, StoppingCriterion
+
+if TYPE_CHECKING:
+    from ortools.sat.python import cp_model
+
+MOST_TERMS = 2_000_000
+# Floats become integers on a grid whose whole range spans this.
+GRID = 2.0**42
+POLL_SECONDS = 0.01
+
+
+@dataclass(frozen=True)
+class CpSat(Solver):
+    """Solve any problem but a mixture of logits exactly, or bound it, with OR-Tools' CP-SAT.
+
+    Parameters
+    ----------
+    workers : int, default 1
+        Search threads. With one, a run that no time limit cuts short is reproducible.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `workers` is not a positive int.
+
+    Notes
+    -----
+    Sparse problems: one table of allowed assignments, with its cost, for each pair of slots that pays anything. Dense
+    ones: one variable ``w_s >= sum cost(s, t, e, f) x_tf`` if ``x_se`` for each slot, after Kaufman and Broeckx,
+    tightened by the Gilmore-Lawler bound. Squared mixtures are solved as pairwise problems. Float costs are rounded to a
+    grid, and the bound takes the rounding in. An iteration is one conflict. Proofs take a minute for n = 9 dense and
+    n = 12 sparse facilities; larger problems get a bound and what was found.
+
+    References
+    ----------
+    L. Kaufman, F. Broeckx, "An algorithm for the quadratic assignment problem using Benders' decomposition", European
+    Journal of Operational Research 2 (1978), 207-211.
+    """
+
+    exact: ClassVar[bool] = True
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        if isinstance(self.workers, bool) or not isinstance(self.workers, int):
+            raise TypeError(f"workers must be an int, got {type(self.workers).__name__}")
+        if self.workers < 1:
+            raise ValueError(f"workers must be at least 1, got {self.workers}")
+
+    def refuses(self, problem: Problem) -> str | None:
+        """Refuse losses that are not sums over pairs of slots, unknown classes, and models too large to build."""
+        if isinstance(problem, MixtureAssignment):
+            if problem.loss != "squared":
+                return f"the loss {problem.loss} is not a sum over pairs of slots; Enumeration or LocalSearch take it"
+        elif not isinstance(problem, (LinearAssignment, QuadraticAssignment, PairwiseAssignment)):
+            return "it models linear, quadratic, pairwise and squared mixture problems only"
+        terms = number_of_terms(problem)
+        if terms > MOST_TERMS:
+            return f"the model would have {terms:,} terms, {MOST_TERMS:,} at most; LocalSearch takes any size"
+        return None
+
+    def run(
+        self, problem: Problem, stop: StoppingCriterion, seed: int | np.random.SeedSequence, initial: Permutation | None
+    ) -> Result:
+        """Solve; see `Solver.solve`."""
+        clock = Clock()
+        start = problem.random_permutation(np.random.default_rng(seed)) if initial is None else initial
+        search = _Search(problem, start, stop, clock)
+        if not search.stopped():
+            search.solve(self.workers, reported_seed(seed) or 0)
+        return search.result(repr(self), reported_seed(seed))
+
+
+class Pairs(NamedTuple):
+    """A problem as costs of single slots and of unordered pairs of slots.
+
+    Parameters
+    ----------
+    unary : ndarray, shape (m, n)
+        Cost of slot s under expert e by itself.
+    pairs : ndarray of int64, shape (P, 2)
+        The pairs of slots s < t that pay anything.
+    problem : QuadraticAssignment or PairwiseAssignment or None
+        What the tables come from.
+    capacity, block_size : int
+        Slots of an expert in a block, and slots of a block.
+    """
+
+    unary: npt.NDArray[Any]
+    pairs: npt.NDArray[np.int64]
+    problem: QuadraticAssignment | PairwiseAssignment | None
+    capacity: int
+    block_size: int
+
+    def table(self, s: int, t: int) -> npt.NDArray[Any]:
+        """Return the cost of slots s and t under every pair of experts, shape (n, n)."""
+        if isinstance(self.problem, QuadraticAssignment):
+            flow, distance = self.problem.flow, self.problem.distance
+            return flow[s, t] * distance + flow[t, s] * distance.T
+        assert self.problem is not None
+        return self.problem.coupling[s, :, t, :]
+
+
+def pairs_of(problem: Problem) -> Pairs:
+    """Return a problem as costs of slots and of pairs of slots."""
+    if isinstance(problem, LinearAssignment):
+        return Pairs(problem.cost, np.zeros((0, 2), dtype=np.int64), None, problem.capacity, problem.size)
+    if isinstance(problem, QuadraticAssignment):
+        unary = np.outer(np.diagonal(problem.flow), np.diagonal(problem.distance))
+        unary = unary if problem.linear is None else unary + problem.linear
+        pays = (problem.flow != 0) | (problem.flow.T != 0)
+        return Pairs(unary, np.argwhere(np.triu(pays, 1)), problem, 1, problem.size)
+    pairwise = problem.as_pairwise() if isinstance(problem, MixtureAssignment) else problem
+    assert isinstance(pairwise, PairwiseAssignment)
+    pays = pairwise.coupling.any(axis=(1, 3))
+    return Pairs(pairwise.unary, np.argwhere(np.triu(pays, 1)), pairwise, pairwise.capacity, pairwise.block_size)
+
+
+def number_of_terms(problem: Problem) -> int:
+    """Return how many costs a model of the problem lists."""
+    if isinstance(problem, LinearAssignment):
+        return problem.cost.size
+    if isinstance(problem, QuadraticAssignment):
+        return problem.size**2 + int(np.count_nonzero(problem.flow)) * problem.size**2
+    assert isinstance(problem, (PairwiseAssignment, MixtureAssignment))
+    return (problem.size * problem.num_experts) ** 2
+
+
+class _Search:
+    """One run: the model, CP-SAT in a thread of its own, the incumbent and the bound."""
+
+    def __init__(self, problem: Problem, start: Permutation, stop: StoppingCriterion, clock: Clock) -> None:
+        self.problem = problem
+        self.clock = clock
+        self.stopper = stop.start()
+        self.incumbent = start
+        self.value = problem.value(start)
+        self.history: list[tuple[float, int | float]] = [(clock.seconds(), self.value)]
+        self.bound: int | float | None = None
+        self.conflicts = 0
+        self.improved_at = 0
+        self.moves = 0
+        self.interrupted = False
+
+    def progress(self) -> Progress:
+        return Progress(self.clock.seconds(), self.conflicts, float(self.value), self.improved_at)
+
+    def stopped(self) -> bool:
+        return self.stopper.stops(self.progress())
+
+    def solve(self, workers: int, seed: int) -> None:
+        from ortools.sat.python import cp_model
+
+        try:
+            model = _Model(cp_model.CpModel(), self.problem)
+            # Building a large model in Python takes long: look at the clock after every table.
+            for _ in model.build():
+                if self.stopped():
+                    return
+            model.hint(self.incumbent)
+            solver = cp_model.CpSolver()
+            allowance = self.stopper.allowance(self.progress())
+            solver.parameters.num_workers = workers
+            solver.parameters.random_seed = seed % 2**31
+            # Ctrl-C is Python's; a handler inside the library would end the process's own.
+            solver.parameters.catch_sigint_signal = False
+            if math.isfinite(allowance.seconds):
+                solver.parameters.max_time_in_seconds = max(allowance.seconds, 0.0)
+            if math.isfinite(allowance.iterations):
+                solver.parameters.max_number_of_conflicts = int(allowance.iterations)
+            self._run(solver, model)
+        except KeyboardInterrupt:
+            self.interrupted = True
+
+    def _run(self, solver: cp_model.CpSolver, model: _Model) -> None:
+        found = _solutions(self, model)
+        thread = threading.Thread(target=solver.solve, args=(model.model, found), daemon=True)
+        thread.start()
+        try:
+            while thread.is_alive():
+                thread.join(POLL_SECONDS)
+                if self.stopped():
+                    solver.stop_search()
+        except KeyboardInterrupt:
+            self.interrupted = True
+            solver.stop_search()
+            thread.join()
+        self.conflicts = solver.num_conflicts
+        self.bound = model.lower_bound(solver.best_objective_bound)
+
+    def accept(self, permutation: Permutation, conflicts: int) -> None:
+        value = self.problem.value(permutation)
+        self.conflicts = conflicts
+        if value < self.value:
+            self.incumbent, self.value, self.improved_at = permutation, value, conflicts
+            self.moves += 1
+            self.history.append((self.clock.seconds(), value))
+
+    def result(self, solver: str, seed: int | None) -> Result:
+        proved = reached(self.value, self.bound, self.problem.integral)
+        status: Status = "optimal" if proved else "feasible"
+        return Result(
+            permutation=self.incumbent,
+            value=self.value,
+            bound=self.bound,
+            status="interrupted" if self.interrupted and not proved else status,
+            history=tuple(self.history),
+            iterations=self.conflicts,
+            moves=self.moves,
+            restarts=0,
+            runtime=self.clock.seconds(),
+            seed=seed,
+            solver=solver,
+        )
+
+
+class _Model:
+    """The CP-SAT model of a problem, in integers."""
+
+    def __init__(self, model: cp_model.CpModel, problem: Problem) -> None:
+        self.model = model
+        self.problem = problem
+        self.costs = pairs_of(problem)
+        m, n = self.costs.unary.shape
+        self.x = [[model.new_bool_var(f"x{s},{e}") for e in range(n)] for s in range(m)]
+        reach = float(np.abs(self.costs.unary).sum())
+        self.scale = 1.0
+        self.rounded = 0
+        if not problem.integral:
+            tables = [float(np.abs(self.costs.table(s, t)).max()) for s, t in self.costs.pairs.tolist()]
+            reach += sum(tables)
+            self.scale = GRID / reach if reach > 0 else 1.0
+            # Each slot and each pair is off by half a grid step at most.
+            self.rounded = m + len(tables)
+
+    def build(self) -> Iterator[None]:
+        """Add constraints and objective, a table or a row at a time."""
+        m, n = self.costs.unary.shape
+        model, x = self.model, self.x
+        for s in range(m):
+            model.add_exactly_one(x[s])
+        for start in range(0, m, self.costs.block_size):
+            for e in range(n):
+                column = [x[s][e] for s in range(start, start + self.costs.block_size)]
+                if self.costs.capacity == 1:
+                    model.add_exactly_one(column)
+                else:
+                    model.add(sum(column) == self.costs.capacity)
+        terms, coefficients = [], []
+        unary = self._integers(self.costs.unary)
+        for s in range(m):
+            terms += x[s]
+            coefficients += unary[s].tolist()
+        yield
+        pays = len(self.costs.pairs)
+        parts = self._tables() if pays * 4 <= m * (m - 1) // 2 else self._rows(unary)
+        for part in parts:
+            terms += part
+            coefficients += [1] * len(part)
+            yield
+        from ortools.sat.python import cp_model
+
+        model.minimize(cp_model.LinearExpr.weighted_sum(terms, coefficients))
+
+    def _tables(self) -> Iterator[list[cp_model.IntVar]]:
+        m, n = self.costs.unary.shape
+        expert = []
+        for s in range(m):
+            variable = self.model.new_int_var(0, n - 1, f"e{s}")
+            for e in range(n):
+                self.model.add(variable == e).only_enforce_if(self.x[s][e])
+            expert.append(variable)
+        for s, t in self.costs.pairs.tolist():
+            table = self._integers(self.costs.table(s, t))
+            allowed = [(e, f, int(table[e, f])) for e in range(n) for f in range(n) if e != f or self._share(s, t)]
+            low, high = min(row[2] for row in allowed), max(row[2] for row in allowed)
+            cost = self.model.new_int_var(low, high, f"w{s},{t}")
+            self.model.add_allowed_assignments([expert[s], expert[t], cost], allowed)
+            yield [cost]
+
+    def _rows(self, unary: npt.NDArray[np.int64]) -> Iterator[list[cp_model.IntVar]]:
+        from ortools.sat.python import cp_model
+
+        m, n = self.costs.unary.shape
+        least, total = self._row_bounds()
+        rows = []
+        for s in range(m):
+            others = [t for t in range(m) if t != s]
+            tables = np.stack([self._integers(self._half(s, t)) for t in others], axis=1)
+            low, high = int(tables.min(axis=2).sum(axis=1).min()), int(tables.max(axis=2).sum(axis=1).max())
+            row = self.model.new_int_var(low, high, f"w{s}")
+            variables = [self.x[t][f] for t in others for f in range(n)]
+            for e in range(n):
+                expression = cp_model.LinearExpr.weighted_sum(variables, tables[e].ravel().tolist())
+                self.model.add(row >= expression).only_enforce_if(self.x[s][e])
+            if least is not None:
+                self.model.add(row >= cp_model.LinearExpr.weighted_sum(self.x[s], least[s].tolist()))
+            rows.append(row)
+            yield [row]
+        if total is not None:
+            slots = [variable for variables in self.x for variable in variables]
+            self.model.add(sum(rows) + cp_model.LinearExpr.weighted_sum(slots, unary.ravel().tolist()) >= total)
+
+    def _half(self, s: int, t: int) -> npt.NDArray[Any]:
+        """Return what row s pays for its pair with t; the rows of s and t together pay the pair."""
+        if isinstance(self.costs.problem, QuadraticAssignment):
+            return self.costs.problem.flow[s, t] * self.costs.problem.distance
+        return self.costs.table(s, t) if s < t else np.zeros_like(self.costs.table(s, t))
+
+    def _row_bounds(self) -> tuple[npt.NDArray[np.int64] | None, int | None]:
+        problem = self.costs.problem
+        if not self.problem.integral or problem is None:
+            return None, None
+        if isinstance(problem, QuadraticAssignment):
+            total, rows = gilmore_lawler(problem)
+            return rows - self.costs.unary, int(total)
+        return None, int(pairwise_gilmore_lawler(problem, 1.0))
+
+    def _share(self, s: int, t: int) -> bool:
+        """Whether two slots may have one expert."""
+        return self.costs.capacity > 1 or s // self.costs.block_size != t // self.costs.block_size
+
+    def _integers(self, costs: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+        if self.problem.integral:
+            return costs.astype(np.int64)
+        return np.rint(costs * self.scale).astype(np.int64)
+
+    def lower_bound(self, objective: float) -> int | float | None:
+        """Return a bound on the problem's values from a bound on the model's objective."""
+        if not math.isfinite(objective):
+            return None
+        if self.problem.integral:
+            # CP-SAT reports its integer bound as a float.
+            return round(objective)
+        return (objective - self.rounded) / self.scale
+
+    def hint(self, permutation: Permutation) -> None:
+        """Give CP-SAT a permutation to start from."""
+        experts = permutation % self.costs.block_size // self.costs.capacity
+        for s, variables in enumerate(self.x):
+            for e, variable in enumerate(variables):
+                self.model.add_hint(variable, e == experts[s])
+
+    def permutation(self, value_of: Any) -> Permutation:
+        """Return the permutation of a solution, given the function that reads a variable."""
+        experts = np.array([[value_of(variable) for variable in row].index(True) for row in self.x])
+        p = np.empty(len(experts), dtype=np.int64)
+        for start in range(0, len(p), self.costs.block_size):
+            block = experts[start : start + self.costs.block_size]
+            p[start + np.argsort(block, kind="stable")] = start + np.arange(len(block))
+        return p
+
+
+def _solutions(search: _Search, model: _Model) -> cp_model.CpSolverSolutionCallback:
+    from ortools.sat.python import cp_model
+
+    class Solutions(cp_model.CpSolverSolutionCallback):  # type: ignore[misc]
+        def on_solution_callback(self) -> None:
+            search.accept(model.permutation(self.boolean_value), self.num_conflicts)
+
+    return Solutions()
