@@ -1,1 +1,1 @@
-"""training"""
+"""The alternation of training and search: lowering, verification, permutation search."""
