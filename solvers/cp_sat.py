@@ -49,7 +49,7 @@ class CpSat(Solver):
     -----
     Sparse problems: one table of allowed assignments, with its cost, for each pair of slots that pays anything. Dense
     ones: one variable ``w_s >= sum cost(s, t, e, f) x_tf`` if ``x_se`` for each slot, after Kaufman and Broeckx,
-    tightened by the Gilmore-Lawler bound. Squared mixtures are solved as pairwise problems. Float costs are rounded to a
+    tightened by the Gilmore-Lawler bound. Squared mixtures are solved as pairwise ones. Float costs are rounded to a
     grid, and the bound takes the rounding in. An iteration is one conflict. Proofs take a minute for n = 9 dense and
     n = 12 sparse facilities; larger problems get a bound and what was found.
 

@@ -1,0 +1,67 @@
+"""Instances of every problem class, each with its naive value."""
+
+import numpy as np
+from naive import linear_value, mixture_value, pairwise_value, quadratic_value
+
+from moe_search import problems
+
+
+def naive_value(problem, p):
+    p = list(map(int, p))
+    match problem:
+        case problems.LinearAssignment():
+            return linear_value(problem.cost.tolist(), p)
+        case problems.QuadraticAssignment():
+            linear = None if problem.linear is None else problem.linear.tolist()
+            return quadratic_value(problem.flow.tolist(), problem.distance.tolist(), linear, p)
+        case problems.PairwiseAssignment():
+            return pairwise_value(problem.cost.tolist(), problem.block_size, p)
+    weights = None if problem.sample_weights is None else problem.sample_weights.tolist()
+    targets = problem.targets.tolist()
+    return mixture_value(problem.slot_weights.tolist(), problem.outputs.tolist(), targets, problem.loss, weights, p)
+
+
+def _one_asymmetric(seed, which):
+    rng = np.random.default_rng(seed)
+    flow, distance = rng.integers(-9, 10, (2, 6, 6))
+    if which == 0:
+        distance = distance + distance.T
+    else:
+        flow = flow + flow.T
+    return problems.QuadraticAssignment(flow, distance)
+
+
+def _large_integers(seed):
+    rng = np.random.default_rng(seed)
+    return problems.QuadraticAssignment(rng.integers(0, 10**6, (5, 5)), rng.integers(0, 10**6, (5, 5)))
+
+
+def _weighted_groups(seed):
+    rng = np.random.default_rng(seed)
+    weights = rng.random((7, 1, 4)) * (rng.random((7, 1, 4)) < 0.6)
+    return problems.MixtureAssignment(
+        weights, rng.standard_normal((7, 4, 6)), rng.integers(0, 3, (7, 2)), "cross_entropy", rng.random(7)
+    )
+
+
+# Name -> function of a seed; each small enough to enumerate. A new problem class is one line.
+INSTANCES = {
+    "linear": lambda seed: problems.random_linear(6, 3, seed=seed),
+    "linear float": lambda seed: problems.random_linear(6, seed=seed, integral=False),
+    "quadratic": lambda seed: problems.random_quadratic(6, seed=seed),
+    "quadratic float": lambda seed: problems.random_quadratic(5, seed=seed, integral=False),
+    "quadratic with linear": lambda seed: problems.random_quadratic(6, seed=seed, linear=True, density=0.3),
+    "quadratic general": lambda seed: problems.random_quadratic(6, seed=seed, symmetric=False, linear=True),
+    "quadratic general float": lambda seed: problems.random_quadratic(
+        5, seed=seed, symmetric=False, linear=True, integral=False
+    ),
+    "quadratic, flow asymmetric": lambda seed: _one_asymmetric(seed, 0),
+    "quadratic, distance asymmetric": lambda seed: _one_asymmetric(seed, 1),
+    "quadratic, 64 bits": _large_integers,
+    "pairwise": lambda seed: problems.random_pairwise(4, 2, seed=seed, num_selectors=2),
+    "pairwise float": lambda seed: problems.random_pairwise(5, seed=seed, integral=False),
+    "mixture squared": lambda seed: problems.random_mixture(9, 4, 2, seed=seed, k=2, num_selectors=2),
+    "mixture bce": lambda seed: problems.random_mixture(9, 5, seed=seed, loss="bce"),
+    "mixture cross-entropy": lambda seed: problems.random_mixture(9, 5, seed=seed, k=1, loss="cross_entropy"),
+    "mixture weighted groups": _weighted_groups,
+}

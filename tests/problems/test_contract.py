@@ -1,0 +1,149 @@
+"""What every problem class must do: its kernels agree with differences of naive values."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from instances import INSTANCES, naive_value
+from naive import inserted, swapped
+from numba import njit
+
+from moe_search.problems.moves import commit_insertion, commit_swap, insertion_delta, swap_delta
+
+every_class = pytest.mark.parametrize("build", INSTANCES.values(), ids=INSTANCES.keys())
+seeds = st.integers(0, 2**32 - 1)
+
+
+@njit
+def compiled_swap_delta(state, a, b):
+    return swap_delta(state, a, b)
+
+
+@njit
+def compiled_commit_swap(state, a, b):
+    commit_swap(state, a, b)
+
+
+def assert_same(problem, a, b):
+    if problem.integral:
+        assert a == b
+    else:
+        assert a == pytest.approx(b, rel=1e-9, abs=1e-9)
+
+
+def draw(build, seed):
+    rng = np.random.default_rng(seed)
+    problem = build(seed)
+    start = problem.block_size * int(rng.integers(problem.size // problem.block_size))
+    a, b = (start + rng.integers(0, problem.block_size, 2)).tolist()
+    return rng, problem, problem.random_permutation(rng), a, b
+
+
+@every_class
+@settings(max_examples=15, deadline=None)
+@given(seed=seeds)
+def test_value_is_the_naive_value(build, seed):
+    _, problem, p, _, _ = draw(build, seed)
+    assert_same(problem, problem.value(p), naive_value(problem, p))
+    assert isinstance(problem.value(p), int if problem.integral else float)
+
+
+@every_class
+@settings(max_examples=15, deadline=None)
+@given(seed=seeds)
+def test_swap_delta_is_the_difference_of_naive_values(build, seed):
+    _, problem, p, a, b = draw(build, seed)
+    delta = compiled_swap_delta(problem.state(p), a, b)
+    assert_same(problem, delta, naive_value(problem, swapped(p, a, b)) - naive_value(problem, p))
+
+
+@every_class
+@settings(max_examples=15, deadline=None)
+@given(seed=seeds)
+def test_insertion_delta_is_the_difference_of_naive_values(build, seed):
+    _, problem, p, a, b = draw(build, seed)
+    state = problem.state(p)
+    delta = insertion_delta(state, a, b)
+    assert state.permutation.tolist() == p.tolist()
+    assert_same(problem, delta, naive_value(problem, inserted(p, a, b)) - naive_value(problem, p))
+
+
+@every_class
+@settings(max_examples=8, deadline=None)
+@given(seed=seeds, moves=st.lists(st.tuples(st.booleans(), st.integers(0, 99), st.integers(0, 99)), max_size=12))
+def test_state_after_any_moves_equals_a_state_built_afresh(build, seed, moves):
+    rng, problem, p, _, _ = draw(build, seed)
+    state = problem.state(p)
+    expected = p.tolist()
+    for insertion, x, y in moves:
+        start = problem.block_size * int(rng.integers(problem.size // problem.block_size))
+        a, b = start + x % problem.block_size, start + y % problem.block_size
+        if insertion:
+            commit_insertion(state, a, b)
+            expected = inserted(expected, a, b)
+        else:
+            compiled_commit_swap(state, a, b)
+            expected = swapped(expected, a, b)
+    assert state.permutation.tolist() == expected
+    afresh = problem.state(expected)
+    for name, kept, built in zip(state._fields, state, afresh, strict=True):
+        if name != "trial":  # scratch space
+            np.testing.assert_allclose(kept, built, rtol=1e-9, atol=1e-9, err_msg=name)
+
+
+@every_class
+def test_plain_python_kernels_agree_with_the_compiled_ones(build):
+    rng, problem, p, _, _ = draw(build, 5)
+    compiled, plain = problem.state(p), problem.state(p)
+    for _ in range(10):
+        a, b = rng.integers(0, problem.block_size, 2).tolist()
+        assert_same(problem, swap_delta(plain, a, b), compiled_swap_delta(compiled, a, b))
+        commit_swap(plain, a, b)
+        compiled_commit_swap(compiled, a, b)
+    for kept, built in zip(plain, compiled, strict=True):
+        np.testing.assert_allclose(kept, built, rtol=1e-12, atol=1e-12)
+
+
+@every_class
+def test_random_permutation_stays_inside_blocks(build):
+    rng, problem, _, _, _ = draw(build, 1)
+    for _ in range(20):
+        problem.check_permutation(problem.random_permutation(rng))
+
+
+@every_class
+def test_data_cannot_be_changed_from_outside(build):
+    problem = build(3)
+    array = next(v for v in vars(problem).values() if isinstance(v, np.ndarray))
+    with pytest.raises(ValueError, match="read-only"):
+        array[...] = 0
+
+
+@every_class
+@pytest.mark.parametrize(
+    ("spoil", "error", "message"),
+    [
+        (lambda p: p[:-1], ValueError, "must have shape"),
+        (lambda p: p.astype(float), TypeError, "must hold integers"),
+        (lambda p: np.where(p == 0, p.size, p), ValueError, "must hold the seats 0 .."),
+        (lambda p: np.where(p == 0, 1, p), ValueError, "every seat once, got seat 1 2 times"),
+        (lambda p: p - 1, ValueError, "must hold the seats 0 .."),
+    ],
+)
+def test_what_is_no_permutation_is_refused(build, spoil, error, message):
+    problem = build(3)
+    with pytest.raises(error, match=message):
+        problem.value(spoil(np.arange(problem.size)))
+
+
+def test_a_slot_that_leaves_its_block_is_refused():
+    problem = INSTANCES["pairwise"](0)
+    with pytest.raises(ValueError, match="keep every slot in its block of 4 seats, got seat 4 for slot 0"):
+        problem.value([4, 1, 2, 3, 0, 5, 6, 7])
+
+
+def test_an_unknown_state_has_no_kernels():
+    with pytest.raises(TypeError, match="no swap_delta kernel is registered for tuple"):
+        swap_delta((), 0, 0)
+    with pytest.raises(TypeError, match="no commit_swap kernel is registered for tuple"):
+        commit_swap((), 0, 0)
