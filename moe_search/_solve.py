@@ -49,8 +49,8 @@ def solve(
         By default the best one for the class: `Hungarian` for linear problems (exact), `Enumeration` for up to 8!
         permutations (exact), else `LocalSearch`.
     stop : StoppingCriterion, optional
-        When to return the incumbent, at the latest; by default ``MaxRuntime(1.0)``. The time for the bound, a tenth of
-        the limit at most, is part of it.
+        When to return the incumbent, at the latest; by default ``MaxRuntime(1.0)``, and for linear problems not before
+        the optimum. The time for the bound, a tenth of the limit at most, is part of it.
     seed : int or SeedSequence, default 0
         Source of all randomness.
     initial : array_like of int, shape (size,), optional
@@ -78,7 +78,8 @@ def solve(
         raise TypeError(f"problem must be a Problem such as QuadraticAssignment, got {type(problem).__name__}")
     if solver is not None and not isinstance(solver, Solver):
         raise TypeError(f"solver must be a Solver such as LocalSearch(), got {type(solver).__name__}")
-    stop = MaxRuntime(1.0) if stop is None else stop
+    if stop is None:
+        stop = MaxRuntime(math.inf if isinstance(problem, LinearAssignment) and solver is None else 1.0)
     require_criterion(stop)
     seconds = stop.start().allowance(Progress()).seconds
     chosen = default_solver(problem, seconds) if solver is None else solver

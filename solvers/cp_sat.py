@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import threading
 from collections.abc import Iterator
@@ -16,16 +17,17 @@ from moe_search.problems.mixture import MixtureAssignment
 from moe_search.problems.pairwise import PairwiseAssignment
 from moe_search.problems.problem import Permutation, Problem
 from moe_search.problems.quadratic import QuadraticAssignment
+from moe_search.solvers.clock import Clock
 from moe_search.solvers.gilmore_lawler import gilmore_lawler, pairwise_gilmore_lawler
 from moe_search.solvers.result import Result, Status, reached
-from moe_search.solvers.slices import Clock
 from moe_search.solvers.solver import Solver, reported_seed
 from moe_search.solvers.stop import Progress, StoppingCriterion
 
 if TYPE_CHECKING:
     from ortools.sat.python import cp_model
 
-MOST_TERMS = 2_000_000
+MOST_TERMS = 200_000
+MOST_PRODUCTS = 20_000_000
 # Floats become integers on a grid whose whole range spans this.
 GRID = 2.0**42
 POLL_SECONDS = 0.01
@@ -73,6 +75,9 @@ class CpSat(Solver):
         if isinstance(problem, MixtureAssignment):
             if problem.loss != "squared":
                 return f"the loss {problem.loss} is not a sum over pairs of slots; Enumeration or LocalSearch take it"
+            products = len(problem.outputs) * (problem.size**2 + problem.num_experts**2)
+            if products > MOST_PRODUCTS:
+                return f"its pairs of slots cost {products:,} products, {MOST_PRODUCTS:,} at most; take fewer samples"
         elif not isinstance(problem, (LinearAssignment, QuadraticAssignment, PairwiseAssignment)):
             return "it models linear, quadratic, pairwise and squared mixture problems only"
         terms = number_of_terms(problem)
@@ -84,6 +89,8 @@ class CpSat(Solver):
         self, problem: Problem, stop: StoppingCriterion, seed: int | np.random.SeedSequence, initial: Permutation | None
     ) -> Result:
         """Solve; see `Solver.solve`."""
+        # Imported before the clock starts: it takes longer than many a limit.
+        importlib.import_module("ortools.sat.python.cp_model")
         clock = Clock()
         start = problem.random_permutation(np.random.default_rng(seed)) if initial is None else initial
         search = _Search(problem, start, stop, clock)
@@ -195,17 +202,24 @@ class _Search:
 
     def _run(self, solver: cp_model.CpSolver, model: _Model) -> None:
         found = _solutions(self, model)
-        thread = threading.Thread(target=solver.solve, args=(model.model, found), daemon=True)
-        thread.start()
+        # An event and not Thread.join: a join that Ctrl-C breaks off takes the thread for ended.
+        ended = threading.Event()
+
+        def search() -> None:
+            try:
+                solver.solve(model.model, found)
+            finally:
+                ended.set()
+
+        threading.Thread(target=search, daemon=True).start()
         try:
-            while thread.is_alive():
-                thread.join(POLL_SECONDS)
+            while not ended.wait(POLL_SECONDS):
                 if self.stopped():
                     solver.stop_search()
         except KeyboardInterrupt:
             self.interrupted = True
             solver.stop_search()
-            thread.join()
+            ended.wait()
         self.conflicts = solver.num_conflicts
         self.bound = model.lower_bound(solver.best_objective_bound)
 
@@ -247,6 +261,7 @@ class _Model:
         reach = float(np.abs(self.costs.unary).sum())
         self.scale = 1.0
         self.rounded = 0
+        self.root_bound: int | None = None
         if not problem.integral:
             tables = [float(np.abs(self.costs.table(s, t)).max()) for s, t in self.costs.pairs.tolist()]
             reach += sum(tables)
@@ -303,7 +318,7 @@ class _Model:
         from ortools.sat.python import cp_model
 
         m, n = self.costs.unary.shape
-        least, total = self._row_bounds()
+        least, self.root_bound = self._row_bounds()
         rows = []
         for s in range(m):
             others = [t for t in range(m) if t != s]
@@ -318,9 +333,11 @@ class _Model:
                 self.model.add(row >= cp_model.LinearExpr.weighted_sum(self.x[s], least[s].tolist()))
             rows.append(row)
             yield [row]
-        if total is not None:
+        if self.root_bound is not None:
             slots = [variable for variables in self.x for variable in variables]
-            self.model.add(sum(rows) + cp_model.LinearExpr.weighted_sum(slots, unary.ravel().tolist()) >= total)
+            self.model.add(
+                sum(rows) + cp_model.LinearExpr.weighted_sum(slots, unary.ravel().tolist()) >= self.root_bound
+            )
 
     def _half(self, s: int, t: int) -> npt.NDArray[Any]:
         """Return what row s pays for its pair with t; the rows of s and t together pay the pair."""
@@ -351,8 +368,8 @@ class _Model:
         if not math.isfinite(objective):
             return None
         if self.problem.integral:
-            # CP-SAT reports its integer bound as a float.
-            return round(objective)
+            # CP-SAT reports its integer bound as a float, and a trivial one while it still presolves.
+            return round(objective) if self.root_bound is None else max(round(objective), self.root_bound)
         return (objective - self.rounded) / self.scale
 
     def hint(self, permutation: Permutation) -> None:

@@ -56,7 +56,7 @@ class Descent(NamedTuple):
         Improvements of the incumbent in this slice.
     rng : ndarray of uint64, shape (4,)
         State of the random numbers.
-    tolerance : float
+    tolerance : int or float
         A delta is an improvement if it is below minus this.
     """
 
@@ -66,7 +66,7 @@ class Descent(NamedTuple):
     log_values: npt.NDArray[Any]
     log_iterations: npt.NDArray[np.int64]
     rng: npt.NDArray[np.uint64]
-    tolerance: float
+    tolerance: Any
 
 
 @njit(cache=True, nogil=True)
@@ -79,24 +79,25 @@ def search_slice(
     neighborhood: int,
     improvement: int,
     restarts: bool,
-) -> None:
+) -> int:
     """Do at most `budget` units of work (deltas, and steps of a carried slot back to its origin) from the cursor on.
 
     Ends early at the target, with a full log, when the state is to be built afresh, or at a local optimum if there are
-    no restarts.
+    no restarts. Returns the work done.
     """
     c = run.cursor[0]
     size = state.permutation.shape[0]
     if block_size == 1:
         c.done = True
     pairs = size // block_size * (block_size * (block_size - 1) // 2)
-    while budget > 0 and not c.done and not c.refresh and c.logged < run.log_values.shape[0]:
+    left = budget
+    while left > 0 and not c.done and not c.refresh and c.logged < run.log_values.shape[0]:
         moves = c.moves
         if c.phase == SWAP:
-            budget -= scan(state, run, budget, block_size, pairs, improvement)
+            left -= scan(state, run, left, block_size, pairs, improvement)
             passed = c.unimproved >= pairs
         else:
-            budget -= carry(state, run, budget, block_size, improvement)
+            left -= carry(state, run, left, block_size, improvement)
             passed = c.unimproved >= size
         if passed and improvement == BEST:
             passed = not commit_best(state, run)
@@ -112,6 +113,7 @@ def search_slice(
                 c.done = True
         elif c.moves > moves and c.phase == INSERTION and neighborhood == BOTH:
             enter(run, SWAP)
+    return budget - left
 
 
 @njit(cache=True, nogil=True)
@@ -255,7 +257,7 @@ def improve(state: Any, run: Descent, delta: Any) -> None:
     totals = run.totals
     totals[0] += delta
     c.moves += 1
-    if totals[0] < totals[1]:
+    if totals[0] < totals[1] - run.tolerance:
         totals[1] = totals[0]
         run.incumbent[:] = state.permutation
         run.log_values[c.logged] = totals[0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -14,7 +13,7 @@ from numba import njit
 from moe_search.problems.moves import commit_swap, swap_delta
 from moe_search.problems.problem import Permutation, Problem
 from moe_search.solvers.result import Result
-from moe_search.solvers.search_run import SearchRun
+from moe_search.solvers.search_run import SearchRun, Slice
 from moe_search.solvers.solver import Solver
 from moe_search.solvers.stop import StoppingCriterion
 
@@ -38,10 +37,13 @@ class Enumeration(Solver):
 
     def refuses(self, problem: Problem) -> str | None:
         """Refuse problems with more than 10! permutations."""
-        count = number_of_permutations(problem)
-        if count <= MOST_PERMUTATIONS:
+        if number_of_permutations(problem) <= MOST_PERMUTATIONS:
             return None
-        return f"it has {count:.3g} permutations, enumeration takes {MOST_PERMUTATIONS:,} (one block of 10) at most"
+        blocks = problem.size // problem.block_size
+        return (
+            f"it has {problem.block_size}!{f'**{blocks}' if blocks > 1 else ''} permutations,"
+            f" enumeration takes {MOST_PERMUTATIONS:,} (10!) at most"
+        )
 
     def run(
         self, problem: Problem, stop: StoppingCriterion, seed: int | np.random.SeedSequence, initial: Permutation | None
@@ -59,11 +61,13 @@ class Enumeration(Solver):
             run.tolerance,
         )
 
-        def advance(budget: int, target: float) -> tuple[int, Iterable[tuple[int, Any]], bool]:
+        def advance(budget: int, target: float) -> Slice:
+            before = int(walk.position[0])
             walk.position[1] = 0
             enumerate_slice(state, walk, budget, target, problem.block_size)
             visited, logged, done = (int(x) for x in walk.position)
-            return visited, zip(walk.log_iterations[:logged], walk.log_values[:logged], strict=True), done > 0
+            improvements = zip(walk.log_iterations[:logged], walk.log_values[:logged], strict=True)
+            return Slice(visited - before, visited, improvements, done > 0)
 
         run.clock.compile(enumerate_slice, state, walk, 0, -np.inf, problem.block_size)
         run.loop(advance)
@@ -85,7 +89,7 @@ class Walk(NamedTuple):
         The best permutation met.
     log_values, log_iterations : ndarray
         Improvements of the incumbent in this slice.
-    tolerance : float
+    tolerance : int or float
         The least difference that counts.
     """
 
@@ -95,11 +99,13 @@ class Walk(NamedTuple):
     incumbent: Permutation
     log_values: npt.NDArray[Any]
     log_iterations: npt.NDArray[np.int64]
-    tolerance: float
+    tolerance: Any
 
 
-def number_of_permutations(problem: Problem) -> int:
-    """Return how many permutations stay inside the blocks."""
+def number_of_permutations(problem: Problem) -> float:
+    """Return how many permutations stay inside the blocks; infinity if they are far too many to count."""
+    if problem.size > 200:
+        return math.inf
     return math.factorial(problem.block_size) ** (problem.size // problem.block_size)
 
 

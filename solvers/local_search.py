@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -12,7 +11,7 @@ from moe_search.problems.problem import Permutation, Problem
 from moe_search.solvers.descent import CURSOR, LOG_LENGTH, Descent, enter, search_slice
 from moe_search.solvers.random_state import random_state
 from moe_search.solvers.result import Result
-from moe_search.solvers.search_run import SearchRun
+from moe_search.solvers.search_run import SearchRun, Slice
 from moe_search.solvers.solver import Solver
 from moe_search.solvers.stop import StoppingCriterion
 
@@ -91,10 +90,10 @@ class LocalSearch(Solver):
         phase = min(neighborhood, 1) if self.neighborhood != "both" else 0
         options = problem.block_size, neighborhood, improvement, self.restarts
 
-        def advance(budget: int, target: float) -> tuple[int, Iterable[tuple[int, Any]], bool]:
+        def advance(budget: int, target: float) -> Slice:
             nonlocal state
             cursor.logged = 0
-            search_slice(state, descent, budget, target, *options)
+            work = search_slice(state, descent, budget, target, *options)
             if cursor.refresh[0]:
                 state = problem.state(state.permutation)
                 totals[0] = problem.value(state.permutation)
@@ -102,7 +101,7 @@ class LocalSearch(Solver):
                 cursor.shuffles = 0
             logged = int(cursor.logged[0])
             improvements = zip(descent.log_iterations[:logged], descent.log_values[:logged], strict=True)
-            return int(cursor.iterations[0]), improvements, bool(cursor.done[0])
+            return Slice(work, int(cursor.iterations[0]), improvements, bool(cursor.done[0]))
 
         run.clock.compile(enter, descent, phase)
         run.clock.compile(search_slice, state, descent, 0, -np.inf, *options)

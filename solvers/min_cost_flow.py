@@ -9,8 +9,8 @@ import numpy as np
 
 from moe_search.problems.linear import LinearAssignment
 from moe_search.problems.problem import Permutation, Problem
+from moe_search.solvers.clock import Clock
 from moe_search.solvers.result import Result, Status, reached
-from moe_search.solvers.slices import Clock
 from moe_search.solvers.solver import Solver
 from moe_search.solvers.stop import StoppingCriterion
 

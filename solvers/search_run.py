@@ -3,15 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from moe_search.problems.problem import Permutation, Problem
+from moe_search.solvers.budget import Budget
+from moe_search.solvers.clock import Clock
 from moe_search.solvers.result import Result, Status
-from moe_search.solvers.slices import Budget, Clock
 from moe_search.solvers.solver import reported_seed
 from moe_search.solvers.stop import Progress, StoppingCriterion
+
+
+class Slice(NamedTuple):
+    """What a search did between two looks at the clock.
+
+    Parameters
+    ----------
+    work : int
+        Units of work done, of the budget given.
+    iterations : int
+        Iterations since the start of the run.
+    improvements : iterable of (int, number)
+        Iteration and value of every new incumbent.
+    ended : bool
+        Whether the search has nothing left to do.
+    """
+
+    work: int
+    iterations: int
+    improvements: Iterable[tuple[int, Any]]
+    ended: bool
 
 
 class SearchRun:
@@ -54,20 +76,21 @@ class SearchRun:
         return np.int64 if self.problem.integral else np.float64
 
     @property
-    def tolerance(self) -> float:
-        """The least delta that counts as an improvement: none for integers, above the rounding errors for floats."""
-        return 0.0 if self.problem.integral else 1e-12 * max(abs(float(self.value)), 1e-12)
+    def tolerance(self) -> np.generic:
+        """The least delta that counts as an improvement: none for integers, above the rounding errors for floats.
+
+        Of the type of the deltas, since a float would cost large integers their last digits.
+        """
+        if self.problem.integral:
+            return np.int64(0)
+        return np.float64(1e-12 * max(abs(float(self.value)), 1e-12))
 
     def progress(self) -> Progress:
         """Return where the run stands."""
         return Progress(self.clock.seconds(), self.iterations, float(self.value), self.improved_at)
 
-    def loop(self, advance: Callable[[int, float], tuple[int, Iterable[tuple[int, Any]], bool]]) -> None:
-        """Call ``advance(budget, target)`` in slices until the run is to stop, is done, or Ctrl-C comes.
-
-        `advance` does at most `budget` units of work and returns the iterations so far, the improvements of this slice
-        as (iteration, value), and whether the search has ended.
-        """
+    def loop(self, advance: Callable[[int, float], Slice]) -> None:
+        """Call ``advance(budget, target)``, at most `budget` units of work, until the run stops or Ctrl-C comes."""
         budget = Budget()
         done = False
         try:
@@ -77,21 +100,22 @@ class SearchRun:
                 if allowance.spent or progress.value <= allowance.target:
                     break
                 units = budget.next(allowance.seconds, allowance.iterations)
-                iterations, improvements, done = advance(units, allowance.target)
-                self._record(progress, iterations, improvements)
-                budget.record(units, self.clock.seconds() - progress.seconds)
+                piece = advance(units, allowance.target)
+                self._record(progress, piece)
+                budget.record(piece.work, self.clock.seconds() - progress.seconds)
+                done = piece.ended
         except KeyboardInterrupt:
             self.interrupted = True
 
-    def _record(self, before: Progress, iterations: int, improvements: Iterable[tuple[int, Any]]) -> None:
+    def _record(self, before: Progress, piece: Slice) -> None:
         seconds = self.clock.seconds() - before.seconds
-        for iteration, value in improvements:
+        for iteration, value in piece.improvements:
             # The kernel knows no clock; within a slice of milliseconds the work is as good as one.
-            share = (iteration - before.iterations) / max(iterations - before.iterations, 1)
+            share = (iteration - before.iterations) / max(piece.iterations - before.iterations, 1)
             self.value = value.item()
             self.improved_at = int(iteration)
             self.history.append((before.seconds + share * seconds, self.value))
-        self.iterations = iterations
+        self.iterations = piece.iterations
 
     def result(self, solver: str, *, moves: int, restarts: int = 0, proved: bool = False) -> Result:
         """Return the result, its value taken from the problem's own definition; its own bound if that is proved."""

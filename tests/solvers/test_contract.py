@@ -1,0 +1,200 @@
+"""What every solver must do, on every problem class it takes."""
+
+import itertools
+import re
+import time
+
+import numpy as np
+import pytest
+from ctrl_c import ctrl_c_after
+from instances import INSTANCES, naive_value
+from naive import permutations
+
+from moe_search import problems, solvers
+from moe_search.solvers import AnyOf, MaxIterations, MaxRuntime, NoImprovement, TargetValue
+
+# A new solver is one line.
+SOLVERS = {
+    "swap first": solvers.LocalSearch(),
+    "swap best": solvers.LocalSearch("swap", "best"),
+    "insertion first": solvers.LocalSearch("insertion", "first"),
+    "insertion best": solvers.LocalSearch("insertion", "best"),
+    "both first": solvers.LocalSearch("both", "first"),
+    "both best": solvers.LocalSearch("both", "best"),
+    "one descent": solvers.LocalSearch(restarts=False),
+    "enumeration": solvers.Enumeration(),
+    "hungarian": solvers.Hungarian(),
+    "min-cost flow": solvers.MinCostFlow(),
+    "cp-sat": solvers.CpSat(),
+}
+CANNOT_STOP = ("hungarian", "min-cost flow")
+
+PROBLEMS = {name: build(11) for name, build in INSTANCES.items()}
+OPTIMA = {
+    name: min(naive_value(problem, p) for p in permutations(problem.size, problem.block_size))
+    for name, problem in PROBLEMS.items()
+}
+
+every_solver = pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS.keys())
+
+
+PAIRS = [(solver, name) for solver in SOLVERS for name in PROBLEMS]
+TAKEN = [(solver, name) for solver, name in PAIRS if SOLVERS[solver].refuses(PROBLEMS[name]) is None]
+every_pair = pytest.mark.parametrize(("solver", "name"), TAKEN, ids=map(" on ".join, TAKEN))
+
+
+def test_what_is_not_taken_is_refused_with_a_reason_and_linear_problems_are_taken_by_all():
+    assert {solver for solver, name in TAKEN if name == "linear"} == set(SOLVERS)
+    for solver, name in sorted(set(PAIRS) - set(TAKEN)):
+        reason = SOLVERS[solver].refuses(PROBLEMS[name])
+        with pytest.raises(ValueError, match=f"cannot take this {type(PROBLEMS[name]).__name__}: {re.escape(reason)}"):
+            SOLVERS[solver].solve(PROBLEMS[name], MaxRuntime(1.0))
+
+
+@every_pair
+def test_finds_the_optimum_of_brute_force(solver, name):
+    solver, problem = SOLVERS[solver], PROBLEMS[name]
+    best = None
+    for seed in range(20):
+        stop = MaxRuntime(30.0) if solver.exact else AnyOf(MaxIterations(3000), TargetValue(OPTIMA[name]))
+        result = solver.solve(problem, stop, seed=seed)
+        assert result.value == pytest.approx(naive_value(problem, result.permutation), rel=1e-9)
+        best = result.value if best is None else min(best, result.value)
+        if solver.exact:
+            assert result.status == "optimal"
+            assert result.gap == pytest.approx(0.0, abs=1e-8)
+        if best <= OPTIMA[name] + 1e-9:
+            break
+    if problem.integral:
+        assert best == OPTIMA[name]
+        assert isinstance(best, int)
+    else:
+        assert best == pytest.approx(OPTIMA[name], rel=1e-9)
+
+
+@every_pair
+def test_the_bound_holds_and_history_falls_to_the_value(solver, name):
+    solver, problem = SOLVERS[solver], PROBLEMS[name]
+    result = solver.solve(problem, MaxIterations(500), seed=3)
+    assert result.bound is None or result.bound <= OPTIMA[name] + 1e-9 * abs(OPTIMA[name])
+    values = [value for _, value in result.history]
+    seconds = [second for second, _ in result.history]
+    assert all(a > b for a, b in itertools.pairwise(values))
+    assert values[-1] == result.value
+    assert seconds == sorted(seconds)
+    assert 0 <= seconds[0] <= seconds[-1] <= result.runtime
+
+
+@every_pair
+def test_the_same_seed_gives_the_same_result(solver, name):
+    solver, problem = SOLVERS[solver], PROBLEMS[name]
+    first, second = (solver.solve(problem, MaxIterations(700), seed=5) for _ in range(2))
+    assert first.permutation.tolist() == second.permutation.tolist()
+    assert (first.value, first.iterations, first.moves) == (second.value, second.iterations, second.moves)
+
+
+@every_pair
+def test_never_worse_than_the_initial_permutation(solver, name):
+    solver, problem = SOLVERS[solver], PROBLEMS[name]
+    best = min(permutations(problem.size, problem.block_size), key=lambda p: naive_value(problem, p))
+    result = solver.solve(problem, MaxIterations(1), seed=0, initial=best)
+    assert result.value == pytest.approx(OPTIMA[name], rel=1e-9)
+
+
+@every_solver
+def test_no_time_returns_the_initial_permutation_or_better(solver):
+    at_once = solver.refuses(PROBLEMS["quadratic"]) is not None
+    problem = PROBLEMS["linear" if at_once else "quadratic"]
+    initial = problem.random_permutation(np.random.default_rng(1))
+    result = solver.solve(problem, MaxRuntime(0.0), initial=initial)
+    if not at_once:
+        assert result.permutation.tolist() == initial.tolist()
+    assert result.value <= problem.value(initial)
+
+
+@every_solver
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"problem": np.zeros((3, 3))}, TypeError, "problem must be a Problem .* got ndarray"),
+        ({"stop": 1.0}, TypeError, r"stop must be a stopping criterion such as MaxRuntime\(1.0\), got float"),
+        ({"seed": -1}, ValueError, "seed must be >= 0, got -1"),
+        ({"seed": "x"}, TypeError, "seed must be an int or a SeedSequence, got str"),
+        ({"initial": [0, 0, 1, 2, 3, 4]}, ValueError, "initial must hold every seat once"),
+        ({"initial": [0, 1]}, ValueError, r"initial must have shape \(6,\), got shape \(2,\)"),
+    ],
+)
+def test_bad_arguments_are_refused_before_any_work(solver, arguments, error, message):
+    good = {"problem": PROBLEMS["linear"], "stop": MaxRuntime(60.0)}
+    with pytest.raises(error, match=message):
+        solver.solve(**(good | arguments))
+
+
+LARGE = {
+    "quadratic": lambda: problems.random_quadratic(1500, seed=0),
+    "quadratic float": lambda: problems.random_quadratic(800, seed=0, integral=False, symmetric=False, linear=True),
+    "pairwise": lambda: problems.random_pairwise(40, seed=0),
+    "mixture": lambda: problems.random_mixture(20_000, 32, seed=0, num_outputs=8),
+    "mixture cross-entropy": lambda: problems.random_mixture(50_000, 64, 16, seed=0, k=2, loss="cross_entropy"),
+    "linear": lambda: problems.random_linear(2000, seed=0),
+}
+
+
+@pytest.fixture(scope="module", params=LARGE)
+def large(request):
+    return LARGE[request.param]()
+
+
+# No other solver takes problems of this size.
+@pytest.mark.parametrize("name", ["swap first", "swap best", "insertion first", "insertion best", "both first"])
+def test_a_time_limit_is_kept_on_large_problems(name, large):
+    solver = SOLVERS[name]
+    start = np.arange(large.size)
+    solver.solve(large, MaxRuntime(0.01), initial=start)  # compiles
+    overruns = []
+    for _ in range(3):  # another process may hold the machine
+        before = time.perf_counter()
+        result = solver.solve(large, MaxRuntime(0.2), initial=start)
+        overruns.append(time.perf_counter() - before - 0.2)
+        assert result.runtime == pytest.approx(time.perf_counter() - before, abs=0.02)
+        if overruns[-1] <= 0.05:
+            break
+    assert min(overruns) <= 0.05
+    assert result.value <= large.value(start)
+
+
+@pytest.mark.parametrize("size", [14, 21])
+def test_cp_sat_keeps_a_time_limit_while_it_builds_and_while_it_solves(size):
+    problem = problems.random_quadratic(size, seed=0)
+    solvers.CpSat().solve(problem, MaxRuntime(0.0))  # imports
+    overruns = []
+    for _ in range(3):
+        before = time.perf_counter()
+        result = solvers.CpSat().solve(problem, MaxRuntime(0.2))
+        overruns.append(time.perf_counter() - before - 0.2)
+    assert min(overruns) <= 0.05
+    assert result.value == problem.value(result.permutation)
+
+
+@pytest.mark.parametrize("name", ["swap first", "insertion best", "enumeration", "cp-sat"])
+def test_ctrl_c_returns_the_incumbent(name):
+    size = 10 if name == "enumeration" else 20
+    problem = problems.random_quadratic(size, seed=0)
+    SOLVERS[name].solve(problem, MaxRuntime(0.05))  # compiles
+    initial = np.arange(size)
+    with ctrl_c_after(0.03 if name == "enumeration" else 0.5):
+        result = SOLVERS[name].solve(problem, MaxRuntime(60.0), initial=initial)
+    assert result.status == "interrupted"
+    assert result.runtime < 10.0
+    assert result.value == problem.value(result.permutation) <= problem.value(initial)
+
+
+@pytest.mark.parametrize("name", sorted(set(SOLVERS) - set(CANNOT_STOP)))
+def test_no_improvement_and_target_stop(name):
+    solver, problem = SOLVERS[name], PROBLEMS["quadratic"]
+    target = solver.solve(problem, TargetValue(OPTIMA["quadratic"]) if solver.exact else AnyOf(
+        TargetValue(OPTIMA["quadratic"]), MaxIterations(100_000)
+    ))  # fmt: skip
+    assert target.iterations < 100_000
+    still = solver.solve(problem, NoImprovement(300))
+    assert still.iterations < 100_000

@@ -1,0 +1,94 @@
+"""Exact solvers beyond the contract: published optima, capacities, rounding, what they cannot take."""
+
+import numpy as np
+import pytest
+from naive import permutations
+from qaplib_files import FOLDER, best_known, needs_qaplib
+
+from moe_search import problems
+from moe_search.solvers import CpSat, Enumeration, Hungarian, MaxIterations, MaxRuntime, MinCostFlow
+from moe_search.solvers.enumeration import is_last, next_swap, number_of_permutations
+
+
+@needs_qaplib
+@pytest.mark.parametrize("name", ["tai8a", "chr12a"])
+def test_cp_sat_proves_published_optima(name):
+    result = CpSat().solve(problems.read_qaplib(FOLDER / f"{name}.dat"), MaxRuntime(120.0))
+    assert (result.value, result.bound, result.status) == (best_known()[name], best_known()[name], "optimal")
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("options", [{}, {"symmetric": False, "linear": True}, {"density": 0.2}])
+def test_exact_solvers_agree_on_quadratic_problems(seed, options):
+    problem = problems.random_quadratic(7, seed=seed, **options)
+    enumerated = Enumeration().solve(problem, MaxRuntime(60.0))
+    assert enumerated.iterations == 5040
+    assert CpSat().solve(problem, MaxRuntime(60.0)).value == enumerated.value
+
+
+@pytest.mark.parametrize(("slots", "experts"), [(8, 8), (8, 4), (12, 3), (12, 1), (40, 8)])
+@pytest.mark.parametrize("integral", [True, False])
+def test_exact_solvers_agree_on_linear_problems(slots, experts, integral):
+    problem = problems.random_linear(slots, experts, seed=slots, integral=integral)
+    values = [solver.solve(problem, MaxRuntime(60.0)).value for solver in (Hungarian(), MinCostFlow(), CpSat())]
+    assert values[0] == pytest.approx(values[1], rel=1e-9)
+    assert values[0] == pytest.approx(values[2], rel=1e-9)
+
+
+def test_flow_keeps_integers_that_float64_cannot():
+    # Both assignments are equal in float64.
+    cost = np.array([[2**52 + 1, 0], [0, -(2**52)]]) * 3
+    problem = problems.LinearAssignment(cost)
+    assert Hungarian().refuses(problem) is not None
+    assert MinCostFlow().solve(problem, MaxRuntime(1.0)).value == min(problem.value([0, 1]), problem.value([1, 0]))
+
+
+@pytest.mark.parametrize(("size", "block_size"), [(1, 1), (4, 4), (6, 3), (6, 2), (5, 5)])
+def test_heaps_swaps_visit_every_permutation_once(size, block_size):
+    p, counters = list(range(size)), np.zeros(size, dtype=np.int64)
+    seen = {tuple(p)}
+    while not is_last(counters, block_size):
+        a, b = next_swap(counters, block_size)
+        p[a], p[b] = p[b], p[a]
+        assert tuple(p) not in seen
+        seen.add(tuple(p))
+    assert seen == {tuple(q) for q in permutations(size, block_size)}
+
+
+def test_enumeration_proves_nothing_before_its_end():
+    for visited in range(1, 25):
+        partial = Enumeration().solve(problems.random_quadratic(4, seed=0), MaxIterations(visited))
+        assert partial.iterations == visited
+        assert partial.status == ("optimal" if visited == 24 else "feasible")
+    assert number_of_permutations(problems.random_pairwise(3, seed=0, num_selectors=3)) == 216
+
+
+@pytest.mark.parametrize(
+    ("solver", "problem", "message"),
+    [
+        (Enumeration(), problems.random_quadratic(11, seed=0), "it has 11! permutations, enumeration takes 3,628,800"),
+        (Hungarian(), problems.random_quadratic(3, seed=0), "it solves LinearAssignment only"),
+        (MinCostFlow(), problems.random_mixture(3, 3, seed=0), "it solves LinearAssignment only"),
+        (MinCostFlow(), problems.LinearAssignment([[0, 2**59], [1, 0]]), "overflows the flow's arithmetic"),
+        (CpSat(), problems.random_mixture(3, 3, seed=0, loss="bce"), "the loss bce is not a sum over pairs of slots"),
+        (CpSat(), problems.random_quadratic(60, seed=0), "terms, 200,000 at most; LocalSearch takes any size"),
+    ],
+)
+def test_a_solver_says_what_it_cannot_take_before_it_runs(solver, problem, message):
+    with pytest.raises(ValueError, match=f"{type(solver).__name__} cannot take this .*{message}"):
+        solver.solve(problem, MaxRuntime(1.0))
+
+
+@pytest.mark.parametrize(("workers", "error"), [(0, ValueError), (1.5, TypeError), (True, TypeError)])
+def test_bad_workers(workers, error):
+    with pytest.raises(error, match="workers must be"):
+        CpSat(workers=workers)
+
+
+def test_cp_sat_stopped_early_gives_what_it_has():
+    problem = problems.random_quadratic(14, seed=0)
+    result = CpSat().solve(problem, MaxRuntime(0.5))
+    assert result.status == "feasible"
+    assert result.bound is not None
+    assert result.bound < result.value
+    assert result.gap > 0

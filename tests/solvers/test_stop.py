@@ -1,0 +1,70 @@
+import math
+
+import pytest
+
+from moe_search.solvers import AnyOf, MaxIterations, MaxRuntime, NoImprovement, StoppingCriterion, TargetValue
+from moe_search.solvers.stop import Allowance, Progress, Since, Stopper
+
+
+def test_each_criterion_stops_where_it_says():
+    assert not MaxRuntime(1.0).stops(Progress(seconds=0.9))
+    assert MaxRuntime(1.0).stops(Progress(seconds=1.0))
+    assert not MaxIterations(10).stops(Progress(iterations=9))
+    assert MaxIterations(10).stops(Progress(iterations=10))
+    assert not NoImprovement(5).stops(Progress(iterations=9, improved_at=5))
+    assert NoImprovement(5).stops(Progress(iterations=10, improved_at=5))
+    assert not TargetValue(3).stops(Progress(value=3.5))
+    assert TargetValue(3).stops(Progress(value=3))
+
+
+def test_any_of_takes_the_least():
+    stop = AnyOf(MaxRuntime(2.0), MaxIterations(10), TargetValue(-1.0))
+    assert stop.start().allowance(Progress(seconds=0.5, iterations=4)) == Allowance(1.5, 6, -1.0)
+    assert stop.allowance(Progress()) == Allowance(2.0, 10, -1.0)
+
+
+def test_since_counts_earlier_seconds():
+    stop = Since(0.75, MaxRuntime(1.0))
+    assert stop.start().allowance(Progress(seconds=0.2)).seconds == pytest.approx(0.05)
+    assert stop.allowance(Progress()).seconds == pytest.approx(0.25)
+
+
+def test_a_recipe_with_memory_starts_afresh():
+    class Countdown(Stopper):
+        def __init__(self):
+            self.calls = 0
+
+        def allowance(self, progress):
+            self.calls += 1
+            return Allowance(seconds=0.0 if self.calls > 2 else math.inf)
+
+    class Recipe(StoppingCriterion):
+        def start(self):
+            return Countdown()
+
+        def allowance(self, progress):
+            return Allowance()
+
+    stop = AnyOf(Recipe())
+    for _ in range(2):
+        stopper = stop.start()
+        assert [stopper.stops(Progress()) for _ in range(3)] == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: MaxRuntime(-1.0), ValueError, "seconds must be a number >= 0, got -1.0"),
+        (lambda: MaxRuntime(math.nan), ValueError, "got nan"),
+        (lambda: MaxRuntime("1"), TypeError, "seconds must be a number, got str"),
+        (lambda: MaxIterations(-1), ValueError, "iterations must be an integer >= 0, got -1"),
+        (lambda: MaxIterations(1.5), TypeError, "iterations must be an integer, got float"),
+        (lambda: NoImprovement(True), TypeError, "iterations must be an integer, got bool"),
+        (lambda: TargetValue(math.nan), ValueError, "value must be a number, got nan"),
+        (lambda: AnyOf(), ValueError, "at least one"),
+        (lambda: AnyOf(1.0), TypeError, "stop must be a stopping criterion"),
+    ],
+)
+def test_bad_arguments(make, error, message):
+    with pytest.raises(error, match=message):
+        make()

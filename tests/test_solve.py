@@ -1,0 +1,77 @@
+import numpy as np
+import pytest
+from instances import INSTANCES, naive_value
+from naive import permutations
+
+import moe_search as ms
+
+
+@pytest.mark.parametrize("name", INSTANCES)
+def test_every_class_gets_an_optimal_answer_by_default_when_small(name):
+    problem = INSTANCES[name](7)
+    optimum = min(naive_value(problem, p) for p in permutations(problem.size, problem.block_size))
+    result = ms.solve(problem)
+    assert result.value == pytest.approx(optimum, rel=1e-9)
+    assert result.status == "optimal"
+    assert result.gap == pytest.approx(0.0, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        ms.random_quadratic(30, seed=0),
+        ms.random_quadratic(300, seed=0, symmetric=False),
+        ms.random_pairwise(12, seed=0),
+        ms.random_mixture(40, 12, seed=0, loss="cross_entropy"),
+        ms.random_mixture(40, 8, seed=0, num_selectors=2),
+    ],
+)
+def test_larger_ones_get_a_bound_and_a_gap(problem):
+    result = ms.solve(problem, stop=ms.MaxRuntime(0.3), seed=1)
+    assert result.solver.startswith("LocalSearch")
+    assert result.bound <= result.value
+    assert 0 <= result.gap < 1
+    assert result.status in ("feasible", "optimal")
+    # The time for the bound is part of the limit, and of the history.
+    assert result.runtime >= result.history[-1][0] >= result.history[0][0] > 0
+
+
+def test_large_linear_problems_are_solved_within_the_limit():
+    exact = ms.solve(ms.random_linear(500, 50, seed=0))
+    assert (exact.status, exact.gap) == ("optimal", 0.0)
+    hurried = ms.solve(ms.random_linear(1500, seed=0), stop=ms.MaxRuntime(0.02))
+    assert hurried.solver.startswith("LocalSearch")
+    assert hurried.bound <= hurried.value
+
+
+def test_a_value_that_meets_the_bound_ends_the_search():
+    # Without interaction the Gilmore-Lawler bound is the optimum.
+    rng = np.random.default_rng(0)
+    problem = ms.QuadraticAssignment(np.zeros((12, 12), int), np.zeros((12, 12), int), rng.integers(0, 9, (12, 12)))
+    result = ms.solve(problem, stop=ms.MaxRuntime(60.0))
+    assert result.status == "optimal"
+    assert result.runtime < 30
+
+
+def test_initial_and_seed_are_passed_on():
+    problem = ms.random_quadratic(20, seed=0)
+    first, second = (ms.solve(problem, stop=ms.MaxIterations(5000), seed=9) for _ in range(2))
+    assert first.permutation.tolist() == second.permutation.tolist()
+    assert first.seed == 9
+    again = ms.solve(problem, stop=ms.MaxIterations(1), initial=first.permutation)
+    assert again.value <= first.value
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"problem": [[1]]}, TypeError, "problem must be a Problem"),
+        ({"solver": "local-search"}, TypeError, r"solver must be a Solver such as LocalSearch\(\), got str"),
+        ({"solver": ms.Hungarian()}, ValueError, "Hungarian cannot take this QuadraticAssignment"),
+        ({"stop": 3}, TypeError, "stop must be a stopping criterion"),
+        ({"initial": [0, 0, 0, 0]}, ValueError, "initial must hold every seat once"),
+    ],
+)
+def test_bad_arguments(arguments, error, message):
+    with pytest.raises(error, match=message):
+        ms.solve(**({"problem": ms.random_quadratic(4, seed=0)} | arguments))
