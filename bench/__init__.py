@@ -1,1 +1,1 @@
-"""bench"""
+"""Benchmarks: ratios measured in one run. Nothing of the library imports them."""
