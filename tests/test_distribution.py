@@ -1,0 +1,129 @@
+"""The built wheel in a clean environment, used from a directory with packages of the user's own."""
+
+import os
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = {"moe_search": ROOT / "moe_search"} | {
+    f"moe_search/{name}": ROOT / name for name in ("problems", "solvers", "bench")
+}
+
+SOLVE = """
+import json, sys
+import problems, solvers
+import moe_search as ms
+from moe_search.solvers import descent
+result = ms.solve(ms.random_quadratic(12, seed=0), stop=ms.MaxIterations(50_000))
+print(json.dumps({
+    "file": ms.__file__,
+    "own": [problems.MINE, solvers.MINE],
+    "status": result.status,
+    "gap": result.gap,
+    "compiled": sum(descent.search_slice.stats.cache_misses.values()),
+}))
+"""
+
+
+def run(*command, cwd, **environment):
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "NUMBA"))} | environment
+    done = subprocess.run([str(word) for word in command], cwd=cwd, capture_output=True, text=True, env=env)
+    assert done.returncode == 0, f"{command} failed:\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def distributions(tmp_path_factory):
+    out = tmp_path_factory.mktemp("dist")
+    # The source distribution first, and the wheel from that: what is missing in either is missing in the wheel.
+    run(sys.executable, "-m", "build", "--outdir", out, ROOT, cwd=out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def wheel(distributions):
+    (path,) = distributions.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def clean(wheel, tmp_path_factory):
+    """An environment that holds the wheel and what it requires."""
+    home = tmp_path_factory.mktemp("clean")
+    venv.create(home, with_pip=True)
+    python = home / "bin" / "python"
+    run(python, "-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt", wheel, cwd=home)
+    return python
+
+
+@pytest.fixture
+def user(tmp_path):
+    """A directory with the user's own packages, named as two of ours."""
+    for name in ("problems", "solvers", "bench"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text(f"MINE = 'my {name}'\n")
+    return tmp_path
+
+
+def sources():
+    found = set()
+    for name, folder in FOLDERS.items():
+        for path in folder.rglob("*"):
+            inside = path.relative_to(folder)
+            first = inside.parts[0] if inside.parts else ""
+            if name == "moe_search" and first in ("problems", "solvers", "bench"):
+                continue
+            if path.suffix in (".py", ".html", ".typed") and "__pycache__" not in inside.parts:
+                found.add(f"{name}/{inside.as_posix()}")
+    return found
+
+
+def test_the_wheel_holds_every_source_file_and_nothing_else(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+    assert names == sources() | {"moe_search/py.typed"}
+
+
+def test_the_source_distribution_holds_the_folders_once(distributions):
+    (path,) = distributions.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        names = {name.split("/", 1)[-1] for name in archive.getnames()}
+    assert {"problems/linear.py", "solvers/descent.py", "moe_search/py.typed", "LICENSE", "README.md"} <= names
+
+
+def test_nothing_of_ours_is_at_the_top_of_site_packages_but_the_package(clean):
+    site = run(clean, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=clean.parent).strip()
+    top = {path.name for path in Path(site).iterdir()}
+    assert "moe_search" in top
+    assert top.isdisjoint({"problems", "solvers", "bench", "tests"})
+    assert Path(site) != Path(sysconfig.get_path("purelib"))
+
+
+def test_the_wheel_imports_and_solves_beside_packages_of_the_same_names(clean, user):
+    import json
+
+    for compiled in (True, False):  # a second time from a warm cache
+        answer = json.loads(
+            run(clean, "-c", SOLVE, cwd=user, PYTHONPATH=str(user), NUMBA_CACHE_DIR=str(user / "cache"))
+        )
+        assert answer["own"] == ["my problems", "my solvers"]
+        assert str(clean.parent.parent) in answer["file"]
+        assert (answer["compiled"] > 0) is compiled
+        assert answer["gap"] is not None
+
+
+def test_the_command_line_runs_from_another_directory(clean, user):
+    command = clean.parent / "moe-search"
+    run(clean, "-c", "import moe_search as ms; ms.write_qaplib('x.dat', ms.random_quadratic(9, seed=0))", cwd=user)
+    summary = run(command, "solve", "x.dat", "--time", "0.5", "--solver", "local-search", cwd=user)
+    for word in ("value", "bound", "gap"):
+        assert word in summary
+    run(command, "demo", "--smoke", "--report", "report.html", cwd=user)
+    assert "</html>" in (user / "report.html").read_text(encoding="utf-8")
