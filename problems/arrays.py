@@ -36,9 +36,9 @@ def numeric_array(name: str, values: npt.ArrayLike, ndim: int) -> npt.NDArray[An
         not fit in 64 bits.
     """
     array = np.asarray(values)
+    if _holds_larger_integers(values, array):
+        raise ValueError(f"{name} must hold integers of at most 64 bits, got larger ones")
     if array.dtype.kind not in "biuf":
-        if array.dtype.kind == "O" and all(isinstance(x, int) for x in array.flat):
-            raise ValueError(f"{name} must hold integers of at most 64 bits, got larger ones")
         raise TypeError(f"{name} must hold integers or real numbers, got dtype {array.dtype}")
     if array.ndim != ndim:
         raise ValueError(f"{name} must have {ndim} dimension{'s' * (ndim != 1)}, got shape {array.shape}")
@@ -57,12 +57,19 @@ def numeric_array(name: str, values: npt.ArrayLike, ndim: int) -> npt.NDArray[An
     return read_only(np.array(array, dtype=np.int64, order="C"))
 
 
+def _holds_larger_integers(values: Any, array: npt.NDArray[Any]) -> bool:
+    # Of integers in lists numpy makes objects, or floats that lost their last digits, once one exceeds 64 bits.
+    if array.dtype.kind == "f" and not isinstance(values, np.ndarray) and np.abs(array).max(initial=0.0) >= 2.0**63:
+        array = np.asarray(values, dtype=object)
+    return array.dtype.kind == "O" and array.size > 0 and all(isinstance(x, int) for x in array.flat)
+
+
 def square_matrix(name: str, values: npt.ArrayLike) -> npt.NDArray[Any]:
     """Return `values` as a read-only square int64 or float64 matrix; errors as `numeric_array`."""
-    matrix = np.asarray(values)
-    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
-        raise ValueError(f"{name} must be square, got shape {matrix.shape}")
-    return numeric_array(name, matrix, 2)
+    shape = np.shape(values)
+    if len(shape) != 2 or shape[0] != shape[1]:
+        raise ValueError(f"{name} must be square, got shape {shape}")
+    return numeric_array(name, values, 2)
 
 
 def read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
