@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         Result,
         Solver,
         StoppingCriterion,
+        TabuSearch,
         TargetValue,
     )
     from moe_search.training import Lowering, PermutationSearch, SearchRecord, lower
@@ -79,6 +80,7 @@ _HOMES = {
         "Result",
         "Solver",
         "StoppingCriterion",
+        "TabuSearch",
         "TargetValue",
     ),
     "training": ("Lowering", "PermutationSearch", "SearchRecord", "lower"),
@@ -114,6 +116,7 @@ __all__ = [
     "Solver",
     "StackedExperts",
     "StoppingCriterion",
+    "TabuSearch",
     "TargetValue",
     "TopK",
     "__version__",

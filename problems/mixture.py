@@ -124,6 +124,11 @@ class MixtureAssignment(Problem):
         """Losses are floating point."""
         return False
 
+    @property
+    def sweep_cost(self) -> int:
+        """Operations that compute the deltas of all swaps: each looks at the samples of two slots."""
+        return 2 * self.block_size * self.by_slot.sample.size * self.outputs.shape[2]
+
     def experts(self, permutation: npt.ArrayLike) -> Permutation:
         """Return the expert of every slot, shape (T m,), under a permutation."""
         p = self.check_permutation(permutation)

@@ -30,30 +30,34 @@ def commit_swap(state: Any, a: int, b: int) -> None:
     raise TypeError(f"no commit_swap kernel is registered for {type(state).__name__}")
 
 
-def kernel(generic: Any, state_class: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def kernel(generic: Any, state_class: type | None = None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a function as the kernel of `generic` for states of type `state_class`.
 
     Parameters
     ----------
     generic : callable
-        `swap_delta` or `commit_swap`.
-    state_class : type
-        The NamedTuple class of the problem's state.
+        A function made generic by `functools.singledispatch`, such as `swap_delta`.
+    state_class : type, optional
+        The NamedTuple class of the problem's state. Without it, the function is the kernel of every class that
+        registered none of its own.
 
     Returns
     -------
     callable
-        A decorator that registers a function ``(state, a, b)`` which Numba can compile and returns it unchanged.
+        A decorator that registers a function which Numba can compile, with the signature of `generic`, and returns it
+        unchanged.
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        generic.register(state_class, function)
+        generic.register(object if state_class is None else state_class, function)
 
-        def resolve(state: Any, a: Any, b: Any) -> Callable[..., Any] | None:
+        def resolve(state: Any, *_: Any) -> Callable[..., Any] | None:
             # A NamedTuple whose fields all have one type reaches Numba as NamedUniTuple; this matches both.
-            if isinstance(state, types.BaseNamedTuple) and state.instance_class is state_class:
-                return function
-            return None
+            if not isinstance(state, types.BaseNamedTuple):
+                return None
+            if state_class is None:
+                return None if state.instance_class in generic.registry else function
+            return function if state.instance_class is state_class else None
 
         # Numba asks for equal signatures and counts the annotations in.
         resolve.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_search.problems.arrays import read_only
+from moe_search.problems.delta_matrix import DeltaMatrix, empty_delta_matrix
 
 Permutation = npt.NDArray[np.int64]
 
@@ -63,6 +64,20 @@ class Problem(ABC):
 
         It has at least the fields ``permutation`` (seat of every slot) and ``order`` (slot of every seat).
         """
+
+    def delta_matrix(self) -> DeltaMatrix:
+        """Return the arrays for the deltas of all swaps, to be filled; see `moe_search.problems.delta_matrix`."""
+        return empty_delta_matrix(self.size, np.int64 if self.integral else np.float64)
+
+    @property
+    def sweep_cost(self) -> int:
+        """Operations, of about a nanosecond, that bring the deltas of all swaps up to date after a move."""
+        return self.size * self.block_size
+
+    @property
+    def capacity(self) -> int:
+        """Slots of an expert in a block; 1 where each slot has a seat of its own."""
+        return 1
 
     def check_permutation(self, permutation: npt.ArrayLike, name: str = "permutation") -> Permutation:
         """Return `permutation` as an int64 array, or raise an error that says why it is none.

@@ -17,6 +17,7 @@ from moe_search.problems.arrays import (
     require_fits_int64,
     square_matrix,
 )
+from moe_search.problems.delta_matrix import DeltaMatrix, empty_delta_matrix
 from moe_search.problems.moves import commit_swap, exchange_seats, kernel, swap_delta
 from moe_search.problems.problem import Permutation, Problem, inverse
 
@@ -117,18 +118,23 @@ class QuadraticAssignment(Problem):
             p, inverse(p), arrays.flow, flow_transposed, permuted, permuted_transposed, arrays.linear
         )
 
+    def delta_matrix(self) -> DeltaMatrix:
+        """Return the arrays for the deltas of all swaps; see `Problem.delta_matrix`."""
+        return empty_delta_matrix(self.size, self.kernel_arrays.delta_dtype, with_potential=True)
+
 
 class KernelArrays(NamedTuple):
     """The same problem with zero diagonals.
 
     `factor` is 1 or 2 if both matrices are symmetric now, 0 in the general case; `linear` is an empty vector where
-    there is no linear term.
+    there is no linear term. `delta_dtype` holds any delta and any sum of four potentials.
     """
 
     flow: npt.NDArray[Any]
     distance: npt.NDArray[Any]
     linear: npt.NDArray[Any]
     factor: int
+    delta_dtype: npt.DTypeLike
 
 
 def _kernel_arrays(flow: npt.NDArray[Any], distance: npt.NDArray[Any], linear: npt.NDArray[Any] | None) -> KernelArrays:
@@ -147,14 +153,17 @@ def _kernel_arrays(flow: npt.NDArray[Any], distance: npt.NDArray[Any], linear: n
         b, factor = b + b.T, 1
     elif b_symmetric:
         a, factor = a + a.T, 1
+    delta_dtype = a.dtype
     if a.dtype.kind == "i":
-        passes = 2 if factor == 0 else 1
-        reach = passes * (
-            a.shape[0] * int(np.ptp(a)) * int(np.ptp(b)) + 4 * largest_magnitude(a) * largest_magnitude(b)
-        )
-        if max(reach, largest_magnitude(a), largest_magnitude(b)) < 2**31:
+        passes = 2 if factor == 0 else factor
+        spread = int(np.ptp(a)) * int(np.ptp(b))
+        largest = largest_magnitude(a) * largest_magnitude(b)
+        if 2 * (a.shape[0] * spread + 4 * largest) < 2**31 and max(largest_magnitude(a), largest_magnitude(b)) < 2**31:
             a, b = a.astype(np.int32), b.astype(np.int32)
-    return KernelArrays(read_only(a), read_only(b), read_only(folded), factor)
+            once = largest_magnitude(folded) if folded.size else 0
+            if 8 * passes * (a.shape[0] * spread + 4 * largest) + 4 * once < 2**31:
+                delta_dtype = np.dtype(np.int32)
+    return KernelArrays(read_only(a), read_only(b), read_only(folded), factor, delta_dtype)
 
 
 class SymmetricQuadraticState(NamedTuple):

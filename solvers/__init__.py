@@ -8,6 +8,7 @@ from moe_search.solvers.min_cost_flow import MinCostFlow
 from moe_search.solvers.result import Result
 from moe_search.solvers.solver import Solver
 from moe_search.solvers.stop import AnyOf, MaxIterations, MaxRuntime, NoImprovement, StoppingCriterion, TargetValue
+from moe_search.solvers.tabu_search import TabuSearch
 
 __all__ = [
     "AnyOf",
@@ -22,5 +23,6 @@ __all__ = [
     "Result",
     "Solver",
     "StoppingCriterion",
+    "TabuSearch",
     "TargetValue",
 ]

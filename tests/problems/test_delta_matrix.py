@@ -1,0 +1,64 @@
+"""The matrix of all swap deltas stays what it is when computed afresh, whatever moves are committed."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from instances import INSTANCES, naive_value
+from naive import swapped
+from numba import njit
+
+from moe_search.problems.delta_matrix import commit_swap_and_deltas, fill_deltas, fill_potential
+
+
+@njit
+def fill(state, matrix, block_size):
+    fill_potential(state, matrix, 0, 2)
+    fill_potential(state, matrix, 2, state.permutation.shape[0])
+    fill_deltas(state, matrix, block_size, 0, 3)
+    fill_deltas(state, matrix, block_size, 3, state.permutation.shape[0])
+
+
+@njit
+def commit(state, matrix, block_size, a, b):
+    commit_swap_and_deltas(state, matrix, block_size, a, b)
+
+
+def pairs(problem):
+    for a in range(problem.size):
+        for b in range(a + 1, (a // problem.block_size + 1) * problem.block_size):
+            yield a, b
+
+
+@pytest.mark.parametrize("name", INSTANCES)
+@settings(max_examples=5, deadline=None)
+@given(seed=st.integers(0, 10**6), moves=st.lists(st.integers(0, 10**6), max_size=6))
+def test_every_delta_is_the_difference_of_naive_values(name, seed, moves):
+    problem = INSTANCES[name](seed)
+    p = problem.random_permutation(np.random.default_rng(seed)).tolist()
+    state, matrix = problem.state(p), problem.delta_matrix()
+    fill(state, matrix, problem.block_size)
+    for move in moves:
+        choices = list(pairs(problem))
+        a, b = choices[move % len(choices)]
+        commit(state, matrix, problem.block_size, a, b)
+        p = swapped(p, a, b)
+    assert state.permutation.tolist() == p
+    value = naive_value(problem, p)
+    for a, b in pairs(problem):
+        expected = naive_value(problem, swapped(p, a, b)) - value
+        assert matrix.deltas[a, b] == pytest.approx(expected, rel=1e-9, abs=1e-9)
+        if problem.integral:
+            assert matrix.deltas[a, b] == expected
+
+
+def test_deltas_take_32_bits_only_where_no_potential_can_overflow_them():
+    types = {name: INSTANCES[name](0).delta_matrix().deltas.dtype for name in INSTANCES}
+    assert types["quadratic"] == np.int32
+    assert types["quadratic, 64 bits"] == np.int64
+    assert types["quadratic float"] == np.float64
+    assert types["linear"] == np.int64
+    costly = INSTANCES["quadratic with linear"](0)
+    heavy = type(costly)(costly.flow, costly.distance, costly.linear * 10**8)
+    assert heavy.state(range(6)).flow.dtype == np.int32
+    assert heavy.delta_matrix().deltas.dtype == np.int64
