@@ -7,6 +7,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from moe_search.plotting.palette import INK, MUTED, RULE
@@ -79,6 +80,7 @@ def _draw(panel: LossPanel, axis: Axes) -> None:
     axis.set_title(panel.title, loc="left", fontweight="bold", fontsize=10)
     axis.set_xlabel("epoch")
     axis.set_xlim(left=0)
+    axis.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     axis.grid(axis="y", color=RULE, linewidth=0.6)
     axis.spines[["top", "right", "left"]].set_visible(False)
     axis.tick_params(length=0, colors=MUTED)

@@ -52,7 +52,9 @@ class Table:
             title=self.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
         )
         for index, column in enumerate(self.columns):
-            table.add_column(column, justify="right" if index else "left", no_wrap=not index)
+            # A narrow terminal may break a header between words, never within one.
+            longest = max(map(len, column.split()), default=0)
+            table.add_column(column, justify="right" if index else "left", no_wrap=not index, min_width=longest)
         for index, row in enumerate(self.rows):
             # Text, not str: a cell is never markup.
             table.add_row(*(Text(cell) for cell in row), end_section=index in self.rules)
