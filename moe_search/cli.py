@@ -1,0 +1,158 @@
+"""The command line: ``moe-search demo`` and ``moe-search solve``."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from moe_search.problems.quadratic import QuadraticAssignment
+    from moe_search.solvers.result import Result
+    from moe_search.solvers.solver import Solver
+
+SOLVERS = ("auto", "local-search", "enumeration", "cp-sat", "hungarian", "min-cost-flow")
+LONGEST_PRINTED_PERMUTATION = 40
+
+app = typer.Typer(
+    help="The discrete half of sparse mixture-of-experts models, solved as a combinatorial search problem.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.command()
+def demo(
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    seeds: Annotated[int | None, typer.Option(help="Paired repetitions. [default: 3, with --smoke 2]")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs of training. [default: 15, with --smoke 2]")] = None,
+    report: Annotated[Path, typer.Option(help="Where the HTML report goes.")] = Path("moe-search-demo.html"),
+    smoke: Annotated[bool, typer.Option("--smoke", help="Tiny sizes: shows in seconds that all works.")] = False,
+) -> None:
+    """Train sparse gates on real images with and without search, and write an HTML report."""
+    with _one_line_errors():
+        from moe_search.plotting.output_file import check_output_file
+
+        check_output_file(report, "report")
+        from moe_search.demo.settings import DemoSettings, smoke_settings
+
+        settings = smoke_settings() if smoke else DemoSettings()
+        settings = replace(
+            settings,
+            seeds=settings.seeds if seeds is None else seeds,
+            epochs=settings.epochs if epochs is None else epochs,
+        )
+        from moe_search.demo.device import find_device
+
+        torch_device = find_device(device)
+    from rich.console import Console
+
+    from moe_search.demo.run import run_demo
+
+    run_demo(settings, torch_device, report, shlex.join(["moe-search", *sys.argv[1:]]), Console())
+
+
+@app.command()
+def solve(
+    file: Annotated[Path, typer.Argument(help="A problem in QAPLIB's .dat format.", metavar="FILE.dat")],
+    time: Annotated[float, typer.Option(help="Seconds the solver may take.")] = 2.0,
+    solver: Annotated[str, typer.Option(help=f"{', '.join(SOLVERS[:-1])} or {SOLVERS[-1]}.")] = "auto",
+    seed: Annotated[int, typer.Option(help="Source of all randomness.")] = 0,
+    json: Annotated[Path | None, typer.Option(help="Where the result goes as JSON.", metavar="PATH")] = None,
+) -> None:
+    """Solve a quadratic assignment problem and print value, bound and gap."""
+    with _one_line_errors():
+        if not 0 < time < math.inf:
+            raise ValueError(f"--time must be a positive number of seconds, got {time:g}")
+        if seed < 0:
+            raise ValueError(f"--seed must be 0 or more, got {seed}")
+        chosen = _solver(solver)
+        if json is not None:
+            from moe_search.plotting.output_file import check_output_file
+
+            check_output_file(json, "--json")
+        from moe_search import solve as solve_problem
+        from moe_search.problems.qaplib import read_qaplib
+        from moe_search.solvers.stop import MaxRuntime
+
+        problem = read_qaplib(file)
+        result = solve_problem(problem, chosen, MaxRuntime(time), seed=seed)
+        if json is not None:
+            json.write_text(result.to_json() + "\n", encoding="utf-8")
+    _print_result(file, problem, result, json)
+
+
+def _solver(name: str) -> Solver | None:
+    """Return the solver of a name of the command line; None lets `moe_search.solve` choose."""
+    if name == "auto":
+        return None
+    if name == "local-search":
+        from moe_search.solvers.local_search import LocalSearch
+
+        return LocalSearch()
+    if name == "enumeration":
+        from moe_search.solvers.enumeration import Enumeration
+
+        return Enumeration()
+    if name == "cp-sat":
+        from moe_search.solvers.cp_sat import CpSat
+
+        return CpSat()
+    if name == "hungarian":
+        from moe_search.solvers.hungarian import Hungarian
+
+        return Hungarian()
+    if name == "min-cost-flow":
+        from moe_search.solvers.min_cost_flow import MinCostFlow
+
+        return MinCostFlow()
+    raise ValueError(f"--solver must be one of {', '.join(SOLVERS)}, got {name!r}")
+
+
+def _print_result(file: Path, problem: QuadraticAssignment, result: Result, json: Path | None) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="dim")
+    table.add_column()
+    rows = {
+        "problem": f"{file.name}, {type(problem).__name__} of size {problem.size}",
+        "value": f"{result.value:,}",
+        "bound": "none" if result.bound is None else f"{result.bound:,}",
+        "gap": "unknown" if result.gap is None else f"{100 * result.gap:.3f} % of the value",
+        "status": result.status,
+        "iterations": f"{result.iterations:,}",
+        "runtime": f"{result.runtime:.3f} s",
+        "solver": result.solver,
+        "seed": "none" if result.seed is None else str(result.seed),
+    }
+    if problem.size <= LONGEST_PRINTED_PERMUTATION:
+        rows["permutation"] = " ".join(map(str, result.permutation.tolist()))
+    if json is not None:
+        rows["written to"] = str(json)
+    for name, text in rows.items():
+        table.add_row(name, Text(text))
+    Console().print(table)
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """Print an error of the arguments in one line, without traceback, and exit with status 2."""
+    try:
+        yield
+    except (OSError, TypeError, ValueError) as error:
+        text = str(error)
+        if isinstance(error, OSError) and error.filename is not None:
+            text = f"cannot use {error.filename}: {error.strerror}"
+        typer.echo(f"error: {' '.join(text.split())}", err=True)
+        raise typer.Exit(2) from error
