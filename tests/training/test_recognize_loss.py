@@ -79,6 +79,7 @@ def test_flatten_keeps_leading_axes():
 REJECTED = {
     "label smoothing": (nn.CrossEntropyLoss(label_smoothing=0.01), outputs_of(B, C), classes(B)),
     "absolute error": (nn.L1Loss(), outputs_of(B, D), halves(B, D)),
+    "absolute error, none at hand": (nn.L1Loss(), halves(B, D), halves(B, D)),
     "huber, quadratic at hand": (nn.HuberLoss(delta=2.0), 0.1 * halves(B, D), torch.zeros(B, D)),
     "tasks of unequal weight": (
         lambda o, t: functional.cross_entropy(o[:, 0], t[:, 0]) + 0.5 * functional.cross_entropy(o[:, 1], t[:, 1]),
