@@ -1,0 +1,108 @@
+"""A batch of samples, as a search takes, keeps and concatenates it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Inputs, targets and, for gates that route by id, ids of the same samples.
+
+    Parameters
+    ----------
+    inputs : Tensor
+        What the model takes, shape [B, ...].
+    targets : Tensor
+        What the loss compares the outputs with, shape [B, ...].
+    ids : Tensor, optional
+        Passed to the model as the keyword ``ids``, shape [B].
+
+    Raises
+    ------
+    TypeError
+        If one of them is not a tensor.
+    ValueError
+        If they do not hold the same number of samples.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    ids: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        for name, tensor in self.named():
+            if not isinstance(tensor, Tensor):
+                raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+            if tensor.ndim == 0:
+                raise ValueError(f"{name} must have the samples along its first axis, got a scalar")
+            if tensor.shape[0] != self.inputs.shape[0]:
+                raise ValueError(
+                    f"{name} must hold as many samples as inputs, "
+                    f"got shape {tuple(tensor.shape)} for inputs of shape {tuple(self.inputs.shape)}"
+                )
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return self.inputs.shape[0]
+
+    def named(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the name and the tensor of what is there."""
+        yield "inputs", self.inputs
+        yield "targets", self.targets
+        if self.ids is not None:
+            yield "ids", self.ids
+
+    def require(self, num_samples: int, purpose: str = "") -> None:
+        """Raise ValueError if there are fewer than ``num_samples`` samples; ``purpose`` tells what they are for."""
+        if len(self) < num_samples:
+            count = "one sample" if num_samples == 1 else f"{num_samples} samples"
+            raise ValueError(
+                f"inputs must hold at least {count}{purpose}, got {len(self)} (shape {tuple(self.inputs.shape)})"
+            )
+
+    def check_device(self, model: nn.Module) -> None:
+        """Raise ValueError if a tensor lies on a device that holds no part of ``model``."""
+        devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
+        for name, tensor in self.named():
+            if tensor.device not in devices:
+                accepted = ", ".join(sorted(str(device) for device in devices))
+                raise ValueError(f"{name} must be on the device of the model ({accepted}), got {tensor.device}")
+
+    def part(self, start: int, stop: int) -> Batch:
+        """Return the samples ``start`` to ``stop - 1``."""
+        ids = None if self.ids is None else self.ids[start:stop]
+        return Batch(self.inputs[start:stop], self.targets[start:stop], ids)
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on ``device``."""
+        ids = None if self.ids is None else self.ids.to(device)
+        return Batch(self.inputs.to(device), self.targets.to(device), ids)
+
+
+def concatenate(batches: Sequence[Batch]) -> Batch:
+    """Return one batch with the samples of all ``batches``, in their order.
+
+    Raises
+    ------
+    ValueError
+        If the shapes of the samples differ, or only some batches have ids.
+    """
+    if len(batches) == 1:
+        return batches[0]
+    if len({batch.ids is None for batch in batches}) > 1:
+        raise ValueError("ids must come with every batch or with none, got some batches with and some without")
+    for name in ("inputs", "targets"):
+        shapes = sorted({tuple(getattr(batch, name).shape[1:]) for batch in batches})
+        if len(shapes) > 1:
+            raise ValueError(f"{name} of batches searched together must agree in the shape of a sample, got {shapes}")
+    ids = [batch.ids for batch in batches if batch.ids is not None]
+    return Batch(
+        torch.cat([batch.inputs for batch in batches]),
+        torch.cat([batch.targets for batch in batches]),
+        torch.cat(ids) if ids else None,
+    )

@@ -1,0 +1,174 @@
+"""A model cut open at its mixture layer: what goes in, what comes out, and the head behind it."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from moe_search.layers.mixture_of_experts import MixtureOfExperts
+from moe_search.training.batch import Batch
+
+
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """What one forward of a model showed at its mixture layer.
+
+    Parameters
+    ----------
+    moe_inputs : Tensor
+        What the layer took, shape [B, ...].
+    slot_weights : Tensor
+        The weights of its gate, shape [B, T, m].
+    mixture : Tensor
+        What the layer returned, shape [B, ...].
+    outputs : Tensor
+        What the model returned, shape [B, ...].
+    """
+
+    moe_inputs: Tensor
+    slot_weights: Tensor
+    mixture: Tensor
+    outputs: Tensor
+
+
+def check_model(model: nn.Module, moe: MixtureOfExperts) -> None:
+    """Raise TypeError if one of the two is of another type, ValueError if ``moe`` is not inside ``model``."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if not isinstance(moe, MixtureOfExperts):
+        raise TypeError(f"moe must be a MixtureOfExperts, got {type(moe).__name__}")
+    if not any(module is moe for module in model.modules()):
+        raise ValueError(f"moe must be a submodule of model, got one that {type(model).__name__} does not contain")
+
+
+def forward(model: nn.Module, batch: Batch) -> Tensor:
+    """Return ``model(inputs)``, or ``model(inputs, ids=ids)`` for a batch with ids; shape [B, ...].
+
+    Raises
+    ------
+    TypeError
+        If the model returns anything but a tensor, or ids came and its forward does not take them.
+    ValueError
+        If the output does not have the batch's samples along its first axis.
+    """
+    if batch.ids is None:
+        outputs = model(batch.inputs)
+    else:
+        parameters = inspect.signature(model.forward).parameters
+        if "ids" not in parameters and all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
+            raise TypeError(f"ids came, and {type(model).__name__}.forward takes no argument named ids")
+        outputs = model(batch.inputs, ids=batch.ids)
+    if not isinstance(outputs, Tensor):
+        raise TypeError(f"model must return a tensor, got {type(outputs).__name__}")
+    if outputs.ndim == 0 or outputs.shape[0] != len(batch):
+        raise ValueError(
+            f"model must return one output for each of the {len(batch)} samples, got shape {tuple(outputs.shape)}"
+        )
+    return outputs
+
+
+def cut(model: nn.Module, moe: MixtureOfExperts, batch: Batch) -> Cut:
+    """Run ``model`` once and return what its mixture layer took and gave.
+
+    Raises
+    ------
+    ValueError
+        If the layer does not run exactly once, or not on one row for each sample.
+    """
+    calls: list[tuple[Tensor, Tensor | None, Tensor]] = []
+
+    def listen(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], mixture: Tensor) -> None:
+        bound = inspect.signature(moe.forward).bind(*args, **kwargs).arguments
+        calls.append((bound["inputs"], bound.get("ids"), mixture))
+
+    hook = moe.register_forward_hook(listen, with_kwargs=True)
+    try:
+        outputs = forward(model, batch)
+    finally:
+        hook.remove()
+    if len(calls) != 1:
+        raise ValueError(
+            f"moe must run exactly once in a forward of model, it was seen {len(calls)} times "
+            "(a compiled model hides its layers: pass the module that was compiled)"
+        )
+    moe_inputs, moe_ids, mixture = calls[0]
+    if moe_inputs.shape[0] != len(batch):
+        raise ValueError(
+            f"moe must take one row for each sample of the batch, got {moe_inputs.shape[0]} rows "
+            f"for {len(batch)} samples"
+        )
+    return Cut(moe_inputs, moe.gate(moe_inputs, moe_ids).weights, mixture, outputs)
+
+
+def run_head(model: nn.Module, moe: MixtureOfExperts, batch: Batch, mixture: Tensor) -> Tensor:
+    """Return the outputs of ``model`` when ``moe`` returns ``mixture``, whatever it is given."""
+
+    def answer(*_args: Any, **_kwargs: Any) -> Tensor:
+        # A copy, for heads that work in place.
+        return mixture.clone()
+
+    # A forward hook would replace the output too, after having run the gate and the experts for nothing.
+    attributes = vars(moe)
+    own = attributes.get("forward")
+    attributes["forward"] = answer
+    try:
+        return forward(model, batch)
+    finally:
+        if own is None:
+            del attributes["forward"]
+        else:
+            attributes["forward"] = own
+
+
+def fold_head(
+    model: nn.Module, moe: MixtureOfExperts, batch: Batch, mixture: Tensor, expert_outputs: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Fold the head, linearized around the mixture, into the outputs of the experts.
+
+    With the head o(z) of a sample and its mixture z0, expert e is given o(z0) + J (f_e - z0), where J is the Jacobian
+    of o at z0. Because the weights of a sample sum to 1, mixing these is the same as the linearized head of the mixed
+    f_e: exact for an affine head.
+
+    Parameters
+    ----------
+    model, moe, batch
+        The model, its mixture layer, and the samples.
+    mixture : Tensor
+        z0, shape [B, ...].
+    expert_outputs : Tensor
+        f_e, shape [B, n, ...].
+
+    Returns
+    -------
+    outputs : Tensor
+        o(z0), shape [B, ...].
+    folded : Tensor
+        Shape [B, n, C], the axes of an output flattened to C.
+
+    Raises
+    ------
+    ValueError
+        If the outputs do not depend differentiably on the mixture.
+    """
+    directions = (expert_outputs - mixture.unsqueeze(1)).flatten(2)
+    with torch.enable_grad():
+        point = mixture.detach().clone().requires_grad_()
+        outputs = run_head(model, moe, batch, point)
+        flat = outputs.reshape(len(batch), -1)
+        totals = flat.sum(0).unbind()
+    folded = flat.detach().unsqueeze(1).repeat(1, expert_outputs.shape[1], 1)
+    for c, total in enumerate(totals):
+        # One backward pass gives row c of every sample's Jacobian, since no output depends on another sample.
+        row = None
+        if total.requires_grad:
+            (row,) = torch.autograd.grad(total, point, retain_graph=c + 1 < len(totals), allow_unused=True)
+        if row is None:
+            raise ValueError(
+                f"the outputs of model must depend on those of moe by differentiable operations, output {c} does not"
+            )
+        folded[:, :, c] += torch.einsum("bd,bnd->bn", row.flatten(1), directions)
+    return outputs.detach(), folded

@@ -1,0 +1,35 @@
+"""What lowering computes, from the definition: one sample, one slot, one expert at a time."""
+
+import numpy as np
+
+
+def linear_cost(slots, num_slots, experts, head, loss, inputs, targets):
+    """cost[s, e]: the loss of the samples of slot s if expert e answers, over the number of all samples."""
+    cost = np.zeros((num_slots, len(experts)))
+    for b in range(len(inputs)):
+        for s in range(num_slots):
+            for e in range(len(experts)):
+                if slots[b] == s:
+                    answer = head(experts[e](inputs[b : b + 1]))
+                    cost[s, e] += float(loss(answer, targets[b : b + 1])) / len(inputs)
+    return cost
+
+
+def mixture_loss(weights, expert_of_slot, experts, head, loss, inputs, targets):
+    """Mean loss of the mixture: weights [B, T, m], expert_of_slot [T][m]."""
+    total = 0.0
+    for b in range(len(inputs)):
+        mixture = 0.0
+        for t in range(weights.shape[1]):
+            for s in range(weights.shape[2]):
+                if weights[b, t, s] > 0:
+                    mixture = mixture + weights[b, t, s] * experts[expert_of_slot[t][s]](inputs[b : b + 1])
+        total += float(loss(head(mixture), targets[b : b + 1]))
+    return total / len(inputs)
+
+
+def folded_output(head, mixture, expert_output, step=1e-4):
+    """o(z0) + J (f - z0) for one sample, the directional derivative by central differences."""
+    direction = expert_output - mixture
+    slope = (head(mixture + step * direction) - head(mixture - step * direction)) / (2 * step)
+    return head(mixture) + slope
