@@ -1,0 +1,78 @@
+"""Whether a found expert map is better on samples that it was not searched on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from moe_search.layers.mixture_of_experts import MixtureOfExperts
+from moe_search.training.batch import Batch
+from moe_search.training.cut import forward
+from moe_search.training.frozen import frozen
+from moe_search.training.sample_losses import Loss, sample_losses
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Paired comparison of two expert maps on the same samples.
+
+    Parameters
+    ----------
+    gain : float
+        Mean over the samples of the loss under the old map minus that under the new one.
+    standard_error : float
+        Standard error of that mean, from the sample standard deviation (ddof = 1) of the differences.
+    num_samples : int
+        Number of samples compared.
+    """
+
+    gain: float
+    standard_error: float
+    num_samples: int
+
+    @property
+    def confirmed(self) -> bool:
+        """Whether the gain is positive and larger than its standard error."""
+        return self.gain > 0 and self.gain > self.standard_error
+
+
+def verify(
+    model: nn.Module, moe: MixtureOfExperts, permutation: NDArray[np.int64], batch: Batch, loss: Loss
+) -> Verification:
+    """Compare the gate's expert map with that of ``permutation`` by true forwards; the gate keeps its map.
+
+    Parameters
+    ----------
+    model, moe : Module, MixtureOfExperts
+        The model and the mixture layer in it.
+    permutation : ndarray of int64
+        The new map, as `ExpertMap.assign_permutation` takes it.
+    batch : Batch
+        At least two samples.
+    loss : callable
+        ``loss(outputs, targets)``, a scalar tensor that is the mean over the samples.
+
+    Returns
+    -------
+    Verification
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two samples; also whatever `sample_losses` raises.
+    """
+    batch.require(2, " to verify a map")
+    expert_map = moe.gate.expert_map
+    kept = expert_map.experts.clone()
+    with frozen(model):
+        before = sample_losses(loss, forward(model, batch), batch.targets)
+        try:
+            expert_map.assign_permutation(permutation)
+            after = sample_losses(loss, forward(model, batch), batch.targets)
+        finally:
+            expert_map.assign(kept)
+    gains = before - after
+    return Verification(float(gains.mean()), float(gains.std(ddof=1) / np.sqrt(len(gains))), len(gains))
