@@ -1,0 +1,76 @@
+"""What one search of a training run did."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, TypeAlias
+
+Outcome: TypeAlias = Literal["committed", "refused", "no improvement", "not finite"]
+
+
+@dataclass(frozen=True)
+class SearchRecord:
+    """One search: what was found, what a second batch said of it, and what became of it.
+
+    Parameters
+    ----------
+    step : int
+        The training step, counted from 1, after which the search ran.
+    problem : str or None
+        The class of the problem, ``"LinearAssignment"`` or ``"MixtureAssignment"``; None if the loss was not finite.
+    solver : str or None
+        The solver's name; None if none ran.
+    outcome : str
+        ``"committed"``: the new map is in the gate. ``"refused"``: the second batch did not confirm the gain, the map
+        stayed. ``"no improvement"``: the solver found nothing better. ``"not finite"``: a loss was NaN or infinite, the
+        map stayed.
+    value_before, value_found : float or None
+        Mean loss on the searched samples under the old and the found map (a prediction if ``linearized``).
+    bound : float or None
+        A proven lower bound on that loss over all maps, if the solver gave one.
+    gain : float or None
+        ``value_before - value_found``: the predicted decrease of the mean loss.
+    verified_gain, standard_error : float or None
+        Mean decrease of the loss of a sample on the second batch, by true forwards, and its standard error; None if
+        there was nothing to verify.
+    seconds, seconds_solving : float
+        Time of the whole search, and of the solver in it.
+    linearized : bool
+        Whether the head was not affine, so that its linearization was searched.
+    num_samples : int
+        Number of samples searched on.
+    """
+
+    step: int
+    problem: str | None
+    solver: str | None
+    outcome: Outcome
+    value_before: float | None
+    value_found: float | None
+    bound: float | None
+    gain: float | None
+    verified_gain: float | None
+    standard_error: float | None
+    seconds: float
+    seconds_solving: float
+    linearized: bool
+    num_samples: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record as a plain dict of numbers and strings."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> SearchRecord:
+        """Return the record of ``to_dict``.
+
+        Raises
+        ------
+        ValueError
+            If a field is missing or unknown.
+        """
+        names = [field.name for field in fields(cls)]
+        if set(values) != set(names):
+            raise ValueError(f"a search record must have the fields {names}, got {sorted(values)}")
+        return cls(**values)
