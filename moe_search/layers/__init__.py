@@ -1,1 +1,6 @@
-"""layers"""
+"""Layers: experts, and their mixture by a gate."""
+
+from moe_search.layers.mixture_of_experts import MixtureOfExperts
+from moe_search.layers.stacked_experts import StackedExperts
+
+__all__ = ["MixtureOfExperts", "StackedExperts"]

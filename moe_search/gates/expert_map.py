@@ -1,0 +1,238 @@
+"""The map from slots to experts: the discrete half of a gate, and what a search changes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from moe_search.gates.arguments import positive_integer
+
+
+class ExpertMap(nn.Module):
+    """The expert of every slot, one row for each selector.
+
+    Every expert holds c = m / n slots of every row. The map is a buffer: it is in the state dict, follows the module
+    to its device, and gets no gradient. A fresh map gives slot s to expert s // c.
+
+    Parameters
+    ----------
+    num_experts : int
+        Number of experts n.
+    num_slots : int, optional
+        Number of slots m of a selector, a multiple of n; n by default.
+    num_selectors : int
+        Number of selectors T.
+    shared : bool
+        Whether all selectors use one row.
+
+    Attributes
+    ----------
+    experts : Tensor of int64
+        Shape [T, m], or [1, m] if shared. Change it with `assign`, `assign_permutation` or `scramble`.
+
+    Raises
+    ------
+    TypeError
+        If a number is not an integer.
+    ValueError
+        If a number is less than 1, or m is not a multiple of n.
+
+    Examples
+    --------
+    >>> from moe_search.gates.expert_map import ExpertMap
+    >>> expert_map = ExpertMap(num_experts=2, num_slots=4)
+    >>> expert_map.assign([[1, 0, 0, 1]])
+    >>> expert_map.permutation()
+    array([2, 0, 1, 3])
+    """
+
+    experts: Tensor
+
+    def __init__(
+        self, num_experts: int, num_slots: int | None = None, num_selectors: int = 1, shared: bool = False
+    ) -> None:
+        super().__init__()
+        self.num_experts = positive_integer("num_experts", num_experts)
+        self.num_slots = self.num_experts if num_slots is None else positive_integer("num_slots", num_slots)
+        self.num_selectors = positive_integer("num_selectors", num_selectors)
+        self.shared = bool(shared)
+        if self.num_slots % self.num_experts:
+            raise ValueError(
+                "num_slots must be a multiple of num_experts, "
+                f"got {self.num_slots} slots for {self.num_experts} experts"
+            )
+        row = torch.arange(self.num_slots) // self.capacity
+        self.register_buffer("experts", row.repeat(1 if self.shared else self.num_selectors, 1))
+
+    @property
+    def capacity(self) -> int:
+        """Slots that an expert holds in every row, c = m / n."""
+        return self.num_slots // self.num_experts
+
+    def assign(self, experts: Tensor | npt.ArrayLike) -> None:
+        """Take over the expert of every slot.
+
+        Parameters
+        ----------
+        experts : Tensor or array_like of integers
+            The shape of the attribute `experts`; every expert c times in every row.
+
+        Raises
+        ------
+        TypeError
+            If the entries are not integers.
+        ValueError
+            If the shape is another, an expert does not exist, or one holds more or fewer than c slots of a row.
+        """
+        # Through numpy, which reads nested lists and other libraries' arrays, where a tensor is a tensor already.
+        new = experts if isinstance(experts, Tensor) else _from_array("experts", experts)
+        self._check("experts", new)
+        with torch.no_grad():
+            self.experts.copy_(new)
+
+    def permutation(self) -> npt.NDArray[np.int64]:
+        """Return the map as a permutation of slots to seats.
+
+        Returns
+        -------
+        ndarray of int64, shape (rows * m,)
+            ``p[t * m + s] = t * m + seat``, where seat // c is the expert. The seats of an expert go to its slots in
+            the order of the slots.
+        """
+        experts = self.experts.cpu().numpy()
+        rows, m = experts.shape
+        seats = np.empty((rows, m), dtype=np.int64)
+        np.put_along_axis(seats, np.argsort(experts, axis=1, kind="stable"), np.arange(m)[None], axis=1)
+        return (seats + m * np.arange(rows)[:, None]).reshape(-1)
+
+    def assign_permutation(self, permutation: npt.ArrayLike) -> None:
+        """Take over the map of a permutation of slots to seats, as `permutation` returns it.
+
+        Raises
+        ------
+        TypeError
+            If the entries are not integers.
+        ValueError
+            If it is not a permutation of 0 .. rows * m - 1, or gives a slot a seat of another row.
+        """
+        p = np.asarray(permutation)
+        rows, m = self.experts.shape
+        if p.dtype.kind not in "iu":
+            raise TypeError(f"permutation must hold integers, got dtype {p.dtype}")
+        if p.shape != (rows * m,):
+            raise ValueError(f"permutation must have shape ({rows * m},) for {self._what()}, got shape {p.shape}")
+        if not np.array_equal(np.sort(p), np.arange(rows * m)):
+            raise ValueError(f"permutation must hold every seat of 0 .. {rows * m - 1} once, got {p.tolist()}")
+        stray = p // m != np.arange(rows * m) // m
+        if stray.any():
+            slot = int(np.argmax(stray))
+            raise ValueError(f"permutation must keep every slot in its row of {m} seats, got seat {p[slot]} for {slot}")
+        self.assign((p % m // self.capacity).reshape(rows, m))
+
+    def scramble(self, generator: torch.Generator) -> None:
+        """Draw every row uniformly at random from all maps.
+
+        Parameters
+        ----------
+        generator : torch.Generator
+            On any device; the same seed on the same device gives the same map.
+        """
+        rows, m = self.experts.shape
+        drawn = [torch.randperm(m, generator=generator, device=generator.device) for _ in range(rows)]
+        self.assign(torch.stack(drawn) // self.capacity)
+
+    def forward(self, slot_weights: Tensor) -> Tensor:
+        """Add up the weights of the slots of every expert.
+
+        Parameters
+        ----------
+        slot_weights : Tensor
+            Shape [B, T, m].
+
+        Returns
+        -------
+        Tensor
+            Shape [B, n].
+
+        Raises
+        ------
+        ValueError
+            If the shape is another.
+        """
+        if slot_weights.ndim != 3 or slot_weights.shape[1:] != (self.num_selectors, self.num_slots):
+            raise ValueError(
+                f"slot_weights must have shape [B, {self.num_selectors}, {self.num_slots}], "
+                f"got shape {tuple(slot_weights.shape)}"
+            )
+        by_slot = slot_weights.sum(1) if self.shared else slot_weights.flatten(1)
+        # Sorting slots by expert lines up equally many for each: a gather and a sum, the same on every device and run.
+        # It also leaves autograd nothing to remember of the buffer, which may change before the backward pass.
+        order = self.experts.flatten().argsort(stable=True)
+        return by_slot[:, order].reshape(len(by_slot), self.num_experts, -1).sum(2)
+
+    def extra_repr(self) -> str:
+        """Return the sizes, for `repr`."""
+        return (
+            f"num_experts={self.num_experts}, num_slots={self.num_slots}, "
+            f"num_selectors={self.num_selectors}, shared={self.shared}"
+        )
+
+    def _what(self) -> str:
+        rows = self.experts.shape[0]
+        return f"{self.num_experts} experts and {rows} row{'s' * (rows > 1)} of {self.num_slots} slots"
+
+    def _check(self, name: str, experts: Tensor) -> None:
+        if experts.is_floating_point() or experts.is_complex() or experts.dtype == torch.bool:
+            raise TypeError(f"{name} must hold integers, got dtype {experts.dtype}")
+        if experts.shape != self.experts.shape:
+            raise ValueError(
+                f"{name} must have shape {tuple(self.experts.shape)} for {self._what()}, "
+                f"got shape {tuple(experts.shape)}"
+            )
+        for t, row in enumerate(experts.detach().cpu().numpy()):
+            if row.min() < 0 or row.max() >= self.num_experts:
+                raise ValueError(
+                    f"{name} must hold the experts 0 .. {self.num_experts - 1}, got {row.min()} .. {row.max()}"
+                )
+            slots = np.bincount(row.astype(np.int64), minlength=self.num_experts)
+            wrong = slots != self.capacity
+            if wrong.any():
+                e = int(np.argmax(wrong))
+                raise ValueError(
+                    f"{name} must hold every expert {self.capacity} times in every row for {self._what()}, "
+                    f"got expert {e} {slots[e]} times in row {t}"
+                )
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        # torch would take any map of the right shape, and a wrong one would then route samples to wrong experts.
+        key = f"{prefix}experts"
+        experts = state_dict.get(key)
+        if isinstance(experts, Tensor) and not experts.is_meta:
+            try:
+                self._check(key, experts)
+            except (TypeError, ValueError) as error:
+                error_msgs.append(str(error))
+                return
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
+
+def _from_array(name: str, values: npt.ArrayLike) -> Tensor:
+    array = np.asarray(values)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{name} must hold integers, got dtype {array.dtype}")
+    return torch.from_numpy(array.astype(np.int64))

@@ -1,0 +1,132 @@
+"""What every gate offers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from moe_search.gates.arguments import positive_integer
+from moe_search.gates.batch_checks import require_device, require_dtype, require_samples
+from moe_search.gates.expert_map import ExpertMap
+from moe_search.gates.slot_weights import SlotWeights
+
+
+class Gate(nn.Module, ABC):
+    """From inputs to slot weights; a gate's expert map says which experts the slots stand for.
+
+    A new gate is one file with a `forward`, and a `penalty` if it has one. A gate leaves no trace on itself in
+    `forward`: everything it has to say is in the `SlotWeights`.
+
+    Parameters
+    ----------
+    num_experts : int
+        Number of experts n.
+    num_slots : int, optional
+        Number of slots m of a selector, a multiple of n; n by default.
+    num_selectors : int
+        Number of selectors T.
+    in_features : int, optional
+        Number of features of a sample, for gates that look at them.
+    shared_map : bool
+        Whether all selectors use one row of the expert map.
+
+    Attributes
+    ----------
+    expert_map : ExpertMap
+    in_features : int or None
+
+    Raises
+    ------
+    TypeError
+        If a number is not an integer.
+    ValueError
+        If a number is less than 1, or m is not a multiple of n.
+    """
+
+    def __init__(
+        self,
+        num_experts: int,
+        num_slots: int | None = None,
+        num_selectors: int = 1,
+        *,
+        in_features: int | None = None,
+        shared_map: bool = False,
+    ) -> None:
+        super().__init__()
+        self.expert_map = ExpertMap(num_experts, num_slots, num_selectors, shared_map)
+        self.in_features = None if in_features is None else positive_integer("in_features", in_features)
+
+    @property
+    def num_experts(self) -> int:
+        """Number of experts n."""
+        return self.expert_map.num_experts
+
+    @property
+    def num_slots(self) -> int:
+        """Number of slots m of a selector."""
+        return self.expert_map.num_slots
+
+    @property
+    def num_selectors(self) -> int:
+        """Number of selectors T."""
+        return self.expert_map.num_selectors
+
+    @abstractmethod
+    def forward(self, inputs: Tensor, ids: Tensor | None = None) -> SlotWeights:
+        """Return the weights of the slots.
+
+        Parameters
+        ----------
+        inputs : Tensor
+            Floating point, shape [B, in_features]. More axes are flattened: images of shape [B, C, H, W] go into a gate
+            with ``in_features = C * H * W``.
+        ids : Tensor, optional
+            Integers, shape [B], for gates that route by id; all others ignore them.
+
+        Returns
+        -------
+        SlotWeights
+
+        Raises
+        ------
+        TypeError
+            If an argument is not a tensor.
+        ValueError
+            If there is no sample, or shape, dtype or device are not those of the gate.
+        """
+
+    def penalty(self, slot_weights: SlotWeights) -> Tensor:
+        """Return what the gate adds to the training loss for these slot weights, a scalar; 0 by default."""
+        return slot_weights.weights.new_zeros(())
+
+    def features(self, inputs: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Return checked inputs, flattened to shape [B, in_features].
+
+        Parameters
+        ----------
+        inputs : Tensor
+            As in `forward`.
+        dtype : torch.dtype, optional
+            What the gate's weights are; any floating-point type by default.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As in `forward`.
+        """
+        require_samples(inputs)
+        if inputs.ndim < 2 or inputs[0].numel() != self.in_features:
+            raise ValueError(
+                f"inputs must have shape [B, {self.in_features}], in_features of the gate being {self.in_features}, "
+                f"got shape {tuple(inputs.shape)}"
+            )
+        require_device("inputs", inputs, self.expert_map.experts.device, "gate")
+        if dtype is not None:
+            require_dtype(inputs, dtype, "gate")
+        return inputs.flatten(1)
+
+    def extra_repr(self) -> str:
+        """Return the width of the inputs, for `repr`."""
+        return "" if self.in_features is None else f"in_features={self.in_features}"

@@ -1,0 +1,134 @@
+"""The gate with nothing to learn: a fixed table."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from moe_search.gates.arguments import positive_integer
+from moe_search.gates.batch_checks import require_device, require_samples
+from moe_search.gates.gate import Gate
+from moe_search.gates.slot_weights import SlotWeights
+
+SPARE_BITS = 6
+"""Bits of a code beyond those that tell the slots apart: codes are not equally frequent, 64 or more a slot even out."""
+
+
+class HashRouting(Gate):
+    """Sends every sample to one slot, with weight 1, by a fixed random table.
+
+    With `vocabulary`, the table gives every id its slot. With `in_features`, the sample is given a code first, the
+    signs of random projections of its features, and the table gives every code its slot: samples close to each other
+    tend to share a slot. Either table is balanced: slots hold equally many ids (or codes), give or take one.
+
+    Parameters
+    ----------
+    num_experts : int
+        Number of experts n.
+    num_slots : int, optional
+        Number of slots m, a multiple of n; n by default.
+    vocabulary : int, optional
+        Number of ids; `forward` then needs ids in 0 .. vocabulary - 1.
+    in_features : int, optional
+        Number of features of a sample. Give one of the two.
+    seed : int
+        Decides the table and the projections.
+
+    Raises
+    ------
+    TypeError
+        If a number is not an integer.
+    ValueError
+        If a number is less than 1, m is not a multiple of n, or not exactly one of `vocabulary` and `in_features` came.
+
+    Notes
+    -----
+    Roller, Sukhbaatar, Szlam and Weston (2021), Hash layers for large sparse models, the balanced assignment of ids.
+    Signs of random projections: Charikar (2002), Similarity estimation techniques from rounding algorithms. There are
+    ceil(log2 m) + 6 of them, normal, each less its mean, so that a code changes neither with the scale of a sample nor
+    with an offset of all its features. Table and projections are buffers, in the state dict.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from moe_search.gates.hash_routing import HashRouting
+    >>> gate = HashRouting(num_experts=4, vocabulary=100)
+    >>> gate(torch.randn(3, 8), ids=torch.tensor([7, 99, 7])).weights.sum(2).flatten()
+    tensor([1., 1., 1.])
+    """
+
+    table: Tensor
+    projections: Tensor | None
+
+    def __init__(
+        self,
+        num_experts: int,
+        num_slots: int | None = None,
+        *,
+        vocabulary: int | None = None,
+        in_features: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(num_experts, num_slots, in_features=in_features)
+        if (vocabulary is None) == (in_features is None):
+            raise ValueError(
+                "exactly one of vocabulary and in_features must be given, "
+                f"got vocabulary={vocabulary} and in_features={in_features}"
+            )
+        generator = torch.Generator().manual_seed(seed)
+        self.vocabulary = None if vocabulary is None else positive_integer("vocabulary", vocabulary)
+        if self.vocabulary is None:
+            assert self.in_features is not None
+            bits = (self.num_slots - 1).bit_length() + SPARE_BITS
+            entries = 2**bits
+            projections = torch.randn(bits, self.in_features, generator=generator)
+            if self.in_features > 1:
+                # Inputs such as pixels, none negative, would else nearly all have the sign of the projection's sum.
+                projections -= projections.mean(1, keepdim=True)
+        else:
+            entries = self.vocabulary
+            projections = None
+        self.register_buffer("table", torch.randperm(entries, generator=generator) % self.num_slots)
+        self.register_buffer("projections", projections)
+
+    def forward(self, inputs: Tensor, ids: Tensor | None = None) -> SlotWeights:
+        """Return the weights of the slots; see `Gate.forward`.
+
+        With `vocabulary`, inputs may have any shape [B, ...], and ids must be integers in 0 .. vocabulary - 1.
+        """
+        slots = self.table[self._ids(inputs, ids) if self.projections is None else self._codes(inputs)]
+        return SlotWeights(functional.one_hot(slots, self.num_slots).to(inputs.dtype).unsqueeze(1), None)
+
+    def _codes(self, inputs: Tensor) -> Tensor:
+        assert self.projections is not None
+        features = self.features(inputs)
+        # In the precision of the projections, autocast or not: a sample must not change its slot with it.
+        with torch.autocast(features.device.type, enabled=False):
+            bits = functional.linear(features.to(self.projections.dtype), self.projections) > 0
+        return (bits.long() << torch.arange(bits.shape[1], device=bits.device)).sum(1)
+
+    def _ids(self, inputs: Tensor, ids: Tensor | None) -> Tensor:
+        require_samples(inputs)
+        device = self.expert_map.experts.device
+        require_device("inputs", inputs, device, "gate")
+        if ids is None:
+            raise ValueError(f"ids must be given to a gate with a vocabulary of {self.vocabulary}, got None")
+        if not isinstance(ids, Tensor):
+            raise TypeError(f"ids must be a tensor, got {type(ids).__name__}")
+        if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+            raise ValueError(f"ids must hold integers, got dtype {ids.dtype}")
+        if ids.shape != inputs.shape[:1]:
+            raise ValueError(
+                f"ids must have shape ({inputs.shape[0]},), one for each sample of inputs, got shape {tuple(ids.shape)}"
+            )
+        require_device("ids", ids, device, "gate")
+        least, most = ids.min().item(), ids.max().item()
+        assert self.vocabulary is not None
+        if least < 0 or most >= self.vocabulary:
+            raise ValueError(f"ids must lie in 0 .. {self.vocabulary - 1}, the vocabulary, got {least} .. {most}")
+        return ids.long()
+
+    def extra_repr(self) -> str:
+        """Return what is hashed, for `repr`."""
+        return super().extra_repr() if self.vocabulary is None else f"vocabulary={self.vocabulary}"

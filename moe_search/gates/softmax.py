@@ -1,0 +1,50 @@
+"""The dense gate."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from moe_search.gates.gate import Gate
+from moe_search.gates.slot_weights import SlotWeights
+
+
+class Softmax(Gate):
+    """Weights all slots by the softmax of an affine function of the inputs.
+
+    Parameters
+    ----------
+    in_features : int
+        Number of features of a sample.
+    num_experts : int
+        Number of experts n.
+    num_slots : int, optional
+        Number of slots m, a multiple of n; n by default.
+
+    Raises
+    ------
+    TypeError
+        If a number is not an integer.
+    ValueError
+        If a number is less than 1, or m is not a multiple of n.
+
+    Notes
+    -----
+    Jordan and Jacobs (1994), Hierarchical mixtures of experts, one level. The weights of the affine function have a
+    bias and start as those of `torch.nn.Linear`: uniform within 1 / sqrt(in_features) of 0.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from moe_search.gates.softmax import Softmax
+    >>> Softmax(in_features=8, num_experts=3)(torch.randn(5, 8)).weights.shape
+    torch.Size([5, 1, 3])
+    """
+
+    def __init__(self, in_features: int, num_experts: int, num_slots: int | None = None) -> None:
+        super().__init__(num_experts, num_slots, in_features=in_features)
+        self.linear = nn.Linear(in_features, self.num_slots)
+
+    def forward(self, inputs: Tensor, ids: Tensor | None = None) -> SlotWeights:
+        """Return the weights of the slots; see `Gate.forward`."""
+        logits = self.linear(self.features(inputs, self.linear.weight.dtype)).unsqueeze(1)
+        return SlotWeights(logits.softmax(2), logits)

@@ -1,0 +1,65 @@
+"""The gate that keeps the k largest logits."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from moe_search.gates.arguments import at_most_slots
+from moe_search.gates.gate import Gate
+from moe_search.gates.slot_weights import SlotWeights
+
+
+class TopK(Gate):
+    """Weights the k slots with the largest logits by the softmax of these logits, all others by exactly 0.
+
+    Exactly k slots are taken also where logits are equal. A weight that rounds to 0, of a logit more than 100 below the
+    largest in float32, is 0 all the same. With k = 1 the weight is 1, and the logits get no gradient from it.
+
+    Parameters
+    ----------
+    in_features : int
+        Number of features of a sample.
+    num_experts : int
+        Number of experts n.
+    k : int
+        Number of slots with weight, at most m.
+    num_slots : int, optional
+        Number of slots m, a multiple of n; n by default. With m > n, two of the k slots may be of one expert.
+
+    Raises
+    ------
+    TypeError
+        If a number is not an integer.
+    ValueError
+        If a number is less than 1, m is not a multiple of n, or k > m.
+
+    Notes
+    -----
+    Shazeer et al. (2017), Outrageously large neural networks, equations 3 and 5, without noise. The affine function
+    from inputs to logits has a bias and starts as `torch.nn.Linear`: uniform within 1 / sqrt(in_features) of 0.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from moe_search.gates.top_k import TopK
+    >>> weights = TopK(in_features=8, num_experts=4, k=2)(torch.randn(5, 8)).weights
+    >>> (weights > 0).sum(2).flatten()
+    tensor([2, 2, 2, 2, 2])
+    """
+
+    def __init__(self, in_features: int, num_experts: int, k: int, num_slots: int | None = None) -> None:
+        super().__init__(num_experts, num_slots, in_features=in_features)
+        self.k = at_most_slots("k", k, self.num_slots)
+        self.linear = nn.Linear(in_features, self.num_slots)
+
+    def forward(self, inputs: Tensor, ids: Tensor | None = None) -> SlotWeights:
+        """Return the weights of the slots; see `Gate.forward`."""
+        logits = self.linear(self.features(inputs, self.linear.weight.dtype)).unsqueeze(1)
+        largest, slots = logits.topk(self.k, dim=2, sorted=False)
+        # Autocast raises the softmax, but not the logits, to float32.
+        weights = largest.softmax(2)
+        return SlotWeights(weights.new_zeros(logits.shape).scatter(2, slots, weights), logits)
+
+    def extra_repr(self) -> str:
+        """Return the sizes, for `repr`."""
+        return f"{super().extra_repr()}, k={self.k}"

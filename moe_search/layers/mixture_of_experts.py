@@ -1,0 +1,197 @@
+"""The layer: a gate and its experts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from moe_search.gates.batch_checks import require_samples
+from moe_search.gates.gate import Gate
+from moe_search.gates.slot_weights import SlotWeights
+from moe_search.layers.dispatch import Dispatch
+from moe_search.layers.stacked_experts import StackedExperts
+
+
+class MixtureOfExperts(nn.Module):
+    """Mixes experts with the weights of a gate: ``sum_e w[b, e] f_e(x_b)``.
+
+    An expert runs only on the samples that give it weight, and is not called where there are none.
+
+    Parameters
+    ----------
+    experts : StackedExperts or iterable of Module
+        n experts. Modules of any kind that turn inputs of shape [B, ...] into outputs of one common shape [B, ...],
+        each sample on its own.
+    gate : Gate
+        With ``num_experts`` equal to n.
+
+    Attributes
+    ----------
+    experts : StackedExperts or ModuleList
+    gate : Gate
+    routing : SlotWeights or None
+        What the gate returned in the last forward in training mode, graph attached. Not copied, pickled or in the state
+        dict.
+
+    Raises
+    ------
+    TypeError
+        If the gate is none, or an expert is no module.
+    ValueError
+        If the number of experts is not that of the gate.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from moe_search.gates.top_k import TopK
+    >>> from moe_search.layers.mixture_of_experts import MixtureOfExperts
+    >>> from moe_search.layers.stacked_experts import StackedExperts
+    >>> moe = MixtureOfExperts(StackedExperts(4, in_features=8, out_features=3), TopK(8, 4, k=2))
+    >>> moe(torch.randn(5, 8)).shape
+    torch.Size([5, 3])
+    """
+
+    experts: StackedExperts | nn.ModuleList
+
+    def __init__(self, experts: StackedExperts | Iterable[nn.Module], gate: Gate) -> None:
+        super().__init__()
+        if not isinstance(gate, Gate):
+            raise TypeError(f"gate must be a Gate, got {type(gate).__name__}")
+        if isinstance(experts, StackedExperts):
+            self.experts = experts
+        else:
+            modules = list(_iterable(experts))
+            for e, expert in enumerate(modules):
+                if not isinstance(expert, nn.Module):
+                    raise TypeError(f"experts must be torch modules, got {type(expert).__name__} for expert {e}")
+            self.experts = nn.ModuleList(modules)
+        if len(self.experts) != gate.num_experts:
+            raise ValueError(f"experts must be {gate.num_experts}, as many as the gate's, got {len(self.experts)}")
+        self.gate = gate
+        self.routing: SlotWeights | None = None
+
+    def forward(self, inputs: Tensor, ids: Tensor | None = None) -> Tensor:
+        """Return the mixture of every sample.
+
+        Parameters
+        ----------
+        inputs : Tensor
+            Floating point, shape [B, ...], as gate and experts take it.
+        ids : Tensor, optional
+            Integers, shape [B], for gates that route by id.
+
+        Returns
+        -------
+        Tensor
+            Shape [B, ...], the axes of an expert's output after the first.
+
+        Raises
+        ------
+        TypeError
+            If an argument, or the output of an expert, is not a tensor.
+        ValueError
+            If there is no sample, if shape, dtype or device are not those of the gate and the experts, or if the
+            experts' outputs differ in shape.
+        """
+        require_samples(inputs)
+        routing = self.gate(inputs, ids)
+        dispatch = Dispatch.of(self.gate.expert_map(routing.weights))
+        pairs = dispatch.gather(inputs)
+        if isinstance(self.experts, StackedExperts):
+            outputs = self.experts.forward_sorted(pairs, dispatch.counts)
+        else:
+            parts = zip(self.experts, torch.split(pairs, list(dispatch.counts)), strict=True)
+            outputs = torch.cat(_outputs((e, expert, part) for e, (expert, part) in enumerate(parts) if len(part)))
+        mixture = dispatch.scatter(outputs)
+        if self.training:
+            self.routing = routing
+        return mixture
+
+    def expert_outputs(self, inputs: Tensor) -> Tensor:
+        """Run every expert on every sample.
+
+        Returns
+        -------
+        Tensor
+            Shape [B, n, ...].
+
+        Raises
+        ------
+        TypeError, ValueError
+            As in `forward`.
+        """
+        require_samples(inputs)
+        if isinstance(self.experts, StackedExperts):
+            return self.experts(inputs)
+        return torch.stack(_outputs((e, expert, inputs) for e, expert in enumerate(self.experts)), 1)
+
+    def combine(self, expert_weights: Tensor, expert_outputs: Tensor) -> Tensor:
+        """Mix given outputs of the experts with given weights.
+
+        Parameters
+        ----------
+        expert_weights : Tensor
+            Shape [B, n].
+        expert_outputs : Tensor
+            Shape [B, n, ...].
+
+        Returns
+        -------
+        Tensor
+            Shape [B, ...].
+
+        Raises
+        ------
+        ValueError
+            If the shapes do not fit.
+        """
+        batch, n = len(expert_weights), len(self.experts)
+        if expert_weights.shape != (batch, n) or expert_outputs.shape[:2] != (batch, n):
+            raise ValueError(
+                f"expert_weights and expert_outputs must have shapes [B, {n}] and [B, {n}, ...], "
+                f"got {tuple(expert_weights.shape)} and {tuple(expert_outputs.shape)}"
+            )
+        return torch.einsum("bn,bn...->b...", expert_weights.to(expert_outputs.dtype), expert_outputs)
+
+    def regularization(self) -> Tensor:
+        """Return the gate's penalty for the last forward in training mode, a scalar to be added to the loss.
+
+        0 in eval mode, and before any forward.
+        """
+        if self.training and self.routing is not None:
+            return self.gate.penalty(self.routing)
+        return torch.zeros((), device=self.gate.expert_map.experts.device)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Tensors inside a graph cannot be copied, and a copy has made no forward.
+        return {**self.__dict__, "routing": None}
+
+
+def _iterable(experts: Any) -> Iterable[Any]:
+    if not isinstance(experts, Iterable):
+        raise TypeError(f"experts must be StackedExperts or an iterable of modules, got {type(experts).__name__}")
+    return experts
+
+
+def _outputs(calls: Iterable[tuple[int, nn.Module, Tensor]]) -> list[Tensor]:
+    """Call experts, given with their number and inputs, and check that what they return fits together."""
+    outputs: list[Tensor] = []
+    for e, expert, inputs in calls:
+        output = expert(inputs)
+        if not isinstance(output, Tensor):
+            raise TypeError(f"experts must return tensors, got {type(output).__name__} from expert {e}")
+        if output.ndim == 0 or len(output) != len(inputs):
+            raise ValueError(
+                f"experts must return one output for each of their {len(inputs)} samples, "
+                f"got shape {tuple(output.shape)} from expert {e}"
+            )
+        if outputs and output.shape[1:] != outputs[0].shape[1:]:
+            raise ValueError(
+                "experts must return outputs of one shape, "
+                f"got samples of shape {tuple(outputs[0].shape[1:])} and, from expert {e}, {tuple(output.shape[1:])}"
+            )
+        outputs.append(output)
+    return outputs

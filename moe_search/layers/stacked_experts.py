@@ -1,0 +1,172 @@
+"""Experts of one shape, their weights stacked."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from moe_search.gates.arguments import positive_integer
+from moe_search.gates.batch_checks import require_device, require_dtype, require_samples
+
+
+class StackedExperts(nn.Module):
+    """n experts of the same shape: an affine map and an activation, or two affine maps with an activation between.
+
+    Parameters
+    ----------
+    num_experts : int
+        Number of experts n.
+    in_features, out_features : int
+        Width of the inputs and of the outputs.
+    hidden_features : int, optional
+        Width between the two affine maps. By default there is only one, followed by the activation.
+    activation : callable or None
+        Without arguments, returns a module that works elementwise (or row by row); called once, all experts share the
+        module. None for none: without `hidden_features`, the experts are then affine.
+
+    Attributes
+    ----------
+    weights, biases : ParameterList
+        One entry for each affine map, of shape [n, out, in] and [n, out].
+
+    Raises
+    ------
+    TypeError
+        If a size is not an integer, or activation does not return a module.
+    ValueError
+        If a size is less than 1.
+
+    Notes
+    -----
+    Every expert starts as `torch.nn.Linear` would: weight and bias uniform within 1 / sqrt(width of its inputs) of 0.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from moe_search.layers.stacked_experts import StackedExperts
+    >>> StackedExperts(4, in_features=8, out_features=3, hidden_features=16)(torch.randn(5, 8)).shape
+    torch.Size([5, 4, 3])
+    """
+
+    def __init__(
+        self,
+        num_experts: int,
+        in_features: int,
+        out_features: int,
+        hidden_features: int | None = None,
+        activation: Callable[[], nn.Module] | None = nn.ReLU,
+    ) -> None:
+        super().__init__()
+        self.num_experts = positive_integer("num_experts", num_experts)
+        self.in_features = positive_integer("in_features", in_features)
+        self.out_features = positive_integer("out_features", out_features)
+        self.hidden_features = None
+        widths = [self.in_features, self.out_features]
+        if hidden_features is not None:
+            self.hidden_features = positive_integer("hidden_features", hidden_features)
+            widths.insert(1, self.hidden_features)
+        self.activation = nn.Identity() if activation is None else activation()
+        if not isinstance(self.activation, nn.Module):
+            raise TypeError(f"activation must return a torch.nn.Module, got {type(self.activation).__name__}")
+        shapes = [(self.num_experts, after, before) for before, after in itertools.pairwise(widths)]
+        self.weights = nn.ParameterList([torch.empty(shape) for shape in shapes])
+        self.biases = nn.ParameterList([torch.empty(shape[:2]) for shape in shapes])
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw fresh weights from torch's global generator."""
+        for weight, bias in zip(self.weights, self.biases, strict=True):
+            bound = 1.0 / math.sqrt(weight.shape[2])
+            nn.init.uniform_(weight, -bound, bound)
+            nn.init.uniform_(bias, -bound, bound)
+
+    def __len__(self) -> int:
+        """Return the number of experts."""
+        return self.num_experts
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Run every expert on every sample.
+
+        Parameters
+        ----------
+        inputs : Tensor
+            Shape [B, in_features].
+
+        Returns
+        -------
+        Tensor
+            Shape [B, n, out_features].
+
+        Raises
+        ------
+        ValueError
+            If there is no sample, or shape, dtype or device are not those of the experts.
+        """
+        self.check(inputs)
+        weight, bias = self.weights[0], self.biases[0]
+        # All experts read the same inputs: their first maps are one tall matrix.
+        outputs = nn.functional.linear(inputs, weight.flatten(0, 1), bias.flatten()).reshape(-1, *bias.shape)
+        if self.hidden_features is None:
+            return self.activation(outputs)
+        outputs = torch.baddbmm(
+            self.biases[1].unsqueeze(1), self.activation(outputs).transpose(0, 1), self.weights[1].transpose(1, 2)
+        )
+        return outputs.transpose(0, 1)
+
+    def forward_sorted(self, inputs: Tensor, counts: Sequence[int]) -> Tensor:
+        """Run every expert on samples of its own.
+
+        Parameters
+        ----------
+        inputs : Tensor
+            Shape [P, in_features]: first the samples of expert 0, then those of expert 1, and so on.
+        counts : sequence of int
+            The number of samples of every expert, n numbers that sum to P, P >= 1.
+
+        Returns
+        -------
+        Tensor
+            Shape [P, out_features], in the order of the inputs.
+
+        Raises
+        ------
+        ValueError
+            As in `forward`, and if the counts do not fit.
+        """
+        self.check(inputs)
+        if len(counts) != self.num_experts or sum(counts) != len(inputs):
+            raise ValueError(
+                f"counts must be {self.num_experts} numbers that sum to the {len(inputs)} rows of inputs, "
+                f"got {len(counts)} that sum to {sum(counts)}"
+            )
+        # Unbound once: the backward pass of an index, expert by expert, would fill a whole stack of zeros for each.
+        weights = list(zip(*(weight.unbind(0) for weight in self.weights), strict=True))
+        biases = list(zip(*(bias.unbind(0) for bias in self.biases), strict=True))
+        outputs = []
+        for part, weight, bias in zip(torch.split(inputs, list(counts)), weights, biases, strict=True):
+            if len(part):
+                part = self.activation(nn.functional.linear(part, weight[0], bias[0]))
+                outputs.append(part if self.hidden_features is None else nn.functional.linear(part, weight[1], bias[1]))
+        return torch.cat(outputs)
+
+    def check(self, inputs: Tensor) -> None:
+        """Raise ValueError if inputs are not what `forward` takes."""
+        require_samples(inputs)
+        if inputs.ndim != 2 or inputs.shape[1] != self.in_features:
+            raise ValueError(
+                f"inputs must have shape [B, {self.in_features}], in_features of the experts being {self.in_features}, "
+                f"got shape {tuple(inputs.shape)}"
+            )
+        require_device("inputs", inputs, self.weights[0].device, "experts")
+        require_dtype(inputs, self.weights[0].dtype, "experts")
+
+    def extra_repr(self) -> str:
+        """Return the sizes, for `repr`."""
+        return (
+            f"num_experts={self.num_experts}, in_features={self.in_features}, out_features={self.out_features}, "
+            f"hidden_features={self.hidden_features}"
+        )

@@ -1,0 +1,307 @@
+"""What every gate must do. A new gate is one line in GATES."""
+
+import copy
+import io
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moe_search.gates.comet import COMET
+from moe_search.gates.gate import Gate
+from moe_search.gates.hash_routing import HashRouting
+from moe_search.gates.slot_weights import SlotWeights
+from moe_search.gates.softmax import Softmax
+from moe_search.gates.top_k import TopK
+
+FEATURES, VOCABULARY = 5, 30
+
+# From the number of experts and of slots: a gate of FEATURES features or of VOCABULARY ids.
+GATES = {
+    "Softmax": lambda n, m: Softmax(FEATURES, n, m),
+    "TopK-1": lambda n, m: TopK(FEATURES, n, 1, m),
+    "TopK-2": lambda n, m: TopK(FEATURES, n, min(2, m), m),
+    "HashRouting-ids": lambda n, m: HashRouting(n, m, vocabulary=VOCABULARY),
+    "HashRouting-features": lambda n, m: HashRouting(n, m, in_features=FEATURES),
+    "COMET-1": lambda n, m: COMET(FEATURES, n, 1, m),
+    "COMET-2": lambda n, m: COMET(FEATURES, n, min(2, m), m, entropy=0.0),
+    "COMET-shared": lambda n, m: COMET(FEATURES, n, min(3, m), m, gamma=0.2, shared_map=True),
+}
+every_gate = pytest.mark.parametrize("make", GATES.values(), ids=GATES.keys())
+dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+
+
+def batch(size=7, seed=0, dtype=torch.float32, scale=1.0):
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(size, FEATURES, generator=generator, dtype=torch.float64) * scale
+    return inputs.to(dtype), torch.randint(VOCABULARY, (size,), generator=generator)
+
+
+def make_seeded(make, n=3, m=6, seed=0):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return make(n, m)
+
+
+def check_weights(gate, routing, size, dtype):
+    shape = (size, gate.num_selectors, gate.num_slots)
+    assert isinstance(routing, SlotWeights)
+    assert routing.weights.shape == shape
+    assert routing.weights.dtype == dtype
+    assert bool((routing.weights >= 0).all())
+    tolerance = 20 * torch.finfo(dtype).eps
+    assert torch.allclose(routing.weights.sum((1, 2)), torch.ones(size, dtype=dtype), rtol=0, atol=tolerance)
+    if routing.logits is not None:
+        assert routing.logits.shape == shape
+        assert bool(routing.logits.isfinite().all())
+    if routing.probabilities is not None:
+        assert routing.probabilities.shape == shape
+        assert torch.allclose(routing.probabilities.sum(2), torch.ones(shape[:2], dtype=dtype), rtol=0, atol=tolerance)
+
+
+@every_gate
+@settings(deadline=None, max_examples=25)
+@given(
+    n=st.integers(1, 7),
+    capacity=st.integers(1, 3),
+    size=st.integers(1, 5),
+    seed=st.integers(0, 10**6),
+    scale=st.sampled_from([0.0, 0.1, 1.0, 30.0]),
+    double=st.booleans(),
+)
+def test_slot_weights_are_a_simplex(make, n, capacity, size, seed, scale, double):
+    dtype = torch.float64 if double else torch.float32
+    gate = make_seeded(make, n, n * capacity, seed).to(dtype)
+    inputs, ids = batch(size, seed, dtype, scale)
+    routing = gate(inputs, ids)
+    check_weights(gate, routing, size, dtype)
+    expert_weights = gate.expert_map(routing.weights)
+    assert expert_weights.shape == (size, n)
+    assert torch.allclose(expert_weights.sum(1), torch.ones(size, dtype=dtype), rtol=0, atol=1e-5)
+
+
+@every_gate
+def test_sizes(make):
+    gate = make(3, 6)
+    assert isinstance(gate, Gate)
+    assert (gate.num_experts, gate.num_slots, gate.expert_map.capacity) == (3, 6, 2)
+    assert gate.expert_map.num_selectors == gate.num_selectors
+
+
+@every_gate
+@dtypes
+def test_dtype(make, dtype):
+    gate = make(3, 6).to(dtype)
+    assert gate.expert_map.experts.dtype == torch.int64
+    check_weights(gate, gate(*batch(dtype=dtype)), 7, dtype)
+
+
+@every_gate
+@pytest.mark.parametrize("training", [True, False])
+def test_same_batch_same_weights(make, training):
+    gate = make(3, 6).train(training)
+    first, again = gate(*batch()), gate(*batch())
+    assert torch.equal(first.weights, again.weights)
+    assert torch.equal(gate.penalty(first), gate.penalty(again))
+
+
+@every_gate
+def test_training_mode_changes_nothing(make):
+    gate = make(3, 6)
+    assert torch.equal(gate.train()(*batch()).weights, gate.eval()(*batch()).weights)
+
+
+@every_gate
+def test_same_seed_same_gate(make):
+    first, again = make_seeded(make, seed=4), make_seeded(make, seed=4)
+    assert torch.equal(first(*batch()).weights, again(*batch()).weights)
+
+
+@every_gate
+def test_samples_do_not_depend_on_each_other(make):
+    gate = make(3, 6).double()
+    inputs, ids = batch(dtype=torch.float64)
+    alone = [gate(inputs[b : b + 1], ids[b : b + 1]).weights for b in range(len(inputs))]
+    assert torch.allclose(gate(inputs, ids).weights, torch.cat(alone), rtol=0, atol=1e-12)
+
+
+@every_gate
+def test_penalty_is_a_scalar_and_not_negative(make):
+    gate = make(3, 6)
+    penalty = gate.penalty(gate(*batch()))
+    assert penalty.shape == ()
+    assert penalty.item() >= 0
+
+
+@every_gate
+def test_state_dict_round_trip(make):
+    gate, other = make_seeded(make, seed=1), make_seeded(make, seed=2)
+    gate.expert_map.scramble(torch.Generator().manual_seed(5))
+    file = io.BytesIO()
+    torch.save(gate.state_dict(), file)
+    file.seek(0)
+    other.load_state_dict(torch.load(file, weights_only=True))
+    assert torch.equal(gate.expert_map.experts, other.expert_map.experts)
+    assert torch.equal(gate(*batch()).weights, other(*batch()).weights)
+
+
+@every_gate
+def test_state_dict_of_other_sizes_is_refused(make):
+    with pytest.raises(RuntimeError, match=r"expert_map.experts must have shape .* for 4 experts .* of 8 slots"):
+        make(4, 8).load_state_dict(make(3, 6).state_dict())
+    with pytest.raises(RuntimeError, match=r"expert_map.experts must hold every expert 3 times"):
+        make(2, 6).load_state_dict(make(6, 6).state_dict() | {"expert_map.experts": make(3, 6).expert_map.experts % 2})
+
+
+@every_gate
+def test_deepcopy_is_equal_and_independent(make):
+    gate = make(3, 6)
+    weights = gate(*batch()).weights
+    weights.sum()  # a graph hangs on the gate's parameters
+    copied = copy.deepcopy(gate)
+    assert torch.equal(copied(*batch()).weights, weights)
+    before = gate.expert_map.experts.clone()
+    copied.expert_map.scramble(torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            parameter.zero_()
+    assert torch.equal(gate.expert_map.experts, before)
+    assert torch.equal(gate(*batch()).weights, weights)
+
+
+def trace(gate):
+    """Everything that hangs on a gate and its submodules: objects by identity, tensors by version too."""
+    found = {}
+    for path, module in gate.named_modules():
+        for name, value in vars(module).items():
+            found[path, name] = (
+                id(value) if not isinstance(value, dict) else tuple((k, id(v)) for k, v in value.items())
+            )
+        for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+            found[path, name] = (id(tensor), tensor._version, tensor.grad)
+    return found
+
+
+@every_gate
+@pytest.mark.parametrize("training", [True, False])
+def test_forward_leaves_no_trace(make, training):
+    gate = make(3, 6).train(training)
+    inputs, ids = batch()
+    before, state = trace(gate), torch.get_rng_state()
+    gate.penalty(gate(inputs, ids))
+    assert trace(gate) == before
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(inputs, batch()[0])
+    assert torch.equal(ids, batch()[1])
+
+
+@every_gate
+def test_gradients_reach_every_parameter(make):
+    gate = make(3, 6)
+    routing = gate(*batch(size=64))
+    if not list(gate.parameters()):
+        assert not routing.weights.requires_grad
+        return
+    if bool(((routing.weights > 0).sum((1, 2)) == 1).all()):
+        pytest.skip("the weight of a single slot is 1 whatever the parameters are")
+    ((routing.weights**2).sum() + gate.penalty(routing)).backward()
+    for parameter in gate.parameters():
+        assert bool(parameter.grad.isfinite().all())
+        assert bool((parameter.grad != 0).any())
+
+
+@every_gate
+@pytest.mark.parametrize(
+    ("inputs", "fault"),
+    [
+        (torch.zeros(0, FEATURES), r"at least one sample, got shape \(0, 5\)"),
+        (torch.tensor(1.0), "got a scalar"),
+        (torch.zeros(7, FEATURES, dtype=torch.int64), r"floating point, got dtype torch.int64"),
+        (torch.zeros(7, FEATURES, dtype=torch.bool), r"floating point, got dtype torch.bool"),
+        (torch.zeros(7, FEATURES, device="meta"), "on the device of the gate, cpu, got meta"),
+    ],
+)
+def test_wrong_inputs(make, inputs, fault):
+    with pytest.raises(ValueError, match=f"inputs must .*{fault}"):
+        make(3, 6)(inputs, batch()[1])
+
+
+@every_gate
+def test_inputs_that_are_no_tensor(make):
+    with pytest.raises(TypeError, match="inputs must be a tensor, got ndarray"):
+        make(3, 6)(np.zeros((7, FEATURES), dtype=np.float32), batch()[1])
+
+
+@every_gate
+@pytest.mark.parametrize("shape", [(7, FEATURES + 1), (7,), (7, 2, FEATURES), (7, 0)])
+def test_inputs_of_another_shape(make, shape):
+    gate = make(3, 6)
+    if gate.in_features is None:
+        pytest.skip("a gate that routes by id takes inputs of any shape")
+    with pytest.raises(ValueError, match=r"inputs must have shape \[B, 5\], in_features .*, got shape \(7"):
+        gate(torch.zeros(shape), batch()[1])
+
+
+@every_gate
+def test_inputs_of_another_precision(make):
+    gate = make(3, 6)
+    if not list(gate.parameters()):
+        # Nothing to learn, so nothing of a precision of its own.
+        check_weights(gate, gate(*batch(dtype=torch.float64)), 7, torch.float64)
+        return
+    with pytest.raises(ValueError, match=r"inputs must have the dtype of the gate, torch.float32, got torch.float64"):
+        gate(*batch(dtype=torch.float64))
+
+
+@every_gate
+def test_autocast(make):
+    gate = make(3, 6)
+    inputs, ids = batch()
+    expected = gate(inputs, ids).weights
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        weights = gate(inputs, ids).weights
+    # A sample near the edge of a split may change its slots: the mean may not.
+    assert torch.allclose(weights.float().sum((1, 2)), torch.ones(7), atol=0.02)
+    assert (weights.float() - expected).abs().mean() < 0.05
+
+
+@every_gate
+def test_more_axes_are_flattened(make):
+    gate = make(3, 6)
+    inputs, ids = batch()
+    assert torch.equal(gate(inputs[:, :, None, None], ids).weights, gate(inputs, ids).weights)
+
+
+@every_gate
+@pytest.mark.parametrize(
+    ("n", "m", "fault"),
+    [
+        (0, 4, "num_experts must be at least 1, got 0"),
+        (3, 4, "num_slots must be a multiple of num_experts, got 4 slots for 3 experts"),
+        (4, 2, "num_slots must be a multiple of num_experts, got 2 slots for 4 experts"),
+    ],
+)
+def test_wrong_sizes(make, n, m, fault):
+    with pytest.raises(ValueError, match=fault):
+        make(n, m)
+
+
+@every_gate
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda(make):
+    gate = make(3, 6).double()
+    inputs, ids = batch(dtype=torch.float64)
+    expected = gate(inputs, ids)
+    gate.to("cuda")
+    routing = gate(inputs.cuda(), ids.cuda())
+    assert torch.allclose(routing.weights.cpu(), expected.weights, rtol=0, atol=1e-12)
+    assert torch.allclose(gate.penalty(routing).cpu(), gate.penalty(expected))
+    gate.expert_map.scramble(torch.Generator().manual_seed(1))
+    permutation = gate.expert_map.permutation()
+    gate.expert_map.assign_permutation(permutation)
+    assert gate.expert_map.experts.device.type == "cuda"
+    assert np.array_equal(gate.expert_map.permutation(), permutation)
+    with pytest.raises(ValueError, match="inputs must be on the device of the gate, cuda:0, got cpu"):
+        gate(inputs, ids.cuda())

@@ -1,0 +1,68 @@
+import naive_gates
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moe_search.gates.top_k import TopK
+
+
+def gate_with_logits(logits, n, k):
+    """A gate that takes no notice of its single feature."""
+    gate = TopK(1, n, k, len(logits)).double()
+    with torch.no_grad():
+        gate.linear.weight.zero_()
+        gate.linear.bias.copy_(torch.tensor(logits, dtype=torch.float64))
+    return gate
+
+
+@settings(deadline=None, max_examples=80)
+@given(st.data())
+def test_exactly_k_slots_have_weight_also_under_ties(data):
+    n, capacity = data.draw(st.integers(1, 6)), data.draw(st.integers(1, 3))
+    m = n * capacity
+    k = data.draw(st.integers(1, m))
+    logits = data.draw(st.lists(st.sampled_from([-1.0, 0.0, 0.5]), min_size=m, max_size=m))
+    weights = gate_with_logits(logits, n, k)(torch.zeros(2, 1, dtype=torch.float64)).weights
+    assert (weights != 0).sum((1, 2)).tolist() == [k, k]
+    # Which slots of equal logits are taken is open, the weights are not.
+    expected = sorted(naive_gates.softmax(sorted(logits)[m - k :]))
+    assert weights[0].flatten().sort().values[m - k :].tolist() == pytest.approx(expected, abs=1e-12)
+    assert min(logits[s] for s in range(m) if weights[0, 0, s] > 0) == sorted(logits)[m - k]
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.floats(-5, 5), min_size=4, max_size=4, unique=True), st.integers(1, 4))
+def test_formula(logits, k):
+    routing = gate_with_logits(logits, 4, k)(torch.zeros(1, 1, dtype=torch.float64))
+    assert routing.weights[0, 0].tolist() == pytest.approx(naive_gates.top_k(logits, k), abs=1e-12)
+    assert routing.logits[0, 0].tolist() == logits
+
+
+def test_k_equal_to_the_number_of_slots_is_the_softmax():
+    gate = TopK(3, 4, 4)
+    routing = gate(torch.randn(6, 3, generator=torch.Generator().manual_seed(0)))
+    assert torch.allclose(routing.weights, routing.logits.softmax(2))
+
+
+def test_gradient():
+    gate = gate_with_logits([0.3, -0.2, 1.0, 0.5], 4, 2)
+    inputs = torch.zeros(1, 1, dtype=torch.float64)
+
+    def weights(bias):
+        return torch.func.functional_call(gate, {"linear.bias": bias}, (inputs,)).weights
+
+    assert torch.autograd.gradcheck(weights, (gate.linear.bias.detach().requires_grad_(),))
+
+
+@pytest.mark.parametrize(
+    ("k", "error", "fault"),
+    [
+        (5, ValueError, "k must be at most the number of slots, 4, got 5"),
+        (0, ValueError, "k must be at least 1, got 0"),
+        (1.5, TypeError, "k must be an integer, got 1.5"),
+    ],
+)
+def test_wrong_k(k, error, fault):
+    with pytest.raises(error, match=fault):
+        TopK(3, 4, k)
