@@ -35,6 +35,7 @@ def demo(
     seeds: Annotated[int | None, typer.Option(help="Paired repetitions. [default: 3, with --smoke 2]")] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs of training. [default: 15, with --smoke 2]")] = None,
     report: Annotated[Path, typer.Option(help="Where the HTML report goes.")] = Path("moe-search-demo.html"),
+    picture: Annotated[Path | None, typer.Option(help="Where the curves after the bad start go as an image.")] = None,
     smoke: Annotated[bool, typer.Option("--smoke", help="Tiny sizes: shows in seconds that all works.")] = False,
 ) -> None:
     """Train sparse gates on real images with and without search, and write an HTML report."""
@@ -42,6 +43,10 @@ def demo(
         from moe_search.plotting.output_file import check_output_file
 
         check_output_file(report, "report")
+        if picture is not None:
+            from moe_search.plotting.picture_file import check_picture_file
+
+            check_picture_file(picture, "picture")
         from moe_search.demo.settings import DemoSettings, smoke_settings
 
         settings = smoke_settings() if smoke else DemoSettings()
@@ -57,7 +62,7 @@ def demo(
 
     from moe_search.demo.run import run_demo
 
-    run_demo(settings, torch_device, report, shlex.join(["moe-search", *sys.argv[1:]]), Console())
+    run_demo(settings, torch_device, report, shlex.join(["moe-search", *sys.argv[1:]]), Console(), picture)
 
 
 @app.command()

@@ -105,6 +105,7 @@ def test_a_heuristic_solve_loads_no_heavy_library(instance):
         (("--epochs", "-2"), "epochs must be at least 1, got -2"),
         (("--report", "/nowhere/report.html"), "report must lie in a folder that exists, got /nowhere/report.html"),
         (("--report", "/"), "report must be a file, got the folder /"),
+        (("--picture", "curves.xyz"), "picture must end in one of"),
     ],
 )
 def test_demo_refuses_bad_arguments_before_any_work(arguments, message):

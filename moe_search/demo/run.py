@@ -13,19 +13,28 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
+from moe_search.demo.figures import validation_curves
 from moe_search.demo.optimum import exact_value
 from moe_search.demo.page import BAD_INITIALIZATION, FROM_SCRATCH, HOW_TO_READ, DemoResult, caution, make_report
 from moe_search.demo.scenarios import Scenario, ScenarioResult, count_ticks
 from moe_search.demo.settings import DemoSettings
 from moe_search.demo.tables import findings, results_table, searches_table
 from moe_search.plotting.output_file import check_output_file
+from moe_search.plotting.picture_file import check_picture_file
 from moe_search.plotting.report import write_report
 from moe_search.problems.random_instances import random_linear, random_mixture
 from moe_search.solvers.local_search import LocalSearch
 from moe_search.solvers.stop import MaxIterations
 
 
-def run_demo(settings: DemoSettings, device: torch.device, path: Path, command: str, console: Console) -> DemoResult:
+def run_demo(
+    settings: DemoSettings,
+    device: torch.device,
+    path: Path,
+    command: str,
+    console: Console,
+    picture: Path | None = None,
+) -> DemoResult:
     """Train in both scenarios, print the tables and write the report.
 
     Parameters
@@ -38,6 +47,8 @@ def run_demo(settings: DemoSettings, device: torch.device, path: Path, command: 
         The command line, for the report.
     console : rich.console.Console
         Where progress and tables go.
+    picture : Path, optional
+        Where the validation curves of the second scenario go as an image, in the format of the suffix.
 
     Returns
     -------
@@ -46,9 +57,13 @@ def run_demo(settings: DemoSettings, device: torch.device, path: Path, command: 
     Raises
     ------
     OSError
-        If no report can be written at `path`; before anything is trained.
+        If no report can be written at `path`, or no image at `picture`; before anything is trained.
+    ValueError
+        If the suffix of `picture` names no format of images.
     """
     check_output_file(path, "report")
+    if picture is not None:
+        check_picture_file(picture, "picture")
     start = time.perf_counter()
     columns = (
         SpinnerColumn(),
@@ -76,6 +91,8 @@ def run_demo(settings: DemoSettings, device: torch.device, path: Path, command: 
     console.print(caution(settings.seeds), style="dim")
     write_report(make_report(result, command), path)
     console.print(f"\nReport: {path.resolve()}", soft_wrap=True, highlight=False)
+    if picture is not None:
+        validation_curves(bad_initialization).savefig(picture, dpi=150)
     return result
 
 

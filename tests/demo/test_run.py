@@ -14,9 +14,13 @@ from moe_search.demo.settings import smoke_settings
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
-    path = tmp_path_factory.mktemp("demo") / "report.html"
-    done = CliRunner().invoke(app, ["demo", "--smoke", "--device", "cpu", "--epochs", "1", "--report", str(path)])
+    folder = tmp_path_factory.mktemp("demo")
+    path, picture = folder / "report.html", folder / "curves.png"
+    done = CliRunner().invoke(
+        app, ["demo", "--smoke", "--device", "cpu", "--epochs", "1", "--report", str(path), "--picture", str(picture)]
+    )
     assert done.exit_code == 0, done.output
+    assert picture.read_bytes().startswith(b"\x89PNG")
     return done.stdout, path.read_text(encoding="utf-8")
 
 
