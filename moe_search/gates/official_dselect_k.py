@@ -14,7 +14,7 @@ from moe_search.gates.official_layout import expert_of_column, named_tensors
 
 STATIC = {"z_logits", "w_logits"}
 PER_EXAMPLE = {"z_logits.kernel", "z_logits.bias", "w_logits.kernel", "w_logits.bias"}
-IGNORED = ("num_calls",)
+IGNORED = ("num_calls", "_num_calls")
 """The step counter of the published entropy schedule."""
 
 
