@@ -73,7 +73,7 @@ def contest(n: int, batch: int, seconds: float) -> tuple[float, float]:
             raise RuntimeError(f"ours and the twin disagree for n={n}: by up to {(a - b).abs().max():.2g}")
 
     def step(mix: Callable[[], Tensor]) -> Callable[[], None]:
-        return lambda: mix().square().sum().backward()
+        return lambda: torch.autograd.backward(mix().square().sum())
 
     rounds = [[seconds_of(step(mix), seconds / (2 * ROUNDS)) for mix in (ours, theirs)] for _ in range(ROUNDS)]
     own, twins = (statistics.median(column) for column in zip(*rounds, strict=True))
