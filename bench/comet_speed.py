@@ -25,11 +25,12 @@ TITLE = "COMET against its recursive twin"
 ROUNDS = 5
 SIZES = (4, 16, 64)
 BATCHES = (256, 1024)
+INFERENCE_SIZES = (64, 128, 256)
 BARS = {16: 8.0, 64: 30.0}
 FEATURES, OUTPUTS, TREES = 64, 64, 2
 
 
-def seconds_of(step: Callable[[], None], seconds: float) -> float:
+def seconds_of(step: Callable[[], object], seconds: float) -> float:
     """Return the seconds that a call takes, from as many as fit into about ``seconds``."""
     started = time.perf_counter()
     calls = 0
@@ -75,9 +76,36 @@ def contest(n: int, batch: int, seconds: float) -> tuple[float, float]:
     def step(mix: Callable[[], Tensor]) -> Callable[[], None]:
         return lambda: torch.autograd.backward(mix().square().sum())
 
-    rounds = [[seconds_of(step(mix), seconds / (2 * ROUNDS)) for mix in (ours, theirs)] for _ in range(ROUNDS)]
-    own, twins = (statistics.median(column) for column in zip(*rounds, strict=True))
-    return own, twins
+    return in_turns(step(ours), step(theirs), seconds)
+
+
+def inference(n: int, batch: int, seconds: float) -> tuple[float, float]:
+    """Return the seconds of a forward without gradient at hard splits: of the descent, and of all nodes at once.
+
+    Raises
+    ------
+    RuntimeError
+        If the weights disagree.
+    """
+    torch.manual_seed(0)
+    gate = ms.COMET(FEATURES, n, TREES)
+    inputs = torch.randn(batch, FEATURES)
+    with torch.no_grad():
+        gate.nodes.weight.view(TREES, 2 * n - 1, FEATURES)[:, : n - 1] *= 30.0
+
+        def forward(training: bool) -> Tensor:
+            return gate.train(training)(inputs).weights
+
+        if not torch.equal(forward(False), forward(True)):
+            raise RuntimeError(f"the descent gives other weights for n={n}")
+        return in_turns(lambda: forward(False), lambda: forward(True), seconds)
+
+
+def in_turns(ours: Callable[[], object], peer: Callable[[], object], seconds: float) -> tuple[float, float]:
+    """Return the seconds of a call of each, medians of rounds taken in turns, in about ``seconds`` in all."""
+    rounds = [[seconds_of(call, seconds / (2 * ROUNDS)) for call in (ours, peer)] for _ in range(ROUNDS)]
+    own, others = (statistics.median(column) for column in zip(*rounds, strict=True))
+    return own, others
 
 
 def measure(qaplib: Path | None = None, seconds: float = 1.0) -> pd.DataFrame:
@@ -93,7 +121,8 @@ def measure(qaplib: Path | None = None, seconds: float = 1.0) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        Columns n, batch, ours and peer (milliseconds), ratio, bar (not a number where none was set) and met.
+        Columns task ("training step" against the twin, "inference" by descent against all nodes at once), n, batch,
+        ours and peer (milliseconds), ratio, bar (not a number where none was set) and met.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -101,22 +130,36 @@ def measure(qaplib: Path | None = None, seconds: float = 1.0) -> pd.DataFrame:
     try:
         for n in SIZES:
             for batch in BATCHES:
-                own, twins = contest(n, batch, seconds)
-                bar = BARS.get(n, float("nan"))
-                ratio = twins / own
-                row = {"n": n, "batch": batch, "ours": 1e3 * own, "peer": 1e3 * twins, "ratio": ratio, "bar": bar}
-                rows.append(row | {"met": None if n not in BARS else ratio >= bar})
+                rows.append(_row("training step", n, batch, *contest(n, batch, seconds), BARS.get(n)))
+        for n in INFERENCE_SIZES:
+            rows.append(_row("inference", n, BATCHES[-1], *inference(n, BATCHES[-1], seconds), None))
     finally:
         torch.set_num_threads(threads)
     return pd.DataFrame(rows)
 
 
+def _row(task: str, n: int, batch: int, own: float, peer: float, bar: float | None) -> dict[str, object]:
+    ratio = peer / own
+    return {
+        "task": task,
+        "n": n,
+        "batch": batch,
+        "ours": 1e3 * own,
+        "peer": 1e3 * peer,
+        "ratio": ratio,
+        "bar": float("nan") if bar is None else bar,
+        "met": None if bar is None else ratio >= bar,
+    }
+
+
 def main(seconds: Annotated[float, typer.Option(help="Seconds for each measurement.", min=0.01)] = 1.0) -> None:
     """Print the table."""
-    table = Table("n", "batch", "ours, ms", "twin, ms", "ratio", "bar", title=TITLE)
+    table = Table("task", "n", "batch", "ours, ms", "peer, ms", "ratio", "bar", title=TITLE)
     for row in measure(None, seconds).itertuples():
         bar = "" if row.met is None else f">= {row.bar:.0f}x, {'met' if row.met else 'missed'}"
-        table.add_row(str(row.n), str(row.batch), f"{row.ours:.2f}", f"{row.peer:.2f}", f"{row.ratio:.1f}x", bar)
+        table.add_row(
+            row.task, str(row.n), str(row.batch), f"{row.ours:.2f}", f"{row.peer:.2f}", f"{row.ratio:.1f}x", bar
+        )
     Console(width=120).print(table)
 
 
