@@ -150,9 +150,7 @@ class COMET(Gate):
         ValueError
             If the slot weights have no probabilities.
         """
-        p = slot_weights.probabilities
-        if p is None:
-            raise ValueError("slot_weights must have probabilities, as those of COMET do, got None")
+        p = slot_weights.require_probabilities("COMET")
         return self.entropy * CONVENTIONS[self.convention].entropy(p).sum((1, 2)).mean()
 
     def _descends(self, inputs: Tensor) -> bool:

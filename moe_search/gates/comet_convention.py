@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from moe_search.gates.entropy import entropy_terms
+
 
 @dataclass(frozen=True)
 class CometConvention:
@@ -43,17 +45,15 @@ class CometConvention:
         """Return log p of leaf probabilities, -inf where a leaf has weight 0; its gradient is finite everywhere."""
         dead = p <= 0 if self.least is None else p < self.least
         if not self.offset:
-            dead = dead | _underflown(p)
+            dead = dead | (p < torch.finfo(p.dtype).tiny)
         # The logarithm is kept away from 0, where its infinite slope times the zero slope of the splits would be NaN.
         return (p.masked_fill(dead, 1.0) + self.offset).log().masked_fill(dead, -torch.inf)
 
     def entropy(self, p: Tensor) -> Tensor:
         """Return the terms -p log p of the penalty, the shape of ``p``."""
-        if self.entropy_least:
-            p = p.clamp(min=self.entropy_least)
         if not self.entropy_log_offset:
-            # 1 log 1 = 0 stands for 0 log 0, whose slope is infinite.
-            p = p.masked_fill(_underflown(p), 1.0)
+            return entropy_terms(p)
+        p = p.clamp(min=self.entropy_least)
         return -(p + self.entropy_offset) * (p + self.entropy_log_offset).log()
 
 
@@ -71,7 +71,3 @@ CONVENTIONS = {
     ),
     "tensorflow": CometConvention(offset=1e-8, entropy_log_offset=1e-6, small_start=True),
 }
-
-
-def _underflown(p: Tensor) -> Tensor:
-    return p < torch.finfo(p.dtype).tiny

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from moe_search.gates.arguments import at_most_slots, number_from_zero, positive_integer, positive_number
 from moe_search.gates.batch_checks import require_device, require_dtype, require_samples
+from moe_search.gates.entropy import entropy_terms
 from moe_search.gates.gate import Gate
 from moe_search.gates.slot_weights import SlotWeights
 from moe_search.gates.smooth_step import smooth_step
@@ -166,12 +167,8 @@ class DSelectK(Gate):
         ValueError
             If the slot weights have no probabilities.
         """
-        p = slot_weights.probabilities
-        if p is None:
-            raise ValueError("slot_weights must have probabilities, as those of DSelectK do, got None")
-        # 1 log 1 = 0 stands for 0 log 0, whose slope is infinite.
-        kept = p.masked_fill(p < torch.finfo(p.dtype).tiny, 1.0)
-        penalty = -self.entropy * (kept * kept.log()).sum((1, 2)).mean()
+        p = slot_weights.require_probabilities("DSelectK")
+        penalty = self.entropy * entropy_terms(p).sum((1, 2)).mean()
         if self.num_slots < 2**self.num_bits:
             penalty = penalty + self.zeta * p.sum(2).clamp(min=LEAST_REACHED).reciprocal().sum(1).mean()
         return penalty

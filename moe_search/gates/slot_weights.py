@@ -34,3 +34,9 @@ class SlotWeights:
     probabilities: Tensor | None = None
     noisy_logits: Tensor | None = None
     noise_scale: Tensor | None = None
+
+    def require_probabilities(self, gate: str) -> Tensor:
+        """Return the probabilities, or raise ValueError if there are none, as those of a ``gate`` have."""
+        if self.probabilities is None:
+            raise ValueError(f"slot_weights must have probabilities, as those of {gate} do, got None")
+        return self.probabilities
