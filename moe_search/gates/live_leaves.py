@@ -1,0 +1,57 @@
+"""The leaves that samples reach in trees of smooth-step splits, found without a look at all others."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from moe_search.gates.smooth_step import smooth_step
+
+
+def live_leaves(splits: Tensor, gamma: float) -> tuple[Tensor, Tensor] | None:
+    """Descend from the roots of binary trees in heap order, only into branches with a probability other than 0.
+
+    Parameters
+    ----------
+    splits : Tensor
+        Shape [R, m - 1], the argument of the smooth-step function at every split node of R trees; m >= 2.
+    gamma : float
+        Of the smooth-step function.
+
+    Returns
+    -------
+    leaves : Tensor of int64
+        Of every leaf reached, its position in a table of shape [R, m], flattened.
+    probabilities : Tensor
+        The probabilities of these leaves, to the bit what `leaf_probabilities` gives them.
+    None
+        If so many branches are alive that looking at all nodes at once costs less: more than sqrt(2 w) nodes a tree, at
+        a level of w nodes.
+    """
+    rows, num_splits = splits.shape
+    values = splits.reshape(-1)
+    tree = torch.arange(rows, device=splits.device)
+    node = torch.zeros_like(tree)
+    p = splits.new_ones(rows)
+    found: list[tuple[Tensor, Tensor]] = []
+    first, width = 0, 1
+    while True:
+        if first + width > num_splits:
+            leaf = (node >= num_splits).nonzero().squeeze(1)
+            found.append((tree[leaf] * (num_splits + 1) + node[leaf] - num_splits, p[leaf]))
+            split = (node < num_splits).nonzero().squeeze(1)
+            tree, node, p = tree[split], node[split], p[split]
+            if not len(tree):
+                return torch.cat([leaves for leaves, _ in found]), torch.cat([reached for _, reached in found])
+        t = values[tree * num_splits + node]
+        # 1 - S(t) = S(-t), but a small S(-t) keeps its digits.
+        p = torch.cat([p * smooth_step(t, gamma), p * smooth_step(-t, gamma)])
+        alive = p.nonzero().squeeze(1)
+        tree = torch.cat([tree, tree])[alive]
+        node = torch.cat([2 * node + 1, 2 * node + 2])[alive]
+        p = p[alive]
+        first, width = first + width, 2 * width
+        if len(tree) > rows * math.sqrt(2 * width):
+            return None
