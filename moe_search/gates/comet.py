@@ -84,8 +84,8 @@ class COMET(Gate):
     Started as `torch.nn.Linear`, weight and bias are uniform within 1 / sqrt(in_features) of 0: with gamma = 1 and
     standardized inputs, some 4 of 10 splits are saturated.
 
-    At inference (eval mode, no gradient, on a CPU) large batches in large trees descend from the roots, into branches with a
-    probability other than 0 only, as long as these are few. What is returned is the same to the bit.
+    At inference (eval mode, no gradient, on a CPU) large batches in large trees descend from the roots, into branches
+    with a probability other than 0 only, as long as these are few. What is returned is the same to the bit.
 
     Examples
     --------
