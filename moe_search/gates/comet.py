@@ -15,6 +15,9 @@ from moe_search.gates.smooth_step import smooth_step
 DESCENT_SLOTS = 64
 """Slots of a tree from which on, on a CPU, descending into its live branches costs less than looking at all of it."""
 
+DESCENT_LEAVES = 2**17
+"""Leaves of all trees for all samples from which on it does."""
+
 
 class COMET(Gate):
     """k trees of smooth-step splits with the slots at the leaves.
@@ -81,8 +84,8 @@ class COMET(Gate):
     Started as `torch.nn.Linear`, weight and bias are uniform within 1 / sqrt(in_features) of 0: with gamma = 1 and
     standardized inputs, some 4 of 10 splits are saturated.
 
-    At inference (eval mode, no gradient, on a CPU) large trees are descended from their roots, into branches with a
-    probability other than 0 only, as long as these are few.
+    At inference (eval mode, no gradient, on a CPU) large batches in large trees descend from the roots, into branches
+    with a probability other than 0 only, as long as these are few. What is returned is the same to the bit.
 
     Examples
     --------
@@ -159,6 +162,7 @@ class COMET(Gate):
             self.num_slots >= DESCENT_SLOTS
             and not self.training
             and not torch.is_grad_enabled()
+            and len(inputs) * self.k * self.num_slots >= DESCENT_LEAVES
             and inputs.device.type == "cpu"
             and not torch.compiler.is_compiling()
         )

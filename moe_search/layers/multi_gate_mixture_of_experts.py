@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -20,7 +20,8 @@ from moe_search.layers.stacked_experts import StackedExperts
 class MultiGateMixtureOfExperts(nn.Module):
     """Mixes the same experts once for each task: ``sum_e w[b, t, e] f_e(x_b)``, the weights of task t by its own gate.
 
-    An expert runs once, on the samples that any of the gates gives it weight for.
+    An expert runs once, on the samples that any of the gates gives it weight for; inside of compiled code on all, where
+    a choice would break the graph.
 
     Parameters
     ----------
@@ -112,19 +113,34 @@ class MultiGateMixtureOfExperts(nn.Module):
         tasks = cast(list[TaskMixture], list(self.tasks))
         routings = [task.gate(inputs, ids) for task in tasks]
         weights = [task.gate.expert_map(routing.weights) for task, routing in zip(tasks, routings, strict=True)]
+        mixtures = self._mixtures(inputs, weights)
+        return torch.stack(
+            [
+                task(inputs, ids, routing=routing, mixture=mixture)
+                for task, routing, mixture in zip(tasks, routings, mixtures, strict=True)
+            ],
+            1,
+        )
+
+    def _mixtures(self, inputs: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
+        """Return the mixture of every task, for its weights of the experts of shape [B, n]."""
+        if torch.compiler.is_compiling():
+            # Sizes that depend on the weights would break the graph.
+            outputs = self.expert_outputs(inputs)
+            return [cast(TaskMixture, self.tasks[0]).combine(w, outputs) for w in weights]
         # All experts that any task needs for a sample, each once.
         union = Dispatch.of(torch.stack([w != 0 for w in weights]).any(0))
         outputs = outputs_of_pairs(self.experts, union.gather(inputs), union.counts)
         counts = torch.tensor(union.counts, device=union.samples.device)
         experts = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
         mixtures = []
-        for task, routing, w in zip(tasks, routings, weights, strict=True):
+        for w in weights:
             of_pairs = w[union.samples, experts]
             # Left out, not multiplied by 0: what another task's expert makes of a sample may be infinite.
             own = of_pairs.nonzero().squeeze(1)
             pairs = replace(union, samples=union.samples[own], weights=of_pairs[own])
-            mixtures.append(task(inputs, ids, routing=routing, mixture=pairs.scatter(outputs[own])))
-        return torch.stack(mixtures, 1)
+            mixtures.append(pairs.scatter(outputs[own]))
+        return mixtures
 
     def task(self, t: int) -> TaskMixture:
         """Return the layer as task ``t`` sees it, for a search of the map of its gate.

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_search.gates import live_leaves as module
-from moe_search.gates.comet import COMET, DESCENT_SLOTS, leaf_probabilities
+from moe_search.gates.comet import COMET, DESCENT_LEAVES, DESCENT_SLOTS, leaf_probabilities
 from moe_search.gates.live_leaves import live_leaves
 
 
@@ -45,6 +45,13 @@ def test_gives_up_where_everything_is_alive():
     assert live_leaves(torch.zeros(3, 63), 1.0) is None
 
 
+@pytest.fixture
+def any_batch(monkeypatch):
+    """Descend for small batches too."""
+    monkeypatch.setattr("moe_search.gates.comet.DESCENT_LEAVES", 1)
+
+
+@pytest.mark.usefixtures("any_batch")
 @pytest.mark.parametrize("convention", ["paper", "torch", "tensorflow"])
 @pytest.mark.parametrize("m", [DESCENT_SLOTS, 100, 128])
 @pytest.mark.parametrize("scale", [1.0, 5.0, 1e5])
@@ -65,11 +72,13 @@ def test_comet_gives_the_same_with_and_without(m, convention, scale):
 def test_comet_descends_at_inference_only(monkeypatch):
     calls = []
     monkeypatch.setattr("moe_search.gates.comet.live_leaves", lambda *args: calls.append(args))
-    gate, inputs = COMET(4, DESCENT_SLOTS, 2), torch.randn(9, 4)
+    size = DESCENT_LEAVES // (2 * DESCENT_SLOTS)
+    gate, inputs = COMET(4, DESCENT_SLOTS, 2), torch.randn(size, 4)
     gate(inputs)
     with torch.no_grad():
         gate(inputs)
-        COMET(4, DESCENT_SLOTS - 1, 2).eval()(inputs)
+        COMET(4, DESCENT_SLOTS - 1, 2).eval()(torch.randn(2 * size, 4))
+        gate.eval()(inputs[1:])
     gate.eval()(inputs)
     assert calls == []
     with torch.no_grad():
@@ -77,6 +86,7 @@ def test_comet_descends_at_inference_only(monkeypatch):
     assert len(calls) == 1
 
 
+@pytest.mark.usefixtures("any_batch")
 def test_a_compiled_gate_has_no_graph_break():
     gate, inputs = COMET(4, DESCENT_SLOTS, 2).eval(), torch.randn(9, 4)
     torch.compiler.reset()

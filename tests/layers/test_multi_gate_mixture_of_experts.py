@@ -295,6 +295,18 @@ def test_autocast():
     assert (mixtures.float() - expected).abs().mean() < 0.05
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_compiles_without_a_graph_break(training):
+    multi = make_multi().train(training)
+    inputs, ids = batch()
+    torch.compiler.reset()
+    compiled = torch.compile(multi, fullgraph=True, backend="eager")
+    mixtures = compiled(inputs, ids)
+    assert torch.allclose(mixtures, multi(inputs, ids), rtol=0, atol=1e-12)
+    if training:
+        (mixtures.sum() + multi.regularization()).backward()
+
+
 @pytest.mark.parametrize(
     ("gates", "error", "fault"),
     [
