@@ -17,6 +17,7 @@ from moe_search.solvers.local_search import LocalSearch
 from moe_search.solvers.result import Result
 from moe_search.solvers.solver import Solver
 from moe_search.solvers.stop import MaxRuntime, StoppingCriterion, require_criterion
+from moe_search.training.arguments import require_int
 from moe_search.training.batch import Batch, concatenate
 from moe_search.training.cut import check_model
 from moe_search.training.lowering import Lowering, lower
@@ -97,11 +98,11 @@ class PermutationSearch:
         if not callable(loss):
             raise TypeError(f"loss must be a callable (outputs, targets) -> scalar, got {type(loss).__name__}")
         for name, count in (("period", period), ("until", until), ("batches", batches)):
-            _require_int(name, count, 1)
+            require_int(name, count, 1)
         if solver is not None and not callable(getattr(solver, "solve", None)):
             raise TypeError(f"solver must have a method solve, got {type(solver).__name__}")
         require_criterion(stop)
-        _require_int("seed", seed, 0)
+        require_int("seed", seed, 0)
         if on_search is not None and not callable(on_search):
             raise TypeError(f"on_search must be a callable (record, lowering, result), got {type(on_search).__name__}")
         self._model = model
@@ -190,7 +191,7 @@ class PermutationSearch:
         if set(state) != set(keys):
             raise ValueError(f"state must have the keys {', '.join(keys)}, got {', '.join(map(str, state)) or 'none'}")
         for name in keys[:3]:
-            _require_int(name, state[name], 0)
+            require_int(name, state[name], 0)
         device = self._moe.gate.expert_map.experts.device
         history = [SearchRecord.from_dict(values) for values in state["history"]]
         retained = [Batch(**tensors).to(device) for tensors in state["retained"]]
@@ -271,10 +272,3 @@ def _default_solver(lowering: Lowering) -> Solver:
     if isinstance(lowering.problem, LinearAssignment):
         return Hungarian()
     return LocalSearch(neighborhood="swap", restarts=True)
-
-
-def _require_int(name: str, number: object, least: int) -> None:
-    if isinstance(number, bool) or not isinstance(number, (int, np.integer)):
-        raise TypeError(f"{name} must be an integer, got {type(number).__name__}")
-    if number < least:
-        raise ValueError(f"{name} must be an integer >= {least}, got {number}")
