@@ -24,7 +24,7 @@ from moe_search.training.ranks import ALONE, Ranks
 from moe_search.training.recognize_loss import RecognizedLoss, recognize_loss
 from moe_search.training.sample_losses import Loss
 
-CHUNK_SIZE = 512
+CHUNK_SIZE = 1024
 """Samples that go through the model at once, by default: enough to keep it busy, few for the experts' outputs."""
 
 ProblemKind: TypeAlias = Literal["auto", "linear", "pairwise", "mixture"]
@@ -106,7 +106,7 @@ def lower(
     max_samples : int, optional
         Only the last ``max_samples`` samples are looked at; all by default. A mixture holds n * D numbers for each of
         them, D being the width of the model's outputs.
-    chunk_size : int, default 512
+    chunk_size : int, default 1024
         The most samples that go through the model, and through every expert, at once. It bounds what lowering takes
         beside the arrays of the problem: the outputs of n experts on ``chunk_size`` samples.
 
@@ -136,7 +136,7 @@ def lower(
     if max_samples is not None:
         require_int("max_samples", max_samples, 1)
         batch = batch.last(max_samples)
-    lowering = lower_batch(model, moe, batch, loss, problem, chunk_size)
+    lowering, _ = lower_batch(model, moe, batch, loss, problem, chunk_size)
     assert lowering is not None
     return lowering
 
@@ -150,7 +150,7 @@ def lower_batch(
     chunk_size: int,
     known: RecognizedLoss | None = None,
     ranks: Ranks = ALONE,
-) -> Lowering | None:
+) -> tuple[Lowering | None, RecognizedLoss | None]:
     """Make the problem of the samples of all ranks together, from checked arguments.
 
     Parameters
@@ -164,8 +164,10 @@ def lower_batch(
 
     Returns
     -------
-    Lowering or None
+    lowering : Lowering or None
         None on all ranks but the first.
+    recognized : RecognizedLoss or None
+        What the loss was recognized as, if it was looked at.
 
     Raises
     ------
@@ -176,7 +178,7 @@ def lower_batch(
         opened = ranks.agree(lambda: open_batch(model, moe, batch, loss, chunk_size))
         losses = np.concatenate(ranks.collect(opened.losses))
         made: LinearAssignment | PairwiseAssignment | MixtureAssignment | None
-        recognized, deviation = None, Deviation()
+        deviation = Deviation()
         kind, recognized = _choose(problem, opened, known, ranks)
         if kind == "linear":
             made = LinearAssignment(ranks.sum(ranks.agree(lambda: slot_costs(opened))) / len(losses))
@@ -190,9 +192,10 @@ def lower_batch(
             for part in arrays:
                 deviation = deviation.joined(part.deviation)
     if made is None or ranks.index > 0:
-        return None
+        return None, recognized
     initial = moe.gate.expert_map.permutation()
-    return Lowering(made, initial, not deviation.affine, float(losses.mean()), len(losses), recognized)
+    lowering = Lowering(made, initial, not deviation.affine, float(losses.mean()), len(losses), recognized)
+    return lowering, recognized
 
 
 def require_problem_kind(problem: object) -> None:
