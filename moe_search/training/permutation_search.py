@@ -29,7 +29,7 @@ from moe_search.training.verification import Verification, verify
 
 OnSearch: TypeAlias = Callable[[SearchRecord, Lowering, Result], None]
 
-SHARE = 0.08
+SHARE = 0.07
 """What a search may take of the time since the last one, by default; verification comes on top."""
 
 LEAST_SECONDS, MOST_SECONDS = 0.001, 0.05
@@ -68,7 +68,7 @@ class PermutationSearch:
         By default `Hungarian` for a linear problem, which it solves to optimality, and
         ``LocalSearch(neighborhood="swap", restarts=True)`` from the present map for the others.
     stop : StoppingCriterion, optional
-        When the solver stops. By default such that lowering and solving take at most 8 % of the time since the last
+        When the solver stops. By default such that lowering and solving take at most 7 % of the time since the last
         search, but never before 1 ms or after 50 ms of solving. A run that must be repeatable needs `MaxIterations`.
     seed : int, default 0
         The i-th search draws its own seed from (seed, i).
@@ -217,6 +217,8 @@ class PermutationSearch:
 
     def finish(self) -> SearchRecord | None:
         """Wait for the search under way, if there is one, and decide on its map by the batch of the last step.
+
+        In a process group, all ranks call it together.
 
         Returns
         -------

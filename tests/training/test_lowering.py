@@ -2,7 +2,7 @@ import naive_training
 import numpy as np
 import pytest
 import torch
-from specialists import FEATURES, Model, make
+from specialists import FEATURES, Model, make, random_permutation
 from torch import nn
 from torch.nn import functional
 
@@ -38,11 +38,6 @@ def evaluated(module):
         return outputs
 
     return call
-
-
-def random_permutation(problem, rng):
-    blocks = range(0, problem.size, problem.block_size)
-    return np.concatenate([start + rng.permutation(problem.block_size) for start in blocks])
 
 
 @pytest.mark.parametrize("loss", [nn.MSELoss(), nn.L1Loss()], ids=["squared", "absolute"])

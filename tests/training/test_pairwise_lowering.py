@@ -2,7 +2,7 @@ import naive_training
 import numpy as np
 import pytest
 import torch
-from specialists import make
+from specialists import make, random_permutation
 from torch import nn
 from torch.nn import functional
 
@@ -28,11 +28,6 @@ def setting_with(loss, gate="top-2", head="deep", n=4, m=4, samples=24):
     setting.loss = LOSSES[loss]
     setting.scramble()
     return setting
-
-
-def random_permutation(problem, rng):
-    blocks = range(0, problem.size, problem.block_size)
-    return np.concatenate([start + rng.permutation(problem.block_size) for start in blocks])
 
 
 @pytest.mark.parametrize("loss", LOSSES)
