@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from moe_search import bench, datasets, gates, layers, plotting, problems, solvers, training
+    from moe_search import bench, datasets, gates, integrations, layers, plotting, problems, solvers, training
     from moe_search._solve import solve
     from moe_search.gates import (
         COMET,
@@ -52,12 +52,12 @@ if TYPE_CHECKING:
         TabuSearch,
         TargetValue,
     )
-    from moe_search.training import Lowering, PermutationSearch, SearchRecord, lower
+    from moe_search.training import Lowering, PermutationSearch, SearchRecord, load_state, lower, save_state
 
 __version__ = "0.1.0"
 
 # Names are imported when first asked for, so that a solver's user waits for no torch and no matplotlib.
-_SUBPACKAGES = ("bench", "datasets", "gates", "layers", "plotting", "problems", "solvers", "training")
+_SUBPACKAGES = ("bench", "datasets", "gates", "integrations", "layers", "plotting", "problems", "solvers", "training")
 _HOMES = {
     # A module of the name of its function would take the function's place once it is imported.
     "_solve": ("solve",),
@@ -105,7 +105,7 @@ _HOMES = {
         "TabuSearch",
         "TargetValue",
     ),
-    "training": ("Lowering", "PermutationSearch", "SearchRecord", "lower"),
+    "training": ("Lowering", "PermutationSearch", "SearchRecord", "load_state", "lower", "save_state"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -147,9 +147,11 @@ __all__ = [
     "bench",
     "datasets",
     "gates",
+    "integrations",
     "layers",
     "load_official_comet",
     "load_official_dselect_k",
+    "load_state",
     "lower",
     "plotting",
     "problems",
@@ -159,6 +161,7 @@ __all__ = [
     "random_quadratic",
     "read_qaplib",
     "read_qaplib_solution",
+    "save_state",
     "solve",
     "solvers",
     "training",

@@ -18,7 +18,8 @@ class SearchRecord:
     step : int
         The training step, counted from 1, after which the search ran.
     problem : str or None
-        The class of the problem, ``"LinearAssignment"`` or ``"MixtureAssignment"``; None if the loss was not finite.
+        The class of the problem, ``"LinearAssignment"``, ``"PairwiseAssignment"`` or ``"MixtureAssignment"``; None if
+        the loss was not finite.
     solver : str or None
         The solver's name; None if none ran.
     outcome : str
@@ -35,7 +36,7 @@ class SearchRecord:
         Mean decrease of the loss of a sample on the second batch, by true forwards, and its standard error; None if
         there was nothing to verify.
     seconds, seconds_solving : float
-        Time of the whole search, and of the solver in it.
+        Time that training waited for the search, and time of the solver: in it, unless it ran on a thread.
     linearized : bool
         Whether the head was not affine, so that its linearization was searched.
     num_samples : int

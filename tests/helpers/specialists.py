@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
@@ -63,6 +64,12 @@ class Setting:
 
     def scramble(self, seed=0):
         self.expert_map.scramble(torch.Generator().manual_seed(seed))
+
+
+def random_permutation(problem, rng):
+    """A permutation that keeps every slot in its block, drawn uniformly."""
+    blocks = range(0, problem.size, problem.block_size)
+    return np.concatenate([start + rng.permutation(problem.block_size) for start in blocks])
 
 
 def make_gate(name, n, m):

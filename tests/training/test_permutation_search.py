@@ -1,7 +1,7 @@
 import copy
-import io
 import warnings
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -247,6 +247,140 @@ def test_a_verification_that_is_not_finite_leaves_the_map_and_warns_once():
     assert torch.equal(map_of(setting), before)
 
 
+def test_a_loss_that_stays_not_finite_warns_once_a_run():
+    def run():
+        setting = make("top-2")
+        setting.scramble()
+        return setting, map_of(setting), searching(setting, period=1)
+
+    setting, before, search = run()
+    setting.targets = setting.targets * torch.nan
+    with pytest.warns(RuntimeWarning, match="the search at step 1 was given up"):
+        step(search, setting)
+    for _ in range(3):  # warnings are errors here
+        step(search, setting)
+    assert [record.outcome for record in search.history] == ["not finite"] * 4
+    assert torch.equal(map_of(setting), before)
+    other, _, resumed = run()
+    other.targets = setting.targets
+    resumed.load_state_dict(search.state_dict())
+    step(resumed, other)  # the same run, taken up again: no warning
+    assert resumed.history[-1].outcome == "not finite"
+
+
+@pytest.mark.parametrize("gate", ["hash", "top-2"])
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (nn.MSELoss(reduction="none"), r"loss must return a scalar, the mean over the samples, got a tensor of shape"),
+        (nn.MSELoss(reduction="sum"), "loss must be the mean over the samples"),
+        (lambda outputs, targets: 0.5, "loss must return a scalar tensor, got float"),
+    ],
+    ids=["vector", "sum", "number"],
+)
+def test_a_loss_that_is_none_leaves_the_map_and_the_run_can_go_on(gate, loss, message):
+    setting = make(gate)
+    setting.scramble()
+    before = map_of(setting)
+    search = searching(setting, loss=loss, period=2)
+    step(search, setting)
+    with pytest.raises((ValueError, TypeError), match=message):
+        step(search, setting)
+    assert torch.equal(map_of(setting), before)
+    assert search.history == []
+    assert step(search, setting) is None
+
+
+@pytest.mark.parametrize("gate", ["hash", "top-1", "top-2", "comet"])
+@pytest.mark.parametrize("frozen_part", ["gate", "model"])
+def test_a_frozen_gate_is_searched_all_the_same(gate, frozen_part):
+    setting = make(gate, "deep")
+    setting.scramble()
+    scrambled = setting.true_loss()
+    part = setting.moe.gate if frozen_part == "gate" else setting.model
+    part.requires_grad_(False).eval()
+    search = searching(setting, period=2)
+    step(search, setting)
+    assert step(search, setting).outcome == "committed"
+    assert setting.true_loss() < 0.9 * scrambled
+    assert not any(parameter.requires_grad for parameter in part.parameters())
+
+
+def test_a_loss_that_changes_is_recognized_again():
+    setting = make("top-2", samples=40)
+    setting.scramble()
+    factor = 1.0
+    search = searching(setting, loss=lambda outputs, targets: factor * setting.loss(outputs, targets), period=2)
+    found = []
+    for factor in (1.0, 1.0, 3.0, 3.0):
+        before = factor * setting.true_loss()
+        record = step(search, setting)
+        found += [] if record is None else [(record.value_before, before)]
+    assert [value for value, _ in found] == pytest.approx([before for _, before in found], rel=1e-9)
+    assert len(found) == 2
+
+
+def test_a_layer_that_is_missing():
+    setting = make("top-2")
+    with pytest.raises(TypeError, match="moe must be a MixtureOfExperts, got NoneType"):
+        PermutationSearch(setting.model, None, loss=setting.loss)
+    with pytest.raises(TypeError, match="moe must be a MixtureOfExperts, got TopK"):
+        PermutationSearch(setting.model, setting.moe.gate, loss=setting.loss)
+    with pytest.raises(ValueError, match="moe must be a submodule of model, got one that Linear does not contain"):
+        PermutationSearch(nn.Linear(2, 2), setting.moe, loss=setting.loss)
+
+
+def test_the_map_of_a_model_restored_with_other_sizes():
+    setting, other = make("top-2", n=4, m=4), make("top-2", n=4, m=8)
+    with pytest.raises(RuntimeError, match=r"experts must have shape \(1, 4\) for 4 experts and 1 row of 4 slots"):
+        setting.model.load_state_dict(other.model.state_dict())
+
+
+def test_the_wrapper_of_a_distributed_model_is_taken_off(tmp_path):
+    setting = make("top-2")
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(setting.model)
+        search = PermutationSearch(wrapped, setting.moe, loss=setting.loss, period=1, stop=MaxIterations(100))
+        assert step(search, setting).problem == "MixtureAssignment"
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_samples_and_chunks_are_bounded():
+    setting = make("top-2", samples=60)
+    rows = []
+    setting.model.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    search = searching(setting, period=3, batches=2, max_samples=25, chunk_size=10)
+    setting.scramble()
+    for start in (0, 20, 40):
+        record = step(search, setting, start, start + 20)
+    assert record.num_samples == 25
+    assert record.verified_gain is not None
+    assert max(rows) == 10
+
+
+def test_what_a_problem_may_be():
+    setting = make("top-2")
+    record = step(searching(setting, period=1, problem="pairwise"), setting)
+    assert record.problem == "PairwiseAssignment"
+    with pytest.raises(ValueError, match="problem must be one of auto, linear, pairwise, mixture, got 'quadratic'"):
+        searching(setting, problem="quadratic")
+
+
+def test_the_default_solver_gets_a_share_of_the_time_since_the_last_search(monkeypatch):
+    seconds = [0.0]
+    clock = SimpleNamespace(perf_counter=lambda: seconds[0])
+    monkeypatch.setattr("moe_search.training.permutation_search.time", clock)
+    setting, solver = make("top-2"), Watching()
+    search = searching(setting, period=1, solver=solver, stop=None)
+    for passed in (0.0, 0.25, 10.0):
+        seconds[0] += passed
+        step(search, setting)
+    assert [stop.seconds for _, stop, _, _ in solver.asked] == [0.001, pytest.approx(0.0175), 0.05]
+
+
 def test_too_few_samples_for_a_search():
     setting = make("top-2")
     search = searching(setting, period=1)
@@ -311,7 +445,7 @@ def test_what_the_constructor_accepts():
         PermutationSearch(setting.model, nn.Linear(1, 1), loss=setting.loss)
     with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module"):
         PermutationSearch(len, setting.moe, loss=setting.loss)
-    for name in ("period", "until", "batches"):
+    for name in ("period", "until", "batches", "max_samples", "chunk_size"):
         for wrong in (0, -1):
             with pytest.raises(ValueError, match=f"{name} must be an integer >= 1, got {wrong}"):
                 searching(setting, **{name: wrong})
@@ -328,64 +462,6 @@ def test_what_the_constructor_accepts():
         searching(setting, stop=0.05)
     with pytest.raises(TypeError, match="on_search must be a callable"):
         searching(setting, on_search=[])
-
-
-class Run:
-    """A training run that can be saved and taken up: ten steps on batches of its own."""
-
-    STEPS = 10
-
-    def __init__(self, gate, period, batches):
-        self.setting = make(gate, "linear", 6, 6, samples=20 * self.STEPS, noise=0.5)
-        self.setting.scramble()
-        self.optimizer = torch.optim.SGD(self.setting.model.parameters(), lr=0.02, momentum=0.9)
-        # Too few iterations to end the search: what it finds depends on its seed.
-        self.search = searching(self.setting, period=period, batches=batches, until=9, stop=MaxIterations(25), seed=7)
-
-    def train(self, start, stop):
-        for i in range(start, stop):
-            inputs, targets, ids = self.setting.batch(20 * i, 20 * (i + 1))
-            self.optimizer.zero_grad()
-            self.setting.loss(self.setting.model(inputs, ids=ids), targets).backward()
-            self.optimizer.step()
-            self.search.step(inputs, targets, ids=ids)
-
-    def save(self):
-        file = io.BytesIO()
-        parts = self.setting.model, self.optimizer, self.search
-        torch.save([part.state_dict() for part in parts], file)
-        file.seek(0)
-        return file
-
-    def load(self, file):
-        for part, state in zip(
-            (self.setting.model, self.optimizer, self.search), torch.load(file, weights_only=True), strict=True
-        ):
-            part.load_state_dict(state)
-
-
-def told(search):
-    return [replace(record, seconds=0.0, seconds_solving=0.0) for record in search.history]
-
-
-@pytest.mark.parametrize(("period", "batches"), [(3, 2), (1, 1), (2, 3)])
-@pytest.mark.parametrize("gate", ["hash", "top-2"])
-def test_a_run_that_was_saved_goes_on_as_if_never_stopped(gate, period, batches):
-    whole = Run(gate, period, batches)
-    whole.train(0, Run.STEPS)
-    assert any(record.outcome == "committed" for record in whole.search.history)
-    for at in range(Run.STEPS + 1):
-        first, second = Run(gate, period, batches), Run(gate, period, batches)
-        first.train(0, at)
-        second.search = searching(
-            second.setting, period=period, batches=batches, until=9, stop=MaxIterations(25), seed=1234
-        )
-        second.load(first.save())
-        assert second.search.seconds == first.search.seconds
-        second.train(at, Run.STEPS)
-        assert told(second.search) == told(whole.search), f"saved at step {at}"
-        for name, tensor in whole.setting.model.state_dict().items():
-            assert torch.equal(second.setting.model.state_dict()[name], tensor), f"{name}, saved at step {at}"
 
 
 def test_a_record_goes_through_a_dict():
