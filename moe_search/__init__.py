@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from moe_search.layers import MixtureOfExperts, StackedExperts
     from moe_search.problems import (
         LinearAssignment,
+        LoadLimited,
         MixtureAssignment,
         PairwiseAssignment,
         Problem,
@@ -54,6 +55,7 @@ _HOMES = {
     "layers": ("MixtureOfExperts", "StackedExperts"),
     "problems": (
         "LinearAssignment",
+        "LoadLimited",
         "MixtureAssignment",
         "PairwiseAssignment",
         "Problem",
@@ -97,6 +99,7 @@ __all__ = [
     "HashRouting",
     "Hungarian",
     "LinearAssignment",
+    "LoadLimited",
     "LocalSearch",
     "Lowering",
     "MaxIterations",
