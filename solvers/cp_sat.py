@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 MOST_TERMS = 200_000
 MOST_PRODUCTS = 20_000_000
-# Floats become integers on a grid whose whole range spans this.
-GRID = 2.0**42
+# Floats become integers on a grid whose whole range spans this. From 2**39 on, CP-SAT calls some models infeasible.
+GRID = 2.0**38
 POLL_SECONDS = 0.01
 
 
@@ -208,13 +208,18 @@ class _Search:
             self.interrupted = True
 
     def _run(self, solver: cp_model.CpSolver, model: _Model) -> None:
+        from ortools.sat.python.cp_model import INFEASIBLE
+
         found = _solutions(self, model)
         # An event and not Thread.join: a join that Ctrl-C breaks off takes the thread for ended.
         ended = threading.Event()
 
         def search() -> None:
             try:
-                solver.solve(model.model, found)
+                if solver.solve(model.model, found) == INFEASIBLE:
+                    # No problem is: presolving erred on large coefficients.
+                    solver.parameters.cp_model_presolve = False
+                    solver.solve(model.model, found)
             finally:
                 ended.set()
 
