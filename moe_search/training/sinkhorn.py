@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ class PermutedWeights(SlotWeights):
     Parameters
     ----------
     source : SlotWeights
-        What the wrapped gate returned. Logits and probabilities are those of its slots, not permuted.
+        What the wrapped gate returned. All fields but the weights are its, of its slots and not permuted.
     log_permutation : Tensor
         log P, shape [rows, m, m], one for each row of the expert map: what the weights were spread with.
     """
@@ -83,7 +83,8 @@ class SinkhornPermutation(Gate):
     more, and end on rows, so that the weights of a sample go on summing to 1; columns sum to 1 in the limit.
 
     Step and `finished` are in the state dict: a finished model stays hard when it is loaded. In eval mode an unfinished
-    permutation is as soft as in training, without noise.
+    permutation is as soft as in training, without noise. torch.compile takes both; it compiles anew at every step of an
+    unfinished one, whose number of iterations changes.
 
     Examples
     --------
@@ -154,11 +155,18 @@ class SinkhornPermutation(Gate):
             return routing
         log_permutation = self.log_permutation()
         permutation = log_permutation.exp().to(routing.weights.dtype)
-        kept = {part.name: getattr(routing, part.name) for part in fields(SlotWeights)}
         with torch.autocast(inputs.device.type, enabled=False):
             # [T, B, m] times [rows, m, m], where a single row is for all selectors.
-            kept["weights"] = (routing.weights.transpose(0, 1) @ permutation).transpose(0, 1)
-        return PermutedWeights(**kept, source=routing, log_permutation=log_permutation)
+            weights = (routing.weights.transpose(0, 1) @ permutation).transpose(0, 1)
+        return PermutedWeights(
+            weights,
+            routing.logits,
+            routing.probabilities,
+            routing.noisy_logits,
+            routing.noise_scale,
+            source=routing,
+            log_permutation=log_permutation,
+        )
 
     def log_permutation(self) -> Tensor:
         """Return log P for every row of the map, float64, shape [rows, m, m], with noise in training mode."""
