@@ -53,7 +53,17 @@ if TYPE_CHECKING:
         TabuSearch,
         TargetValue,
     )
-    from moe_search.training import Lowering, PermutationSearch, SearchRecord, SinkhornPermutation, lower
+    from moe_search.training import (
+        Lowering,
+        PermutationSearch,
+        SearchRecord,
+        SinkhornPermutation,
+        importance_loss,
+        load_balancing_loss,
+        load_loss,
+        lower,
+        router_z_loss,
+    )
 
 __version__ = "0.1.0"
 
@@ -107,7 +117,17 @@ _HOMES = {
         "TabuSearch",
         "TargetValue",
     ),
-    "training": ("Lowering", "PermutationSearch", "SearchRecord", "SinkhornPermutation", "lower"),
+    "training": (
+        "Lowering",
+        "PermutationSearch",
+        "SearchRecord",
+        "SinkhornPermutation",
+        "importance_loss",
+        "load_balancing_loss",
+        "load_loss",
+        "lower",
+        "router_z_loss",
+    ),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -151,7 +171,10 @@ __all__ = [
     "bench",
     "datasets",
     "gates",
+    "importance_loss",
     "layers",
+    "load_balancing_loss",
+    "load_loss",
     "load_official_comet",
     "load_official_dselect_k",
     "lower",
@@ -163,6 +186,7 @@ __all__ = [
     "random_quadratic",
     "read_qaplib",
     "read_qaplib_solution",
+    "router_z_loss",
     "solve",
     "solvers",
     "training",
