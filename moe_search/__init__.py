@@ -56,6 +56,8 @@ if TYPE_CHECKING:
     from moe_search.training import (
         Lowering,
         PermutationSearch,
+        RoutingStatistics,
+        RoutingSummary,
         SearchRecord,
         SinkhornPermutation,
         importance_loss,
@@ -120,6 +122,8 @@ _HOMES = {
     "training": (
         "Lowering",
         "PermutationSearch",
+        "RoutingStatistics",
+        "RoutingSummary",
         "SearchRecord",
         "SinkhornPermutation",
         "importance_loss",
@@ -157,6 +161,8 @@ __all__ = [
     "Problem",
     "QuadraticAssignment",
     "Result",
+    "RoutingStatistics",
+    "RoutingSummary",
     "SearchRecord",
     "SinkhornPermutation",
     "SlotWeights",

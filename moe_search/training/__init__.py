@@ -3,12 +3,15 @@
 from moe_search.training.balance import importance_loss, load_balancing_loss, load_loss, router_z_loss
 from moe_search.training.lowering import Lowering, lower
 from moe_search.training.permutation_search import PermutationSearch
+from moe_search.training.routing_statistics import RoutingStatistics, RoutingSummary
 from moe_search.training.search_record import SearchRecord
 from moe_search.training.sinkhorn import SinkhornPermutation
 
 __all__ = [
     "Lowering",
     "PermutationSearch",
+    "RoutingStatistics",
+    "RoutingSummary",
     "SearchRecord",
     "SinkhornPermutation",
     "importance_loss",
