@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from moe_search import bench, datasets, gates, layers, plotting, problems, solvers, training
+    from moe_search import bench, datasets, gates, integrations, layers, plotting, problems, solvers, training
     from moe_search._solve import solve
     from moe_search.gates import (
         COMET,
@@ -63,14 +63,16 @@ if TYPE_CHECKING:
         importance_loss,
         load_balancing_loss,
         load_loss,
+        load_state,
         lower,
         router_z_loss,
+        save_state,
     )
 
 __version__ = "0.1.0"
 
 # Names are imported when first asked for, so that a solver's user waits for no torch and no matplotlib.
-_SUBPACKAGES = ("bench", "datasets", "gates", "layers", "plotting", "problems", "solvers", "training")
+_SUBPACKAGES = ("bench", "datasets", "gates", "integrations", "layers", "plotting", "problems", "solvers", "training")
 _HOMES = {
     # A module of the name of its function would take the function's place once it is imported.
     "_solve": ("solve",),
@@ -131,6 +133,8 @@ _HOMES = {
         "load_loss",
         "lower",
         "router_z_loss",
+        "load_state",
+        "save_state",
     ),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -178,11 +182,13 @@ __all__ = [
     "datasets",
     "gates",
     "importance_loss",
+    "integrations",
     "layers",
     "load_balancing_loss",
     "load_loss",
     "load_official_comet",
     "load_official_dselect_k",
+    "load_state",
     "lower",
     "plotting",
     "problems",
@@ -193,6 +199,7 @@ __all__ = [
     "read_qaplib",
     "read_qaplib_solution",
     "router_z_loss",
+    "save_state",
     "solve",
     "solvers",
     "training",

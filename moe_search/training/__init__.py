@@ -4,6 +4,7 @@ from moe_search.training.balance import importance_loss, load_balancing_loss, lo
 from moe_search.training.lowering import Lowering, lower
 from moe_search.training.permutation_search import PermutationSearch
 from moe_search.training.routing_statistics import RoutingStatistics, RoutingSummary
+from moe_search.training.saved_state import load_state, save_state
 from moe_search.training.search_record import SearchRecord
 from moe_search.training.sinkhorn import SinkhornPermutation
 
@@ -17,6 +18,8 @@ __all__ = [
     "importance_loss",
     "load_balancing_loss",
     "load_loss",
+    "load_state",
     "lower",
     "router_z_loss",
+    "save_state",
 ]

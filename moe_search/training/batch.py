@@ -78,6 +78,17 @@ class Batch:
         ids = None if self.ids is None else self.ids[start:stop]
         return Batch(self.inputs[start:stop], self.targets[start:stop], ids)
 
+    def last(self, max_samples: int) -> Batch:
+        """Return the last ``max_samples`` samples, or all if there are fewer."""
+        return self if len(self) <= max_samples else self.part(len(self) - max_samples, len(self))
+
+    def repeat(self, count: int) -> Batch:
+        """Return every sample ``count`` times, the copies of a sample beside each other."""
+        if count == 1:
+            return self
+        ids = None if self.ids is None else self.ids.repeat_interleave(count, 0)
+        return Batch(self.inputs.repeat_interleave(count, 0), self.targets.repeat_interleave(count, 0), ids)
+
     def to(self, device: torch.device) -> Batch:
         """Return the batch on ``device``."""
         ids = None if self.ids is None else self.ids.to(device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -159,16 +160,32 @@ def fold_head(
         point = mixture.detach().clone().requires_grad_()
         outputs = run_head(model, moe, batch, point)
         flat = outputs.reshape(len(batch), -1)
-        totals = flat.sum(0).unbind()
+        # No output depends on another sample: the gradient of a sum is a row of every sample's Jacobian.
+        totals = flat.sum(0)
     folded = flat.detach().unsqueeze(1).repeat(1, expert_outputs.shape[1], 1)
-    for c, total in enumerate(totals):
-        # One backward pass gives row c of every sample's Jacobian, since no output depends on another sample.
-        row = None
-        if total.requires_grad:
-            (row,) = torch.autograd.grad(total, point, retain_graph=c + 1 < len(totals), allow_unused=True)
-        if row is None:
-            raise ValueError(
-                f"the outputs of model must depend on those of moe by differentiable operations, output {c} does not"
-            )
-        folded[:, :, c] += torch.einsum("bd,bnd->bn", row.flatten(1), directions)
+    # As many rows at once as there are experts take no more memory than their outputs.
+    for rows in torch.split(torch.arange(len(totals), device=totals.device), expert_outputs.shape[1]):
+        jacobians = _rows(totals, point, rows).flatten(2)
+        folded[:, :, rows] += torch.einsum("cbd,bnd->bnc", jacobians, directions).to(folded.dtype)
     return outputs.detach(), folded
+
+
+def _rows(totals: Tensor, point: Tensor, rows: Tensor) -> Tensor:
+    """Return the gradients of some of the totals, shape [rows, B, ...]."""
+    seeds = torch.nn.functional.one_hot(rows, len(totals)).to(totals.dtype)
+    gradients: tuple[Tensor | None, ...] = (None,)
+    if totals.requires_grad:
+        try:
+            with warnings.catch_warnings():
+                # torch warns of every operator that it can only map slowly.
+                warnings.simplefilter("ignore")
+                gradients = torch.autograd.grad(
+                    totals, point, seeds, is_grads_batched=True, retain_graph=True, allow_unused=True
+                )
+        except RuntimeError:
+            # An operator whose backward cannot be mapped; an error of its own comes again.
+            each = [torch.autograd.grad(totals, point, s, retain_graph=True, allow_unused=True)[0] for s in seeds]
+            gradients = (None,) if each[0] is None else (torch.stack(each),)
+    if gradients[0] is None:
+        raise ValueError("the outputs of model must depend on those of moe by differentiable operations, they do not")
+    return gradients[0]

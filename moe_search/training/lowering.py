@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from moe_search.layers.mixture_of_experts import MixtureOfExperts
 from moe_search.problems.linear import LinearAssignment
 from moe_search.problems.mixture import MixtureAssignment
+from moe_search.problems.pairwise import PairwiseAssignment
+from moe_search.training.arguments import require_int
 from moe_search.training.batch import Batch
-from moe_search.training.cut import Cut, check_model, cut, fold_head, run_head
+from moe_search.training.cut import check_model
+from moe_search.training.exact_costs import pair_costs, slot_costs
 from moe_search.training.frozen import frozen
+from moe_search.training.mixture_arrays import Deviation, mixture_arrays, mixture_problem
+from moe_search.training.opened import Opened, open_batch
+from moe_search.training.ranks import ALONE, Ranks
 from moe_search.training.recognize_loss import RecognizedLoss, recognize_loss
-from moe_search.training.sample_losses import Loss, NonFiniteLossError, sample_losses
+from moe_search.training.sample_losses import Loss
+
+CHUNK_SIZE = 1024
+"""Samples that go through the model at once, by default: enough to keep it busy, few for the experts' outputs."""
+
+ProblemKind: TypeAlias = Literal["auto", "linear", "pairwise", "mixture"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +36,7 @@ class Lowering:
 
     Parameters
     ----------
-    problem : LinearAssignment or MixtureAssignment
+    problem : LinearAssignment, PairwiseAssignment or MixtureAssignment
         Its value is the mean loss of the batch under a map.
     initial : ndarray of int64
         The permutation of the gate's present map.
@@ -37,10 +48,10 @@ class Lowering:
     num_samples : int
         Number of samples in the batch.
     loss : RecognizedLoss or None
-        What the loss was recognized as; None for a `LinearAssignment`, which takes any.
+        What the loss was recognized as, for a `MixtureAssignment`; None for the others, which take any.
     """
 
-    problem: LinearAssignment | MixtureAssignment
+    problem: LinearAssignment | PairwiseAssignment | MixtureAssignment
     initial: NDArray[np.int64]
     linearized: bool
     batch_loss: float
@@ -55,15 +66,27 @@ def lower(
     targets: Tensor,
     loss: Loss,
     ids: Tensor | None = None,
+    *,
+    problem: ProblemKind = "auto",
+    max_samples: int | None = None,
+    chunk_size: int = CHUNK_SIZE,
 ) -> Lowering:
     """Make the search problem of a model's mixture layer on one batch, experts and gate weights frozen.
 
-    If every sample of the batch has one slot and the gate has one row of slots, the problem is a `LinearAssignment`:
-    exact through any head and any loss, at the price of a forward for each expert. Otherwise it is a
-    `MixtureAssignment` for a recognized loss, with the head folded into the outputs of the experts: exact for an affine
-    head, a linearization around the present mixture for any other.
+    What the samples of the batch allow decides the class of the problem:
 
-    The model is run in eval mode and left as it was: training flags, gradients, buffers and random generators.
+    ``linear``
+        Every sample has one slot, and the gate one row of slots: `LinearAssignment`, exact through any head and any
+        loss, at the price of a forward for each expert.
+    ``mixture``
+        The loss is a recognized one: `MixtureAssignment`, with the head folded into the outputs of the experts; exact
+        for an affine head, a linearization around the present mixture for any other.
+    ``pairwise``
+        No sample has more than two slots: `PairwiseAssignment`, exact through any head and any loss, at the price of a
+        forward for each of the n^2 pairs of experts, and of memory for (m n)^2 costs.
+
+    The first of these that fits is made, or the one asked for. The model is run in eval mode and left as it was:
+    training flags, gradients, buffers and random generators.
 
     Parameters
     ----------
@@ -78,6 +101,14 @@ def lower(
         ``loss(outputs, targets)``, a scalar tensor that is the mean over the samples.
     ids : Tensor, optional
         Shape [B], for gates that route by id.
+    problem : {"auto", "linear", "mixture", "pairwise"}
+        The class of the problem.
+    max_samples : int, optional
+        Only the last ``max_samples`` samples are looked at; all by default. A mixture holds n * D numbers for each of
+        them, D being the width of the model's outputs.
+    chunk_size : int, default 1024
+        The most samples that go through the model, and through every expert, at once. It bounds what lowering takes
+        beside the arrays of the problem: the outputs of n experts on ``chunk_size`` samples.
 
     Returns
     -------
@@ -89,85 +120,122 @@ def lower(
         If an argument has the wrong type.
     ValueError
         If `moe` is not inside `model` or not run on one row for each sample, if the batch is empty, its parts differ in
-        length or lie on another device than the model, if the loss is not the mean over the samples, or not one that a
-        mixture can be searched under.
+        length or lie on another device than the model, if the loss is not the mean over the samples, if no class of
+        problem fits or not the one asked for, or if a pairwise problem would be too large.
     NonFiniteLossError
         If the loss, or what an expert answers, is NaN or infinite.
     """
     check_model(model, moe)
     if not callable(loss):
         raise TypeError(f"loss must be a callable (outputs, targets) -> scalar, got {type(loss).__name__}")
+    require_problem_kind(problem)
+    require_int("chunk_size", chunk_size, 1)
     batch = Batch(inputs, targets, ids)
     batch.require(1)
     batch.check_device(model)
-
-    expert_map = moe.gate.expert_map
-    with frozen(model):
-        opened = cut(model, moe, batch)
-        of_samples = sample_losses(loss, opened.outputs, targets)
-        weights = opened.slot_weights
-        if len(expert_map.experts) == 1:
-            # One map for all selectors: it cannot tell the same slot of two selectors apart.
-            weights = weights.sum(1, keepdim=True)
-        expert_outputs = moe.expert_outputs(opened.moe_inputs)
-        recognized, linearized = None, False
-        problem: LinearAssignment | MixtureAssignment
-        if weights.shape[1] == 1 and bool(((weights > 0).sum((1, 2)) == 1).all()):
-            problem = _linear(model, moe, batch, weights[:, 0].argmax(1), expert_outputs, loss)
-        else:
-            recognized = recognize_loss(loss, opened.outputs, targets)
-            outputs, folded = fold_head(model, moe, batch, opened.mixture, expert_outputs)
-            if not bool(folded.isfinite().all()):
-                raise NonFiniteLossError("the outputs of every expert must be finite, got NaN or infinite ones")
-            linearized = not _is_affine(model, moe, batch, opened, weights, expert_outputs, folded)
-            problem = MixtureAssignment(
-                _float64(weights),
-                recognized.flatten(_float64(folded).reshape(*folded.shape[:2], *outputs.shape[1:]), leading=2),
-                recognized.targets,
-                recognized.name,
-                np.full(len(batch), recognized.scale / len(batch)),
-            )
-    return Lowering(problem, expert_map.permutation(), linearized, float(of_samples.mean()), len(batch), recognized)
+    if max_samples is not None:
+        require_int("max_samples", max_samples, 1)
+        batch = batch.last(max_samples)
+    lowering, _ = lower_batch(model, moe, batch, loss, problem, chunk_size)
+    assert lowering is not None
+    return lowering
 
 
-def _linear(
-    model: nn.Module, moe: MixtureOfExperts, batch: Batch, slots: Tensor, expert_outputs: Tensor, loss: Loss
-) -> LinearAssignment:
-    n, m = expert_outputs.shape[1], moe.gate.num_slots
-    slot_of_sample = slots.cpu().numpy()
-    cost = np.empty((m, n))
-    for e in range(n):
-        losses = sample_losses(loss, run_head(model, moe, batch, expert_outputs[:, e]), batch.targets)
-        cost[:, e] = np.bincount(slot_of_sample, losses, minlength=m) / len(batch)
-    return LinearAssignment(cost)
-
-
-def _is_affine(
+def lower_batch(
     model: nn.Module,
     moe: MixtureOfExperts,
     batch: Batch,
-    opened: Cut,
-    weights: Tensor,
-    expert_outputs: Tensor,
-    folded: Tensor,
-) -> bool:
-    """Compare the true forward with the folded one under a second map."""
-    n = expert_outputs.shape[1]
-    if n == 1:
-        return True  # there is no second map
-    # Shifting the experts of every row by a random step gives a valid map that leaves no slot its expert.
-    experts = moe.gate.expert_map.experts
-    steps = torch.from_numpy(np.random.default_rng(0).integers(1, n, size=(len(experts), 1))).to(experts.device)
-    shifted = (experts + steps) % n
-    expert_weights = weights.new_zeros(len(batch), n).index_add(1, shifted.flatten(), weights.flatten(1))
-    true = run_head(model, moe, batch, moe.combine(expert_weights, expert_outputs)).flatten(1)
-    predicted = torch.einsum("bn,bnc->bc", expert_weights, folded)
-    here = opened.outputs.flatten(1)
-    eps = torch.finfo(true.dtype).eps
-    error, change, size = ((true - predicted).abs().max(), (true - here).abs().max(), true.abs().max())
-    # The second term is the rounding that is left when the two maps give the same outputs.
-    return bool(error <= eps**0.5 * change + 20 * eps * size)
+    loss: Loss,
+    problem: ProblemKind,
+    chunk_size: int,
+    known: RecognizedLoss | None = None,
+    ranks: Ranks = ALONE,
+) -> tuple[Lowering | None, RecognizedLoss | None]:
+    """Make the problem of the samples of all ranks together, from checked arguments.
+
+    Parameters
+    ----------
+    model, moe, batch, loss, problem, chunk_size
+        As in `lower`; the batch is that of this rank.
+    known : RecognizedLoss, optional
+        What the loss was recognized as before: looked at first.
+    ranks : Ranks
+        All of them must call this together.
+
+    Returns
+    -------
+    lowering : Lowering or None
+        None on all ranks but the first.
+    recognized : RecognizedLoss or None
+        What the loss was recognized as, if it was looked at.
+
+    Raises
+    ------
+    ValueError, NonFiniteLossError
+        As in `lower`, on all ranks if on one.
+    """
+    with frozen(model):
+        opened = ranks.agree(lambda: open_batch(model, moe, batch, loss, chunk_size))
+        losses = np.concatenate(ranks.collect(opened.losses))
+        made: LinearAssignment | PairwiseAssignment | MixtureAssignment | None
+        deviation = Deviation()
+        kind, recognized = _choose(problem, opened, known, ranks)
+        if kind == "linear":
+            made = LinearAssignment(ranks.sum(ranks.agree(lambda: slot_costs(opened))) / len(losses))
+        elif kind == "pairwise":
+            costs = ranks.sum(ranks.agree(lambda: pair_costs(opened))) / len(losses)
+            made = PairwiseAssignment(costs, block_size=moe.gate.num_slots)
+        else:
+            assert recognized is not None
+            arrays = ranks.gather(ranks.agree(lambda: mixture_arrays(opened, recognized)))
+            made = mixture_problem(arrays) if arrays else None
+            for part in arrays:
+                deviation = deviation.joined(part.deviation)
+    if made is None or ranks.index > 0:
+        return None, recognized
+    initial = moe.gate.expert_map.permutation()
+    lowering = Lowering(made, initial, not deviation.affine, float(losses.mean()), len(losses), recognized)
+    return lowering, recognized
 
 
-def _float64(tensor: Tensor) -> NDArray[np.float64]:
-    return tensor.detach().cpu().double().numpy()
+def require_problem_kind(problem: object) -> None:
+    """Raise ValueError if ``problem`` is no kind of problem."""
+    if problem not in get_args(ProblemKind):
+        raise ValueError(f"problem must be one of {', '.join(get_args(ProblemKind))}, got {problem!r}")
+
+
+def _choose(
+    problem: ProblemKind, opened: Opened, known: RecognizedLoss | None, ranks: Ranks
+) -> tuple[ProblemKind, RecognizedLoss | None]:
+    """Return the kind of problem that all ranks make, and what the loss was recognized as if it is a mixture."""
+    most = max(ranks.collect(opened.slots_per_sample))
+    one_slot = most == 1 and len(opened.moe.gate.expert_map.experts) == 1
+    if problem == "linear" or (problem == "auto" and one_slot):
+        if not one_slot:
+            raise ValueError(
+                f"a linear problem must have one slot a sample and one row of slots, got up to {most} slots a sample "
+                f"and {len(opened.moe.gate.expert_map.experts)} rows"
+            )
+        return "linear", None
+    if problem != "pairwise":
+        recognized, error = _recognize(opened, known)
+        errors = [text for text in ranks.collect(None if error is None else str(error)) if text]
+        if not errors:
+            return "mixture", recognized
+        if problem == "mixture" or most > 2:
+            raise error or ValueError(errors[0])
+    if most > 2:
+        raise ValueError(f"a pairwise problem must have at most two slots a sample, got {most}")
+    return "pairwise", None
+
+
+def _recognize(opened: Opened, known: RecognizedLoss | None) -> tuple[RecognizedLoss | None, ValueError | None]:
+    outputs, targets = opened.outputs, opened.targets
+    if known is not None:
+        known = known.with_targets(targets)
+        if known.fits(outputs, opened.losses):
+            return known, None
+    try:
+        return recognize_loss(opened.loss, outputs, targets), None
+    except ValueError as error:
+        return None, error

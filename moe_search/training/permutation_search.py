@@ -5,29 +5,37 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import numpy as np
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from moe_search.layers.mixture_of_experts import MixtureOfExperts
-from moe_search.problems.linear import LinearAssignment
-from moe_search.solvers.hungarian import Hungarian
-from moe_search.solvers.local_search import LocalSearch
 from moe_search.solvers.result import Result
 from moe_search.solvers.solver import Solver
 from moe_search.solvers.stop import MaxRuntime, StoppingCriterion, require_criterion
+from moe_search.training.arguments import require_int
 from moe_search.training.batch import Batch, concatenate
 from moe_search.training.cut import check_model
-from moe_search.training.lowering import Lowering, lower
+from moe_search.training.found_map import Underway, at_once, find_map, nothing_found, on_thread
+from moe_search.training.lowering import CHUNK_SIZE, Lowering, ProblemKind, lower_batch, require_problem_kind
+from moe_search.training.ranks import ranks_of
+from moe_search.training.recognize_loss import RecognizedLoss
 from moe_search.training.sample_losses import Loss, NonFiniteLossError
 from moe_search.training.search_record import Outcome, SearchRecord
 from moe_search.training.verification import Verification, verify
 
 OnSearch: TypeAlias = Callable[[SearchRecord, Lowering, Result], None]
 
-# Below this part of the value, a gain is rounding.
-ROUNDING = 1e-9
+SHARE = 0.08
+"""What a search may take of the time since the last one, by default; verification comes on top."""
+
+LEAST_SECONDS, MOST_SECONDS = 0.001, 0.05
+"""What the solver gets at least and at most, by default."""
+
+STATE = ("step", "searches", "seed", "seconds", "history", "retained", "recognized", "underway", "map")
 
 
 class PermutationSearch:
@@ -37,46 +45,66 @@ class PermutationSearch:
     search problem on the last batches before the present one, solves it, and verifies the map it found on the present
     batch by true forwards: the map is committed to the gate if the mean loss decreases by more than the standard error
     of that decrease, and refused otherwise. Only the map ever changes: experts, gate and optimizer stay as they are.
+    The map is no parameter: a gate whose parameters are frozen is searched all the same.
 
     Parameters
     ----------
     model : Module
-        The model that is trained, called as ``model(inputs)``, or ``model(inputs, ids=ids)`` where ids are given.
+        The model that is trained, called as ``model(inputs)``, or ``model(inputs, ids=ids)`` where ids are given. Of a
+        `DistributedDataParallel`, the module inside is taken.
     moe : MixtureOfExperts
         The layer to search, a submodule of `model` or `model` itself.
     loss : callable
-        ``loss(outputs, targets)``, a scalar tensor that is the mean over the samples. Any for gates with one slot a
-        sample; squared error, binary cross-entropy or cross-entropy for the others (see `recognize_loss`).
+        ``loss(outputs, targets)``, a scalar tensor that is the mean over the samples. Any for gates with one or two
+        slots a sample; squared error, binary cross-entropy or cross-entropy for the others (see `lower`).
     period : int, default 100
         Steps from one search to the next.
     until : int, default 1000
-        Last step at which a search may run. Afterwards `step` only counts.
+        Last step at which a search may begin. Afterwards `step` only counts.
     batches : int, default 1
         Number of batches to search on: references to them are kept, from the steps just before a search, so they must
         not be overwritten in place.
     solver : Solver, optional
         By default `Hungarian` for a linear problem, which it solves to optimality, and
-        ``LocalSearch(neighborhood="swap", restarts=True)`` from the present map for a mixture.
-    stop : StoppingCriterion, default MaxRuntime(0.05)
-        When the solver stops.
+        ``LocalSearch(neighborhood="swap", restarts=True)`` from the present map for the others.
+    stop : StoppingCriterion, optional
+        When the solver stops. By default such that lowering and solving take at most 8 % of the time since the last
+        search, but never before 1 ms or after 50 ms of solving. A run that must be repeatable needs `MaxIterations`.
     seed : int, default 0
         The i-th search draws its own seed from (seed, i).
     on_search : callable, optional
-        Called as ``on_search(record, lowering, result)`` after every search that a solver ran in, the map decided.
+        Called as ``on_search(record, lowering, result)`` after every search that a solver ran in, the map decided. In a
+        process group on the first rank only; not for a map that was found before the state was saved.
+    problem : {"auto", "linear", "mixture", "pairwise"}
+        The class of the problem, as in `lower`.
+    max_samples : int, optional
+        The most samples to search on, the last of those kept; of every rank in a process group.
+    chunk_size : int, default 1024
+        The most samples that go through the model at once, as in `lower`.
+    asynchronous : bool, default False
+        Whether the solver runs on a thread while training goes on. Its map is verified on the batch of a later step,
+        the first after the solver ended, and committed only if it is an improvement there. One search is under way at a
+        time: where the next one is due, training waits for the last. Which map is found depends on the seed as ever;
+        at which step it is committed depends on the clock, unless `finish` is called.
+    process_group : ProcessGroup, optional
+        The processes that train the model together, by default all of `torch.distributed` where that is initialized.
+        They call `step` together, each with its part of the batch. The problem is that of the samples of all ranks
+        (costs are summed, the arrays of a mixture gathered on the first rank), solved on the first rank, verified on
+        the samples of all, and its map the same on all. What fails on one rank is raised on all.
 
     Attributes
     ----------
     history : list of SearchRecord
-        One record for every search.
+        One record for every search whose map is decided.
     seconds : float
-        Time spent in searches, verification included.
+        Time that training waited for searches, verification included.
 
     Raises
     ------
     TypeError
         If an argument has the wrong type.
     ValueError
-        If `moe` is not inside `model`, or `period`, `until`, `batches` or `seed` is out of range.
+        If `moe` is not inside `model`, or another argument is out of range.
     """
 
     def __init__(
@@ -89,21 +117,31 @@ class PermutationSearch:
         until: int = 1000,
         batches: int = 1,
         solver: Solver | None = None,
-        stop: StoppingCriterion = MaxRuntime(0.05),  # noqa: B008  (immutable)
+        stop: StoppingCriterion | None = None,
         seed: int = 0,
         on_search: OnSearch | None = None,
+        problem: ProblemKind = "auto",
+        max_samples: int | None = None,
+        chunk_size: int = CHUNK_SIZE,
+        asynchronous: bool = False,
+        process_group: Any = None,
     ) -> None:
+        if isinstance(model, DistributedDataParallel):
+            model = model.module
         check_model(model, moe)
         if not callable(loss):
             raise TypeError(f"loss must be a callable (outputs, targets) -> scalar, got {type(loss).__name__}")
-        for name, count in (("period", period), ("until", until), ("batches", batches)):
-            _require_int(name, count, 1)
+        counts = {"period": period, "until": until, "batches": batches, "chunk_size": chunk_size}
+        for name, count in (counts if max_samples is None else counts | {"max_samples": max_samples}).items():
+            require_int(name, count, 1)
         if solver is not None and not callable(getattr(solver, "solve", None)):
             raise TypeError(f"solver must have a method solve, got {type(solver).__name__}")
-        require_criterion(stop)
-        _require_int("seed", seed, 0)
+        if stop is not None:
+            require_criterion(stop)
+        require_int("seed", seed, 0)
         if on_search is not None and not callable(on_search):
             raise TypeError(f"on_search must be a callable (record, lowering, result), got {type(on_search).__name__}")
+        require_problem_kind(problem)
         self._model = model
         self._moe = moe
         self._loss = loss
@@ -113,10 +151,19 @@ class PermutationSearch:
         self._solver = solver
         self._stop = stop
         self._on_search = on_search
+        self._problem: ProblemKind = problem
+        self._max_samples = max_samples
+        self._chunk_size = int(chunk_size)
+        self._run = on_thread if asynchronous else at_once
+        self._asynchronous = bool(asynchronous)
+        self._ranks = ranks_of(process_group, moe.gate.expert_map.experts.device)
         self._seed = int(seed)
         self._step = 0
         self._searches = 0
         self._retained: list[Batch] = []
+        self._recognized: RecognizedLoss | None = None
+        self._underway: Underway | None = None
+        self._last_search: float | None = None
         self.history: list[SearchRecord] = []
         self.seconds = 0.0
 
@@ -126,14 +173,14 @@ class PermutationSearch:
         Parameters
         ----------
         inputs, targets : Tensor
-            The batch of this step, shape [B, ...].
+            The batch of this step, shape [B, ...]; in a process group, this rank's part of it.
         ids : Tensor, optional
             Shape [B], for gates that route by id.
 
         Returns
         -------
         SearchRecord or None
-            What the search did; None at a step without one.
+            What the search did whose map was decided at this step; None if there was none.
 
         Raises
         ------
@@ -141,32 +188,60 @@ class PermutationSearch:
             If the batch is empty, or a search is due and there are too few samples to verify it on. It takes 2, or 3 if
             no earlier batch was kept (``period=1``): the first half is then searched and the second verifies. Also
             whatever `lower` raises. The map is then as it was.
+        Exception
+            What the solver raised, if it ran on a thread.
         """
         step = self._step + 1
-        if step > self._until:
+        if step > self._until and self._underway is None:
             self._step = step
             return None
-        batch = Batch(inputs, targets, ids)
-        due = step % self._period == 0
-        if not due:
-            batch.require(1)
-        elif self._retained:
-            batch.require(2, " to verify a search")
+        if self._last_search is None:
+            self._last_search = time.perf_counter()
+        due = step <= self._until and step % self._period == 0
+        if due or self._underway is not None:
+            batch = self._ranks.agree(lambda: self._checked(inputs, targets, ids, due))
         else:
-            batch.require(3, " to be searched and verified by halves, no earlier batch being kept")
-        batch.check_device(self._model)
+            batch = self._checked(inputs, targets, ids, due)
 
         self._step = step
-        record = self._search(batch) if due else None
+        record = None
+        if (underway := self._underway) is not None:
+            if len(batch) > 1:
+                underway.batch = batch
+            if due or self._ranks.from_first(lambda: underway.done):
+                record = self.finish()
+        if due:
+            record = self._search(batch) or record
         self._retain(batch)
         return record
+
+    def finish(self) -> SearchRecord | None:
+        """Wait for the search under way, if there is one, and decide on its map by the batch of the last step.
+
+        Returns
+        -------
+        SearchRecord or None
+            What the search did; None if none was under way.
+
+        Raises
+        ------
+        Exception
+            What the solver raised on its thread. The map is then as it was.
+        """
+        underway, self._underway = self._underway, None
+        return None if underway is None else self._decide(underway)
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that is needed to go on as if the run had never stopped: plain numbers, strings and tensors.
 
-        The expert map itself is in the state dict of the model. The batches kept for the next search are in it, so a
-        state saved just before a search is as large as they are.
+        ``torch.load(weights_only=True)`` reads them, and so does `load_state`. The expert map itself is in the state
+        dict of the model. The batches kept for the next search are in this one, so a state saved just before a search
+        is as large as they are; in a process group they are those of this rank, and every rank saves its own.
+
+        A search under way is waited for, but not decided on: the map found is in the state, and the next step decides,
+        in this run as in one that loads the state. A search whose solver failed is left out.
         """
+        known = self._recognized
         return {
             "step": self._step,
             "searches": self._searches,
@@ -174,6 +249,9 @@ class PermutationSearch:
             "seconds": self.seconds,
             "history": [record.to_dict() for record in self.history],
             "retained": [dict(batch.named()) for batch in self._retained],
+            "recognized": None if known is None else [known.name, known.scale, known.classes_first],
+            "underway": None if self._underway is None else self._underway.state_dict(),
+            "map": self._map_sizes(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -182,21 +260,45 @@ class PermutationSearch:
         Raises
         ------
         ValueError, TypeError
-            If the state is not one of a `PermutationSearch`. Nothing is taken up then.
+            If the state is not one of a `PermutationSearch`, or of one whose expert map has other sizes. Nothing is
+            taken up then.
         """
         if not isinstance(state, Mapping):
             raise TypeError(f"state must be the dict of state_dict, got {type(state).__name__}")
-        keys = ("step", "searches", "seed", "seconds", "history", "retained")
-        if set(state) != set(keys):
-            raise ValueError(f"state must have the keys {', '.join(keys)}, got {', '.join(map(str, state)) or 'none'}")
-        for name in keys[:3]:
-            _require_int(name, state[name], 0)
+        if set(state) != set(STATE):
+            raise ValueError(f"state must have the keys {', '.join(STATE)}, got {', '.join(map(str, state)) or 'none'}")
+        for name in STATE[:3]:
+            require_int(name, state[name], 0)
+        if dict(state["map"]) != (sizes := self._map_sizes()):
+            raise ValueError(f"state must be that of a search of {_told(sizes)}, got {_told(state['map'])}")
         device = self._moe.gate.expert_map.experts.device
         history = [SearchRecord.from_dict(values) for values in state["history"]]
         retained = [Batch(**tensors).to(device) for tensors in state["retained"]]
+        underway = None if state["underway"] is None else Underway.from_state_dict(state["underway"], device)
+        recognized = None
+        if state["recognized"] is not None:
+            name, scale, classes_first = state["recognized"]
+            recognized = RecognizedLoss(name, scale, np.empty(0), classes_first)
         self.seconds = float(state["seconds"])
         self._step, self._searches, self._seed = state["step"], state["searches"], state["seed"]
         self.history, self._retained = history, retained
+        self._recognized, self._underway = recognized, underway
+
+    def _map_sizes(self) -> dict[str, int]:
+        expert_map = self._moe.gate.expert_map
+        rows = len(expert_map.experts)
+        return {"experts": expert_map.num_experts, "rows": rows, "slots of a row": expert_map.num_slots}
+
+    def _checked(self, inputs: Tensor, targets: Tensor, ids: Tensor | None, due: bool) -> Batch:
+        batch = Batch(inputs, targets, ids)
+        if not due:
+            batch.require(1)
+        elif self._retained:
+            batch.require(2, " to verify a search")
+        else:
+            batch.require(3, " to be searched and verified by halves, no earlier batch being kept")
+        batch.check_device(self._model)
+        return batch
 
     def _retain(self, batch: Batch) -> None:
         due = (self._step // self._period + 1) * self._period
@@ -205,76 +307,103 @@ class PermutationSearch:
         else:
             self._retained = []
 
-    def _search(self, batch: Batch) -> SearchRecord:
+    def _search(self, batch: Batch) -> SearchRecord | None:
         start = time.perf_counter()
         if self._retained:
             searched, verified = concatenate(self._retained), batch
         else:
             half = len(batch) // 2
             searched, verified = batch.part(0, half), batch.part(half, len(batch))
-        seed = np.random.SeedSequence(self._seed, spawn_key=(self._searches,)).generate_state(1)[0]
+        if self._max_samples is not None:
+            searched = searched.last(self._max_samples)
+        seed = int(np.random.SeedSequence(self._seed, spawn_key=(self._searches,)).generate_state(1)[0])
         self._searches += 1
-
-        lowering: Lowering | None = None
-        result: Result | None = None
-        verification: Verification | None = None
-        before, seconds_solving = None, 0.0
-        outcome: Outcome = "no improvement"
+        underway = Underway(verified)
         try:
-            lowering = lower(self._model, self._moe, searched.inputs, searched.targets, self._loss, searched.ids)
-            before = float(lowering.problem.value(lowering.initial))
-            solver = _default_solver(lowering) if self._solver is None else self._solver
-            solving = time.perf_counter()
-            result = solver.solve(lowering.problem, self._stop, seed=int(seed), initial=lowering.initial)
-            seconds_solving = time.perf_counter() - solving
-            if result.status == "interrupted":
-                # The solver took the Ctrl-C that was meant for the training around it.
-                raise KeyboardInterrupt
-            if before - result.value > ROUNDING * abs(before):
-                verification = verify(self._model, self._moe, result.permutation, verified, self._loss)
-                outcome = "committed" if verification.confirmed else "refused"
-        except NonFiniteLossError as error:
-            outcome = "not finite"
-            warnings.warn(
-                f"the search at step {self._step} was given up and the expert map left as it is: {error}",
-                RuntimeWarning,
-                stacklevel=3,
+            lowering, recognized = lower_batch(
+                self._model,
+                self._moe,
+                searched,
+                self._loss,
+                self._problem,
+                self._chunk_size,
+                self._recognized,
+                self._ranks,
             )
-        if result is not None and outcome == "committed":
-            self._moe.gate.expert_map.assign_permutation(result.permutation)
+        except NonFiniteLossError as error:
+            self._warn(error)
+            record = nothing_found(self._step, len(searched)).record
+            return self._record(replace(record, seconds=time.perf_counter() - start))
+        if recognized is not None:
+            # Its targets are those of this batch, and not kept.
+            self._recognized = replace(recognized, targets=np.empty(0))
+        if lowering is not None:
+            step, stop = self._step, self._stop or self._remaining_time(start)
+            underway.found = self._run(lambda: find_map(lowering, self._solver, stop, seed, step))
+        underway.seconds = time.perf_counter() - start
+        if self._asynchronous:
+            self._underway = underway
+            return None
+        return self._decide(underway)
 
-        found = None if result is None else float(result.value)
-        record = SearchRecord(
-            step=self._step,
-            problem=None if lowering is None else type(lowering.problem).__name__,
-            solver=None if result is None else result.solver,
+    def _remaining_time(self, start: float) -> MaxRuntime:
+        if self._asynchronous or self._last_search is None:
+            return MaxRuntime(MOST_SECONDS)
+        lowering = time.perf_counter() - start
+        return MaxRuntime(min(max(SHARE * (start - self._last_search) - lowering, LEAST_SECONDS), MOST_SECONDS))
+
+    def _decide(self, underway: Underway) -> SearchRecord:
+        start = time.perf_counter()
+        found = self._ranks.from_first(lambda: underway.wait().bare())
+        verification: Verification | None = None
+        outcome: Outcome = "no improvement"
+        if found.permutation is not None:
+            try:
+                verification = verify(
+                    self._model,
+                    self._moe,
+                    found.permutation,
+                    underway.batch,
+                    self._loss,
+                    self._chunk_size,
+                    self._ranks,
+                )
+                outcome = "committed" if verification.confirmed else "refused"
+            except NonFiniteLossError as error:
+                self._warn(error)
+                outcome = "not finite"
+        if found.permutation is not None and outcome == "committed":
+            self._moe.gate.expert_map.assign_permutation(found.permutation)
+        record = replace(
+            found.record,
             outcome=outcome,
-            value_before=before,
-            value_found=found,
-            bound=None if result is None or result.bound is None else float(result.bound),
-            gain=None if before is None or found is None else before - found,
             verified_gain=None if verification is None else verification.gain,
             standard_error=None if verification is None else verification.standard_error,
-            seconds=time.perf_counter() - start,
-            seconds_solving=seconds_solving,
-            linearized=lowering is not None and lowering.linearized,
-            num_samples=len(searched),
+            seconds=underway.seconds + time.perf_counter() - start,
         )
-        self.history.append(record)
-        self.seconds += record.seconds
-        if self._on_search is not None and lowering is not None and result is not None:
-            self._on_search(record, lowering, result)
+        self._record(record)
+        if self._on_search is not None and underway.found is not None:
+            whole = underway.wait()
+            if whole.lowering is not None and whole.result is not None:
+                self._on_search(record, whole.lowering, whole.result)
         return record
 
+    def _record(self, record: SearchRecord) -> SearchRecord:
+        self.history.append(record)
+        self.seconds += record.seconds
+        self._last_search = time.perf_counter()
+        return record
 
-def _default_solver(lowering: Lowering) -> Solver:
-    if isinstance(lowering.problem, LinearAssignment):
-        return Hungarian()
-    return LocalSearch(neighborhood="swap", restarts=True)
+    def _warn(self, error: NonFiniteLossError) -> None:
+        # Once a run: a loss that is not finite mostly stays so.
+        if all(record.outcome != "not finite" for record in self.history):
+            warnings.warn(
+                f"the search at step {self._step} was given up and the expert map left as it is: {error} "
+                "(later searches of this run are given up without a warning, see their records)",
+                RuntimeWarning,
+                stacklevel=5,
+            )
 
 
-def _require_int(name: str, number: object, least: int) -> None:
-    if isinstance(number, bool) or not isinstance(number, (int, np.integer)):
-        raise TypeError(f"{name} must be an integer, got {type(number).__name__}")
-    if number < least:
-        raise ValueError(f"{name} must be an integer >= {least}, got {number}")
+def _told(sizes: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in sizes.items())

@@ -46,6 +46,19 @@ class RecognizedLoss:
     targets: NDArray[Any]
     classes_first: bool = False
 
+    def fits(self, outputs: Tensor, losses: NDArray[np.float64]) -> bool:
+        """Return whether this is what gave the ``losses`` of the samples, shape [B], for ``outputs``, [B, ...]."""
+        dtype = torch.promote_types(outputs.dtype, torch.float32)
+        try:
+            expected = _losses(self, outputs.detach().cpu().double().numpy())
+        except (TypeError, ValueError):
+            return False  # the problem itself rejects these targets for this loss
+        return _close(self.scale * expected, losses, dtype)
+
+    def with_targets(self, targets: Tensor) -> RecognizedLoss:
+        """Return the same loss for the targets of other samples, shape [B, ...]."""
+        return replace(self, targets=_shaped(self.name, targets.detach().cpu().numpy()))
+
     def flatten(self, outputs: NDArray[np.float64], leading: int) -> NDArray[np.float64]:
         """Return ``outputs`` with all but the ``leading`` axes in the one axis D of `MixtureAssignment`."""
         if self.classes_first:
@@ -91,7 +104,6 @@ def recognize_loss(loss: Loss, outputs: Tensor, targets: Tensor) -> RecognizedLo
     except NonFiniteLossError:
         candidates = []  # no accepted loss overflows so early
     arrays = [trial.cpu().double().numpy() for trial in trials]
-    tolerance = torch.finfo(dtype).eps ** 0.5
     for candidate in candidates:
         try:
             expected = [_losses(candidate, array) for array in arrays]
@@ -99,10 +111,7 @@ def recognize_loss(loss: Loss, outputs: Tensor, targets: Tensor) -> RecognizedLo
             continue  # the problem itself rejects these targets for this loss
         scale = _scale(expected, measured)
         # Relative to the largest loss at the same noise, or a deviation at a small scale would hide behind a large one.
-        if scale > 0 and all(
-            np.abs(got - scale * want).max() <= tolerance * np.abs(got).max()
-            for got, want in zip(measured, expected, strict=True)
-        ):
+        if scale > 0 and all(_close(scale * want, got, dtype) for got, want in zip(measured, expected, strict=True)):
             return replace(candidate, scale=scale)
     raise ValueError(
         f"loss must be one that a mixture can be searched under: {ACCEPTED}; "
@@ -115,15 +124,24 @@ def _candidates(shape: tuple[int, ...], targets: NDArray[Any]) -> Iterator[Recog
     if targets.size == batch * width:
         # Equal numbers in another order ([B, C, D] against [B, D, C]) would not fit by value.
         for name in get_args(LossName)[:2]:
-            yield RecognizedLoss(name, 1.0, targets.reshape(batch, width).astype(np.float64))
+            yield RecognizedLoss(name, 1.0, _shaped(name, targets))
     if targets.dtype.kind not in "iu" or targets.ndim > 2:
         return
-    groups = targets.reshape(batch, -1)
+    groups = _shaped("cross_entropy", targets)
     num_groups = groups.shape[1]
     if len(shape) == 2 or (len(shape) == 3 and shape[1] == num_groups):
         yield RecognizedLoss("cross_entropy", 1.0, groups)
     if len(shape) == 3 and shape[2] == num_groups:
         yield RecognizedLoss("cross_entropy", 1.0, groups, classes_first=True)
+
+
+def _shaped(name: LossName, targets: NDArray[Any]) -> NDArray[Any]:
+    flat = targets.reshape(len(targets), -1)
+    return flat if name == "cross_entropy" else flat.astype(np.float64)
+
+
+def _close(expected: NDArray[np.float64], measured: NDArray[np.float64], dtype: torch.dtype) -> bool:
+    return bool(np.abs(measured - expected).max() <= torch.finfo(dtype).eps ** 0.5 * np.abs(measured).max())
 
 
 def _losses(candidate: RecognizedLoss, outputs: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -18,7 +18,8 @@ class SearchRecord:
     step : int
         The training step, counted from 1, after which the search ran.
     problem : str or None
-        The class of the problem, ``"LinearAssignment"`` or ``"MixtureAssignment"``; None if the loss was not finite.
+        The class of the problem, ``"LinearAssignment"``, ``"PairwiseAssignment"`` or ``"MixtureAssignment"``; None if
+        the loss was not finite.
     solver : str or None
         The solver's name; None if none ran.
     outcome : str

@@ -12,6 +12,7 @@ from moe_search.layers.mixture_of_experts import MixtureOfExperts
 from moe_search.training.batch import Batch
 from moe_search.training.cut import forward
 from moe_search.training.frozen import frozen
+from moe_search.training.ranks import ALONE, Ranks
 from moe_search.training.sample_losses import Loss, sample_losses
 
 
@@ -40,7 +41,13 @@ class Verification:
 
 
 def verify(
-    model: nn.Module, moe: MixtureOfExperts, permutation: NDArray[np.int64], batch: Batch, loss: Loss
+    model: nn.Module,
+    moe: MixtureOfExperts,
+    permutation: NDArray[np.int64],
+    batch: Batch,
+    loss: Loss,
+    chunk_size: int | None = None,
+    ranks: Ranks = ALONE,
 ) -> Verification:
     """Compare the gate's expert map with that of ``permutation`` by true forwards; the gate keeps its map.
 
@@ -54,6 +61,10 @@ def verify(
         At least two samples.
     loss : callable
         ``loss(outputs, targets)``, a scalar tensor that is the mean over the samples.
+    chunk_size : int, optional
+        The most samples that go through the model at once; all by default.
+    ranks : Ranks
+        Whose samples are compared together; all of them must call this.
 
     Returns
     -------
@@ -65,14 +76,22 @@ def verify(
         If there are fewer than two samples; also whatever `sample_losses` raises.
     """
     batch.require(2, " to verify a map")
+    size = chunk_size or len(batch)
+    parts = [batch.part(start, min(start + size, len(batch))) for start in range(0, len(batch), size)]
     expert_map = moe.gate.expert_map
     kept = expert_map.experts.clone()
-    with frozen(model):
-        before = sample_losses(loss, forward(model, batch), batch.targets)
-        try:
-            expert_map.assign_permutation(permutation)
-            after = sample_losses(loss, forward(model, batch), batch.targets)
-        finally:
-            expert_map.assign(kept)
-    gains = before - after
+
+    def losses() -> NDArray[np.float64]:
+        return np.concatenate([sample_losses(loss, forward(model, part), part.targets) for part in parts])
+
+    def gains_here() -> NDArray[np.float64]:
+        with frozen(model):
+            before = losses()
+            try:
+                expert_map.assign_permutation(permutation)
+                return before - losses()
+            finally:
+                expert_map.assign(kept)
+
+    gains = np.concatenate(ranks.collect(ranks.agree(gains_here)))
     return Verification(float(gains.mean()), float(gains.std(ddof=1) / np.sqrt(len(gains))), len(gains))

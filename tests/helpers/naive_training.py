@@ -18,6 +18,24 @@ def linear_cost(slots, num_slots, experts, head, loss, inputs, targets):
     return cost
 
 
+def pairwise_cost(weights, experts, head, loss, inputs, targets):
+    """cost[s, t, e, f], s <= t: the loss of the samples of slots s and t if e and f answer, over the number of all."""
+    m, n = weights.shape[1], len(experts)
+    cost = np.zeros((m, m, n, n))
+    for b in range(len(inputs)):
+        slots = [s for s in range(m) if weights[b, s] > 0]
+        s, t = slots[0], slots[-1]
+        for e in range(n):
+            for f in range(n):
+                mixture = weights[b, s] * experts[e](inputs[b : b + 1])
+                if s != t:
+                    mixture = mixture + weights[b, t] * experts[f](inputs[b : b + 1])
+                elif e != f:
+                    continue
+                cost[s, t, e, f] += float(loss(head(mixture), targets[b : b + 1])) / len(inputs)
+    return cost
+
+
 def mixture_loss(weights, expert_of_slot, experts, head, loss, inputs, targets):
     """Mean loss of the mixture: weights [B, T, m], expert_of_slot [T][m]."""
     total = 0.0

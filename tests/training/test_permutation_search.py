@@ -1,5 +1,4 @@
 import copy
-import io
 import warnings
 from dataclasses import replace
 
@@ -328,64 +327,6 @@ def test_what_the_constructor_accepts():
         searching(setting, stop=0.05)
     with pytest.raises(TypeError, match="on_search must be a callable"):
         searching(setting, on_search=[])
-
-
-class Run:
-    """A training run that can be saved and taken up: ten steps on batches of its own."""
-
-    STEPS = 10
-
-    def __init__(self, gate, period, batches):
-        self.setting = make(gate, "linear", 6, 6, samples=20 * self.STEPS, noise=0.5)
-        self.setting.scramble()
-        self.optimizer = torch.optim.SGD(self.setting.model.parameters(), lr=0.02, momentum=0.9)
-        # Too few iterations to end the search: what it finds depends on its seed.
-        self.search = searching(self.setting, period=period, batches=batches, until=9, stop=MaxIterations(25), seed=7)
-
-    def train(self, start, stop):
-        for i in range(start, stop):
-            inputs, targets, ids = self.setting.batch(20 * i, 20 * (i + 1))
-            self.optimizer.zero_grad()
-            self.setting.loss(self.setting.model(inputs, ids=ids), targets).backward()
-            self.optimizer.step()
-            self.search.step(inputs, targets, ids=ids)
-
-    def save(self):
-        file = io.BytesIO()
-        parts = self.setting.model, self.optimizer, self.search
-        torch.save([part.state_dict() for part in parts], file)
-        file.seek(0)
-        return file
-
-    def load(self, file):
-        for part, state in zip(
-            (self.setting.model, self.optimizer, self.search), torch.load(file, weights_only=True), strict=True
-        ):
-            part.load_state_dict(state)
-
-
-def told(search):
-    return [replace(record, seconds=0.0, seconds_solving=0.0) for record in search.history]
-
-
-@pytest.mark.parametrize(("period", "batches"), [(3, 2), (1, 1), (2, 3)])
-@pytest.mark.parametrize("gate", ["hash", "top-2"])
-def test_a_run_that_was_saved_goes_on_as_if_never_stopped(gate, period, batches):
-    whole = Run(gate, period, batches)
-    whole.train(0, Run.STEPS)
-    assert any(record.outcome == "committed" for record in whole.search.history)
-    for at in range(Run.STEPS + 1):
-        first, second = Run(gate, period, batches), Run(gate, period, batches)
-        first.train(0, at)
-        second.search = searching(
-            second.setting, period=period, batches=batches, until=9, stop=MaxIterations(25), seed=1234
-        )
-        second.load(first.save())
-        assert second.search.seconds == first.search.seconds
-        second.train(at, Run.STEPS)
-        assert told(second.search) == told(whole.search), f"saved at step {at}"
-        for name, tensor in whole.setting.model.state_dict().items():
-            assert torch.equal(second.setting.model.state_dict()[name], tensor), f"{name}, saved at step {at}"
 
 
 def test_a_record_goes_through_a_dict():

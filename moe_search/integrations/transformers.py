@@ -1,0 +1,144 @@
+"""Permutation search as a callback of the Trainer of Hugging Face."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from moe_search.layers.mixture_of_experts import MixtureOfExperts
+from moe_search.training.permutation_search import PermutationSearch
+from moe_search.training.sample_losses import Loss
+from moe_search.training.search_record import SearchRecord
+
+try:
+    from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+except ImportError as error:
+    raise ImportError('the callback of Transformers takes pip install "moe-search[transformers]"') from error
+
+
+class TransformersSearch(TrainerCallback):
+    """Search the expert map of a mixture layer while a `transformers.Trainer` trains the model.
+
+    Calls `PermutationSearch.step` after every optimizer step, with what the model was last given in training mode, and
+    `PermutationSearch.finish` at the end. With every checkpoint, each process saves its state in the checkpoint's
+    folder, as ``permutation_search-RANK.pt``; a run that resumes from a checkpoint in its ``output_dir`` takes it up.
+
+    Parameters
+    ----------
+    moe : MixtureOfExperts
+        The layer, a submodule of the model that is trained.
+    loss : callable
+        ``loss(outputs, targets)``, a scalar tensor that is the mean over the samples.
+    inputs, targets : str
+        Names under which the model is given its inputs and its targets. Other tensors it must not need.
+    outputs : str
+        Name under which it returns its outputs, also where it is given no targets.
+    **options
+        Of `PermutationSearch`.
+
+    Attributes
+    ----------
+    search : PermutationSearch or None
+        The search; None before training.
+    """
+
+    def __init__(
+        self,
+        moe: MixtureOfExperts,
+        loss: Loss,
+        *,
+        inputs: str = "input_ids",
+        targets: str = "labels",
+        outputs: str = "logits",
+        **options: Any,
+    ) -> None:
+        self._moe = moe
+        self._loss = loss
+        self._names = (inputs, targets)
+        self._outputs = outputs
+        self._options = options
+        self._batch: tuple[Tensor, Tensor] | None = None
+        self._hook: Any = None
+        self.search: PermutationSearch | None = None
+
+    @property
+    def history(self) -> list[SearchRecord]:
+        """One record for every search; see `PermutationSearch`."""
+        return [] if self.search is None else self.search.history
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Begin, or go on from the checkpoint of the present step; process groups exist only now."""
+        model = kwargs["model"]
+        outputs_only = _OutputsOnly(model, self._names[0], self._outputs)
+        self.search = PermutationSearch(outputs_only, self._moe, loss=self._loss, **self._options)
+        if state.global_step > 0:
+            path = _path(args, state)
+            if not path.exists():
+                raise FileNotFoundError(
+                    f"a run that resumes at step {state.global_step} must find the state of its search in {path}"
+                )
+            self.search.load_state_dict(torch.load(path, weights_only=True))
+        self._hook = model.register_forward_pre_hook(self._remember, with_kwargs=True)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Count an optimizer step, and search if it is time."""
+        batch, self._batch = self._batch, None
+        if self.search is not None and batch is not None:
+            self.search.step(*batch)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Save the state of the search beside that of the Trainer."""
+        if self.search is not None:
+            path = _path(args, state)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(self.search.state_dict(), path)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Decide on a search under way."""
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+        if self.search is not None:
+            self.search.finish()
+
+    def _remember(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not model.training:
+            return  # an evaluation, or the search's own forward
+        for name in self._names:
+            if not isinstance(kwargs.get(name), Tensor):
+                raise ValueError(f"the model must be given a tensor named {name}, got {', '.join(sorted(kwargs))}")
+        inputs, targets = (kwargs[name].detach() for name in self._names)
+        for name, value in kwargs.items():
+            if name not in self._names and isinstance(value, Tensor) and value.shape[:1] == inputs.shape[:1]:
+                raise ValueError(f"the model must need no tensors but {' and '.join(self._names)}, got {name} too")
+        self._batch = inputs, targets
+
+
+class _OutputsOnly(nn.Module):
+    """A model of Transformers as one from a tensor to a tensor."""
+
+    def __init__(self, model: nn.Module, inputs: str, outputs: str) -> None:
+        super().__init__()
+        self.model = model
+        self.inputs = inputs
+        self.outputs = outputs
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        answer = self.model(**{self.inputs: inputs})
+        if not isinstance(answer, Mapping) or self.outputs not in answer:
+            raise ValueError(f"the model must return a dict with the key {self.outputs}, got {type(answer).__name__}")
+        return answer[self.outputs]
+
+
+def _path(args: TrainingArguments, state: TrainerState) -> Path:
+    # Where the Trainer has its checkpoint of this step.
+    folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+    return folder / f"permutation_search-{args.process_index}.pt"

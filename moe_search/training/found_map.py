@@ -1,0 +1,170 @@
+"""What a search found, before another batch has decided on it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from moe_search.problems.linear import LinearAssignment
+from moe_search.solvers.hungarian import Hungarian
+from moe_search.solvers.local_search import LocalSearch
+from moe_search.solvers.result import Result
+from moe_search.solvers.solver import Solver
+from moe_search.solvers.stop import StoppingCriterion
+from moe_search.training.batch import Batch
+from moe_search.training.lowering import Lowering
+from moe_search.training.search_record import SearchRecord
+
+ROUNDING = 1e-9
+"""Below this part of the value, a gain is rounding."""
+
+
+@dataclass(frozen=True, eq=False)
+class FoundMap:
+    """What a solver found for a lowered layer.
+
+    Parameters
+    ----------
+    record : SearchRecord
+        With the outcome ``"no improvement"``, right unless a batch confirms or refuses the map.
+    permutation : ndarray of int64 or None
+        The map; None if it is no better than the present one on the samples searched.
+    lowering, result : Lowering, Result, optional
+        Where it came from: only on the rank that solved it, and not in a saved state.
+    """
+
+    record: SearchRecord
+    permutation: NDArray[np.int64] | None
+    lowering: Lowering | None = None
+    result: Result | None = None
+
+    def bare(self) -> FoundMap:
+        """Return the map without where it came from, as it is sent and saved."""
+        return replace(self, lowering=None, result=None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return plain numbers, strings and a tensor."""
+        permutation = None if self.permutation is None else torch.from_numpy(self.permutation.copy())
+        return {"record": self.record.to_dict(), "permutation": permutation}
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> FoundMap:
+        """Return the map of `state_dict`."""
+        permutation = state["permutation"]
+        return cls(SearchRecord.from_dict(state["record"]), None if permutation is None else permutation.cpu().numpy())
+
+
+def nothing_found(step: int, num_samples: int) -> FoundMap:
+    """Return what is known of a search on samples whose loss is not finite."""
+    names = (field.name for field in fields(SearchRecord))
+    blank: dict[str, Any] = dict.fromkeys(names)
+    blank |= {"step": step, "outcome": "not finite", "seconds": 0.0, "seconds_solving": 0.0}
+    return FoundMap(SearchRecord(**blank | {"linearized": False, "num_samples": num_samples}), None)
+
+
+def find_map(lowering: Lowering, solver: Solver | None, stop: StoppingCriterion, seed: int, step: int) -> FoundMap:
+    """Solve a lowered layer from its present map.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        If the solver took the Ctrl-C that was meant for the training around it.
+    """
+    before = float(lowering.problem.value(lowering.initial))
+    if solver is None:
+        linear = isinstance(lowering.problem, LinearAssignment)
+        solver = Hungarian() if linear else LocalSearch(neighborhood="swap", restarts=True)
+    start = time.perf_counter()
+    result = solver.solve(lowering.problem, stop, seed=seed, initial=lowering.initial)
+    seconds = time.perf_counter() - start
+    if result.status == "interrupted":
+        raise KeyboardInterrupt
+    found = float(result.value)
+    record = SearchRecord(
+        step=step,
+        problem=type(lowering.problem).__name__,
+        solver=result.solver,
+        outcome="no improvement",
+        value_before=before,
+        value_found=found,
+        bound=None if result.bound is None else float(result.bound),
+        gain=before - found,
+        verified_gain=None,
+        standard_error=None,
+        seconds=0.0,
+        seconds_solving=seconds,
+        linearized=lowering.linearized,
+        num_samples=lowering.num_samples,
+    )
+    better = before - found > ROUNDING * abs(before)
+    return FoundMap(record, result.permutation if better else None, lowering, result)
+
+
+@dataclass(eq=False)
+class Underway:
+    """A search whose map is not decided yet.
+
+    Parameters
+    ----------
+    batch : Batch
+        The samples that will decide: those of the last step.
+    seconds : float
+        How long training has waited for the search so far.
+    found : Future of FoundMap or None
+        None on the ranks that wait for what the first one finds.
+    """
+
+    batch: Batch
+    seconds: float = 0.0
+    found: Future[FoundMap] | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether there is an answer, an error too."""
+        return self.found is None or self.found.done()
+
+    def wait(self) -> FoundMap:
+        """Return what was found, or raise what was raised instead."""
+        assert self.found is not None
+        return self.found.result()
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """Return the state once the solver has ended; None if it raised."""
+        found = None
+        if self.found is not None:
+            if self.found.exception() is not None:
+                return None
+            found = self.wait().state_dict()
+        return {"batch": dict(self.batch.named()), "seconds": self.seconds, "found": found}
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any], device: torch.device) -> Underway:
+        """Return the search of `state_dict`."""
+        found = state["found"]
+        future = None if found is None else at_once(lambda: FoundMap.from_state_dict(found))
+        return cls(Batch(**state["batch"]).to(device), float(state["seconds"]), future)
+
+
+def at_once(compute: Callable[[], FoundMap]) -> Future[FoundMap]:
+    """Compute now, and return a future that has the answer, or the error."""
+    future: Future[FoundMap] = Future()
+    try:
+        future.set_result(compute())
+    except BaseException as error:  # a KeyboardInterrupt too: it comes again where the answer is asked for
+        future.set_exception(error)
+    return future
+
+
+def on_thread(compute: Callable[[], FoundMap]) -> Future[FoundMap]:
+    """Compute on a thread that ends with the answer; the compiled searches release the GIL."""
+    executor = ThreadPoolExecutor(1, thread_name_prefix="permutation-search")
+    future = executor.submit(compute)
+    executor.shutdown(wait=False)
+    return future

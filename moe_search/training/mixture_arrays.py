@@ -1,0 +1,144 @@
+"""The arrays of a mixture problem, filled chunk by chunk: slot weights, expert outputs with the head folded in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from moe_search.problems.mixture import MixtureAssignment
+from moe_search.training.cut import fold_head, run_head
+from moe_search.training.opened import Chunk, Opened
+from moe_search.training.recognize_loss import RecognizedLoss
+from moe_search.training.sample_losses import NonFiniteLossError
+
+
+@dataclass(frozen=True, eq=False)
+class MixtureArrays:
+    """What a `MixtureAssignment` is made of, for the samples of one rank.
+
+    Parameters
+    ----------
+    slot_weights : ndarray, shape (B, rows, m)
+    outputs : ndarray, shape (B, n, D)
+    loss : RecognizedLoss
+    deviation : Deviation
+        How far the head is from affine.
+    """
+
+    slot_weights: NDArray[Any]
+    outputs: NDArray[Any]
+    loss: RecognizedLoss
+    deviation: Deviation
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """How a true forward under a second map differs from the folded one, as maxima over samples and outputs.
+
+    Parameters
+    ----------
+    error : float
+        Of the folded outputs.
+    change : float
+        Of the outputs from the present map to the second.
+    size : float
+        Of the outputs.
+    eps : float
+        Machine epsilon of the outputs.
+    """
+
+    error: float = 0.0
+    change: float = 0.0
+    size: float = 0.0
+    eps: float = 0.0
+
+    @property
+    def affine(self) -> bool:
+        """Whether it is rounding only, the head affine."""
+        # The second term is the rounding that is left when the two maps give the same outputs.
+        return self.error <= self.eps**0.5 * self.change + 20 * self.eps * self.size
+
+    def joined(self, other: Deviation) -> Deviation:
+        """Return the deviation over the samples of both."""
+        return Deviation(
+            max(self.error, other.error),
+            max(self.change, other.change),
+            max(self.size, other.size),
+            max(self.eps, other.eps),
+        )
+
+
+def mixture_arrays(opened: Opened, loss: RecognizedLoss) -> MixtureArrays:
+    """Run every expert on every sample and fold the head into what they answer.
+
+    Raises
+    ------
+    NonFiniteLossError
+        If an answer is NaN or infinite.
+    ValueError
+        As `fold_head`.
+    """
+    slot_weights: NDArray[Any] | None = None
+    outputs: NDArray[Any] | None = None
+    deviation = Deviation()
+    for chunk in opened.chunks:
+        answers = opened.expert_outputs(chunk)
+        folded = fold_head(opened.model, opened.moe, chunk.batch, chunk.cut.mixture, answers)[1]
+        if not bool(folded.isfinite().all()):
+            raise NonFiniteLossError("the outputs of every expert must be finite, got NaN or infinite ones")
+        deviation = deviation.joined(_deviation(opened, chunk, answers, folded))
+        shape = (*folded.shape[:2], *chunk.cut.outputs.shape[1:])
+        flat, weights = loss.flatten(_numpy(folded).reshape(shape), leading=2), _numpy(chunk.slot_weights)
+        if slot_weights is None or outputs is None:
+            slot_weights = np.empty((opened.num_samples, *weights.shape[1:]), weights.dtype)
+            outputs = np.empty((opened.num_samples, *flat.shape[1:]), flat.dtype)
+        slot_weights[chunk.start : chunk.stop], outputs[chunk.start : chunk.stop] = weights, flat
+    assert slot_weights is not None
+    assert outputs is not None
+    return MixtureArrays(slot_weights, outputs, loss, deviation)
+
+
+def mixture_problem(parts: Sequence[MixtureArrays]) -> MixtureAssignment:
+    """Return the problem of the samples of all ranks; its value is their mean loss."""
+    scales = np.concatenate([np.full(len(part.outputs), part.loss.scale) for part in parts])
+    return MixtureAssignment(
+        _joined([part.slot_weights for part in parts]),
+        _joined([part.outputs for part in parts]),
+        _joined([part.loss.targets for part in parts]),
+        parts[0].loss.name,
+        scales / len(scales),
+    )
+
+
+def _deviation(opened: Opened, chunk: Chunk, answers: Tensor, folded: Tensor) -> Deviation:
+    """Compare the true forward with the folded one under a second map."""
+    n = answers.shape[1]
+    if n == 1:
+        return Deviation()  # there is no second map
+    # Shifting the experts of every row by a random step gives a valid map that leaves no slot its expert.
+    experts = opened.moe.gate.expert_map.experts
+    steps = torch.from_numpy(np.random.default_rng(0).integers(1, n, size=(len(experts), 1))).to(experts.device)
+    shifted = ((experts + steps) % n).flatten()
+    weights = chunk.slot_weights
+    expert_weights = weights.new_zeros(len(weights), n).index_add(1, shifted, weights.flatten(1))
+    mixture = opened.moe.combine(expert_weights, answers)
+    true = run_head(opened.model, opened.moe, chunk.batch, mixture).flatten(1)
+    predicted = torch.einsum("bn,bnc->bc", expert_weights.to(folded.dtype), folded)
+    here = chunk.cut.outputs.flatten(1)
+    error, change, size = ((true - predicted).abs().max(), (true - here).abs().max(), true.abs().max())
+    return Deviation(float(error), float(change), float(size), torch.finfo(true.dtype).eps)
+
+
+def _numpy(tensor: Tensor) -> NDArray[Any]:
+    # numpy has no bfloat16.
+    return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32)).cpu().numpy()
+
+
+def _joined(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)

@@ -1,0 +1,120 @@
+import logging
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+from specialists import make
+
+import moe_search as ms
+
+SAMPLES, STEPS = 16, 8
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # of its own dependencies, at import
+    pytest.importorskip("lightning")
+    import lightning.pytorch as pl
+
+    from moe_search.integrations import LightningSearch
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+class Module(pl.LightningModule):
+    def __init__(self, setting):
+        super().__init__()
+        self.setting = setting
+        self.model = setting.model
+
+    def forward(self, inputs):
+        return self.model(inputs)
+
+    def training_step(self, batch, _):
+        return self.setting.loss(self(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.01, momentum=0.9)
+
+
+def make_run(**options):
+    setting = make("top-2", samples=SAMPLES * STEPS)
+    setting.scramble()
+    options = {"period": 3, "stop": ms.MaxIterations(2_000)} | options
+    return Module(setting), LightningSearch(setting.moe, setting.loss, **options)
+
+
+def fit(module, callback, folder, epochs=1, accumulate=1, resume=None):
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    data = torch.utils.data.TensorDataset(module.setting.inputs, module.setting.targets)
+    trainer = pl.Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        callbacks=[callback],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        accumulate_grad_batches=accumulate,
+    )
+    trainer.fit(module, torch.utils.data.DataLoader(data, batch_size=SAMPLES), ckpt_path=resume)
+    return trainer
+
+
+def told(callback):
+    return [replace(record, seconds=0.0, seconds_solving=0.0) for record in callback.history]
+
+
+def test_a_run_is_that_of_a_loop_written_out(tmp_path):
+    module, callback = make_run()
+    fit(module, callback, tmp_path)
+
+    other, _ = make_run()
+    setting = other.setting
+    search = ms.PermutationSearch(setting.model, setting.moe, loss=setting.loss, period=3, stop=ms.MaxIterations(2_000))
+    optimizer = other.configure_optimizers()
+    for i in range(STEPS):
+        inputs, targets, _ = setting.batch(SAMPLES * i, SAMPLES * (i + 1))
+        optimizer.zero_grad()
+        setting.loss(setting.model(inputs), targets).backward()
+        optimizer.step()
+        search.step(inputs, targets)
+    assert [record.step for record in callback.history] == [3, 6]
+    assert "committed" in [record.outcome for record in callback.history]
+    assert [record.value_found for record in callback.history] == [record.value_found for record in search.history]
+    for name, tensor in setting.model.state_dict().items():
+        assert torch.equal(module.model.state_dict()[name], tensor), name
+
+
+def test_a_run_goes_on_from_a_checkpoint(tmp_path):
+    whole, callback = make_run(period=5)
+    fit(whole, callback, tmp_path, epochs=2)
+
+    first, first_callback = make_run(period=5)
+    trainer = fit(first, first_callback, tmp_path)
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    second, second_callback = make_run(period=5)
+    fit(second, second_callback, tmp_path, epochs=2, resume=tmp_path / "half.ckpt")
+    assert [record.step for record in second_callback.history] == [5, 10, 15]
+    assert told(second_callback) == told(callback)
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(second.model.state_dict()[name], tensor), name
+
+
+def test_steps_are_those_of_the_optimizer(tmp_path):
+    module, callback = make_run(period=2)
+    fit(module, callback, tmp_path, accumulate=2)
+    assert callback.search.state_dict()["step"] == STEPS // 2
+    assert [record.step for record in callback.history] == [2, 4]
+
+
+def test_batches_of_another_form(tmp_path):
+    module, callback = make_run(batch=lambda batch: (batch[0], batch[1]), asynchronous=True)
+    fit(module, callback, tmp_path)
+    assert [record.step for record in callback.history] == [3, 6]
+
+
+def test_before_fit():
+    _, callback = make_run()
+    assert callback.history == []
+    assert callback.state_dict() == {}

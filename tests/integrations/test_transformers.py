@@ -1,0 +1,132 @@
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+from specialists import make
+from torch import nn
+
+import moe_search as ms
+
+SAMPLES, STEPS = 16, 8
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # of its own dependencies, at import
+    pytest.importorskip("transformers")
+    import transformers
+
+    from moe_search.integrations import TransformersSearch
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+class Model(nn.Module):
+    def __init__(self, setting):
+        super().__init__()
+        self.setting = setting
+        self.model = setting.model
+
+    def forward(self, features=None, labels=None, mask=None):
+        logits = self.model(features)
+        return {"logits": logits} if labels is None else {"loss": self.setting.loss(logits, labels), "logits": logits}
+
+
+class Rows(torch.utils.data.Dataset):
+    def __init__(self, setting, **more):
+        self.columns = {"features": setting.inputs, "labels": setting.targets} | more
+
+    def __len__(self):
+        return len(self.columns["features"])
+
+    def __getitem__(self, row):
+        return {name: column[row] for name, column in self.columns.items()}
+
+
+def make_run(**options):
+    setting = make("top-2", samples=SAMPLES * STEPS)
+    setting.scramble()
+    options = {"period": 3, "stop": ms.MaxIterations(2_000)} | options
+    return Model(setting), TransformersSearch(setting.moe, setting.loss, inputs="features", **options)
+
+
+def train(model, callback, folder, resume=None, steps=STEPS, save_steps=0, rows=None, accumulate=1):
+    arguments = transformers.TrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=SAMPLES,
+        gradient_accumulation_steps=accumulate,
+        save_strategy="steps" if save_steps else "no",
+        save_steps=save_steps or 500,
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+        logging_strategy="no",
+        lr_scheduler_type="constant",
+        seed=3,
+    )
+    trainer = transformers.Trainer(
+        model=model, args=arguments, train_dataset=rows or Rows(model.setting), callbacks=[callback]
+    )
+    trainer.train(resume_from_checkpoint=resume)
+
+
+def told(callback):
+    return [replace(record, seconds=0.0, seconds_solving=0.0) for record in callback.history]
+
+
+def test_a_run_searches_and_leaves_no_hook(tmp_path):
+    model, callback = make_run()
+    before = model.setting.true_loss()
+    train(model, callback, tmp_path)
+    assert [record.step for record in callback.history] == [3, 6]
+    assert {record.num_samples for record in callback.history} == {SAMPLES}
+    assert callback.history[0].outcome == "committed"
+    assert model.setting.true_loss() < 0.1 * before
+    assert not model._forward_pre_hooks
+
+
+def test_a_run_goes_on_from_a_checkpoint(tmp_path):
+    whole, callback = make_run(asynchronous=False)
+    train(whole, callback, tmp_path / "whole")
+    first, first_callback = make_run()
+    train(first, first_callback, tmp_path / "run", save_steps=5, steps=5)
+    second, second_callback = make_run()
+    train(second, second_callback, tmp_path / "run", resume=str(tmp_path / "run" / "checkpoint-5"))
+    assert [record.step for record in second_callback.history] == [3, 6]
+    assert told(second_callback) == told(callback)
+    assert torch.equal(second.setting.expert_map.experts, whole.setting.expert_map.experts)
+
+
+def test_a_checkpoint_without_the_state_of_a_search(tmp_path):
+    model, callback = make_run()
+    train(model, callback, tmp_path, save_steps=5, steps=5)
+    (tmp_path / "checkpoint-5" / "permutation_search-0.pt").unlink()
+    with pytest.raises(FileNotFoundError, match="a run that resumes at step 5 must find the state of its search in"):
+        train(*make_run(), tmp_path, resume=str(tmp_path / "checkpoint-5"))
+
+
+def test_a_search_on_a_thread_is_finished_at_the_end(tmp_path):
+    model, callback = make_run(asynchronous=True, period=STEPS)
+    train(model, callback, tmp_path)
+    assert [record.step for record in callback.history] == [STEPS]
+
+
+def test_steps_are_those_of_the_optimizer(tmp_path):
+    model, callback = make_run(period=2)
+    train(model, callback, tmp_path, steps=4, accumulate=2)
+    assert callback.search.state_dict()["step"] == 4
+
+
+def test_models_that_take_or_return_something_else(tmp_path):
+    model, callback = make_run()
+    rows = Rows(model.setting, mask=torch.ones(SAMPLES * STEPS, 3))
+    with pytest.raises(ValueError, match="the model must need no tensors but features and labels, got mask too"):
+        train(model, callback, tmp_path, rows=rows)
+    model = make_run()[0]
+    callback = TransformersSearch(model.setting.moe, model.setting.loss, period=2)
+    with pytest.raises(ValueError, match="the model must be given a tensor named input_ids, got features, labels"):
+        train(model, callback, tmp_path)
+    model = make_run()[0]
+    callback = TransformersSearch(model.setting.moe, model.setting.loss, inputs="features", outputs="scores", period=2)
+    with pytest.raises(ValueError, match="the model must return a dict with the key scores, got dict"):
+        train(model, callback, tmp_path)

@@ -1,0 +1,220 @@
+"""Two processes that train one model together against one process on the joined batch."""
+
+import functools
+
+import pytest
+import torch
+from specialists import make
+from torch import distributed, multiprocessing
+from torch.nn.parallel import DistributedDataParallel
+
+from moe_search.solvers.stop import MaxIterations
+from moe_search.training.permutation_search import PermutationSearch
+from moe_search.training.ranks import ALONE, ranks_of
+
+RANKS, STEPS, SAMPLES = 2, 7, 32
+KINDS = {
+    "hash, any loss": "LinearAssignment",
+    "top-2, any loss": "PairwiseAssignment",
+    "top-2": "MixtureAssignment",
+    "comet": "MixtureAssignment",
+}
+
+
+def make_kind(kind):
+    gate, _, any_loss = kind.partition(", ")
+    setting = make(gate, "deep" if any_loss else "linear", 4, 4, samples=SAMPLES * STEPS, noise=0.2)
+    if any_loss:
+        setting.loss = torch.nn.SmoothL1Loss()
+        setting.model.head[2].p = 0.0  # dropout, which would differ
+    setting.scramble()
+    return setting
+
+
+def trained(setting, model, part, **options):
+    """Train on a part of every batch: start and stop in it."""
+    seen = []
+    search = PermutationSearch(
+        model,
+        setting.moe,
+        loss=setting.loss,
+        period=3,
+        batches=2,
+        stop=MaxIterations(3_000),
+        on_search=lambda *found: seen.append(found),
+        **options,
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    for i in range(STEPS):
+        inputs, targets, ids = setting.batch(SAMPLES * i + part[0], SAMPLES * i + part[1])
+        optimizer.zero_grad()
+        setting.loss(model(inputs, ids=ids), targets).backward()
+        optimizer.step()
+        search.step(inputs, targets, ids=ids)
+    search.finish()
+    return {
+        "state": {name: tensor.clone() for name, tensor in setting.model.state_dict().items()},
+        "records": [
+            (
+                r.step,
+                r.problem,
+                r.outcome,
+                r.num_samples,
+                r.value_before,
+                r.value_found,
+                r.verified_gain,
+                r.standard_error,
+            )
+            for r in search.history
+        ],
+        "told": len(seen),
+        "linearized": [lowering.linearized for _, lowering, _ in seen],
+    }
+
+
+def joined_run(rank, kind):
+    setting = make_kind(kind)
+    size = SAMPLES // RANKS
+    return trained(setting, DistributedDataParallel(setting.model), (rank * size, (rank + 1) * size))
+
+
+def asynchronous_run(rank, kind):
+    setting = make_kind(kind)
+    size = SAMPLES // RANKS
+    model = DistributedDataParallel(setting.model)
+    return trained(setting, model, (rank * size, (rank + 1) * size), asynchronous=True)
+
+
+def one_rank_not_finite(rank, _):
+    setting = make_kind("top-2")
+    search = PermutationSearch(setting.model, setting.moe, loss=setting.loss, period=2)
+    targets = setting.targets.clone()
+    if rank == 1:
+        targets[:] = torch.nan
+    search.step(setting.inputs, targets)
+    with pytest.warns(RuntimeWarning, match="given up"):
+        return search.step(setting.inputs, targets).outcome
+
+
+def one_rank_too_small(rank, _):
+    setting = make_kind("top-2")
+    search = PermutationSearch(setting.model, setting.moe, loss=setting.loss, period=2)
+    search.step(setting.inputs, setting.targets)
+    stop = 1 if rank == 1 else 20
+    try:
+        search.step(setting.inputs[:stop], setting.targets[:stop])
+    except (ValueError, RuntimeError) as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def solver_fails(rank, _):
+    class Broken:
+        def solve(self, problem, stop, seed=0, initial=None):
+            raise KeyError("no such move")
+
+    setting = make_kind("top-2")
+    search = PermutationSearch(setting.model, setting.moe, loss=setting.loss, period=2, solver=Broken())
+    search.step(setting.inputs, setting.targets)
+    try:
+        search.step(setting.inputs, setting.targets)
+    except (KeyError, RuntimeError) as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def explicit_group(rank, _):
+    alone = [distributed.new_group([r]) for r in range(RANKS)]
+    setting = make_kind("top-2")
+    found = ranks_of(alone[rank], torch.device("cpu")) is ALONE
+    try:
+        PermutationSearch(setting.model, setting.moe, loss=setting.loss, process_group=alone[1 - rank])
+    except ValueError as error:
+        return found, str(error)
+
+
+def child(rank, folder, jobs):
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS)
+    try:
+        torch.save([job(rank, *arguments) for job, *arguments in jobs], folder / f"{rank}.pt")
+    finally:
+        distributed.destroy_process_group()
+
+
+JOBS = [
+    *((joined_run, kind) for kind in KINDS),
+    (asynchronous_run, "top-2"),
+    (one_rank_not_finite, None),
+    (one_rank_too_small, None),
+    (solver_fails, None),
+    (explicit_group, None),
+]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """What every job returned on every rank; all of them in one pair of processes, which take seconds to start."""
+    folder = tmp_path_factory.mktemp("ranks")
+    multiprocessing.spawn(child, (folder, JOBS), nprocs=RANKS)
+    results = zip(*(torch.load(folder / f"{rank}.pt") for rank in range(RANKS)), strict=True)
+    return dict(zip([(job.__name__, argument) for job, argument in JOBS], results, strict=True))
+
+
+@functools.cache
+def alone(kind):
+    setting = make_kind(kind)
+    return trained(setting, setting.model, (0, SAMPLES))
+
+
+def assert_same(a, b):
+    assert a["state"].keys() == b["state"].keys()
+    for name, tensor in a["state"].items():
+        if tensor.is_floating_point():
+            torch.testing.assert_close(tensor, b["state"][name], rtol=1e-9, atol=1e-12)
+        else:
+            assert torch.equal(tensor, b["state"][name]), name
+    for mine, other in zip(a["records"], b["records"], strict=True):
+        assert mine[:4] == other[:4]
+        for number, expected in zip(mine[4:], other[4:], strict=True):
+            assert number == (expected if expected is None else pytest.approx(expected, rel=1e-7))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_ranks_end_as_one_process_on_the_joined_batch(found, kind):
+    first, second = found["joined_run", kind]
+    assert [record[1] for record in first["records"]] == [KINDS[kind]] * 2
+    assert "committed" in [record[2] for record in first["records"]]
+    assert_same(first, alone(kind))
+    assert_same(first, second)
+    assert (first["told"], second["told"]) == (2, 0)
+    assert first["linearized"] == alone(kind)["linearized"]
+
+
+def test_a_search_on_a_thread_ends_with_one_map_on_all_ranks(found):
+    first, second = found["asynchronous_run", "top-2"]
+    assert "committed" in [record[2] for record in first["records"]]
+    assert_same(first, second)
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_ends_the_search_on_all(found):
+    assert found["one_rank_not_finite", None] == ("not finite", "not finite")
+
+
+def test_what_is_raised_on_one_rank_is_raised_on_all(found):
+    other, own = found["one_rank_too_small", None]
+    assert own.startswith("ValueError: inputs must hold at least 2 samples to verify a search, got 1")
+    assert other == f"RuntimeError: the search failed on another rank: {own}"
+    own, other = found["solver_fails", None]
+    assert own == "KeyError: 'no such move'"
+    assert other == f"RuntimeError: the search failed on another rank: {own}"
+
+
+def test_a_group_may_be_given(found):
+    for ranks_alone, error in found["explicit_group", None]:
+        assert ranks_alone
+        assert error == "process_group must contain this process, got a group without it"
+
+
+def test_what_is_no_group():
+    setting = make_kind("top-2")
+    with pytest.raises(TypeError, match=r"process_group must be a torch\.distributed\.ProcessGroup, got str"):
+        PermutationSearch(setting.model, setting.moe, loss=setting.loss, process_group="gloo")
