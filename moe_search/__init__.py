@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     )
     from moe_search.layers import MixtureOfExperts, MultiGateMixtureOfExperts, StackedExperts
     from moe_search.problems import (
+        InfeasibleLimitsError,
         LinearAssignment,
         LoadLimited,
         MixtureAssignment,
@@ -61,12 +62,13 @@ if TYPE_CHECKING:
         SearchRecord,
         SinkhornPermutation,
         importance_loss,
+        limit_load,
         load_balancing_loss,
-        load_loss,
         load_state,
         lower,
         router_z_loss,
         save_state,
+        smooth_load_loss,
     )
 
 __version__ = "0.1.0"
@@ -90,6 +92,7 @@ _HOMES = {
     ),
     "layers": ("MixtureOfExperts", "MultiGateMixtureOfExperts", "StackedExperts"),
     "problems": (
+        "InfeasibleLimitsError",
         "LinearAssignment",
         "LoadLimited",
         "MixtureAssignment",
@@ -129,8 +132,9 @@ _HOMES = {
         "SearchRecord",
         "SinkhornPermutation",
         "importance_loss",
+        "limit_load",
         "load_balancing_loss",
-        "load_loss",
+        "smooth_load_loss",
         "lower",
         "router_z_loss",
         "load_state",
@@ -149,6 +153,7 @@ __all__ = [
     "Gate",
     "HashRouting",
     "Hungarian",
+    "InfeasibleLimitsError",
     "LinearAssignment",
     "LoadLimited",
     "LocalSearch",
@@ -184,8 +189,8 @@ __all__ = [
     "importance_loss",
     "integrations",
     "layers",
+    "limit_load",
     "load_balancing_loss",
-    "load_loss",
     "load_official_comet",
     "load_official_dselect_k",
     "load_state",
@@ -200,6 +205,7 @@ __all__ = [
     "read_qaplib_solution",
     "router_z_loss",
     "save_state",
+    "smooth_load_loss",
     "solve",
     "solvers",
     "training",

@@ -3,6 +3,7 @@
 from moe_search.problems import quadratic_deltas  # noqa: F401  (registers its kernels)
 from moe_search.problems.linear import LinearAssignment
 from moe_search.problems.load_limited import LoadLimited
+from moe_search.problems.load_limited_start import InfeasibleLimitsError
 from moe_search.problems.mixture import MixtureAssignment
 from moe_search.problems.pairwise import PairwiseAssignment
 from moe_search.problems.problem import Problem
@@ -12,6 +13,7 @@ from moe_search.problems.random_instances import random_linear, random_mixture, 
 from moe_search.problems.value_range import value_range
 
 __all__ = [
+    "InfeasibleLimitsError",
     "LinearAssignment",
     "LoadLimited",
     "MixtureAssignment",

@@ -11,7 +11,7 @@ from numba import njit
 
 from moe_search.problems.arrays import numeric_array, read_only, require_fits_int64
 from moe_search.problems.delta_matrix import DeltaMatrix, commit_swap_and_deltas, fill_deltas, fill_potential
-from moe_search.problems.load_limited_start import LoadLimits, find_start, repair
+from moe_search.problems.load_limited_start import InfeasibleLimitsError, LoadLimits, find_start, repair
 from moe_search.problems.moves import commit_swap, kernel, swap_delta
 from moe_search.problems.problem import Permutation, Problem
 from moe_search.problems.value_range import value_range
@@ -51,8 +51,10 @@ class LoadLimited(Problem):
     Raises
     ------
     ValueError
-        If a shape is wrong, a number is NaN, infinite or negative, integer totals could overflow, the loads sum to more
-        than the limits, a slot weighs more than every limit, or no feasible permutation exists, or none was found.
+        If a shape is wrong, a number is NaN, infinite or negative, or integer totals could overflow.
+    InfeasibleLimitsError
+        A ValueError: if the loads sum to more than the limits, a slot weighs more than every limit, no feasible
+        permutation exists for another reason, or none was found.
     TypeError
         If the problem is none, or of a class without a `value_range`.
 
@@ -81,17 +83,17 @@ class LoadLimited(Problem):
     slope: int | float = field(init=False, repr=False)
     load_limits: LoadLimits = field(init=False, repr=False)
 
-    def __post_init__(self) -> None:
-        if not isinstance(self.problem, Problem):
-            raise TypeError(f"problem must be a Problem such as LinearAssignment, got {type(self.problem).__name__}")
-        low, high = value_range(self.problem)
+    def __init__(self, problem: Problem, slot_loads: npt.ArrayLike, limits: npt.ArrayLike) -> None:
+        if not isinstance(problem, Problem):
+            raise TypeError(f"problem must be a Problem such as LinearAssignment, got {type(problem).__name__}")
+        low, high = value_range(problem)
+        object.__setattr__(self, "problem", problem)
         size, block_size, n = self.size, self.block_size, self.num_experts
-        loads = numeric_array("slot_loads", self.slot_loads, 1)
+        loads = numeric_array("slot_loads", slot_loads, 1)
         if loads.shape not in ((size,), (block_size,)):
             one = f"({block_size},)" if block_size == size else f"({block_size},) or ({size},)"
             raise ValueError(f"slot_loads must have shape {one}, got shape {loads.shape}")
-        limits = np.asarray(self.limits)
-        limits = numeric_array("limits", np.full(n, limits) if limits.ndim == 0 else limits, 1)
+        limits = numeric_array("limits", np.full(n, limits) if np.ndim(limits) == 0 else limits, 1)
         if limits.shape != (n,):
             raise ValueError(f"limits must be a number or have shape ({n},), one an expert, got shape {limits.shape}")
         for name, array in (("slot_loads", loads), ("limits", limits)):
@@ -100,11 +102,13 @@ class LoadLimited(Problem):
         loads = read_only(np.tile(loads, size // loads.size))
         if loads.dtype.kind == "i":
             require_fits_int64("a sum of slot_loads", 2 * size * int(loads.max()))
-        if loads.sum() > limits.sum() * (1 + size * GRID):
-            raise ValueError(f"limits must sum to at least the {loads.sum()} of slot_loads, got {limits.sum()}")
+        # In Python, whose integers do not overflow.
+        total, room = sum(loads.tolist()), sum(limits.tolist())
+        if total > room * (1 + size * GRID):
+            raise InfeasibleLimitsError(f"limits must sum to at least the {total} of slot_loads, got {room}")
         if loads.max() > limits.max() * (1 + size * GRID):
             slot = int(np.argmax(loads))
-            raise ValueError(
+            raise InfeasibleLimitsError(
                 f"limits must hold one of at least {loads.max()}, the load of slot {slot}, got {limits.max()} at most"
             )
         load_limits = LoadLimits(*_on_grid(loads, limits), block_size, self.capacity)

@@ -14,6 +14,10 @@ RANDOM_STARTS = 20
 MOST_NODES = 100_000
 
 
+class InfeasibleLimitsError(ValueError):
+    """No permutation is within the load limits, or none was found."""
+
+
 @dataclass(frozen=True, eq=False)
 class LoadLimits:
     """What slots weigh and experts bear, in integers.
@@ -69,7 +73,7 @@ def find_start(limits: LoadLimits, draw: Callable[[np.random.Generator], Permuta
 
     Raises
     ------
-    ValueError
+    InfeasibleLimitsError
         If there is no such permutation, or, on large problems with tight limits, none was found.
 
     References
@@ -86,8 +90,8 @@ def find_start(limits: LoadLimits, draw: Callable[[np.random.Generator], Permuta
     if found is not None:
         return found
     if exhausted:
-        raise ValueError("limits must leave room for a permutation, but each puts an expert over its own")
-    raise ValueError(
+        raise InfeasibleLimitsError("limits must leave room for a permutation, but each puts an expert over its own")
+    raise InfeasibleLimitsError(
         f"limits must leave room for a permutation that can be found, but none was, by greedy assignment, swaps and"
         f" {MOST_NODES:,} steps of depth-first search; raise them"
     )

@@ -42,7 +42,7 @@ def importance_loss(slot_weights: SlotWeights, expert_map: ExpertMap) -> Tensor:
     return squared_variation(expert_map(slot_weights.weights).sum(0))
 
 
-def load_loss(slot_weights: SlotWeights, expert_map: ExpertMap, k: int) -> Tensor:
+def smooth_load_loss(slot_weights: SlotWeights, expert_map: ExpertMap, k: int) -> Tensor:
     """Return the squared coefficient of variation of a smooth estimate of the load of the experts.
 
     ``load[e]`` is the sum, over samples and the slots of expert e, of the probability that the slot would be among the

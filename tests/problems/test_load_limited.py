@@ -8,7 +8,7 @@ from instances import INSTANCES, naive_value
 from naive import excess_load, loads_of_experts, permutations
 
 from moe_search import problems, solve
-from moe_search.problems import LoadLimited, value_range
+from moe_search.problems import InfeasibleLimitsError, LoadLimited, value_range
 from moe_search.problems import load_limited_start as starts
 from moe_search.problems.delta_matrix import commit_swap_and_deltas, fill_deltas, fill_potential
 from moe_search.problems.moves import swap_delta
@@ -91,7 +91,9 @@ def test_a_start_is_found_whenever_there_is_one(data, n, capacity, blocks):
     inner = problems.PairwiseAssignment(np.zeros((m * blocks, m * blocks, n, n)), block_size=m)
     exists = any(excess_load(loads, limits, m, p) == 0 for p in permutations(m * blocks, m))
     if not exists:
-        with pytest.raises(ValueError, match=r"limits must (sum to at least|hold one of at least|leave room)"):
+        with pytest.raises(
+            InfeasibleLimitsError, match=r"limits must (sum to at least|hold one of at least|leave room)"
+        ):
             LoadLimited(inner, loads, limits)
         return
     problem = LoadLimited(inner, loads, limits)

@@ -13,7 +13,7 @@ from moe_search.gates.expert_map import ExpertMap
 from moe_search.gates.hash_routing import HashRouting
 from moe_search.gates.slot_weights import SlotWeights
 from moe_search.gates.top_k import TopK
-from moe_search.training.balance import importance_loss, load_balancing_loss, load_loss, router_z_loss
+from moe_search.training.balance import importance_loss, load_balancing_loss, router_z_loss, smooth_load_loss
 
 FEATURES = 5
 
@@ -62,13 +62,13 @@ def test_losses_are_their_formulas(n, capacity, k, size, seed):
 
 @settings(deadline=None, max_examples=30)
 @sizes
-def test_load_loss_is_its_formula(n, capacity, k, size, seed):
+def test_smooth_load_loss_is_its_formula(n, capacity, k, size, seed):
     m = n * capacity
     k = min(k, m)
     gate = TopK(FEATURES, n, k, m, noise=True)
     routing, _, experts = routed(gate, size, seed)
     if k == m:
-        assert load_loss(routing, gate.expert_map, k).item() == 0
+        assert smooth_load_loss(routing, gate.expert_map, k).item() == 0
         return
     load = [0.0] * n
     for parts in zip(
@@ -77,7 +77,9 @@ def test_load_loss_is_its_formula(n, capacity, k, size, seed):
         again = naive.chosen_again(*parts, k)
         for e, p in enumerate(naive_gates.expert_weights([again], experts, n)):
             load[e] += p
-    assert load_loss(routing, gate.expert_map, k).item() == pytest.approx(naive.squared_variation(load), abs=1e-9)
+    assert smooth_load_loss(routing, gate.expert_map, k).item() == pytest.approx(
+        naive.squared_variation(load), abs=1e-9
+    )
 
 
 def hand(weights, logits=None, **noise):
@@ -114,7 +116,7 @@ def test_load_by_hand():
     routing = hand([[1.0, 0.0]], [[1.0, 0.0]], noisy_logits=[[2.0, 0.0]], noise_scale=[[1.0, 1.0]])
     load = [0.8413447460685429, 0.022750131948179195]
     expected = naive.squared_variation(load)
-    assert load_loss(routing, ExpertMap(2), 1).item() == pytest.approx(expected)
+    assert smooth_load_loss(routing, ExpertMap(2), 1).item() == pytest.approx(expected)
 
 
 def test_gradients_are_those_of_finite_differences():
@@ -128,7 +130,7 @@ def test_gradients_are_those_of_finite_differences():
         routing = SlotWeights(weights, logits, None, noisy, scale)
         return (
             importance_loss(routing, expert_map),
-            load_loss(routing, expert_map, 2),
+            smooth_load_loss(routing, expert_map, 2),
             load_balancing_loss(routing, expert_map),
             router_z_loss(routing),
         )
@@ -155,7 +157,7 @@ def test_minimizing_a_penalty_evens_out_the_load(loss):
         penalty = {
             # With k = 1 every weight is 1: importance has a gradient for k >= 2 or dense weights only.
             "importance": lambda r: importance_loss(SlotWeights(r.logits.softmax(2), None), gate.expert_map),
-            "load": lambda r: load_loss(r, gate.expert_map, 1),
+            "load": lambda r: smooth_load_loss(r, gate.expert_map, 1),
             "switch": lambda r: load_balancing_loss(r, gate.expert_map),
         }[loss](routing)
         penalty.backward()
@@ -168,7 +170,7 @@ def test_they_are_added_to_the_loss_of_a_layer():
     moe = ms.MixtureOfExperts(ms.StackedExperts(4, FEATURES, 3), ms.TopK(FEATURES, 4, k=2, noise=True))
     loss = moe(torch.randn(9, FEATURES)).square().mean() + moe.regularization()
     routing, expert_map = moe.routing, moe.gate.expert_map
-    loss = loss + 0.1 * ms.importance_loss(routing, expert_map) + 0.1 * ms.load_loss(routing, expert_map, k=2)
+    loss = loss + 0.1 * ms.importance_loss(routing, expert_map) + 0.1 * ms.smooth_load_loss(routing, expert_map, k=2)
     loss = loss + 0.01 * ms.load_balancing_loss(routing, expert_map) + 0.001 * ms.router_z_loss(routing)
     loss.backward()
     assert all(bool((parameter.grad != 0).any()) for parameter in moe.parameters())
@@ -182,8 +184,8 @@ def test_gates_without_logits_or_noise():
             penalty()
     plain = TopK(FEATURES, 4, 2)
     with pytest.raises(ValueError, match=r"slot_weights must have noisy logits, .* got None"):
-        load_loss(plain(torch.randn(4, FEATURES)), plain.expert_map, 2)
+        smooth_load_loss(plain(torch.randn(4, FEATURES)), plain.expert_map, 2)
     noisy = TopK(FEATURES, 4, 2, noise=True)
     for k in (0, 5):
         with pytest.raises(ValueError, match=rf"k must be in 1 \.\. 4, the number of slots, got {k}"):
-            load_loss(noisy(torch.randn(4, FEATURES)), noisy.expert_map, k)
+            smooth_load_loss(noisy(torch.randn(4, FEATURES)), noisy.expert_map, k)
