@@ -14,7 +14,8 @@ def limit_load(lowering: Lowering, load_limit: float) -> Lowering:
     """Return the same lowering with its problem put under a load limit.
 
     The load of an expert is the number of samples of the batch with weight on one of its slots, a sample counted once
-    for each such slot; no expert may bear more than ``load_limit`` times the mean load.
+    for each such slot; no expert may bear more than ``load_limit`` times the mean load. A map
+    can shift load only where experts have several slots, m > n or several rows.
 
     Parameters
     ----------
