@@ -1,40 +1,22 @@
-import itertools
-
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from instances import INSTANCES, naive_value
+from instances import naive_value
+from load_limits import INNER, limited, naive_excess
 from naive import excess_load, loads_of_experts, permutations
 
-from moe_search import problems, solve
+from moe_search import problems
 from moe_search.problems import InfeasibleLimitsError, LoadLimited, value_range
 from moe_search.problems import load_limited_start as starts
 from moe_search.problems.delta_matrix import commit_swap_and_deltas, fill_deltas, fill_potential
 from moe_search.problems.moves import swap_delta
-from moe_search.solvers import CpSat, Enumeration, LocalSearch, MaxIterations, MaxRuntime, TabuSearch
-from moe_search.solvers.lower_bounds import lower_bound
 
-INNER = {name: build for name, build in INSTANCES.items() if "limited" not in name}
-CLASSES = "quadratic", "linear", "mixture squared"
 every_inner = pytest.mark.parametrize("build", INNER.values(), ids=INNER.keys())
 seeds = st.integers(0, 2**32 - 1)
 
 
-def limited(inner, seed, slack=1.2, floats=False):
-    """With limits that a random permutation keeps, or nearly."""
-    rng = np.random.default_rng(seed)
-    loads = rng.random(inner.size) if floats else rng.integers(0, 9, inner.size)
-    n = inner.block_size // inner.capacity
-    borne = loads_of_experts(loads.tolist(), n, inner.block_size, inner.random_permutation(rng).tolist())
-    return LoadLimited(inner, loads, np.array(borne) * (1.0 if floats else slack))
-
-
-def naive_excess(problem, p):
-    return excess_load(problem.slot_loads.tolist(), problem.limits.tolist(), problem.block_size, p)
-
-
-@pytest.mark.parametrize("name", [*CLASSES, "pairwise"])
+@pytest.mark.parametrize("name", ["quadratic", "linear", "mixture squared", "pairwise"])
 @settings(max_examples=8, deadline=None)
 @given(seed=seeds, floats=st.booleans())
 def test_plain_kernels_agree_with_values(name, seed, floats):
@@ -132,55 +114,6 @@ def test_sums_of_floats_do_not_depend_on_their_order():
         problem = LoadLimited(inner, [*loads[:3], 0.0], limit)
         assert problem.feasible([0, 1, 2, 3])
     assert not LoadLimited(inner, loads, [0.7, 0.6]).feasible([2, 0, 3, 1])
-
-
-@settings(max_examples=12, deadline=None)
-@given(seed=st.integers(0, 10**6), slack=st.sampled_from([1.0, 1.1, 1.5]), name=st.sampled_from(CLASSES[1:]))
-def test_exact_solvers_find_the_best_feasible_permutation(seed, slack, name):
-    problem = limited(INNER[name](seed), seed, slack)
-    every = permutations(problem.size, problem.block_size)
-    best = min(naive_value(problem.problem, p) for p in every if naive_excess(problem, p) == 0)
-    for solver in (Enumeration(), CpSat()):
-        result = solver.solve(problem, MaxRuntime(60.0), seed=seed)
-        assert result.status == "optimal"
-        assert result.value == pytest.approx(best, rel=1e-9)
-        assert naive_excess(problem, result.permutation.tolist()) == 0
-    assert lower_bound(problem, 1.0) == lower_bound(problem.problem, 1.0) <= best + 1e-9 * abs(best)
-
-
-def infeasible(problem):
-    every = itertools.permutations(range(problem.size))
-    return next(p for p in every if naive_excess(problem, p) > 0)
-
-
-@pytest.mark.parametrize("solver", [LocalSearch(), TabuSearch(), Enumeration(), CpSat(), None], ids=str)
-@pytest.mark.parametrize("stop", [MaxIterations(1), MaxIterations(300), MaxRuntime(0.0)], ids=str)
-def test_no_solver_returns_a_permutation_beyond_the_limits(solver, stop):
-    problem = limited(INNER["mixture squared"](3), 3)
-    initial = infeasible(problem)
-    for start in (None, initial):
-        result = solve(problem, solver, stop, seed=5, initial=start)
-        assert problem.feasible(result.permutation)
-        assert naive_excess(problem, result.permutation.tolist()) == 0
-        assert result.value == problem.problem.value(result.permutation) <= problem.value(initial)
-
-
-def test_tabu_search_keeps_the_deltas_of_a_limited_quadratic_problem():
-    problem = limited(problems.random_quadratic(6, seed=3), 3)
-    every = permutations(6, 6)
-    best = min(naive_value(problem.problem, p) for p in every if naive_excess(problem, p) == 0)
-    assert TabuSearch().solve(problem, MaxIterations(2000)).value == best
-
-
-def test_a_search_goes_beyond_the_limits_and_comes_back():
-    # Each expert bears 1 + 4 or 2 + 3, and the way from one to the other is by 2 + 4.
-    inner = problems.random_mixture(9, 4, 2, seed=1, k=2)
-    problem = LoadLimited(inner, [1, 2, 3, 4], 5)
-    feasible = [p for p in permutations(4, 4) if naive_excess(problem, p) == 0]
-    values = sorted({round(inner.value(p), 9) for p in feasible})
-    assert len(values) == 2
-    for start in feasible:
-        assert TabuSearch().solve(problem, MaxIterations(100), initial=start).value == pytest.approx(values[0])
 
 
 LINEAR = problems.LinearAssignment([[1, 2], [3, 4], [5, 6], [7, 8]])
