@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     )
     from moe_search.layers import MixtureOfExperts, MultiGateMixtureOfExperts, StackedExperts
     from moe_search.problems import (
+        InfeasibleLimitsError,
         LinearAssignment,
+        LoadLimited,
         MixtureAssignment,
         PairwiseAssignment,
         Problem,
@@ -52,7 +54,22 @@ if TYPE_CHECKING:
         TabuSearch,
         TargetValue,
     )
-    from moe_search.training import Lowering, PermutationSearch, SearchRecord, load_state, lower, save_state
+    from moe_search.training import (
+        Lowering,
+        PermutationSearch,
+        RoutingStatistics,
+        RoutingSummary,
+        SearchRecord,
+        SinkhornPermutation,
+        importance_loss,
+        limit_load,
+        load_balancing_loss,
+        load_state,
+        lower,
+        router_z_loss,
+        save_state,
+        smooth_load_loss,
+    )
 
 __version__ = "0.1.0"
 
@@ -75,7 +92,9 @@ _HOMES = {
     ),
     "layers": ("MixtureOfExperts", "MultiGateMixtureOfExperts", "StackedExperts"),
     "problems": (
+        "InfeasibleLimitsError",
         "LinearAssignment",
+        "LoadLimited",
         "MixtureAssignment",
         "PairwiseAssignment",
         "Problem",
@@ -105,7 +124,22 @@ _HOMES = {
         "TabuSearch",
         "TargetValue",
     ),
-    "training": ("Lowering", "PermutationSearch", "SearchRecord", "load_state", "lower", "save_state"),
+    "training": (
+        "Lowering",
+        "PermutationSearch",
+        "RoutingStatistics",
+        "RoutingSummary",
+        "SearchRecord",
+        "SinkhornPermutation",
+        "importance_loss",
+        "limit_load",
+        "load_balancing_loss",
+        "smooth_load_loss",
+        "lower",
+        "router_z_loss",
+        "load_state",
+        "save_state",
+    ),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -119,7 +153,9 @@ __all__ = [
     "Gate",
     "HashRouting",
     "Hungarian",
+    "InfeasibleLimitsError",
     "LinearAssignment",
+    "LoadLimited",
     "LocalSearch",
     "Lowering",
     "MaxIterations",
@@ -134,7 +170,10 @@ __all__ = [
     "Problem",
     "QuadraticAssignment",
     "Result",
+    "RoutingStatistics",
+    "RoutingSummary",
     "SearchRecord",
+    "SinkhornPermutation",
     "SlotWeights",
     "Softmax",
     "Solver",
@@ -147,8 +186,11 @@ __all__ = [
     "bench",
     "datasets",
     "gates",
+    "importance_loss",
     "integrations",
     "layers",
+    "limit_load",
+    "load_balancing_loss",
     "load_official_comet",
     "load_official_dselect_k",
     "load_state",
@@ -161,7 +203,9 @@ __all__ = [
     "random_quadratic",
     "read_qaplib",
     "read_qaplib_solution",
+    "router_z_loss",
     "save_state",
+    "smooth_load_loss",
     "solve",
     "solvers",
     "training",

@@ -13,14 +13,16 @@ import torch
 from numpy.typing import NDArray
 
 from moe_search.problems.linear import LinearAssignment
+from moe_search.problems.load_limited_start import InfeasibleLimitsError
 from moe_search.solvers.hungarian import Hungarian
 from moe_search.solvers.local_search import LocalSearch
 from moe_search.solvers.result import Result
 from moe_search.solvers.solver import Solver
 from moe_search.solvers.stop import StoppingCriterion
 from moe_search.training.batch import Batch
+from moe_search.training.load_limit import limit_load
 from moe_search.training.lowering import Lowering
-from moe_search.training.search_record import SearchRecord
+from moe_search.training.search_record import Outcome, SearchRecord
 
 ROUNDING = 1e-9
 """Below this part of the value, a gain is rounding."""
@@ -33,7 +35,7 @@ class FoundMap:
     Parameters
     ----------
     record : SearchRecord
-        With the outcome ``"no improvement"``, right unless a batch confirms or refuses the map.
+        With the outcome ``"no improvement"`` where a solver ran, right unless a batch confirms or refuses the map.
     permutation : ndarray of int64 or None
         The map; None if it is no better than the present one on the samples searched.
     lowering, result : Lowering, Result, optional
@@ -61,23 +63,36 @@ class FoundMap:
         return cls(SearchRecord.from_dict(state["record"]), None if permutation is None else permutation.cpu().numpy())
 
 
-def nothing_found(step: int, num_samples: int) -> FoundMap:
-    """Return what is known of a search on samples whose loss is not finite."""
+def nothing_found(step: int, num_samples: int, outcome: Outcome) -> FoundMap:
+    """Return what is known of a search that no solver ran in."""
     names = (field.name for field in fields(SearchRecord))
     blank: dict[str, Any] = dict.fromkeys(names)
-    blank |= {"step": step, "outcome": "not finite", "seconds": 0.0, "seconds_solving": 0.0}
+    blank |= {"step": step, "outcome": outcome, "seconds": 0.0, "seconds_solving": 0.0}
     return FoundMap(SearchRecord(**blank | {"linearized": False, "num_samples": num_samples}), None)
 
 
-def find_map(lowering: Lowering, solver: Solver | None, stop: StoppingCriterion, seed: int, step: int) -> FoundMap:
-    """Solve a lowered layer from its present map.
+def find_map(
+    lowering: Lowering,
+    solver: Solver | None,
+    stop: StoppingCriterion,
+    seed: int,
+    step: int,
+    load_limit: float | None = None,
+) -> FoundMap:
+    """Solve a lowered layer from its present map, under a load limit if one is given.
 
     Raises
     ------
     KeyboardInterrupt
         If the solver took the Ctrl-C that was meant for the training around it.
     """
-    before = float(lowering.problem.value(lowering.initial))
+    kind, before = type(lowering.problem).__name__, float(lowering.problem.value(lowering.initial))
+    if load_limit is not None:
+        try:
+            lowering = limit_load(lowering, load_limit)
+        except InfeasibleLimitsError:
+            record = nothing_found(step, lowering.num_samples, "over the limit").record
+            return FoundMap(replace(record, problem=kind, value_before=before, linearized=lowering.linearized), None)
     if solver is None:
         linear = isinstance(lowering.problem, LinearAssignment)
         solver = Hungarian() if linear else LocalSearch(neighborhood="swap", restarts=True)
@@ -89,7 +104,7 @@ def find_map(lowering: Lowering, solver: Solver | None, stop: StoppingCriterion,
     found = float(result.value)
     record = SearchRecord(
         step=step,
-        problem=type(lowering.problem).__name__,
+        problem=kind,
         solver=result.solver,
         outcome="no improvement",
         value_before=before,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from moe_search.layers.mixture_of_experts import MixtureOfExperts
 from moe_search.problems.linear import LinearAssignment
+from moe_search.problems.load_limited import LoadLimited
 from moe_search.problems.mixture import MixtureAssignment
 from moe_search.problems.pairwise import PairwiseAssignment
 from moe_search.training.arguments import require_int
@@ -37,7 +38,7 @@ class Lowering:
     Parameters
     ----------
     problem : LinearAssignment, PairwiseAssignment or MixtureAssignment
-        Its value is the mean loss of the batch under a map.
+        Its value is the mean loss of the batch under a map. A `LoadLimited` one of these after `limit_load`.
     initial : ndarray of int64
         The permutation of the gate's present map.
     linearized : bool
@@ -49,14 +50,17 @@ class Lowering:
         Number of samples in the batch.
     loss : RecognizedLoss or None
         What the loss was recognized as, for a `MixtureAssignment`; None for the others, which take any.
+    slot_loads : ndarray of int64
+        Number of samples with weight on every slot, shape (size,).
     """
 
-    problem: LinearAssignment | PairwiseAssignment | MixtureAssignment
+    problem: LinearAssignment | PairwiseAssignment | MixtureAssignment | LoadLimited
     initial: NDArray[np.int64]
     linearized: bool
     batch_loss: float
     num_samples: int
     loss: RecognizedLoss | None
+    slot_loads: NDArray[np.int64]
 
 
 def lower(
@@ -177,6 +181,7 @@ def lower_batch(
     with frozen(model):
         opened = ranks.agree(lambda: open_batch(model, moe, batch, loss, chunk_size))
         losses = np.concatenate(ranks.collect(opened.losses))
+        slot_loads = ranks.sum(opened.slot_loads)
         made: LinearAssignment | PairwiseAssignment | MixtureAssignment | None
         deviation = Deviation()
         kind, recognized = _choose(problem, opened, known, ranks)
@@ -194,8 +199,8 @@ def lower_batch(
     if made is None or ranks.index > 0:
         return None, recognized
     initial = moe.gate.expert_map.permutation()
-    lowering = Lowering(made, initial, not deviation.affine, float(losses.mean()), len(losses), recognized)
-    return lowering, recognized
+    mean = float(losses.mean())
+    return Lowering(made, initial, not deviation.affine, mean, len(losses), recognized, slot_loads), recognized
 
 
 def require_problem_kind(problem: object) -> None:

@@ -85,6 +85,11 @@ class Opened:
         return max(int((chunk.slot_weights > 0).sum((1, 2)).max()) for chunk in self.chunks)
 
     @property
+    def slot_loads(self) -> NDArray[np.int64]:
+        """Number of samples that give weight to every slot, in the order of the rows; shape (num_slots,)."""
+        return torch.stack([(chunk.slot_weights > 0).sum(0).flatten() for chunk in self.chunks]).sum(0).cpu().numpy()
+
+    @property
     def outputs(self) -> Tensor:
         """What the model returned, shape [B, ...]."""
         return torch.cat([chunk.cut.outputs for chunk in self.chunks])

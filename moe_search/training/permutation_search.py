@@ -20,6 +20,7 @@ from moe_search.training.arguments import require_int
 from moe_search.training.batch import Batch, concatenate
 from moe_search.training.cut import check_model
 from moe_search.training.found_map import Underway, at_once, find_map, nothing_found, on_thread
+from moe_search.training.load_limit import require_load_limit
 from moe_search.training.lowering import CHUNK_SIZE, Lowering, ProblemKind, lower_batch, require_problem_kind
 from moe_search.training.ranks import ranks_of
 from moe_search.training.recognize_loss import RecognizedLoss
@@ -65,7 +66,7 @@ class PermutationSearch:
         Number of batches to search on: references to them are kept, from the steps just before a search, so they must
         not be overwritten in place.
     solver : Solver, optional
-        By default `Hungarian` for a linear problem, which it solves to optimality, and
+        By default `Hungarian` for a linear problem without a load limit, which it solves to optimality, and
         ``LocalSearch(neighborhood="swap", restarts=True)`` from the present map for the others.
     stop : StoppingCriterion, optional
         When the solver stops. By default such that lowering and solving take at most 7 % of the time since the last
@@ -91,6 +92,10 @@ class PermutationSearch:
         They call `step` together, each with its part of the batch. The problem is that of the samples of all ranks
         (costs are summed, the arrays of a mixture gathered on the first rank), solved on the first rank, verified on
         the samples of all, and its map the same on all. What fails on one rank is raised on all.
+    load_limit : float, optional
+        The most that an expert may bear, in multiples of the mean load, at least 1. Its load is the number of samples
+        searched on with weight on one of its slots (once for each such slot). No map that breaks the limit is
+        committed, however good; where no map keeps it, the search is given up and recorded as ``"over the limit"``.
 
     Attributes
     ----------
@@ -125,6 +130,7 @@ class PermutationSearch:
         chunk_size: int = CHUNK_SIZE,
         asynchronous: bool = False,
         process_group: Any = None,
+        load_limit: float | None = None,
     ) -> None:
         if isinstance(model, DistributedDataParallel):
             model = model.module
@@ -142,6 +148,8 @@ class PermutationSearch:
         if on_search is not None and not callable(on_search):
             raise TypeError(f"on_search must be a callable (record, lowering, result), got {type(on_search).__name__}")
         require_problem_kind(problem)
+        if load_limit is not None:
+            require_load_limit(load_limit)
         self._model = model
         self._moe = moe
         self._loss = loss
@@ -156,6 +164,7 @@ class PermutationSearch:
         self._chunk_size = int(chunk_size)
         self._run = on_thread if asynchronous else at_once
         self._asynchronous = bool(asynchronous)
+        self._load_limit = load_limit
         self._ranks = ranks_of(process_group, moe.gate.expert_map.experts.device)
         self._seed = int(seed)
         self._step = 0
@@ -334,14 +343,14 @@ class PermutationSearch:
             )
         except NonFiniteLossError as error:
             self._warn(error)
-            record = nothing_found(self._step, len(searched)).record
+            record = nothing_found(self._step, len(searched), "not finite").record
             return self._record(replace(record, seconds=time.perf_counter() - start))
         if recognized is not None:
             # Its targets are those of this batch, and not kept.
             self._recognized = replace(recognized, targets=np.empty(0))
         if lowering is not None:
             step, stop = self._step, self._stop or self._remaining_time(start)
-            underway.found = self._run(lambda: find_map(lowering, self._solver, stop, seed, step))
+            underway.found = self._run(lambda: find_map(lowering, self._solver, stop, seed, step, self._load_limit))
         underway.seconds = time.perf_counter() - start
         if self._asynchronous:
             self._underway = underway
@@ -358,7 +367,7 @@ class PermutationSearch:
         start = time.perf_counter()
         found = self._ranks.from_first(lambda: underway.wait().bare())
         verification: Verification | None = None
-        outcome: Outcome = "no improvement"
+        outcome: Outcome = found.record.outcome
         if found.permutation is not None:
             try:
                 verification = verify(

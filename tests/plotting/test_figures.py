@@ -4,6 +4,8 @@ from matplotlib.colors import to_hex
 from matplotlib.patches import FancyBboxPatch
 
 from moe_search.plotting.canvases import canvases
+from moe_search.plotting.co_activation import co_activation
+from moe_search.plotting.expert_loads import expert_loads
 from moe_search.plotting.expert_maps import MapPanel, NamedMap, expert_maps
 from moe_search.plotting.loss_curves import LossCurve, LossPanel, loss_curves
 from moe_search.plotting.palette import expert_colours
@@ -61,3 +63,47 @@ def test_svg_is_one_described_element_with_real_text():
     assert svg.startswith('<svg role="img" aria-label="a &lt;panel&gt;"')
     assert svg.rstrip().endswith("</svg>")
     assert ">a panel</text>" in svg
+
+
+def test_expert_loads_draw_shares_beside_the_even_one():
+    figure = expert_loads([30, 0, 10], [6.0, 0.0, 2.0])
+    (axis,) = figure.axes
+    heights = [[bar.get_height() for bar in bars] for bars in axis.containers]
+    assert heights == [[0.75, 0.0, 0.25], [0.75, 0.0, 0.25]]
+    assert axis.lines[0].get_ydata()[0] == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize(
+    ("load", "importance", "fault"),
+    [
+        ([], [], "at least one expert"),
+        ([1, 2], [1.0], r"got \(2,\) and \(1,\)"),
+        ([1, -1], [1.0, 1.0], r"load must not be negative, nor 0 for all experts, got \[1.0, -1.0\]"),
+        ([1, 1], [0.0, 0.0], "importance must not be negative, nor 0"),
+    ],
+)
+def test_loads_that_are_none(load, importance, fault):
+    with pytest.raises(ValueError, match=fault):
+        expert_loads(load, importance)
+
+
+def test_co_activation_draws_shares_of_the_rows_and_leaves_dead_experts_empty():
+    figure = co_activation([[4, 0, 1], [0, 0, 0], [1, 0, 2]])
+    axis = figure.axes[0]
+    shares = np.ma.filled(axis.images[0].get_array().astype(float), np.nan)
+    np.testing.assert_array_equal(shares, [[1.0, 0.0, 0.25], [np.nan] * 3, [0.5, 0.0, 1.0]])
+    assert [text.get_text() for text in axis.texts] == ["100", "0", "25", "50", "0", "100"]
+    assert not co_activation(np.eye(17)).axes[0].texts
+
+
+@pytest.mark.parametrize(
+    ("counts", "fault"),
+    [
+        ([[1, 2]], r"counts must be square, at least one expert, got shape \(1, 2\)"),
+        ([[1, 2], [2, 3]], "counts must lie between 0 and the diagonal entry of their row"),
+        ([[1, -1], [-1, 3]], "counts must lie between 0 and the diagonal entry of their row"),
+    ],
+)
+def test_counts_that_are_none(counts, fault):
+    with pytest.raises(ValueError, match=fault):
+        co_activation(counts)

@@ -6,7 +6,7 @@ from naive import permutations
 from qaplib_files import FOLDER, best_known, needs_qaplib
 
 from moe_search import problems
-from moe_search.solvers import CpSat, Enumeration, Hungarian, MaxIterations, MaxRuntime, MinCostFlow
+from moe_search.solvers import CpSat, Enumeration, Hungarian, MaxIterations, MaxRuntime, MinCostFlow, cp_sat
 from moe_search.solvers.enumeration import is_last, next_swap, number_of_permutations
 
 
@@ -33,6 +33,16 @@ def test_exact_solvers_agree_on_linear_problems(slots, experts, integral):
     values = [solver.solve(problem, MaxRuntime(60.0)).value for solver in (Hungarian(), MinCostFlow(), CpSat())]
     assert values[0] == pytest.approx(values[1], rel=1e-9)
     assert values[0] == pytest.approx(values[2], rel=1e-9)
+
+
+@pytest.mark.parametrize("seed", [10, 53, 2736])
+@pytest.mark.parametrize("grid", [cp_sat.GRID, 2.0**42])
+def test_cp_sat_proves_optima_of_mixtures_that_its_presolving_called_infeasible(monkeypatch, grid, seed):
+    monkeypatch.setattr(cp_sat, "GRID", grid)
+    problem = problems.random_mixture(9, 4, 2, seed=seed, k=2, num_selectors=2)
+    result = CpSat().solve(problem, MaxRuntime(60.0))
+    assert result.status == "optimal"
+    assert result.value == pytest.approx(Enumeration().solve(problem, MaxRuntime(60.0)).value, rel=1e-9)
 
 
 def test_flow_keeps_integers_that_float64_cannot():

@@ -85,6 +85,12 @@ def asynchronous_run(rank, kind):
     return trained(setting, model, (rank * size, (rank + 1) * size), asynchronous=True)
 
 
+def limited_run(rank, kind):
+    setting = make_kind(kind)
+    size = SAMPLES // RANKS
+    return trained(setting, setting.model, (rank * size, (rank + 1) * size), load_limit=1.0)
+
+
 def one_rank_not_finite(rank, _):
     setting = make_kind("top-2")
     search = PermutationSearch(setting.model, setting.moe, loss=setting.loss, period=2)
@@ -143,6 +149,7 @@ def child(rank, folder, jobs):
 JOBS = [
     *((joined_run, kind) for kind in KINDS),
     (asynchronous_run, "top-2"),
+    (limited_run, "comet"),
     (one_rank_not_finite, None),
     (one_rank_too_small, None),
     (solver_fails, None),
@@ -193,6 +200,11 @@ def test_a_search_on_a_thread_ends_with_one_map_on_all_ranks(found):
     first, second = found["asynchronous_run", "top-2"]
     assert "committed" in [record[2] for record in first["records"]]
     assert_same(first, second)
+
+
+def test_a_limit_that_no_map_keeps_ends_the_search_on_all(found):
+    for rank in found["limited_run", "comet"]:
+        assert [record[2] for record in rank["records"]] == ["over the limit"] * 2
 
 
 def test_a_loss_that_is_not_finite_on_one_rank_ends_the_search_on_all(found):

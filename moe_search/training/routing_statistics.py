@@ -1,0 +1,194 @@
+"""How samples are spread over experts, added up over batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from moe_search.gates.expert_map import ExpertMap
+from moe_search.gates.slot_weights import SlotWeights
+from moe_search.layers.mixture_of_experts import MixtureOfExperts
+from moe_search.plotting.table import Table
+
+if TYPE_CHECKING:
+    import rich.table
+
+
+@dataclass(frozen=True, eq=False)
+class RoutingSummary:
+    """What `RoutingStatistics` added up, with ``w[b, e]`` the weight of expert e for sample b.
+
+    Parameters
+    ----------
+    num_samples : int
+        Number of samples B.
+    load : Tensor of int64
+        Shape [n]: samples with ``w > 0``.
+    importance : Tensor of float64
+        Shape [n]: ``sum_b w``.
+    co_activation : Tensor of int64
+        Shape [n, n]: samples with ``w > 0`` for both experts; the diagonal is the load.
+    experts_per_sample : Tensor of int64
+        Shape [n + 1]: entry j is the number of samples with j experts.
+    sample_entropy : float
+        Mean over samples of ``-sum_e w log w``, in nats: 0 if every sample has one expert, log n at most.
+    """
+
+    num_samples: int
+    load: Tensor
+    importance: Tensor
+    co_activation: Tensor
+    experts_per_sample: Tensor
+    sample_entropy: float
+
+    @property
+    def mean_experts(self) -> float:
+        """Mean number of experts of a sample."""
+        return int(self.load.sum()) / self.num_samples
+
+    @property
+    def mean_entropy(self) -> float:
+        """Entropy of the mean weights ``importance / B``, in nats: log n if experts are used evenly."""
+        return float(torch.special.entr(self.importance / self.num_samples).sum())
+
+    @property
+    def dead_experts(self) -> Tensor:
+        """The experts without any sample, int64, in order."""
+        return (self.load == 0).nonzero().flatten()
+
+    def table(self) -> rich.table.Table:
+        """Return load and importance of every expert for the terminal; print it with `rich.print`."""
+        total = int(self.load.sum())
+        rows = [
+            (f"expert {e}", f"{load:,}", f"{load / max(total, 1):.1%}", f"{importance:,.1f}", f"{share:.1%}")
+            for e, (load, importance, share) in enumerate(
+                zip(
+                    self.load.tolist(),
+                    self.importance.tolist(),
+                    (self.importance / self.num_samples).tolist(),
+                    strict=True,
+                )
+            )
+        ]
+        dead = ", ".join(map(str, self.dead_experts.tolist())) or "none"
+        note = (
+            f"{self.num_samples:,} samples, {self.mean_experts:.2f} experts a sample; dead experts: {dead}; entropy"
+            f" {self.sample_entropy:.3f} nats a sample, {self.mean_entropy:.3f} of the mean weights"
+        )
+        columns = ("", "load", "share of load", "importance", "share of weight")
+        return Table("Routing", columns, tuple(rows), note=note).as_rich()
+
+
+class RoutingStatistics:
+    """Adds up over batches which experts the samples go to.
+
+    Feed it with `update`, or let it `watch` a layer. Sums are kept on the device of the weights, in int64 and float64;
+    nothing is synchronized before `summary`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import moe_search as ms
+    >>> moe = ms.MixtureOfExperts(ms.StackedExperts(4, 8, 3), ms.TopK(8, 4, k=2))
+    >>> statistics = ms.RoutingStatistics()
+    >>> with statistics.watch(moe):
+    ...     for _ in range(3):
+    ...         _ = moe(torch.randn(10, 8))
+    >>> summary = statistics.summary()
+    >>> summary.num_samples, summary.mean_experts, summary.load.sum()
+    (30, 2.0, tensor(60))
+    """
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all batches."""
+        self._num_samples = 0
+        self._sums: tuple[Tensor, ...] = ()
+
+    @torch.no_grad()
+    def update(self, slot_weights: SlotWeights, expert_map: ExpertMap) -> None:
+        """Add a batch.
+
+        Parameters
+        ----------
+        slot_weights : SlotWeights
+            What the gate returned, such as `MixtureOfExperts.routing`.
+        expert_map : ExpertMap
+            Of the gate, as it was when it did.
+
+        Raises
+        ------
+        TypeError
+            If an argument is of another type.
+        ValueError
+            If the weights do not fit the map, or earlier batches had another number of experts.
+        """
+        if not isinstance(slot_weights, SlotWeights):
+            raise TypeError(f"slot_weights must be SlotWeights, got {type(slot_weights).__name__}")
+        if not isinstance(expert_map, ExpertMap):
+            raise TypeError(f"expert_map must be an ExpertMap, got {type(expert_map).__name__}")
+        n = expert_map.num_experts
+        if self._sums and len(self._sums[0]) != n:
+            raise ValueError(f"expert_map must have {len(self._sums[0])} experts as in earlier batches, got {n}")
+        weights = expert_map(slot_weights.weights).double()
+        active = weights > 0
+        # Counts are exact in float64, which multiplies matrices on every device, as integers do not.
+        together = active.double().t() @ active.double()
+        sums = (
+            weights.sum(0),
+            together.long(),
+            torch.bincount(active.sum(1), minlength=n + 1),
+            torch.special.entr(weights).sum(),
+        )
+        self._sums = tuple(old + new for old, new in zip(self._sums, sums, strict=True)) if self._sums else sums
+        self._num_samples += len(weights)
+
+    @contextmanager
+    def watch(self, moe: MixtureOfExperts) -> Iterator[RoutingStatistics]:
+        """Within the context, add every batch that goes through the gate of a layer, in training and in eval mode.
+
+        Raises
+        ------
+        TypeError
+            If `moe` is not a `MixtureOfExperts`.
+        """
+        if not isinstance(moe, MixtureOfExperts):
+            raise TypeError(f"moe must be a MixtureOfExperts, got {type(moe).__name__}")
+
+        def add(gate: Any, _: Any, slot_weights: SlotWeights) -> None:
+            self.update(slot_weights, gate.expert_map)
+
+        handle = moe.gate.register_forward_hook(add)
+        try:
+            yield self
+        finally:
+            handle.remove()
+
+    def summary(self) -> RoutingSummary:
+        """Return what was added up so far, on the CPU.
+
+        Raises
+        ------
+        ValueError
+            If there was no batch yet.
+        """
+        if not self._sums:
+            raise ValueError(
+                "there must be at least one batch before a summary, got none: call update, or watch a layer"
+            )
+        importance, together, experts, entropy = (sums.cpu() for sums in self._sums)
+        return RoutingSummary(
+            num_samples=self._num_samples,
+            load=together.diagonal().clone(),
+            importance=importance,
+            co_activation=together,
+            experts_per_sample=experts,
+            sample_entropy=float(entropy) / self._num_samples,
+        )

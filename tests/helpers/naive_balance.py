@@ -1,0 +1,35 @@
+"""Statistics and penalties of routing, from their formulas: plain Python numbers, one sample and expert at a time."""
+
+import math
+
+
+def importance(expert_weights):
+    return [sum(sample[e] for sample in expert_weights) for e in range(len(expert_weights[0]))]
+
+
+def load(expert_weights):
+    return [sum(sample[e] > 0 for sample in expert_weights) for e in range(len(expert_weights[0]))]
+
+
+def squared_variation(amounts):
+    mean = sum(amounts) / len(amounts)
+    return sum((amount - mean) ** 2 for amount in amounts) / len(amounts) / mean**2
+
+
+def entropy(distribution):
+    return -sum(p * math.log(p) for p in distribution if p > 0)
+
+
+def chosen_again(logits, noisy, scale, k):
+    """Of one selector: for every slot, the probability of a place among the k with its own noise drawn again."""
+    probabilities = []
+    for s in range(len(logits)):
+        others = sorted((noisy[j] for j in range(len(logits)) if j != s), reverse=True)
+        z = (logits[s] - others[k - 1]) / scale[s]
+        probabilities.append(0.5 * (1 + math.erf(z / math.sqrt(2))))
+    return probabilities
+
+
+def co_activation(expert_weights):
+    n = len(expert_weights[0])
+    return [[sum(sample[e] > 0 and sample[f] > 0 for sample in expert_weights) for f in range(n)] for e in range(n)]

@@ -1,0 +1,68 @@
+"""Solvers under load limits: the best feasible permutation, and never another."""
+
+import itertools
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from instances import naive_value
+from load_limits import INNER, limited, naive_excess
+from naive import permutations
+
+from moe_search import problems, solve
+from moe_search.problems import LoadLimited
+from moe_search.solvers import CpSat, Enumeration, LocalSearch, MaxIterations, MaxRuntime, TabuSearch
+from moe_search.solvers.lower_bounds import lower_bound
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    slack=st.sampled_from([1.0, 1.1, 1.5]),
+    name=st.sampled_from(["linear", "mixture squared"]),
+)
+def test_exact_solvers_find_the_best_feasible_permutation(seed, slack, name):
+    problem = limited(INNER[name](seed), seed, slack)
+    every = permutations(problem.size, problem.block_size)
+    best = min(naive_value(problem.problem, p) for p in every if naive_excess(problem, p) == 0)
+    for solver in (Enumeration(), CpSat()):
+        result = solver.solve(problem, MaxRuntime(60.0), seed=seed)
+        assert result.status == "optimal"
+        assert result.value == pytest.approx(best, rel=1e-9)
+        assert naive_excess(problem, result.permutation.tolist()) == 0
+    assert lower_bound(problem, 1.0) == lower_bound(problem.problem, 1.0) <= best + 1e-9 * abs(best)
+
+
+def infeasible(problem):
+    every = itertools.permutations(range(problem.size))
+    return next(p for p in every if naive_excess(problem, p) > 0)
+
+
+@pytest.mark.parametrize("solver", [LocalSearch(), TabuSearch(), Enumeration(), CpSat(), None], ids=str)
+@pytest.mark.parametrize("stop", [MaxIterations(1), MaxIterations(300), MaxRuntime(0.0)], ids=str)
+def test_no_solver_returns_a_permutation_beyond_the_limits(solver, stop):
+    problem = limited(INNER["mixture squared"](3), 3)
+    initial = infeasible(problem)
+    for start in (None, initial):
+        result = solve(problem, solver, stop, seed=5, initial=start)
+        assert problem.feasible(result.permutation)
+        assert naive_excess(problem, result.permutation.tolist()) == 0
+        assert result.value == problem.problem.value(result.permutation) <= problem.value(initial)
+
+
+def test_tabu_search_keeps_the_deltas_of_a_limited_quadratic_problem():
+    problem = limited(problems.random_quadratic(6, seed=3), 3)
+    every = permutations(6, 6)
+    best = min(naive_value(problem.problem, p) for p in every if naive_excess(problem, p) == 0)
+    assert TabuSearch().solve(problem, MaxIterations(2000)).value == best
+
+
+def test_a_search_goes_beyond_the_limits_and_comes_back():
+    # Each expert bears 1 + 4 or 2 + 3, and the way from one to the other is by 2 + 4.
+    inner = problems.random_mixture(9, 4, 2, seed=1, k=2)
+    problem = LoadLimited(inner, [1, 2, 3, 4], 5)
+    feasible = [p for p in permutations(4, 4) if naive_excess(problem, p) == 0]
+    values = sorted({round(inner.value(p), 9) for p in feasible})
+    assert len(values) == 2
+    for start in feasible:
+        assert TabuSearch().solve(problem, MaxIterations(100), initial=start).value == pytest.approx(values[0])

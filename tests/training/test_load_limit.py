@@ -1,0 +1,203 @@
+import dataclasses
+
+import naive
+import numpy as np
+import pytest
+import torch
+from specialists import make
+from torch import nn
+
+from moe_search.problems import InfeasibleLimitsError, LoadLimited
+from moe_search.solvers import Hungarian, MaxIterations
+from moe_search.training.load_limit import limit_load
+from moe_search.training.lowering import lower
+from moe_search.training.permutation_search import PermutationSearch
+from moe_search.training.search_record import SearchRecord
+
+# The class of the inner problem, and a loss that no mixture knows where it is to be pairwise.
+KINDS = {
+    ("hash", 8, None): "LinearAssignment",
+    ("top-2", 8, nn.SmoothL1Loss()): "PairwiseAssignment",
+    ("top-2", 8, None): "MixtureAssignment",
+    ("comet", 8, None): "MixtureAssignment",
+    ("comet-shared", 8, None): "MixtureAssignment",
+}
+every_kind = pytest.mark.parametrize(("kind", "name"), KINDS.items(), ids=lambda kind: "".join(map(str, kind[:2])))
+
+
+def make_kind(kind):
+    gate, num_slots, loss = kind
+    setting = make(gate, "linear", 4, num_slots, samples=120)
+    setting.loss = loss or setting.loss
+    return setting
+
+
+def naive_slot_loads(setting, start=0, stop=None):
+    """Samples with weight on every slot, in the order of the rows of the map."""
+    inputs, _, ids = setting.batch(start, stop)
+    with torch.no_grad():
+        weights = setting.moe.gate(inputs, ids).weights.tolist()
+    rows, m = setting.expert_map.experts.shape
+    loads = [0] * (rows * m)
+    for sample in weights:
+        for r in range(rows):
+            for s in range(m):
+                loads[r * m + s] += any(sample[t][s] > 0 for t in range(len(sample)) if t % rows == r)
+    return loads
+
+
+def loads_of_map(setting, loads):
+    experts = setting.expert_map.experts.flatten().tolist()
+    return [sum(load for load, e in zip(loads, experts, strict=True) if e == expert) for expert in range(4)]
+
+
+@every_kind
+@pytest.mark.parametrize("load_limit", [1.3, 2])
+def test_slots_weigh_their_samples_and_limits_are_multiples_of_the_mean(kind, name, load_limit):
+    setting = make_kind(kind)
+    setting.scramble()
+    inputs, targets, ids = setting.batch()
+    lowering = lower(setting.model, setting.moe, inputs, targets, setting.loss, ids, chunk_size=50)
+    assert type(lowering.problem).__name__ == name
+    loads = naive_slot_loads(setting)
+    assert lowering.slot_loads.tolist() == loads
+    problem = limit_load(lowering, load_limit).problem
+    assert isinstance(problem, LoadLimited)
+    assert problem.problem is lowering.problem
+    assert problem.limits.tolist() == pytest.approx([load_limit * sum(loads) / 4] * 4)
+    assert problem.slot_loads.tolist() == loads
+    assert problem.loads(lowering.initial).tolist() == loads_of_map(setting, loads)
+
+
+def searching(setting, **options):
+    options = {"period": 2, "stop": MaxIterations(20_000), **options}
+    return PermutationSearch(setting.model, setting.moe, loss=setting.loss, **options)
+
+
+def step(search, setting, start=0, stop=None):
+    inputs, targets, ids = setting.batch(start, stop)
+    return search.step(inputs, targets, ids=ids)
+
+
+@pytest.mark.parametrize("kind", [kind for kind, name in KINDS.items() if name == "MixtureAssignment"], ids=str)
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_no_map_beyond_the_limit_is_committed(kind, asynchronous):
+    free, limited = make_kind(kind), make_kind(kind)
+    searched = (0, 60)
+    loads = naive_slot_loads(free, *searched)
+    mean = sum(loads) / 4
+    best = max(loads_of_map(free, loads)) / mean
+    records = []
+    for setting, load_limit in ((free, None), (limited, max(0.5 + 0.5 * best, 1.15))):
+        setting.scramble(seed=4)
+        search = searching(setting, load_limit=load_limit, asynchronous=asynchronous, seed=1)
+        step(search, setting, *searched)
+        records.append(step(search, setting, 60, 120) or search.finish())
+    assert records[0].outcome == "committed"
+    assert records[1].outcome in ("committed", "refused", "no improvement")
+    assert [record.problem for record in records] == ["MixtureAssignment"] * 2
+    assert records[0].value_before == records[1].value_before
+    assert records[0].value_found <= records[1].value_found + 1e-12
+    if records[1].outcome == "committed":
+        assert max(loads_of_map(limited, loads)) <= load_limit * mean
+
+
+def test_the_limit_and_not_the_loss_decides():
+    # The specialists' own map is best and gives expert 0 two heavy slots; under the limit one of them must go.
+    setting = make("hash", "linear", 4, 8, samples=400)
+    setting.moe.gate.table.copy_(torch.tensor([0] * 10 + [1] * 10 + [2, 3, 4, 5, 6, 7] * 3 + [2, 3]))
+    experts = setting.expert_map.experts.clone()
+    with torch.no_grad():
+        setting.targets = setting.model.eval()(setting.inputs, ids=setting.ids)
+    setting.scramble(seed=2)
+    loads = naive_slot_loads(setting, 0, 200)
+    mean = sum(loads) / 4
+    assert loads[0] + loads[1] > 1.5 * mean
+    for load_limit, kept in ((None, True), (1.5, False)):
+        setting.scramble(seed=2)
+        search = searching(setting, load_limit=load_limit)
+        step(search, setting, 0, 200)
+        record = step(search, setting, 200, 400)
+        assert record.outcome == "committed"
+        assert torch.equal(setting.expert_map.experts, experts) is kept
+        assert (max(loads_of_map(setting, loads)) <= 1.5 * mean) is not kept
+        assert record.value_found < record.value_before
+
+
+def test_a_present_map_beyond_the_limit_pretends_no_gain():
+    setting = make("hash", "linear", 4, 8, samples=200)
+    setting.moe.gate.table.copy_(torch.tensor([0] * 10 + [1] * 10 + [2, 3, 4, 5, 6, 7] * 3 + [2, 3]))
+    with torch.no_grad():
+        setting.targets = setting.model.eval()(setting.inputs, ids=setting.ids)
+    experts = setting.expert_map.experts.clone()
+    search = searching(setting, load_limit=1.5)
+    step(search, setting, 0, 100)
+    record = step(search, setting, 100, 200)
+    # Every feasible map is worse than the present one, whose loss is 0 and is not raised by a penalty.
+    assert record.value_before == pytest.approx(0.0, abs=1e-20)
+    assert record.outcome == "no improvement"
+    assert record.value_found > record.value_before
+    assert torch.equal(setting.expert_map.experts, experts)
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_where_no_map_keeps_the_limit_the_search_is_given_up_and_training_goes_on(asynchronous):
+    setting = make("hash", "linear", 4, 8, samples=100)
+    setting.moe.gate.table.zero_()
+    before = setting.expert_map.experts.clone()
+    told = []
+    search = searching(setting, load_limit=3.9, asynchronous=asynchronous, on_search=lambda *found: told.append(found))
+    records = [step(search, setting, 0, 50) for _ in range(4)] + [search.finish()]
+    records = [record for record in records if record is not None]
+    assert [(record.outcome, record.solver, record.value_found) for record in records] == [
+        ("over the limit", None, None)
+    ] * 2
+    assert [record.problem for record in records] == ["LinearAssignment"] * 2
+    assert records[0].value_before == pytest.approx(setting.true_loss(0, 50))
+    assert torch.equal(setting.expert_map.experts, before)
+    assert told == []
+    assert SearchRecord.from_dict(records[0].to_dict()) == records[0]
+    with pytest.raises(InfeasibleLimitsError, match="limits must hold one of at least 50, the load of slot 0, got 48"):
+        limit_load(lower(setting.model, setting.moe, *setting.batch(0, 50)[:2], setting.loss, setting.ids[:50]), 3.9)
+
+
+def test_a_search_under_a_limit_is_reproducible():
+    found = []
+    for _ in range(2):
+        setting = make("comet", "linear", 4, 8, samples=120)
+        setting.scramble()
+        search = searching(setting, load_limit=1.2, stop=MaxIterations(300), seed=3)
+        step(search, setting, 0, 60)
+        record = step(search, setting, 60, 120)
+        found.append((setting.expert_map.experts.tolist(), dataclasses.replace(record, seconds=0, seconds_solving=0)))
+    assert found[0] == found[1]
+
+
+def test_what_the_limit_may_be():
+    setting = make("hash")
+    lowering = lower(setting.model, setting.moe, setting.inputs, setting.targets, setting.loss, setting.ids)
+    for wrong, error, fault in (
+        (0.99, ValueError, "load_limit must be at least 1, the mean load, got 0.99"),
+        (-1, ValueError, "load_limit must be greater than 0, got -1.0"),
+        (np.nan, ValueError, "load_limit must be finite, got nan"),
+        ("much", TypeError, "load_limit must be a number, got 'much'"),
+    ):
+        with pytest.raises(error, match=fault):
+            searching(setting, load_limit=wrong)
+        with pytest.raises(error, match=fault):
+            limit_load(lowering, wrong)
+
+
+def test_a_solver_that_takes_no_limits_says_so():
+    setting = make("hash", "linear", 4, 8)
+    search = searching(setting, load_limit=2.0, solver=Hungarian())
+    step(search, setting)
+    with pytest.raises(ValueError, match="Hungarian cannot take this LoadLimited: it solves LinearAssignment only"):
+        step(search, setting)
+
+
+def test_naive_loads_are_those_of_the_problems():
+    setting = make("comet", "linear", 4, 8)
+    loads = naive_slot_loads(setting)
+    p = setting.expert_map.permutation().tolist()
+    assert naive.loads_of_experts(loads, 4, 8, p) == loads_of_map(setting, loads)

@@ -1,0 +1,145 @@
+import io
+import math
+
+import naive_balance as naive
+import naive_gates
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from moe_search.gates.comet import COMET
+from moe_search.gates.expert_map import ExpertMap
+from moe_search.gates.hash_routing import HashRouting
+from moe_search.gates.slot_weights import SlotWeights
+from moe_search.gates.softmax import Softmax
+from moe_search.gates.top_k import TopK
+from moe_search.layers.mixture_of_experts import MixtureOfExperts
+from moe_search.layers.stacked_experts import StackedExperts
+from moe_search.training.routing_statistics import RoutingStatistics
+
+FEATURES = 5
+GATES = {
+    "top-1": lambda n, m: TopK(FEATURES, n, 1, m),
+    "top-2": lambda n, m: TopK(FEATURES, n, min(2, m), m),
+    "softmax": lambda n, m: Softmax(FEATURES, n, m),
+    "hash": lambda n, m: HashRouting(n, m, in_features=FEATURES),
+    "comet-2": lambda n, m: COMET(FEATURES, n, min(2, m), m, gamma=0.1),
+    "comet-2 shared": lambda n, m: COMET(FEATURES, n, min(2, m), m, gamma=0.1, shared_map=True),
+}
+
+
+def hand(weights):
+    return SlotWeights(torch.tensor(weights).unsqueeze(1), None)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    name=st.sampled_from(sorted(GATES)),
+    n=st.integers(1, 5),
+    capacity=st.integers(1, 2),
+    sizes=st.lists(st.integers(1, 6), min_size=1, max_size=3),
+    seed=st.integers(0, 10**6),
+)
+def test_statistics_of_batches_are_the_naive_ones_of_all_samples(name, n, capacity, sizes, seed):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        gate = GATES[name](n, n * capacity).double()
+        batches = [torch.randn(size, FEATURES, dtype=torch.float64) for size in sizes]
+    gate.expert_map.scramble(torch.Generator().manual_seed(seed))
+    statistics, weights = RoutingStatistics(), []
+    for batch in batches:
+        routing = gate(batch)
+        statistics.update(routing, gate.expert_map)
+        experts = gate.expert_map.experts.tolist()
+        weights += [naive_gates.expert_weights(row, experts, n) for row in routing.weights.tolist()]
+    summary = statistics.summary()
+    load, importance = naive.load(weights), naive.importance(weights)
+    counts = [sum(w > 0 for w in sample) for sample in weights]
+    assert summary.num_samples == sum(sizes)
+    assert summary.load.tolist() == load
+    assert summary.importance.tolist() == pytest.approx(importance)
+    assert summary.co_activation.tolist() == naive.co_activation(weights)
+    assert summary.experts_per_sample.tolist() == [counts.count(j) for j in range(n + 1)]
+    assert summary.mean_experts == pytest.approx(sum(counts) / len(counts))
+    expected = sum(naive.entropy(sample) for sample in weights) / len(weights)
+    assert summary.sample_entropy == pytest.approx(expected, abs=1e-12)
+    assert summary.mean_entropy == pytest.approx(naive.entropy([i / len(weights) for i in importance]), abs=1e-12)
+    assert summary.dead_experts.tolist() == [e for e in range(n) if load[e] == 0]
+
+
+def test_by_hand():
+    # Expert 0 holds slots 0 and 3, expert 1 slots 1 and 2.
+    expert_map = ExpertMap(2, 4)
+    expert_map.assign([[0, 1, 1, 0]])
+    statistics = RoutingStatistics()
+    statistics.update(hand([[0.5, 0.0, 0.0, 0.5], [0.25, 0.75, 0.0, 0.0]]), expert_map)
+    summary = statistics.summary()
+    assert summary.load.tolist() == [2, 1]
+    assert summary.importance.tolist() == [1.25, 0.75]
+    assert summary.co_activation.tolist() == [[2, 1], [1, 1]]
+    assert summary.experts_per_sample.tolist() == [0, 1, 1]
+    assert summary.mean_experts == 1.5
+    assert summary.sample_entropy == pytest.approx(-(0.25 * math.log(0.25) + 0.75 * math.log(0.75)) / 2)
+    assert summary.mean_entropy == pytest.approx(-(0.625 * math.log(0.625) + 0.375 * math.log(0.375)))
+    assert summary.dead_experts.tolist() == []
+    assert (summary.load.dtype, summary.importance.dtype) == (torch.int64, torch.float64)
+
+
+def test_watching_a_layer_adds_what_goes_through_its_gate_in_both_modes():
+    moe = MixtureOfExperts(StackedExperts(4, FEATURES, 3), TopK(FEATURES, 4, 2))
+    inputs, statistics, expected = torch.randn(8, FEATURES), RoutingStatistics(), RoutingStatistics()
+    moe(inputs)
+    with statistics.watch(moe) as watching:
+        assert watching is statistics
+        moe(inputs)
+        moe.eval()(inputs[:3])
+    moe(inputs)
+    for batch in (inputs, inputs[:3]):
+        expected.update(moe.gate(batch), moe.gate.expert_map)
+    assert statistics.summary().num_samples == 11
+    assert torch.equal(statistics.summary().co_activation, expected.summary().co_activation)
+    with pytest.raises(ZeroDivisionError), statistics.watch(moe):
+        raise ZeroDivisionError
+    assert not moe.gate._forward_hooks
+    statistics.reset()
+    with pytest.raises(ValueError, match="there must be at least one batch before a summary, got none"):
+        statistics.summary()
+
+
+def test_no_graph_and_no_later_batch_hangs_on_a_summary():
+    gate, statistics = TopK(FEATURES, 4, 2), RoutingStatistics()
+    statistics.update(gate(torch.randn(6, FEATURES)), gate.expert_map)
+    summary = statistics.summary()
+    before = summary.load.clone()
+    statistics.update(gate(torch.randn(6, FEATURES)), gate.expert_map)
+    assert torch.equal(summary.load, before)
+    assert not summary.importance.requires_grad
+
+
+def test_the_table_shows_every_expert_and_names_the_dead():
+    statistics = RoutingStatistics()
+    statistics.update(hand([[0.25, 0.0, 0.75]] * 1200), ExpertMap(3))
+    console = Console(width=100, file=io.StringIO())
+    console.print(statistics.summary().table())
+    shown = " ".join(console.file.getvalue().split())
+    assert "expert 0 1,200 50.0% 300.0 25.0% expert 1 0 0.0% 0.0 0.0% expert 2 1,200 50.0% 900.0 75.0%" in shown
+    assert "1,200 samples, 2.00 experts a sample; dead experts: 1; entropy 0.562 nats a sample, 0.562" in shown
+
+
+def test_what_update_accepts():
+    statistics = RoutingStatistics()
+    with pytest.raises(TypeError, match="slot_weights must be SlotWeights, got Tensor"):
+        statistics.update(torch.ones(1, 1, 2), ExpertMap(2))
+    with pytest.raises(TypeError, match="expert_map must be an ExpertMap, got ndarray"):
+        statistics.update(hand([[0.5, 0.5]]), np.zeros(2))
+    with pytest.raises(ValueError, match=r"slot_weights must have shape \[B, 1, 3\], got shape \(1, 1, 2\)"):
+        statistics.update(hand([[0.5, 0.5]]), ExpertMap(3))
+    statistics.update(hand([[0.5, 0.5]]), ExpertMap(2))
+    with pytest.raises(ValueError, match="expert_map must have 2 experts as in earlier batches, got 1"):
+        statistics.update(hand([[0.5, 0.5]]), ExpertMap(1, 2))
+    with pytest.raises(TypeError, match="moe must be a MixtureOfExperts, got TopK"), statistics.watch(TopK(2, 2, 1)):
+        pass
+    assert statistics.summary().num_samples == 1
