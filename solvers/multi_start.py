@@ -85,7 +85,7 @@ class MultiStart(Solver):
         seconds = stop.start().allowance(Progress()).seconds
         if waves > 1 and math.isfinite(seconds):
             stop = AnyOf(MaxRuntime(max(seconds, 0.0) / waves), stop)
-        if get_active_backend(prefer="threads")[0].supports_sharedmem:
+        if getattr(get_active_backend(prefer="threads")[0], "supports_sharedmem", False):
             board = _Board(on_improvement)
             watched = _Until(board.cancelled, stop)
             results: list[Result] = []
