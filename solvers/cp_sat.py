@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import math
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -18,9 +17,11 @@ from moe_search.problems.mixture import MixtureAssignment
 from moe_search.problems.pairwise import PairwiseAssignment
 from moe_search.problems.problem import Permutation, Problem
 from moe_search.problems.quadratic import QuadraticAssignment
+from moe_search.solvers.background import run_watched
 from moe_search.solvers.clock import Clock
 from moe_search.solvers.gilmore_lawler import gilmore_lawler, pairwise_gilmore_lawler
-from moe_search.solvers.result import Result, Status, reached
+from moe_search.solvers.incumbent import Incumbent, OnImprovement
+from moe_search.solvers.result import Result, Status, TrajectoryPoint, reached
 from moe_search.solvers.solver import Solver, reported_seed
 from moe_search.solvers.stop import Progress, StoppingCriterion
 
@@ -31,7 +32,6 @@ MOST_TERMS = 200_000
 MOST_PRODUCTS = 20_000_000
 # Floats become integers on a grid whose whole range spans this. From 2**39 on, CP-SAT calls some models infeasible.
 GRID = 2.0**38
-POLL_SECONDS = 0.01
 
 
 @dataclass(frozen=True)
@@ -88,14 +88,19 @@ class CpSat(Solver):
         return None
 
     def run(
-        self, problem: Problem, stop: StoppingCriterion, seed: int | np.random.SeedSequence, initial: Permutation | None
+        self,
+        problem: Problem,
+        stop: StoppingCriterion,
+        seed: int | np.random.SeedSequence,
+        initial: Permutation | None,
+        on_improvement: OnImprovement | None,
     ) -> Result:
         """Solve; see `Solver.solve`."""
         # Imported before the clock starts: it takes longer than many a limit.
         importlib.import_module("ortools.sat.python.cp_model")
         clock = Clock()
         start = problem.random_permutation(np.random.default_rng(seed)) if initial is None else initial
-        search = _Search(problem, start, stop, clock)
+        search = _Search(problem, start, stop, clock, on_improvement)
         if not search.stopped():
             search.solve(self.workers, reported_seed(seed) or 0)
         return search.result(repr(self), reported_seed(seed))
@@ -164,13 +169,23 @@ def number_of_terms(problem: Problem) -> int:
 class _Search:
     """One run: the model, CP-SAT in a thread of its own, the incumbent and the bound."""
 
-    def __init__(self, problem: Problem, start: Permutation, stop: StoppingCriterion, clock: Clock) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        start: Permutation,
+        stop: StoppingCriterion,
+        clock: Clock,
+        on_improvement: OnImprovement | None,
+    ) -> None:
         self.problem = problem
         self.clock = clock
         self.stopper = stop.start()
         self.incumbent = start
         self.value = problem.value(start)
-        self.history: list[tuple[float, int | float]] = [(clock.seconds(), self.value)]
+        self.trajectory = [TrajectoryPoint(clock.seconds(), self.value, 0)]
+        self.on_improvement = on_improvement
+        self.latest = Incumbent(self.trajectory[0].seconds, 0, self.value, start)
+        self.shown: Incumbent | None = None
         self.bound: int | float | None = None
         self.conflicts = 0
         self.improved_at = 0
@@ -187,6 +202,7 @@ class _Search:
         from ortools.sat.python import cp_model
 
         try:
+            self._show()
             model = _Model(cp_model.CpModel(), self.problem)
             # Building a large model in Python takes long: look at the clock after every table.
             for _ in model.build():
@@ -211,27 +227,19 @@ class _Search:
         from ortools.sat.python.cp_model import INFEASIBLE
 
         found = _solutions(self, model)
-        # An event and not Thread.join: a join that Ctrl-C breaks off takes the thread for ended.
-        ended = threading.Event()
 
         def search() -> None:
-            try:
-                if solver.solve(model.model, found) == INFEASIBLE:
-                    # No problem is: presolving erred on large coefficients.
-                    solver.parameters.cp_model_presolve = False
-                    solver.solve(model.model, found)
-            finally:
-                ended.set()
+            if solver.solve(model.model, found) == INFEASIBLE:
+                # No problem is: presolving erred on large coefficients.
+                solver.parameters.cp_model_presolve = False
+                solver.solve(model.model, found)
 
-        threading.Thread(target=search, daemon=True).start()
-        try:
-            while not ended.wait(POLL_SECONDS):
-                if self.stopped():
-                    solver.stop_search()
-        except KeyboardInterrupt:
-            self.interrupted = True
-            solver.stop_search()
-            ended.wait()
+        def look() -> None:
+            self._show()
+            if self.stopped():
+                solver.stop_search()
+
+        self.interrupted = run_watched(search, look, solver.stop_search)
         self.conflicts = solver.num_conflicts
         self.bound = model.lower_bound(solver.best_objective_bound)
 
@@ -241,7 +249,15 @@ class _Search:
         if value < self.value:
             self.incumbent, self.value, self.improved_at = permutation, value, conflicts
             self.moves += 1
-            self.history.append((self.clock.seconds(), value))
+            self.trajectory.append(TrajectoryPoint(self.clock.seconds(), value, conflicts))
+            self.latest = Incumbent(self.trajectory[-1].seconds, conflicts, value, permutation)
+
+    def _show(self) -> None:
+        # CP-SAT finds in a thread of its own; the callback is called in the caller's.
+        latest = self.latest
+        if self.on_improvement is not None and latest is not self.shown:
+            self.shown = latest
+            self.on_improvement(latest)
 
     def result(self, solver: str, seed: int | None) -> Result:
         proved = reached(self.value, self.bound, self.problem.integral)
@@ -251,7 +267,7 @@ class _Search:
             value=self.value,
             bound=self.bound,
             status="interrupted" if self.interrupted and not proved else status,
-            history=tuple(self.history),
+            trajectory=tuple(self.trajectory),
             iterations=self.conflicts,
             moves=self.moves,
             restarts=0,
