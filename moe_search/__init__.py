@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     )
     from moe_search.solvers import (
         AnyOf,
+        BranchAndBound,
         CpSat,
         Enumeration,
         Hungarian,
@@ -69,6 +70,7 @@ _HOMES = {
     ),
     "solvers": (
         "AnyOf",
+        "BranchAndBound",
         "CpSat",
         "Enumeration",
         "Hungarian",
@@ -90,6 +92,7 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "COMET",
     "AnyOf",
+    "BranchAndBound",
     "CpSat",
     "Enumeration",
     "ExpertMap",
