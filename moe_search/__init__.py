@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         BranchAndBound,
         CpSat,
         Enumeration,
+        FrankWolfe,
         Hungarian,
         LocalSearch,
         MaxIterations,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
         StoppingCriterion,
         TabuSearch,
         TargetValue,
+        Transport,
     )
     from moe_search.training import Lowering, PermutationSearch, SearchRecord, lower
 
@@ -73,6 +75,7 @@ _HOMES = {
         "BranchAndBound",
         "CpSat",
         "Enumeration",
+        "FrankWolfe",
         "Hungarian",
         "LocalSearch",
         "MaxIterations",
@@ -84,6 +87,7 @@ _HOMES = {
         "StoppingCriterion",
         "TabuSearch",
         "TargetValue",
+        "Transport",
     ),
     "training": ("Lowering", "PermutationSearch", "SearchRecord", "lower"),
 }
@@ -96,6 +100,7 @@ __all__ = [
     "CpSat",
     "Enumeration",
     "ExpertMap",
+    "FrankWolfe",
     "Gate",
     "HashRouting",
     "Hungarian",
@@ -122,6 +127,7 @@ __all__ = [
     "TabuSearch",
     "TargetValue",
     "TopK",
+    "Transport",
     "__version__",
     "bench",
     "datasets",

@@ -26,9 +26,12 @@ from moe_search.solvers.stop import (
     TargetValue,
     require_criterion,
 )
+from moe_search.solvers.transport import Transport
 
 BOUND_SHARE = 0.1
 MOST_BOUND_SECONDS = 5.0
+LATE_BOUND_SECONDS = 0.01
+HUNGARIAN_UP_TO = 256
 ENUMERATE_UP_TO = math.factorial(8)
 
 
@@ -46,8 +49,8 @@ def solve(
     problem : Problem
         A `LinearAssignment`, `QuadraticAssignment`, `PairwiseAssignment`, `MixtureAssignment` or one's own.
     solver : Solver, optional
-        By default the best one for the class: `Hungarian` for linear problems (exact), `Enumeration` for up to 8!
-        permutations (exact), else `LocalSearch`.
+        By default the best one for the class: `Hungarian` or `Transport` for linear problems (exact), `Enumeration`
+        for up to 8! permutations (exact), else `LocalSearch`.
     stop : StoppingCriterion, optional
         When to return the incumbent, at the latest; by default ``MaxRuntime(1.0)``, and for linear problems not before
         the optimum. The time for the bound, a tenth of the limit at most, is part of it.
@@ -84,7 +87,7 @@ def solve(
     seconds = stop.start().allowance(Progress()).seconds
     chosen = default_solver(problem, seconds) if solver is None else solver
     if chosen.exact:
-        return chosen.solve(problem, stop, seed, initial)
+        return with_bound(chosen.solve(problem, stop, seed, initial), problem)
     bound = lower_bound(problem, min(BOUND_SHARE * seconds, MOST_BOUND_SECONDS))
     if bound is not None:
         # Floats reach their bound up to rounding only.
@@ -102,13 +105,23 @@ def solve(
     )
 
 
+def with_bound(result: Result, problem: Problem) -> Result:
+    """Return the result of an exact solver with a quick bound, if it was stopped before it had one of its own."""
+    if result.bound is not None:
+        return result
+    bound = lower_bound(problem, LATE_BOUND_SECONDS)
+    optimal = reached(result.value, bound, problem.integral)
+    return replace(result, bound=bound, status="optimal" if optimal else result.status)
+
+
 def default_solver(problem: Problem, seconds: float) -> Solver:
     """Return the solver that `solve` takes for a problem and a limit of `seconds` if none is given."""
     hungarian = Hungarian()
-    if isinstance(problem, LinearAssignment) and hungarian.refuses(problem) is None:
-        # It cannot be stopped, so it is taken only if it will have ended by itself.
-        if assignment_seconds(problem.size) <= seconds:
-            return hungarian
-    elif number_of_permutations(problem) <= ENUMERATE_UP_TO:
+    if isinstance(problem, LinearAssignment):
+        # Scipy's is faster where an expert holds one slot, but it cannot be stopped: it must end in time by itself.
+        one_each = problem.capacity == 1 or problem.size <= HUNGARIAN_UP_TO
+        in_time = hungarian.refuses(problem) is None and assignment_seconds(problem.size) <= seconds
+        return hungarian if one_each and in_time else Transport()
+    if number_of_permutations(problem) <= ENUMERATE_UP_TO:
         return Enumeration()
     return LocalSearch()

@@ -3,6 +3,7 @@
 from moe_search.solvers.branch_and_bound import BranchAndBound
 from moe_search.solvers.cp_sat import CpSat
 from moe_search.solvers.enumeration import Enumeration
+from moe_search.solvers.frank_wolfe import FrankWolfe
 from moe_search.solvers.hungarian import Hungarian
 from moe_search.solvers.local_search import LocalSearch
 from moe_search.solvers.min_cost_flow import MinCostFlow
@@ -10,12 +11,14 @@ from moe_search.solvers.result import Result
 from moe_search.solvers.solver import Solver
 from moe_search.solvers.stop import AnyOf, MaxIterations, MaxRuntime, NoImprovement, StoppingCriterion, TargetValue
 from moe_search.solvers.tabu_search import TabuSearch
+from moe_search.solvers.transport import Transport
 
 __all__ = [
     "AnyOf",
     "BranchAndBound",
     "CpSat",
     "Enumeration",
+    "FrankWolfe",
     "Hungarian",
     "LocalSearch",
     "MaxIterations",
@@ -27,4 +30,5 @@ __all__ = [
     "StoppingCriterion",
     "TabuSearch",
     "TargetValue",
+    "Transport",
 ]

@@ -86,32 +86,22 @@ class BranchAndBound(Solver):
         run.interrupted = found.status == "interrupted"
         relaxation = relax(pairs, run.clock)
         scale = relaxation.scale
-        step = relaxation.step if problem.integral else max(run.tolerance, 1e-14 * reach(pairs))
-        costs, tree = (
-            relaxation.costs,
-            empty_tree(
-                relaxation.linear,
-                problem.block_size,
-                run.incumbent,
-                (scale * run.value, scale * step),
-                relaxation.slots,
-                relaxation.seats,
-            ),
+        step = relaxation.step if problem.integral else max(float(run.tolerance), 1e-14 * reach(pairs))
+        totals = scale * run.value, scale * step
+        tree = empty_tree(
+            relaxation.linear, problem.block_size, run.incumbent, totals, relaxation.slots, relaxation.seats
         )
         unit = node_operations(pairs)
 
         def advance(budget: int, target: float) -> Slice:
             tree.counters[LOGGED] = 0
-            nodes = branch_slice(costs, tree, max(budget // unit, 1), scale * target)
+            nodes = branch_slice(relaxation.costs, tree, max(budget // unit, 1), scale * target)
             _, visited, logged, done = (int(x) for x in tree.counters)
-            values = (
-                tree.log_values[:logged] / scale
-                if not problem.integral
-                else np.rint(tree.log_values[:logged]).astype(np.int64) // scale
-            )
+            values = tree.log_values[:logged].astype(run.dtype)
+            values = values // scale if problem.integral else values / scale
             return Slice(nodes * unit, visited, zip(tree.log_nodes[:logged], values, strict=True), done > 0)
 
-        run.clock.compile(branch_slice, costs, tree, 0, -math.inf)
+        run.clock.compile(branch_slice, relaxation.costs, tree, 0, -math.inf)
         if not run.interrupted:
             run.loop(advance)
         done = int(tree.counters[DONE]) == 1

@@ -42,8 +42,8 @@ class Tree(NamedTuple):
         Dual variables of the seats, from which the assignments below start.
     slot, seat, bound : ndarray, shape (m, m)
         The children: the next slot to be seated, where, and the least value below; by rising bound.
-    count, next : ndarray of int64, shape (m,)
-        Number of children, and the next one to visit.
+    children, visited : ndarray of int64, shape (m,)
+        Number of children, and how many of them have been visited.
     bounds : ndarray, shape (m, m)
         Scratch: what each free slot contributes at least on each free seat.
     duals : Duals
@@ -71,8 +71,8 @@ class Tree(NamedTuple):
     slot: npt.NDArray[np.int64]
     seat: npt.NDArray[np.int64]
     bound: npt.NDArray[Any]
-    count: npt.NDArray[np.int64]
-    next: npt.NDArray[np.int64]
+    children: npt.NDArray[np.int64]
+    visited: npt.NDArray[np.int64]
     bounds: npt.NDArray[Any]
     duals: Duals
     redundant_slot: npt.NDArray[np.bool_]
@@ -116,8 +116,8 @@ def empty_tree(
         slot=np.zeros((m, m), dtype=np.int64),
         seat=np.zeros((m, m), dtype=np.int64),
         bound=np.zeros((m, m), dtype=dtype),
-        count=np.zeros(m, dtype=np.int64),
-        next=np.zeros(m, dtype=np.int64),
+        children=np.zeros(m, dtype=np.int64),
+        visited=np.zeros(m, dtype=np.int64),
         bounds=np.zeros((m, m), dtype=dtype),
         duals=empty_duals(m, dtype),
         redundant_slot=np.zeros(m, dtype=np.bool_),
@@ -136,7 +136,7 @@ def empty_tree(
 def open_bound(tree: Tree) -> Any:
     """Return the least bound of the children not yet visited; None if there are none, or the root is not bounded."""
     depth = int(tree.counters[DEPTH])
-    bounds = [tree.bound[d, tree.next[d]] for d in range(depth + 1) if tree.next[d] < tree.count[d]]
+    bounds = [tree.bound[d, tree.visited[d]] for d in range(depth + 1) if tree.visited[d] < tree.children[d]]
     return min(bounds, default=None)
 
 
@@ -152,18 +152,18 @@ def branch_slice(costs: Any, tree: Tree, budget: int, target: float) -> int:
             if counters[DEPTH] < 0:
                 counters[DONE] = 1
         else:
-            child = tree.next[depth]
+            child = tree.visited[depth]
             # The children stand by rising bound: if one is of no use, so are those behind it.
-            if child == tree.count[depth] or tree.bound[depth, child] > totals[BEST] - totals[STEP]:
+            if child == tree.children[depth] or tree.bound[depth, child] > totals[BEST] - totals[STEP]:
                 counters[DEPTH] = depth - 1
                 if depth == 0:
                     counters[DONE] = 1
                 else:
-                    last = tree.next[depth - 1] - 1
+                    last = tree.visited[depth - 1] - 1
                     free.slot_is_free[tree.slot[depth - 1, last]] = True
                     free.seat_is_free[tree.seat[depth - 1, last]] = True
                 continue
-            tree.next[depth] += 1
+            tree.visited[depth] += 1
             slot, seat = tree.slot[depth, child], tree.seat[depth, child]
             free.slot_is_free[slot] = False
             free.seat_is_free[seat] = False
@@ -183,7 +183,7 @@ def visit(costs: Any, tree: Tree, depth: int, inherited: Any, below: bool) -> No
     counters[NODES] += 1
     count = list_free(free)
     if below:
-        last = tree.next[depth - 1] - 1
+        last = tree.visited[depth - 1] - 1
         slot, seat = tree.slot[depth - 1, last], tree.seat[depth - 1, last]
         tree.fixed[depth] = tree.fixed[depth - 1] + tree.linear[depth - 1, slot, seat]
         fix_pair(costs, tree.linear[depth - 1], tree.linear[depth], free, count, slot, seat)
@@ -259,7 +259,7 @@ def block_end(slots: Any, first: int, count: int, block_size: int) -> int:
 def record(tree: Tree, depth: int, count: int, value: Any) -> None:
     """Take the seated slots and the assignment of the free ones as the incumbent."""
     for d in range(depth):
-        last = tree.next[d] - 1
+        last = tree.visited[d] - 1
         tree.incumbent[tree.slot[d, last]] = tree.seat[d, last]
     for a in range(count):
         tree.incumbent[tree.free.slots[a]] = tree.free.seats[tree.duals.column_of[a]]
@@ -342,6 +342,6 @@ def branch(tree: Tree, depth: int, count: int, bound: Any) -> None:
         tree.seat[depth, place] = free.seats[b]
         tree.bound[depth, place] = below
         children += 1
-    tree.count[depth] = children
-    tree.next[depth] = 0
+    tree.children[depth] = children
+    tree.visited[depth] = 0
     tree.counters[DEPTH] = depth

@@ -119,7 +119,7 @@ def find_automorphisms(matrix: Any, color: Any, found: Any, most_steps: int) -> 
         taken[target] = True
         if i + 1 < n:
             i += 1
-        elif moves_any(image):
+        elif (image != np.arange(n)).any():
             found[count] = image
             count += 1
     return count
@@ -134,12 +134,3 @@ def maps(matrix: Any, color: Any, image: Any, i: int, target: int) -> bool:
         if matrix[i, j] != matrix[target, image[j]] or matrix[j, i] != matrix[image[j], target]:
             return False
     return True
-
-
-@njit(cache=True, nogil=True)
-def moves_any(image: Any) -> bool:
-    """Return whether a permutation is not the identity."""
-    for i in range(image.shape[0]):
-        if image[i] != i:
-            return True
-    return False

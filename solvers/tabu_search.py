@@ -253,9 +253,9 @@ def tabu_slice(
         work += 1
         counters[ITERATIONS] += 1
         now = counters[ITERATIONS] - counters[BASE]
-        a, b = best_swap(
-            matrix.deltas, tabu.masks, tabu.nothing, now, now - aspiration, totals[1] - totals[0], block_size
-        )
+        # Without the tolerance a total of floats that drifts below the incumbent's would let in swaps that never count.
+        needed = totals[1] - totals[0] - tabu.tolerance
+        a, b = best_swap(matrix.deltas, tabu.masks, tabu.nothing, now, now - aspiration, needed, block_size)
         # Where everything is tabu only time passes.
         if a >= 0:
             totals[0] += matrix.deltas[a, b]
