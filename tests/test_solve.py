@@ -39,9 +39,35 @@ def test_larger_ones_get_a_bound_and_a_gap(problem):
 def test_large_linear_problems_are_solved_within_the_limit():
     exact = ms.solve(ms.random_linear(500, 50, seed=0))
     assert (exact.status, exact.gap) == ("optimal", 0.0)
+    many = ms.solve(ms.random_linear(20_000, 10, seed=0))
+    assert (many.solver, many.status, many.gap) == ("Transport()", "optimal", 0.0)
+    # Scipy's would take too long, and cannot be stopped.
     hurried = ms.solve(ms.random_linear(1500, seed=0), stop=ms.MaxRuntime(0.02))
-    assert hurried.solver.startswith("LocalSearch")
+    assert hurried.solver == "Transport()"
     assert hurried.bound <= hurried.value
+
+
+def _of_every_quadratic_class(n):
+    for integral in (True, False):
+        yield ms.random_quadratic(n, seed=n, integral=integral)
+        yield ms.random_quadratic(n, seed=n, integral=integral, symmetric=False, linear=True)
+        yield ms.random_quadratic(n, seed=n, integral=integral, density=0.0)
+        yield ms.random_pairwise(n, seed=n, integral=integral)
+    yield ms.random_mixture(5, n, seed=n)
+    yield ms.QuadraticAssignment(np.full((n, n), 3), np.full((n, n), 2))
+    yield ms.QuadraticAssignment(np.full((n, n), -3), np.full((n, n), 2))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 6, 9])
+@pytest.mark.parametrize("seconds", [0.0, 0.05])
+def test_the_gap_is_never_empty(n, seconds):
+    for problem in _of_every_quadratic_class(n):
+        for solver in (None, ms.LocalSearch(), ms.Enumeration(), ms.BranchAndBound()):
+            result = ms.solve(problem, solver, ms.MaxRuntime(seconds))
+            assert result.bound <= result.value + 1e-9 * abs(result.value)
+            assert result.gap >= 0
+            if n <= 2 and seconds > 0:
+                assert result.status == "optimal"
 
 
 def test_a_value_that_meets_the_bound_ends_the_search():
