@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from moe_search.problems.arrays import INT64_MAX, largest_magnitude
+from moe_search.problems.arrays import INT64_MAX, largest_magnitude, read_only
 from moe_search.problems.linear import LinearAssignment
 from moe_search.problems.mixture import MixtureAssignment
 from moe_search.problems.pairwise import PairwiseAssignment
@@ -175,6 +175,8 @@ def _pairwise(problem: PairwiseAssignment, clock: Clock) -> Relaxation:
     m = problem.size
     expert = expert_of_seat(m, problem.block_size, problem.capacity)
     coupling, linear = _numbers(problem, problem.coupling, 2 * problem.unary[:, expert])
+    # As it is where no number had to be converted, so that one compiled kernel serves both cases.
+    coupling = read_only(coupling)
     costs = Lawler(
         coupling, expert, problem.block_size, np.zeros((m, m), coupling.dtype), empty_duals(m, coupling.dtype)
     )

@@ -16,7 +16,6 @@ from moe_search.solvers.expert_flow import (
     DONE,
     ITERATIONS,
     MOVES,
-    OFFLOAD,
     PHASE,
     empty_flow,
     flow_slice,
@@ -74,7 +73,7 @@ class Transport(Solver):
             nonlocal level
             flow = flows[level]
             work = flow_slice(flow, budget, len(flow.cost) // problem.num_experts)
-            if flow.counters[PHASE] > OFFLOAD and strides[level] > 1:
+            if flow.counters[PHASE] == DONE and strides[level] > 1:
                 level += 1
                 flows[level].price[:] = flow.price
             iterations = sum(int(each.counters[ITERATIONS]) for each in flows)

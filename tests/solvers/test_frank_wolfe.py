@@ -9,7 +9,8 @@ from moe_search.solvers import FrankWolfe, MaxIterations, MaxRuntime, TargetValu
 
 def test_the_first_start_is_scipys_barycenter():
     problem = problems.random_quadratic(9, seed=3, symmetric=False)
-    expected = quadratic_assignment(problem.flow, problem.distance, method="faq").fun
+    options = {"rng": np.random.default_rng(5)}
+    expected = quadratic_assignment(problem.flow, problem.distance, method="faq", options=options).fun
     # From the worst of a few, so that the start itself is what is returned.
     rng = np.random.default_rng(0)
     worst = max((problem.random_permutation(rng) for _ in range(50)), key=problem.value)
