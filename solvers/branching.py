@@ -134,10 +134,15 @@ def empty_tree(
 
 
 def open_bound(tree: Tree) -> Any:
-    """Return the least bound of the children not yet visited; None if there are none, or the root is not bounded."""
+    """Return the least bound of the children not yet visited, the incumbent's value if there are none.
+
+    None before the root is bounded.
+    """
     depth = int(tree.counters[DEPTH])
+    if depth < 0:
+        return None
     bounds = [tree.bound[d, tree.visited[d]] for d in range(depth + 1) if tree.visited[d] < tree.children[d]]
-    return min(bounds, default=None)
+    return min(bounds, default=tree.totals[BEST])
 
 
 @njit(cache=True, nogil=True)
@@ -171,7 +176,7 @@ def branch_slice(costs: Any, tree: Tree, budget: int, target: float) -> int:
             if counters[DEPTH] == depth:
                 free.slot_is_free[slot] = True
                 free.seat_is_free[seat] = True
-        if totals[BEST] <= target:
+        if totals[BEST] <= target and counters[DONE] == 0:
             counters[DONE] = 2
     return counters[NODES] - before
 

@@ -10,7 +10,8 @@ from numba import njit
 
 CHOOSE, OFFLOAD, CONNECT, PATHS, DONE = range(5)
 PHASE, CURSOR, EXCESS, ITERATIONS, MOVES, LEAST_EXCESS, STALLED = range(7)
-# Prices are raised as long as the excess falls within so many steps an expert; shortest paths do the rest.
+# Shortest paths take over when so few slots an expert are too many, or that did not fall for so many steps an expert.
+FEW = 2
 PATIENCE = 2
 
 
@@ -122,7 +123,7 @@ def flow_slice(flow: ExpertFlow, budget: int, capacity: int) -> int:
             if counters[EXCESS] < counters[LEAST_EXCESS]:
                 counters[LEAST_EXCESS] = counters[EXCESS]
                 counters[STALLED] = 0
-            if counters[STALLED] > PATIENCE * n:
+            if counters[EXCESS] <= FEW * n or counters[STALLED] > PATIENCE * n:
                 counters[PHASE] = CONNECT
                 counters[CURSOR] = 0
         elif counters[PHASE] == CONNECT:
