@@ -13,7 +13,7 @@ from moe_search.problems.linear import LinearAssignment
 from moe_search.problems.problem import Problem
 from moe_search.solvers.enumeration import Enumeration, number_of_permutations
 from moe_search.solvers.hungarian import Hungarian
-from moe_search.solvers.incumbent import OnImprovement
+from moe_search.solvers.incumbent import OnImprovement, delayed
 from moe_search.solvers.iterated_local_search import IteratedLocalSearch
 from moe_search.solvers.lower_bounds import assignment_seconds, lower_bound
 from moe_search.solvers.result import Result, reached
@@ -28,9 +28,12 @@ from moe_search.solvers.stop import (
     require_criterion,
 )
 from moe_search.solvers.tabu_search import TabuSearch
+from moe_search.solvers.transport import Transport
 
 BOUND_SHARE = 0.1
 MOST_BOUND_SECONDS = 5.0
+LATE_BOUND_SECONDS = 0.01
+HUNGARIAN_UP_TO = 256
 ENUMERATE_UP_TO = math.factorial(8)
 # With fewer moves for each slot of a block, searches that look at a neighbor at a time got further on mixtures and on
 # large quadratic problems; with more, tabu search was the best on all classes.
@@ -53,9 +56,9 @@ def solve(
     problem : Problem
         A `LinearAssignment`, `QuadraticAssignment`, `PairwiseAssignment`, `MixtureAssignment` or one's own.
     solver : Solver, optional
-        By default the best one for the class: `Hungarian` for linear problems (exact), `Enumeration` for up to 8!
-        permutations (exact), else `TabuSearch` where the limit of seconds allows enough moves, and otherwise
-        `IteratedLocalSearch`.
+        By default the best one for the class: `Hungarian` or `Transport` for linear problems (exact), `Enumeration`
+        for up to 8! permutations (exact), else `TabuSearch` where the limit of seconds allows enough moves, and
+        otherwise `IteratedLocalSearch`.
     stop : StoppingCriterion, optional
         When to return the incumbent, at the latest; by default ``MaxRuntime(1.0)``, and for linear problems not before
         the optimum. The time for the bound, a tenth of the limit at most, is part of it.
@@ -95,15 +98,14 @@ def solve(
     seconds = stop.start().allowance(Progress()).seconds
     chosen = default_solver(problem, seconds) if solver is None else solver
     if chosen.exact:
-        return chosen.solve(problem, stop, seed, initial, on_improvement)
+        return with_bound(chosen.solve(problem, stop, seed, initial, on_improvement), problem)
     bound = lower_bound(problem, min(BOUND_SHARE * seconds, MOST_BOUND_SECONDS))
     if bound is not None:
         # Floats reach their bound up to rounding only.
         slack = 0.0 if problem.integral else 1e-9 * max(1.0, abs(bound))
         stop = AnyOf(TargetValue(bound + slack), stop)
     spent = time.perf_counter() - started
-    show = None if on_improvement is None else _delayed(on_improvement, spent)
-    result = chosen.solve(problem, Since(spent, stop), seed, initial, show)
+    result = chosen.solve(problem, Since(spent, stop), seed, initial, delayed(on_improvement, spent))
     optimal = reached(result.value, bound, problem.integral)
     return replace(
         result,
@@ -114,19 +116,24 @@ def solve(
     )
 
 
-def _delayed(on_improvement: OnImprovement, seconds: float) -> OnImprovement:
-    """Return the callback for a run that began some seconds later than its clock."""
-    return lambda incumbent: on_improvement(replace(incumbent, seconds=incumbent.seconds + seconds))
+def with_bound(result: Result, problem: Problem) -> Result:
+    """Return the result of an exact solver with a quick bound, if it was stopped before it had one of its own."""
+    if result.bound is not None:
+        return result
+    bound = lower_bound(problem, LATE_BOUND_SECONDS)
+    optimal = reached(result.value, bound, problem.integral)
+    return replace(result, bound=bound, status="optimal" if optimal else result.status)
 
 
 def default_solver(problem: Problem, seconds: float) -> Solver:
     """Return the solver that `solve` takes for a problem and a limit of `seconds` if none is given."""
     hungarian = Hungarian()
-    if isinstance(problem, LinearAssignment) and hungarian.refuses(problem) is None:
-        # It cannot be stopped, so it is taken only if it will have ended by itself.
-        if assignment_seconds(problem.size) <= seconds:
-            return hungarian
-    elif number_of_permutations(problem) <= ENUMERATE_UP_TO:
+    if isinstance(problem, LinearAssignment):
+        # Scipy's is faster where an expert holds one slot, but it cannot be stopped: it must end in time by itself.
+        one_each = problem.capacity == 1 or problem.size <= HUNGARIAN_UP_TO
+        in_time = hungarian.refuses(problem) is None and assignment_seconds(problem.size) <= seconds
+        return hungarian if one_each and in_time else Transport()
+    if number_of_permutations(problem) <= ENUMERATE_UP_TO:
         return Enumeration()
     tabu = TabuSearch()
     needed = TABU_MOVES_PER_SLOT * problem.block_size * problem.sweep_cost * SECONDS_PER_OPERATION

@@ -2,8 +2,8 @@
 
 The delta of a swap is a sum over the samples with weight on either slot. A committed swap of a and b moves only the
 mixtures of the samples with weight on a or b, and a sample has a part only in the deltas of swaps with one of its own
-slots. So each touched sample takes its part out of those deltas before the move and adds it again after; the deltas with
-a and b, whose experts have changed, are computed afresh. Where samples have weight on many slots all deltas are.
+slots. So each touched sample takes its part out of those deltas before the move and adds it again after; the deltas
+with a and b, whose experts have changed, are computed afresh. Where samples have weight on many slots all deltas are.
 """
 
 from __future__ import annotations

@@ -139,3 +139,10 @@ def inverse(permutation: Permutation) -> Permutation:
 def expert_of_seat(size: int, block_size: int, capacity: int) -> Permutation:
     """Return the expert of every seat: seats e * c .. e * c + c - 1 of each block belong to expert e."""
     return read_only(np.arange(size) % block_size // capacity)
+
+
+def seats_by_expert(experts: Permutation) -> Permutation:
+    """Return a permutation of one block that gives every slot a seat of its expert, each expert having its number."""
+    permutation = np.empty_like(experts)
+    permutation[np.argsort(experts, kind="stable")] = np.arange(experts.size)
+    return permutation

@@ -1,7 +1,9 @@
 """How problems are minimized: solvers, stopping criteria, results and bounds."""
 
+from moe_search.solvers.branch_and_bound import BranchAndBound
 from moe_search.solvers.cp_sat import CpSat
 from moe_search.solvers.enumeration import Enumeration
+from moe_search.solvers.frank_wolfe import FrankWolfe
 from moe_search.solvers.hungarian import Hungarian
 from moe_search.solvers.incumbent import Incumbent
 from moe_search.solvers.iterated_local_search import IteratedLocalSearch
@@ -13,11 +15,14 @@ from moe_search.solvers.simulated_annealing import SimulatedAnnealing
 from moe_search.solvers.solver import Solver
 from moe_search.solvers.stop import AnyOf, MaxIterations, MaxRuntime, NoImprovement, StoppingCriterion, TargetValue
 from moe_search.solvers.tabu_search import TabuSearch
+from moe_search.solvers.transport import Transport
 
 __all__ = [
     "AnyOf",
+    "BranchAndBound",
     "CpSat",
     "Enumeration",
+    "FrankWolfe",
     "Hungarian",
     "Incumbent",
     "IteratedLocalSearch",
@@ -34,4 +39,5 @@ __all__ = [
     "TabuSearch",
     "TargetValue",
     "TrajectoryPoint",
+    "Transport",
 ]

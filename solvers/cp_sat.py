@@ -15,7 +15,7 @@ from moe_search.problems.linear import LinearAssignment
 from moe_search.problems.load_limited import LoadLimited
 from moe_search.problems.mixture import MixtureAssignment
 from moe_search.problems.pairwise import PairwiseAssignment
-from moe_search.problems.problem import Permutation, Problem
+from moe_search.problems.problem import Permutation, Problem, seats_by_expert
 from moe_search.problems.quadratic import QuadraticAssignment
 from moe_search.solvers.background import run_watched
 from moe_search.solvers.clock import Clock
@@ -417,8 +417,8 @@ class _Model:
         experts = np.array([[value_of(variable) for variable in row].index(True) for row in self.x])
         p = np.empty(len(experts), dtype=np.int64)
         for start in range(0, len(p), self.costs.block_size):
-            block = experts[start : start + self.costs.block_size]
-            p[start + np.argsort(block, kind="stable")] = start + np.arange(len(block))
+            block = slice(start, start + self.costs.block_size)
+            p[block] = start + seats_by_expert(experts[block])
         return p
 
 

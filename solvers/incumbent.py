@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -38,3 +38,10 @@ class Incumbent:
 
 
 OnImprovement = Callable[[Incumbent], object]
+
+
+def delayed(on_improvement: OnImprovement | None, seconds: float) -> OnImprovement | None:
+    """Return the callback for a run that began some seconds later than its caller's clock."""
+    if on_improvement is None:
+        return None
+    return lambda incumbent: on_improvement(replace(incumbent, seconds=incumbent.seconds + seconds))

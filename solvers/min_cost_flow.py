@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from moe_search.problems.linear import LinearAssignment
-from moe_search.problems.problem import Permutation, Problem
+from moe_search.problems.problem import Permutation, Problem, seats_by_expert
 from moe_search.solvers.clock import Clock
 from moe_search.solvers.incumbent import OnImprovement
 from moe_search.solvers.result import Result, Status, reached
@@ -73,8 +73,7 @@ class MinCostFlow(Solver):
         if status != flow.OPTIMAL:
             raise RuntimeError(f"OR-Tools ended with status {status!r} on a feasible flow")
         experts = flow.flows(arcs).reshape(m, n).argmax(axis=1)
-        permutation = np.empty(m, dtype=np.int64)
-        permutation[np.argsort(experts, kind="stable")] = np.arange(m)
+        permutation = seats_by_expert(experts)
         value = problem.value(permutation)
         # Each cost is off by half a grid step at most, in the optimum and in what was found.
         bound = value if problem.integral else value - m / scale

@@ -125,6 +125,12 @@ class SearchRun:
             self.trajectory.append(TrajectoryPoint(before.seconds + share * seconds, self.value, self.improved_at))
         self.iterations = piece.iterations
 
+    def take(self, permutation: Permutation, value: int | float) -> None:
+        """Make `permutation` the incumbent, found at the iteration where the run stands, and show it."""
+        self.incumbent, self.value, self.improved_at = permutation, value, self.iterations
+        self.trajectory.append(TrajectoryPoint(self.clock.seconds(), value, self.iterations))
+        self._show()
+
     def _show(self) -> None:
         if self.on_improvement is None or self.shown == len(self.trajectory):
             return

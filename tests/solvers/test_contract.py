@@ -33,6 +33,9 @@ SOLVERS = {
     "hungarian": solvers.Hungarian(),
     "min-cost flow": solvers.MinCostFlow(),
     "cp-sat": solvers.CpSat(),
+    "branch and bound": solvers.BranchAndBound(),
+    "transport": solvers.Transport(),
+    "frank-wolfe": solvers.FrankWolfe(),
 }
 CANNOT_STOP = ("hungarian", "min-cost flow")
 
@@ -51,7 +54,7 @@ every_pair = pytest.mark.parametrize(("solver", "name"), TAKEN, ids=map(" on ".j
 
 
 def test_what_is_not_taken_is_refused_with_a_reason_and_linear_problems_are_taken_by_all():
-    assert {solver for solver, name in TAKEN if name == "linear"} == set(SOLVERS)
+    assert {solver for solver, name in TAKEN if name == "linear"} == set(SOLVERS) - {"frank-wolfe"}
     for solver, name in sorted(set(PAIRS) - set(TAKEN)):
         reason = SOLVERS[solver].refuses(PROBLEMS[name])
         with pytest.raises(ValueError, match=f"cannot take this {type(PROBLEMS[name]).__name__}: {re.escape(reason)}"):
@@ -238,7 +241,18 @@ def test_cp_sat_keeps_a_time_limit_while_it_builds_and_while_it_solves(size):
 
 
 @pytest.mark.parametrize(
-    "name", ["swap first", "insertion best", "tabu", "iterated", "annealing", "multi-start", "enumeration", "cp-sat"]
+    "name",
+    [
+        "swap first",
+        "insertion best",
+        "tabu",
+        "iterated",
+        "annealing",
+        "multi-start",
+        "enumeration",
+        "cp-sat",
+        "branch and bound",
+    ],
 )
 def test_ctrl_c_returns_the_incumbent(name):
     size = 10 if name == "enumeration" else 20
@@ -254,9 +268,10 @@ def test_ctrl_c_returns_the_incumbent(name):
 
 @pytest.mark.parametrize("name", sorted(set(SOLVERS) - set(CANNOT_STOP)))
 def test_no_improvement_and_target_stop(name):
-    solver, problem = SOLVERS[name], PROBLEMS["quadratic"]
-    target = solver.solve(problem, TargetValue(OPTIMA["quadratic"]) if solver.exact else AnyOf(
-        TargetValue(OPTIMA["quadratic"]), MaxIterations(100_000)
+    solver, kind = SOLVERS[name], "linear" if name == "transport" else "quadratic"
+    problem = PROBLEMS[kind]
+    target = solver.solve(problem, TargetValue(OPTIMA[kind]) if solver.exact else AnyOf(
+        TargetValue(OPTIMA[kind]), MaxIterations(100_000)
     ))  # fmt: skip
     assert target.iterations < 100_000
     still = solver.solve(problem, NoImprovement(300))

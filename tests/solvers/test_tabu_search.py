@@ -2,7 +2,14 @@ import numpy as np
 import pytest
 from qaplib_files import FOLDER, best_known, needs_qaplib
 
-from moe_search.problems import LinearAssignment, QuadraticAssignment, random_linear, random_quadratic, read_qaplib
+from moe_search.problems import (
+    LinearAssignment,
+    QuadraticAssignment,
+    random_linear,
+    random_mixture,
+    random_quadratic,
+    read_qaplib,
+)
 from moe_search.solvers import MaxIterations, MaxRuntime, TabuSearch, tabu_search
 
 
@@ -79,6 +86,13 @@ def test_slots_of_one_expert_are_never_swapped():
     result = TabuSearch(tenure=(0.0, 0.0)).solve(problem, MaxIterations(50), initial=[0, 1, 2, 3])
     assert result.moves == 50
     assert result.value == 0
+
+
+def test_rounding_never_takes_a_swap_out_of_its_block():
+    # The total drifts a rounding error below the incumbent's, which made a swap of two slots of one expert improve.
+    problem = random_mixture(9, 4, 2, seed=11, k=2, num_selectors=2).as_pairwise()
+    result = TabuSearch().solve(problem, MaxIterations(70_000))
+    assert result.value == problem.value(result.permutation)
 
 
 def test_where_everything_is_tabu_time_passes():

@@ -1,0 +1,391 @@
+"""Kernels of the transport problem: prices of experts, and shortest paths between experts."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+CHOOSE, OFFLOAD, CONNECT, PATHS, DONE = range(5)
+PHASE, CURSOR, EXCESS, ITERATIONS, MOVES, LEAST_EXCESS, STALLED = range(7)
+# Shortest paths take over when so few slots an expert are too many, or that did not fall for so many steps an expert.
+FEW = 2
+PATIENCE = 2
+
+
+class ExpertFlow(NamedTuple):
+    """Slots on experts, some of which may hold more than their capacity.
+
+    At all times every placed slot stands where its cost and the price are least together, so the prices bound the
+    optimum from below, and once no expert holds too many the assignment is optimal.
+
+    Parameters
+    ----------
+    cost : ndarray, shape (m, n)
+        Cost of every slot under every expert.
+    price : ndarray, shape (n,)
+        Dual variables of the experts.
+    expert : ndarray of int64, shape (m,)
+        Where every slot stands.
+    size : ndarray of int64, shape (n,)
+        Number of slots of every expert.
+    head, after, before : ndarray of int64, shapes (n,), (m,), (m,)
+        The slots of every expert as doubly linked lists; -1 ends them.
+    elsewhere : ndarray, shape (m,)
+        The least that every slot could pay, cost and price together, under another expert, or less.
+    margin : ndarray, shape (m,)
+        Scratch: what the slots of an expert would pay elsewhere beyond what they pay.
+    members : ndarray of int64, shape (m,)
+        Scratch: those slots.
+    exact : ndarray of bool, shape (m,)
+        Scratch: whether the margin is more than a lower bound.
+    weight, slot : ndarray, shape (n, n)
+        Of the arc from expert u to v: the least ``cost[s, v] - cost[s, u]`` of its slots, and the slot; -1 if none.
+    distance : ndarray, shape (n,)
+        Scratch: length of the shortest path from an expert that holds too many.
+    previous : ndarray of int64, shape (n,)
+        Scratch: the expert before on that path; -1 at its start, -2 where none leads yet.
+    scanned : ndarray of bool, shape (n,)
+        Scratch: whether the distance is final.
+    counters : ndarray of int64, shape (7,)
+        Phase; next slot or expert of the phase; slots too many on all experts; iterations; slots moved; the least
+        excess so far; iterations since it fell.
+    """
+
+    cost: npt.NDArray[Any]
+    price: npt.NDArray[Any]
+    expert: npt.NDArray[np.int64]
+    size: npt.NDArray[np.int64]
+    head: npt.NDArray[np.int64]
+    after: npt.NDArray[np.int64]
+    before: npt.NDArray[np.int64]
+    elsewhere: npt.NDArray[Any]
+    margin: npt.NDArray[Any]
+    members: npt.NDArray[np.int64]
+    exact: npt.NDArray[np.bool_]
+    weight: npt.NDArray[Any]
+    slot: npt.NDArray[np.int64]
+    distance: npt.NDArray[Any]
+    previous: npt.NDArray[np.int64]
+    scanned: npt.NDArray[np.bool_]
+    counters: npt.NDArray[np.int64]
+
+
+def empty_flow(cost: npt.NDArray[Any]) -> ExpertFlow:
+    """Return the flow before any slot is placed."""
+    m, n = cost.shape
+    return ExpertFlow(
+        cost=cost,
+        price=np.zeros(n, dtype=cost.dtype),
+        expert=np.full(m, -1, dtype=np.int64),
+        size=np.zeros(n, dtype=np.int64),
+        head=np.full(n, -1, dtype=np.int64),
+        after=np.full(m, -1, dtype=np.int64),
+        before=np.full(m, -1, dtype=np.int64),
+        elsewhere=np.zeros(m, dtype=cost.dtype),
+        margin=np.zeros(m, dtype=cost.dtype),
+        members=np.zeros(m, dtype=np.int64),
+        exact=np.zeros(m, dtype=np.bool_),
+        weight=np.zeros((n, n), dtype=cost.dtype),
+        slot=np.full((n, n), -1, dtype=np.int64),
+        distance=np.zeros(n, dtype=cost.dtype),
+        previous=np.zeros(n, dtype=np.int64),
+        scanned=np.zeros(n, dtype=np.bool_),
+        counters=np.zeros(7, dtype=np.int64),
+    )
+
+
+@njit(cache=True, nogil=True)
+def flow_slice(flow: ExpertFlow, budget: int, capacity: int) -> int:
+    """Do about `budget` units of work, a look at a cost each; return how many it took."""
+    counters = flow.counters
+    m, n = flow.cost.shape
+    work = 0
+    while work < budget and counters[PHASE] != DONE:
+        if counters[PHASE] == CHOOSE:
+            slot = counters[CURSOR]
+            enter(flow, slot, cheapest(flow, slot, -1))
+            counters[CURSOR] += 1
+            work += n
+            if counters[CURSOR] == m:
+                for u in range(n):
+                    counters[EXCESS] += max(flow.size[u] - capacity, 0)
+                counters[LEAST_EXCESS] = counters[EXCESS]
+                counters[PHASE] = OFFLOAD
+        elif counters[EXCESS] == 0:
+            counters[PHASE] = DONE
+        elif counters[PHASE] == OFFLOAD:
+            counters[ITERATIONS] += 1
+            work += offload(flow, capacity) * n
+            counters[STALLED] += 1
+            if counters[EXCESS] < counters[LEAST_EXCESS]:
+                counters[LEAST_EXCESS] = counters[EXCESS]
+                counters[STALLED] = 0
+            if counters[EXCESS] <= FEW * n or counters[STALLED] > PATIENCE * n:
+                counters[PHASE] = CONNECT
+                counters[CURSOR] = 0
+        elif counters[PHASE] == CONNECT:
+            u = counters[CURSOR]
+            connect(flow, u)
+            counters[CURSOR] += 1
+            work += flow.size[u] * n + n
+            if counters[CURSOR] == n:
+                counters[PHASE] = PATHS
+        else:
+            counters[ITERATIONS] += 1
+            end = shortest_path(flow, capacity)
+            work += n * n + send(flow, end, capacity)
+    return work
+
+
+@njit(cache=True, nogil=True, fastmath={"nnan", "nsz"})
+def least_elsewhere(cost: Any, price: Any, without: int) -> Any:
+    """Return the least cost with price of a slot's row over the experts, one of them left out (-1: none)."""
+    start = 1 if without == 0 else 0
+    least = cost[start] + price[start]
+    for v in range(start, without):
+        least = min(least, cost[v] + price[v])
+    for v in range(without + 1, cost.shape[0]):
+        least = min(least, cost[v] + price[v])
+    return least
+
+
+@njit(cache=True, nogil=True)
+def cheapest(flow: ExpertFlow, slot: int, without: int) -> int:
+    """Return the expert of the least cost with price for a slot; of several, the one with the fewest slots."""
+    cost, price = flow.cost[slot], flow.price
+    least = least_elsewhere(cost, price, without)
+    best = -1
+    for v in range(cost.shape[0]):
+        if v != without and cost[v] + price[v] == least and (best < 0 or flow.size[v] < flow.size[best]):
+            best = v
+    return best
+
+
+@njit(cache=True, nogil=True)
+def enter(flow: ExpertFlow, slot: int, u: int) -> None:
+    """Put a slot in the list of expert u."""
+    head = flow.head[u]
+    flow.after[slot] = head
+    flow.before[slot] = -1
+    if head >= 0:
+        flow.before[head] = slot
+    flow.head[u] = slot
+    flow.expert[slot] = u
+    flow.size[u] += 1
+    # It is cheapest here.
+    flow.elsewhere[slot] = flow.cost[slot, u] + flow.price[u]
+
+
+@njit(cache=True, nogil=True)
+def leave(flow: ExpertFlow, slot: int) -> None:
+    """Take a slot out of the list of its expert."""
+    u, after, before = flow.expert[slot], flow.after[slot], flow.before[slot]
+    if before >= 0:
+        flow.after[before] = after
+    else:
+        flow.head[u] = after
+    if after >= 0:
+        flow.before[after] = before
+    flow.size[u] -= 1
+
+
+@njit(cache=True, nogil=True)
+def offload(flow: ExpertFlow, capacity: int) -> int:
+    """Raise the price of the fullest expert until just its capacity stays; return how many slots were looked at."""
+    size, price, margin, members, exact = flow.size, flow.price, flow.margin, flow.members, flow.exact
+    u = 0
+    for v in range(size.shape[0]):
+        if size[v] > size[u]:
+            u = v
+    count = size[u]
+    slot = flow.head[u]
+    for x in range(count):
+        members[x] = slot
+        margin[x] = flow.elsewhere[slot] - (flow.cost[slot, u] + price[u])
+        exact[x] = False
+        slot = flow.after[slot]
+    for x in range(count // 2 - 1, -1, -1):
+        sift(flow, x, count)
+    going = count - capacity
+    work = count // price.shape[0] + 1
+    last = count
+    while True:
+        if not exact[0]:
+            # Prices only rise, so what was computed in the past bounds the margin from below.
+            slot = members[0]
+            flow.elsewhere[slot] = least_elsewhere(flow.cost[slot], price, u)
+            margin[0] = flow.elsewhere[slot] - (flow.cost[slot, u] + price[u])
+            exact[0] = True
+            work += 1
+        elif last > capacity:
+            # It goes: to the end of the heap's arrays.
+            last -= 1
+            margin[0], margin[last] = margin[last], margin[0]
+            members[0], members[last] = members[last], members[0]
+            exact[0] = exact[last]
+        else:
+            break
+        sift(flow, 0, last)
+    # As far as those that stay allow, so that those that go do not soon come back.
+    price[u] += margin[0]
+    for x in range(last, count):
+        slot = members[x]
+        v = cheapest(flow, slot, u)
+        leave(flow, slot)
+        enter(flow, slot, v)
+        flow.counters[EXCESS] -= size[v] <= capacity
+    flow.counters[MOVES] += going
+    return work + going
+
+
+@njit(cache=True, nogil=True)
+def sift(flow: ExpertFlow, x: int, count: int) -> None:
+    """Let entry x of the heap of margins sink to its place."""
+    margin, members, exact = flow.margin, flow.members, flow.exact
+    key, slot, known = margin[x], members[x], exact[x]
+    while 2 * x + 1 < count:
+        child = 2 * x + 1
+        if child + 1 < count and margin[child + 1] < margin[child]:
+            child += 1
+        if margin[child] >= key:
+            break
+        margin[x], members[x], exact[x] = margin[child], members[child], exact[child]
+        x = child
+    margin[x], members[x], exact[x] = key, slot, known
+
+
+@njit(cache=True, nogil=True)
+def connect(flow: ExpertFlow, u: int) -> None:
+    """Find the arcs from expert u to all others."""
+    flow.slot[u] = -1
+    slot = flow.head[u]
+    while slot >= 0:
+        offer(flow, u, slot)
+        slot = flow.after[slot]
+
+
+@njit(cache=True, nogil=True)
+def offer(flow: ExpertFlow, u: int, slot: int) -> None:
+    """Let a slot of expert u take over the arcs for which it costs less."""
+    cost, weight, holder = flow.cost[slot], flow.weight[u], flow.slot[u]
+    here = cost[u]
+    for v in range(cost.shape[0]):
+        if holder[v] < 0 or cost[v] - here < weight[v]:
+            weight[v] = cost[v] - here
+            holder[v] = slot
+
+
+@njit(cache=True, nogil=True)
+def reconnect(flow: ExpertFlow, u: int, v: int) -> None:
+    """Find the arc from expert u to v anew."""
+    cost = flow.cost
+    flow.slot[u, v] = -1
+    slot = flow.head[u]
+    while slot >= 0:
+        change = cost[slot, v] - cost[slot, u]
+        if flow.slot[u, v] < 0 or change < flow.weight[u, v]:
+            flow.weight[u, v] = change
+            flow.slot[u, v] = slot
+        slot = flow.after[slot]
+
+
+@njit(cache=True, nogil=True)
+def shortest_path(flow: ExpertFlow, capacity: int) -> int:
+    """Find the nearest expert with room, by Dijkstra's algorithm on reduced costs, and move the prices along."""
+    distance, previous, scanned, price = flow.distance, flow.previous, flow.scanned, flow.price
+    n = price.shape[0]
+    for u in range(n):
+        distance[u] = 0
+        previous[u] = -1 if flow.size[u] > capacity else -2
+        scanned[u] = False
+    while True:
+        u = -1
+        for v in range(n):
+            if not scanned[v] and previous[v] != -2 and (u < 0 or distance[v] < distance[u]):
+                u = v
+        if flow.size[u] < capacity:
+            break
+        scanned[u] = True
+        for v in range(n):
+            if not scanned[v] and flow.slot[u, v] >= 0:
+                # Rounding may leave an arc a little below zero.
+                length = distance[u] + max(flow.weight[u, v] + price[v] - price[u], distance[u] * 0)
+                if previous[v] == -2 or length < distance[v]:
+                    distance[v] = length
+                    previous[v] = u
+    for v in range(n):
+        if scanned[v]:
+            price[v] += distance[u] - distance[v]
+    return u
+
+
+@njit(cache=True, nogil=True)
+def send(flow: ExpertFlow, end: int, capacity: int) -> int:
+    """Move slots along the path to expert `end`, as many as cost the same; return the slots looked at."""
+    amount = capacity - flow.size[end]
+    work = 0
+    v = end
+    while flow.previous[v] >= 0:
+        u = flow.previous[v]
+        amount = min(amount, number_alike(flow, u, v))
+        work += 2 * flow.size[u]
+        v = u
+    amount = min(amount, flow.size[v] - capacity)
+    flow.counters[EXCESS] -= amount
+    v = end
+    while flow.previous[v] >= 0:
+        u = flow.previous[v]
+        move(flow, u, v, amount)
+        for x in range(flow.price.shape[0]):
+            if flow.slot[u, x] >= 0 and flow.expert[flow.slot[u, x]] != u:
+                reconnect(flow, u, x)
+                work += flow.size[u]
+        v = u
+    return work
+
+
+@njit(cache=True, nogil=True)
+def number_alike(flow: ExpertFlow, u: int, v: int) -> int:
+    """Return how many slots of expert u cost as little to move to v as the arc says."""
+    cost, least = flow.cost, flow.weight[u, v]
+    count = 0
+    slot = flow.head[u]
+    while slot >= 0:
+        count += cost[slot, v] - cost[slot, u] == least
+        slot = flow.after[slot]
+    return count
+
+
+@njit(cache=True, nogil=True)
+def move(flow: ExpertFlow, u: int, v: int, amount: int) -> None:
+    """Move so many of the slots that `number_alike` counts."""
+    cost, least = flow.cost, flow.weight[u, v]
+    slot = flow.head[u]
+    left = amount
+    while left > 0:
+        after = flow.after[slot]
+        if cost[slot, v] - cost[slot, u] == least:
+            leave(flow, slot)
+            enter(flow, slot, v)
+            offer(flow, v, slot)
+            left -= 1
+        slot = after
+    flow.counters[MOVES] += amount
+
+
+@njit(cache=True, nogil=True)
+def place_rest(flow: ExpertFlow, capacity: int) -> None:
+    """Move the slots that are too many to the experts with room where they cost least, whatever the prices."""
+    cost, size = flow.cost, flow.size
+    for u in range(size.shape[0]):
+        while size[u] > capacity:
+            slot = flow.head[u]
+            best = -1
+            for v in range(size.shape[0]):
+                if size[v] < capacity and (best < 0 or cost[slot, v] < cost[slot, best]):
+                    best = v
+            leave(flow, slot)
+            enter(flow, slot, best)
