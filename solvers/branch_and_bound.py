@@ -19,8 +19,8 @@ from moe_search.problems.quadratic import QuadraticAssignment
 from moe_search.solvers.branching import DONE, LOGGED, branch_slice, empty_tree, open_bound
 from moe_search.solvers.clock import Clock
 from moe_search.solvers.hungarian import EXACT_IN_FLOAT64
-from moe_search.solvers.partial_bounds import KoopmansBeckmann, Lawler
 from moe_search.solvers.incumbent import OnImprovement, delayed
+from moe_search.solvers.partial_bounds import KoopmansBeckmann, Lawler
 from moe_search.solvers.result import Result, reached
 from moe_search.solvers.search_run import SearchRun, Slice
 from moe_search.solvers.small_assignment import empty_duals
