@@ -123,8 +123,13 @@ class HashRouting(Gate):
                 f"ids must have shape ({inputs.shape[0]},), one for each sample of inputs, got shape {tuple(ids.shape)}"
             )
         require_device("ids", ids, device, "gate")
-        least, most = ids.min().item(), ids.max().item()
         assert self.vocabulary is not None
+        if torch.compiler.is_compiling():
+            # The numbers are not known where a graph is traced, so it is the graph that checks them.
+            inside = (ids.min() >= 0) & (ids.max() < self.vocabulary)
+            torch._assert_async(inside, f"ids must lie in 0 .. {self.vocabulary - 1}, the vocabulary")
+            return ids.long()
+        least, most = ids.min().item(), ids.max().item()
         if least < 0 or most >= self.vocabulary:
             raise ValueError(f"ids must lie in 0 .. {self.vocabulary - 1}, the vocabulary, got {least} .. {most}")
         return ids.long()

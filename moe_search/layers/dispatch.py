@@ -4,8 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from typing import Any
+
 import torch
 from torch import Tensor
+
+DISPATCHES = ("auto", "dense", "sorted", "grouped")
+"""The ways from samples to experts and back; `MixtureOfExperts` explains them."""
+
+
+def known_dispatch(name: Any) -> str:
+    """Return ``name``, or raise ValueError if it is none of `DISPATCHES`."""
+    if name not in DISPATCHES:
+        raise ValueError(f"dispatch must be one of {', '.join(map(repr, DISPATCHES))}, got {name!r}")
+    return name
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +49,11 @@ class Dispatch:
         experts, samples = by_expert.nonzero(as_tuple=True)
         counts = torch.bincount(experts, minlength=len(by_expert))
         return cls(samples, by_expert[experts, samples], tuple(counts.tolist()), len(expert_weights))
+
+    @property
+    def is_full(self) -> bool:
+        """Whether every sample goes to every expert."""
+        return len(self.samples) == self.num_samples * len(self.counts)
 
     def gather(self, inputs: Tensor) -> Tensor:
         """Return the inputs of all pairs, shape [P, ...], for inputs of shape [B, ...]."""
