@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from moe_search.gates.arguments import at_most_slots, number_from_zero, positive_integer, positive_number
+from moe_search.gates.comet_descent import descend
 from moe_search.gates.gate import Gate
+from moe_search.gates.leaf_probabilities import leaf_probabilities
 from moe_search.gates.slot_weights import SlotWeights
-from moe_search.gates.smooth_step import smooth_step
 
 
 class COMET(Gate):
@@ -54,6 +55,9 @@ class COMET(Gate):
     experts with trees and local search, section 3. As in its TensorFlow version, and unlike its torch version, splits
     have a bias; log p is exact, p being taken as 0 only below the least normal number of its dtype.
 
+    In eval mode and without gradients, large batches and trees are descended: subtrees that a sample reaches with
+    probability 0 are not computed for it, and the logits of the slot weights are None. See `comet_descent`.
+
     The affine functions of all nodes, splits and leaves of tree after tree, are the rows of the one layer `nodes`:
     row ``t * (2 m - 1) + i`` is node i of tree t. They start as `torch.nn.Linear`, weight and bias uniform within
     1 / sqrt(in_features) of 0: with gamma = 1 and standardized inputs, some 4 of 10 splits are saturated.
@@ -88,13 +92,22 @@ class COMET(Gate):
 
     def forward(self, inputs: Tensor, ids: Tensor | None = None) -> SlotWeights:
         """Return the weights of the slots; see `Gate.forward`."""
-        nodes = self.nodes(self.features(inputs, self.nodes.weight.dtype)).unflatten(1, (self.k, -1))
-        splits, logits = nodes.split([self.num_slots - 1, self.num_slots], dim=2)
-        p = leaf_probabilities(splits, self.gamma)
+        features = self.features(inputs, self.nodes.weight.dtype)
+        reached = None
+        if not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling()):
+            reached = descend(features, self.nodes, self.k, self.gamma)
+        if reached is None:
+            splits, logits = (
+                self.nodes(features).unflatten(1, (self.k, -1)).split([self.num_slots - 1, self.num_slots], dim=2)
+            )
+            p = leaf_probabilities(splits, self.gamma)
+        else:
+            logits, p = reached
         dead = p < torch.finfo(p.dtype).tiny
         # The logarithm is kept away from 0, where its infinite slope times the zero slope of the splits would be NaN.
         scores = (logits + p.masked_fill(dead, 1.0).log()).masked_fill(dead, -torch.inf)
-        return SlotWeights(scores.flatten(1).softmax(1).unflatten(1, (self.k, -1)), logits, p)
+        weights = scores.flatten(1).softmax(1).unflatten(1, (self.k, -1))
+        return SlotWeights(weights, logits if reached is None else None, p)
 
     def penalty(self, slot_weights: SlotWeights) -> Tensor:
         """Return ``lambda * mean_b sum_ts -p log p`` of the path probabilities, a scalar.
@@ -114,35 +127,3 @@ class COMET(Gate):
     def extra_repr(self) -> str:
         """Return the sizes, for `repr`."""
         return f"{super().extra_repr()}, k={self.k}, gamma={self.gamma:g}, entropy={self.entropy:g}"
-
-
-def leaf_probabilities(splits: Tensor, gamma: float) -> Tensor:
-    """Return the probability of every leaf of binary trees in heap order.
-
-    Parameters
-    ----------
-    splits : Tensor
-        Shape [..., m - 1], the argument of the smooth-step function at every split node; m >= 1.
-    gamma : float
-        Of the smooth-step function.
-
-    Returns
-    -------
-    Tensor
-        Shape [..., m]: the product along the path from the root of S (left) or 1 - S (right), leaf s being node
-        m - 1 + s of the heap. Sums to 1.
-    """
-    num_leaves = splits.shape[-1] + 1
-    # 1 - S(t) = S(-t), but a small S(-t) keeps its digits. In the last two axes: nodes 1, 2, 3, ... two by two.
-    steps = smooth_step(torch.stack((splits, -splits), -1), gamma)
-    level = splits.new_ones((*splits.shape[:-1], 1))
-    levels = [level]
-    first = 0
-    while first < num_leaves - 1:
-        # Of the last level, only the first nodes may have children.
-        parents = min(level.shape[-1], num_leaves - 1 - first)
-        level = (level[..., :parents, None] * steps[..., first : first + parents, :]).flatten(-2)
-        levels.append(level)
-        first += parents
-    # Leaves lie on the last two levels.
-    return torch.cat(levels[-2:], -1)[..., -num_leaves:]

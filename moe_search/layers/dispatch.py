@@ -50,11 +50,6 @@ class Dispatch:
         counts = torch.bincount(experts, minlength=len(by_expert))
         return cls(samples, by_expert[experts, samples], tuple(counts.tolist()), len(expert_weights))
 
-    @property
-    def is_full(self) -> bool:
-        """Whether every sample goes to every expert."""
-        return len(self.samples) == self.num_samples * len(self.counts)
-
     def gather(self, inputs: Tensor) -> Tensor:
         """Return the inputs of all pairs, shape [P, ...], for inputs of shape [B, ...]."""
         return inputs.index_select(0, self.samples)

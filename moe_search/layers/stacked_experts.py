@@ -18,6 +18,15 @@ GROUPED_BYTES = 16
 GROUPED_DTYPES = {"cpu": (torch.float32, torch.bfloat16, torch.float16), "cuda": (torch.bfloat16,)}
 """What `grouped_mm` takes, by type of device."""
 
+DENSE_BELOW, DENSE_BELOW_GROUPED = 8_000_000, 3_000_000
+"""Multiplications of all experts on all samples that take no longer than sorting: against "sorted", and "grouped"."""
+
+FULL_DENSE_BELOW = 2_000_000_000
+"""Multiplications up to which samples that go to all experts are not sorted: beyond, the sorted rows fit the cache."""
+
+GROUPED_BELOW = 4_000_000
+"""Multiplications of an average expert below which calls, not products, take the time, so that one for all is best."""
+
 
 class StackedExperts(nn.Module):
     """n experts of the same shape: an affine map and an activation, or two affine maps with an activation between.
@@ -182,8 +191,22 @@ class StackedExperts(nn.Module):
                 outputs = self.activation(outputs)
         return outputs
 
-    def fastest_dispatch(self, counts: Sequence[int], num_samples: int) -> str:
-        return "sorted" if self.refuses_grouped() else "grouped"
+    def fastest_dispatch(self, num_samples: int, num_pairs: int) -> str:
+        """Return what is fastest, "dense", "sorted" or "grouped", for samples with so many pairs of sample and expert.
+
+        By the number of multiplications, with limits measured on a CPU core; see `bench.dispatch_speed`. On other
+        devices it is "grouped" where possible, which nothing here has measured.
+        """
+        refused = self.refuses_grouped() is not None
+        if self.weights[0].device.type != "cpu":
+            return "sorted" if refused else "grouped"
+        row = sum(weight[0].numel() for weight in self.weights)
+        dense = num_samples * self.num_experts * row
+        if dense <= (DENSE_BELOW if refused else DENSE_BELOW_GROUPED):
+            return "dense"
+        if num_pairs == num_samples * self.num_experts and dense <= FULL_DENSE_BELOW:
+            return "dense"
+        return "sorted" if refused or num_pairs * row > GROUPED_BELOW * self.num_experts else "grouped"
 
     def refuses_grouped(self) -> str | None:
         """Return why `torch.nn.functional.grouped_mm` cannot run these experts, or None if it can.
