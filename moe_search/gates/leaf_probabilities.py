@@ -7,6 +7,7 @@ from torch import Tensor
 
 from moe_search.gates.smooth_step import smooth_step
 
+
 def leaf_probabilities(splits: Tensor, gamma: float) -> Tensor:
     """Return the probability of every leaf of binary trees in heap order.
 

@@ -75,9 +75,7 @@ class MixtureOfExperts(nn.Module):
 
     experts: StackedExperts | nn.ModuleList
 
-    def __init__(
-        self, experts: StackedExperts | Iterable[nn.Module], gate: Gate, dispatch: str = "auto"
-    ) -> None:
+    def __init__(self, experts: StackedExperts | Iterable[nn.Module], gate: Gate, dispatch: str = "auto") -> None:
         super().__init__()
         if not isinstance(gate, Gate):
             raise TypeError(f"gate must be a Gate, got {type(gate).__name__}")

@@ -128,18 +128,16 @@ def test_one_sample_and_an_expert_without_any(dispatch, size):
         assert [bool((of != 0).any()) for of in gradient] == [False, False, True, False]
 
 
-@every_dispatch
+@pytest.mark.parametrize("dispatch", ["dense", "sorted"])
 def test_gradcheck(dispatch):
-    if dispatch == "grouped":
-        pytest.skip("grouped_mm takes no double precision")
-    layer = MixtureOfExperts(experts_of(3, 5, 0), TopK(FEATURES, 3, 2).double(), dispatch)
+    layer = MixtureOfExperts(experts_of(3, None, 0), TopK(FEATURES, 3, 2).double(), dispatch)
     names = [name for name, _ in layer.named_parameters()]
 
     def mixture(x, *parameters):
         return torch.func.functional_call(layer, dict(zip(names, parameters, strict=True)), (x,))
 
     parameters = tuple(p.detach().clone().requires_grad_() for p in layer.parameters())
-    assert torch.autograd.gradcheck(mixture, (inputs_of(4, 0), *parameters))
+    assert torch.autograd.gradcheck(mixture, (inputs_of(2, 0), *parameters), fast_mode=True)
 
 
 @pytest.mark.parametrize("dispatch", ["auto", "dense", "sorted"])
