@@ -47,7 +47,7 @@ def descend(features: Tensor, nodes: nn.Linear, num_trees: int, gamma: float) ->
         return None
     num_subtrees = 2 ** (num_leaves.bit_length() // 2)
     trees = torch.arange(nodes.out_features, device=features.device).view(num_trees, -1)
-    splits = _affine(features, nodes, trees[:, : num_subtrees - 1].flatten()).unflatten(1, (num_trees, -1))
+    splits = _affine(features, nodes, trees[:, : num_subtrees - 1].flatten()).view(len(features), num_trees, -1)
     reach = leaf_probabilities(splits, gamma)
     roots, samples = reach.flatten(1).t().nonzero(as_tuple=True)
     if len(samples) > MOST_REACHED * reach.numel():
@@ -55,7 +55,7 @@ def descend(features: Tensor, nodes: nn.Linear, num_trees: int, gamma: float) ->
     counts = torch.bincount(roots, minlength=num_trees * num_subtrees).tolist()
     logits = reach.new_zeros(len(features), num_trees, num_leaves)
     probabilities = torch.zeros_like(logits)
-    for number, rows in enumerate(samples.split(counts)):
+    for number, rows in enumerate(torch.split(samples, counts)):
         if len(rows):
             tree, root = divmod(number, num_subtrees)
             subtree, num_splits = _subtree(num_leaves, num_subtrees, root, features.device)
