@@ -128,14 +128,14 @@ class MixtureOfExperts(nn.Module):
         return mixture
 
     def _mixture(self, inputs: Tensor, expert_weights: Tensor) -> Tensor:
-        path = self.dispatch
-        if path == "auto" and torch.compiler.is_compiling():
-            path = "dense"
+        path: str | None = self.dispatch
         if path == "auto":
-            path = self._fastest(expert_weights)
-        if path == "dense":
+            path = self._fastest(len(inputs))
+        dispatch = None if path == "dense" else Dispatch.of(expert_weights)
+        if path is None and dispatch is not None:
+            path = self._fastest(len(inputs), len(dispatch.samples))
+        if path == "dense" or dispatch is None:
             return self.combine(expert_weights, self.expert_outputs(inputs))
-        dispatch = Dispatch.of(expert_weights)
         pairs = dispatch.gather(inputs)
         if isinstance(self.experts, StackedExperts):
             outputs = self.experts.forward_sorted(pairs, dispatch.counts, grouped=path == "grouped")
@@ -144,14 +144,13 @@ class MixtureOfExperts(nn.Module):
             outputs = torch.cat(_outputs((e, expert, part) for e, (expert, part) in enumerate(parts) if len(part)))
         return dispatch.scatter(outputs)
 
-    def _fastest(self, expert_weights: Tensor) -> str:
-        if not isinstance(self.experts, StackedExperts):
-            # What they cost is not known, so none runs on a sample that it is not for.
-            return "sorted"
-        # On CPU alone: elsewhere the count would be waited for, and does not matter.
-        counted = expert_weights.device.type == "cpu"
-        num_pairs = int(torch.count_nonzero(expert_weights)) if counted else len(expert_weights)
-        return self.experts.fastest_dispatch(len(expert_weights), num_pairs)
+    def _fastest(self, num_samples: int, num_pairs: int | None = None) -> str | None:
+        if torch.compiler.is_compiling():
+            return "dense"
+        if isinstance(self.experts, StackedExperts):
+            return self.experts.fastest_dispatch(num_samples, num_pairs)
+        # What they cost is not known, so none runs on a sample that it is not for.
+        return "sorted"
 
     def expert_outputs(self, inputs: Tensor) -> Tensor:
         """Run every expert on every sample.

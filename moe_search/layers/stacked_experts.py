@@ -80,17 +80,21 @@ class StackedExperts(nn.Module):
         self.in_features = positive_integer("in_features", in_features)
         self.out_features = positive_integer("out_features", out_features)
         self.hidden_features = None
-        widths = [self.in_features, self.out_features]
         if hidden_features is not None:
             self.hidden_features = positive_integer("hidden_features", hidden_features)
-            widths.insert(1, self.hidden_features)
         self.activation = nn.Identity() if activation is None else activation()
         if not isinstance(self.activation, nn.Module):
             raise TypeError(f"activation must return a torch.nn.Module, got {type(self.activation).__name__}")
-        shapes = [(self.num_experts, after, before) for before, after in itertools.pairwise(widths)]
+        shapes = [(self.num_experts, after, before) for before, after in itertools.pairwise(self.widths)]
         self.weights = nn.ParameterList([torch.empty(shape) for shape in shapes])
         self.biases = nn.ParameterList([torch.empty(shape[:2]) for shape in shapes])
         self.reset_parameters()
+
+    @property
+    def widths(self) -> list[int]:
+        """Width of the inputs, between the affine maps if there are two, and of the outputs."""
+        hidden = [] if self.hidden_features is None else [self.hidden_features]
+        return [self.in_features, *hidden, self.out_features]
 
     def reset_parameters(self) -> None:
         """Draw fresh weights from torch's global generator."""
@@ -191,22 +195,30 @@ class StackedExperts(nn.Module):
                 outputs = self.activation(outputs)
         return outputs
 
-    def fastest_dispatch(self, num_samples: int, num_pairs: int) -> str:
-        """Return what is fastest, "dense", "sorted" or "grouped", for samples with so many pairs of sample and expert.
+    def fastest_dispatch(self, num_samples: int, num_pairs: int | None = None) -> str | None:
+        """Return what is fastest for samples with so many pairs of sample and expert.
 
         By the number of multiplications, with limits measured on a CPU core; see `bench.dispatch_speed`. On other
         devices it is "grouped" where possible, which nothing here has measured.
+
+        Returns
+        -------
+        str or None
+            "dense", "sorted" or "grouped". None if that depends on the number of pairs, and it is not given.
         """
         refused = self.refuses_grouped() is not None
-        if self.weights[0].device.type != "cpu":
-            return "sorted" if refused else "grouped"
-        row = sum(weight[0].numel() for weight in self.weights)
+        on_cpu = self.weights[0].device.type == "cpu"
+        row = sum(before * after for before, after in itertools.pairwise(self.widths))
         dense = num_samples * self.num_experts * row
-        if dense <= (DENSE_BELOW if refused else DENSE_BELOW_GROUPED):
+        if on_cpu and dense <= (DENSE_BELOW if refused else DENSE_BELOW_GROUPED):
             return "dense"
-        if num_pairs == num_samples * self.num_experts and dense <= FULL_DENSE_BELOW:
+        if num_pairs is None:
+            return None
+        if on_cpu and num_pairs == num_samples * self.num_experts and dense <= FULL_DENSE_BELOW:
             return "dense"
-        return "sorted" if refused or num_pairs * row > GROUPED_BELOW * self.num_experts else "grouped"
+        if refused or (on_cpu and num_pairs * row > GROUPED_BELOW * self.num_experts):
+            return "sorted"
+        return "grouped"
 
     def refuses_grouped(self) -> str | None:
         """Return why `torch.nn.functional.grouped_mm` cannot run these experts, or None if it can.
