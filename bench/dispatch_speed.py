@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -253,6 +254,7 @@ def _take_turns(steps: dict[str, Callable[[], None]], seconds: float, device: st
     times: dict[str, list[float]] = {name: [] for name in steps}
     on_cpu = device == "cpu"
     clock = time.thread_time if on_cpu else time.perf_counter
+    shuffled = random.Random(0)
     threads = torch.get_num_threads()
     if on_cpu:
         torch.set_num_threads(1)
@@ -261,9 +263,10 @@ def _take_turns(steps: dict[str, Callable[[], None]], seconds: float, device: st
             step()
         started, rounds = clock(), 0
         while rounds < LEAST_ROUNDS or clock() - started < seconds:
-            for name, step in steps.items():
+            # In another order each time: a step pays for what the one before has left in the caches.
+            for name in shuffled.sample(list(steps), len(steps)):
                 before = clock()
-                step()
+                steps[name]()
                 if not on_cpu:
                     torch.cuda.synchronize()
                 times[name].append(clock() - before)

@@ -183,6 +183,37 @@ class TestRowsThatRun:
         assert calls == [1]
 
 
+class TestAutoBySize:
+    """What `bench.dispatch_speed` has found fastest on a CPU."""
+
+    @pytest.mark.parametrize(
+        ("sizes", "samples", "k", "path"),
+        [
+            ((4, 16, 32), 16, 1, "dense"),
+            ((8, 64, 128), 128, 1, "grouped"),
+            ((64, 64, 128), 128, 4, "grouped"),
+            ((8, 64, 128), 128, 8, "dense"),
+            ((8, 256, 512), 4096, 2, "sorted"),
+            ((8, 256, 512), 4096, 8, "sorted"),
+            ((64, 256, 512), 4096, 1, "sorted"),
+        ],
+    )
+    def test_is_the_fastest(self, sizes, samples, k, path):
+        n, width, hidden = sizes
+        experts = StackedExperts(n, width, width, hidden)
+        assert experts.fastest_dispatch(samples, k * samples) == path
+
+    def test_half_of_the_pairs_without_gradients(self):
+        experts = StackedExperts(8, 64, 64, 128)
+        assert experts.fastest_dispatch(128, 4 * 128) == "grouped"
+        with torch.no_grad():
+            assert experts.fastest_dispatch(128, 4 * 128) == "dense"
+
+    def test_is_sorted_where_grouped_is_not_possible(self):
+        assert StackedExperts(8, 64, 64, 128).double().fastest_dispatch(128, 128) == "sorted"
+        assert StackedExperts(8, 62, 64, 128).fastest_dispatch(128, 128) == "sorted"
+
+
 @pytest.mark.parametrize("name", ["sparse", "", None, 3, ["dense"]])
 def test_unknown_dispatch(name):
     with pytest.raises(ValueError, match=r"dispatch must be one of 'auto', 'dense', 'sorted', 'grouped', got "):
