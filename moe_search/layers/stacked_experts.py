@@ -24,9 +24,6 @@ DENSE_BELOW, DENSE_BELOW_GROUPED = 8_000_000, 3_000_000
 FULL_DENSE_BELOW = 2_000_000_000
 """Multiplications up to which samples that go to all experts are not sorted: beyond, the sorted rows fit the cache."""
 
-HALF_DENSE_BELOW = 20_000_000
-"""The same for samples that go to half of the experts or more, forward alone."""
-
 GROUPED_BELOW = 4_000_000
 """Multiplications of an average expert below which calls, not products, take the time, so that one for all is best."""
 
@@ -217,10 +214,7 @@ class StackedExperts(nn.Module):
             return "dense"
         if num_pairs is None:
             return None
-        full = num_samples * self.num_experts
-        if on_cpu and num_pairs == full and dense <= FULL_DENSE_BELOW:
-            return "dense"
-        if on_cpu and 2 * num_pairs >= full and dense <= HALF_DENSE_BELOW and not torch.is_grad_enabled():
+        if on_cpu and num_pairs == num_samples * self.num_experts and dense <= FULL_DENSE_BELOW:
             return "dense"
         if refused or (on_cpu and num_pairs * row > GROUPED_BELOW * self.num_experts):
             return "sorted"

@@ -203,12 +203,6 @@ class TestAutoBySize:
         experts = StackedExperts(n, width, width, hidden)
         assert experts.fastest_dispatch(samples, k * samples) == path
 
-    def test_half_of_the_pairs_without_gradients(self):
-        experts = StackedExperts(8, 64, 64, 128)
-        assert experts.fastest_dispatch(128, 4 * 128) == "grouped"
-        with torch.no_grad():
-            assert experts.fastest_dispatch(128, 4 * 128) == "dense"
-
     def test_is_sorted_where_grouped_is_not_possible(self):
         assert StackedExperts(8, 64, 64, 128).double().fastest_dispatch(128, 128) == "sorted"
         assert StackedExperts(8, 62, 64, 128).fastest_dispatch(128, 128) == "sorted"
