@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+
+DISPATCHES = ("auto", "dense", "sorted", "grouped")
+"""The ways from samples to experts and back; `MixtureOfExperts` explains them."""
+
+
+def known_dispatch(name: Any) -> str:
+    """Return ``name``, or raise ValueError if it is none of `DISPATCHES`."""
+    if name not in DISPATCHES:
+        raise ValueError(f"dispatch must be one of {', '.join(map(repr, DISPATCHES))}, got {name!r}")
+    return name
 
 
 @dataclass(frozen=True, eq=False)

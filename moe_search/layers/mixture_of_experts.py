@@ -11,14 +11,15 @@ from torch import Tensor, nn
 from moe_search.gates.batch_checks import require_samples
 from moe_search.gates.gate import Gate
 from moe_search.gates.slot_weights import SlotWeights
-from moe_search.layers.dispatch import Dispatch
+from moe_search.layers.dispatch import Dispatch, known_dispatch
 from moe_search.layers.stacked_experts import StackedExperts
 
 
 class MixtureOfExperts(nn.Module):
     """Mixes experts with the weights of a gate: ``sum_e w[b, e] f_e(x_b)``.
 
-    An expert runs only on the samples that give it weight, and is not called where there are none.
+    An expert runs only on the samples that give it weight, and is not called where there are none: in training and in
+    eval mode, unless `dispatch` says otherwise or, by default, running all of a small stack on all samples is faster.
 
     Parameters
     ----------
@@ -27,11 +28,22 @@ class MixtureOfExperts(nn.Module):
         each sample on its own.
     gate : Gate
         With ``num_experts`` equal to n.
+    dispatch : {"auto", "dense", "sorted", "grouped"}
+        How samples reach their experts. All give the same outputs and gradients, to rounding.
+
+        - "sorted": the pairs of a sample and an expert with a weight other than 0 are sorted by expert, and one expert
+          after another runs on its own.
+        - "grouped": sorted too, but all experts run in one call of `torch.nn.functional.grouped_mm`. Needs
+          `StackedExperts` with widths and a dtype that it takes; see `StackedExperts.refuses_grouped`.
+        - "dense": every expert runs on every sample. An expert whose outputs overflow then spoils also the samples
+          that give it weight 0.
+        - "auto": the fastest of these for the sizes at hand, as measured on CPU.
 
     Attributes
     ----------
     experts : StackedExperts or ModuleList
     gate : Gate
+    dispatch : str
     routing : SlotWeights or None
         What the gate returned in the last forward in training mode, graph attached. Not copied, pickled or in the state
         dict.
@@ -41,7 +53,14 @@ class MixtureOfExperts(nn.Module):
     TypeError
         If the gate is none, or an expert is no module.
     ValueError
-        If the number of experts is not that of the gate.
+        If the number of experts is not that of the gate, or `dispatch` is unknown or not possible with these experts.
+
+    Notes
+    -----
+    Sorting takes sizes that depend on the weights, which `torch.compile` cannot trace: "auto" is "dense" inside of
+    compiled code, one graph without breaks, while "sorted" and "grouped" break it.
+
+    Under autocast, experts compute in its dtype, with all dispatches, and so does the mixture come out.
 
     Examples
     --------
@@ -56,7 +75,7 @@ class MixtureOfExperts(nn.Module):
 
     experts: StackedExperts | nn.ModuleList
 
-    def __init__(self, experts: StackedExperts | Iterable[nn.Module], gate: Gate) -> None:
+    def __init__(self, experts: StackedExperts | Iterable[nn.Module], gate: Gate, dispatch: str = "auto") -> None:
         super().__init__()
         if not isinstance(gate, Gate):
             raise TypeError(f"gate must be a Gate, got {type(gate).__name__}")
@@ -71,6 +90,9 @@ class MixtureOfExperts(nn.Module):
         if len(self.experts) != gate.num_experts:
             raise ValueError(f"experts must be {gate.num_experts}, as many as the gate's, got {len(self.experts)}")
         self.gate = gate
+        self.dispatch = known_dispatch(dispatch)
+        if dispatch == "grouped" and not isinstance(experts, StackedExperts):
+            raise ValueError('dispatch="grouped" needs StackedExperts, got modules of their own')
         self.routing: SlotWeights | None = None
 
     def forward(self, inputs: Tensor, ids: Tensor | None = None) -> Tensor:
@@ -93,16 +115,37 @@ class MixtureOfExperts(nn.Module):
         TypeError
             If an argument, or the output of an expert, is not a tensor.
         ValueError
-            If there is no sample, if shape, dtype or device are not those of the gate and the experts, or if the
-            experts' outputs differ in shape.
+            If there is no sample, if shape, dtype or device are not those of the gate and the experts, if the experts'
+            outputs differ in shape, or if `dispatch` is "grouped" and does not take the experts.
         """
         require_samples(inputs)
+        if self.dispatch == "grouped" and isinstance(self.experts, StackedExperts):
+            self.experts.check_grouped()
         routing = self.gate(inputs, ids)
-        dispatch = Dispatch.of(self.gate.expert_map(routing.weights))
-        mixture = dispatch.scatter(outputs_of_pairs(self.experts, dispatch.gather(inputs), dispatch.counts))
+        mixture = self._mixture(inputs, self.gate.expert_map(routing.weights))
         if self.training:
             self.routing = routing
         return mixture
+
+    def _mixture(self, inputs: Tensor, expert_weights: Tensor) -> Tensor:
+        path: str | None = self.dispatch
+        if path == "auto":
+            path = self._fastest(len(inputs))
+        dispatch = None if path == "dense" else Dispatch.of(expert_weights)
+        if path is None and dispatch is not None:
+            path = self._fastest(len(inputs), len(dispatch.samples))
+        if path == "dense" or dispatch is None:
+            return self.combine(expert_weights, self.expert_outputs(inputs))
+        pairs = dispatch.gather(inputs)
+        return dispatch.scatter(outputs_of_pairs(self.experts, pairs, dispatch.counts, grouped=path == "grouped"))
+
+    def _fastest(self, num_samples: int, num_pairs: int | None = None) -> str | None:
+        if torch.compiler.is_compiling():
+            return "dense"
+        if isinstance(self.experts, StackedExperts):
+            return self.experts.fastest_dispatch(num_samples, num_pairs)
+        # What they cost is not known, so none runs on a sample that it is not for.
+        return "sorted"
 
     def expert_outputs(self, inputs: Tensor) -> Tensor:
         """Run every expert on every sample.
@@ -164,7 +207,9 @@ class MixtureOfExperts(nn.Module):
         return {**self.__dict__, "routing": None}
 
 
-def outputs_of_pairs(experts: StackedExperts | nn.ModuleList, inputs: Tensor, counts: Sequence[int]) -> Tensor:
+def outputs_of_pairs(
+    experts: StackedExperts | nn.ModuleList, inputs: Tensor, counts: Sequence[int], grouped: bool = False
+) -> Tensor:
     """Return what experts make of samples of their own, shape [P, ...], for inputs sorted by expert.
 
     Parameters
@@ -175,9 +220,11 @@ def outputs_of_pairs(experts: StackedExperts | nn.ModuleList, inputs: Tensor, co
         Shape [P, ...].
     counts : sequence of int
         The number of samples of every expert.
+    grouped : bool
+        As in `StackedExperts.forward_sorted`; of no meaning for modules.
     """
     if isinstance(experts, StackedExperts):
-        return experts.forward_sorted(inputs, counts)
+        return experts.forward_sorted(inputs, counts, grouped=grouped)
     parts = zip(experts, torch.split(inputs, list(counts)), strict=True)
     return torch.cat(_outputs((e, expert, part) for e, (expert, part) in enumerate(parts) if len(part)))
 

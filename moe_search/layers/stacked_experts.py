@@ -12,6 +12,21 @@ from torch import Tensor, nn
 from moe_search.gates.arguments import positive_integer
 from moe_search.gates.batch_checks import require_device, require_dtype, require_samples
 
+GROUPED_BYTES = 16
+"""`grouped_mm` takes matrices whose rows are a multiple of this long."""
+
+GROUPED_DTYPES = {"cpu": (torch.float32, torch.bfloat16, torch.float16), "cuda": (torch.bfloat16,)}
+"""What `grouped_mm` takes, by type of device."""
+
+DENSE_BELOW, DENSE_BELOW_GROUPED = 8_000_000, 3_000_000
+"""Multiplications of all experts on all samples that take no longer than sorting: against "sorted", and "grouped"."""
+
+FULL_DENSE_BELOW = 2_000_000_000
+"""Multiplications up to which samples that go to all experts are not sorted: beyond, the sorted rows fit the cache."""
+
+GROUPED_BELOW = 4_000_000
+"""Multiplications of an average expert below which calls, not products, take the time, so that one for all is best."""
+
 
 class StackedExperts(nn.Module):
     """n experts of the same shape: an affine map and an activation, or two affine maps with an activation between.
@@ -65,17 +80,21 @@ class StackedExperts(nn.Module):
         self.in_features = positive_integer("in_features", in_features)
         self.out_features = positive_integer("out_features", out_features)
         self.hidden_features = None
-        widths = [self.in_features, self.out_features]
         if hidden_features is not None:
             self.hidden_features = positive_integer("hidden_features", hidden_features)
-            widths.insert(1, self.hidden_features)
         self.activation = nn.Identity() if activation is None else activation()
         if not isinstance(self.activation, nn.Module):
             raise TypeError(f"activation must return a torch.nn.Module, got {type(self.activation).__name__}")
-        shapes = [(self.num_experts, after, before) for before, after in itertools.pairwise(widths)]
+        shapes = [(self.num_experts, after, before) for before, after in itertools.pairwise(self.widths)]
         self.weights = nn.ParameterList([torch.empty(shape) for shape in shapes])
         self.biases = nn.ParameterList([torch.empty(shape[:2]) for shape in shapes])
         self.reset_parameters()
+
+    @property
+    def widths(self) -> list[int]:
+        """Width of the inputs, between the affine maps if there are two, and of the outputs."""
+        hidden = [] if self.hidden_features is None else [self.hidden_features]
+        return [self.in_features, *hidden, self.out_features]
 
     def reset_parameters(self) -> None:
         """Draw fresh weights from torch's global generator."""
@@ -117,7 +136,7 @@ class StackedExperts(nn.Module):
         )
         return outputs.transpose(0, 1)
 
-    def forward_sorted(self, inputs: Tensor, counts: Sequence[int]) -> Tensor:
+    def forward_sorted(self, inputs: Tensor, counts: Sequence[int], grouped: bool = False) -> Tensor:
         """Run every expert on samples of its own.
 
         Parameters
@@ -126,6 +145,9 @@ class StackedExperts(nn.Module):
             Shape [P, in_features]: first the samples of expert 0, then those of expert 1, and so on.
         counts : sequence of int
             The number of samples of every expert, n numbers that sum to P, P >= 1.
+        grouped : bool
+            Whether to run all experts in one call of `torch.nn.functional.grouped_mm` for each affine map, instead of
+            one after another.
 
         Returns
         -------
@@ -135,14 +157,19 @@ class StackedExperts(nn.Module):
         Raises
         ------
         ValueError
-            As in `forward`, and if the counts do not fit.
+            As in `forward`, if the counts do not fit, or if ``grouped`` is not possible, as `refuses_grouped` says.
         """
         self.check(inputs)
+        if grouped:
+            self.check_grouped()
         if len(counts) != self.num_experts or sum(counts) != len(inputs):
             raise ValueError(
                 f"counts must be {self.num_experts} numbers that sum to the {len(inputs)} rows of inputs, "
                 f"got {len(counts)} that sum to {sum(counts)}"
             )
+        return self._grouped(inputs, counts) if grouped else self._one_by_one(inputs, counts)
+
+    def _one_by_one(self, inputs: Tensor, counts: Sequence[int]) -> Tensor:
         # Unbound once: the backward pass of an index, expert by expert, would fill a whole stack of zeros for each.
         weights = list(zip(*(weight.unbind(0) for weight in self.weights), strict=True))
         biases = list(zip(*(bias.unbind(0) for bias in self.biases), strict=True))
@@ -152,6 +179,70 @@ class StackedExperts(nn.Module):
                 part = self.activation(nn.functional.linear(part, weight[0], bias[0]))
                 outputs.append(part if self.hidden_features is None else nn.functional.linear(part, weight[1], bias[1]))
         return torch.cat(outputs)
+
+    def _grouped(self, inputs: Tensor, counts: Sequence[int]) -> Tensor:
+        sizes = torch.tensor(counts, device=inputs.device)
+        ends = sizes.cumsum(0).to(torch.int32)
+        owners = torch.arange(self.num_experts, device=inputs.device).repeat_interleave(sizes, output_size=len(inputs))
+        # Autocast does not know grouped_mm.
+        dtype = _product_dtype(inputs)
+        outputs = inputs
+        for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            by_column = weight.to(dtype).transpose(1, 2)
+            products = nn.functional.grouped_mm(outputs.to(dtype).contiguous(), by_column, offs=ends)
+            outputs = products.add_(bias.to(dtype).index_select(0, owners))
+            if i == 0:
+                outputs = self.activation(outputs)
+        return outputs
+
+    def fastest_dispatch(self, num_samples: int, num_pairs: int | None = None) -> str | None:
+        """Return what is fastest for samples with so many pairs of sample and expert.
+
+        By the number of multiplications, with limits measured on a CPU core; see `bench.dispatch_speed`. On other
+        devices it is "grouped" where possible, which nothing here has measured.
+
+        Returns
+        -------
+        str or None
+            "dense", "sorted" or "grouped". None if that depends on the number of pairs, and it is not given.
+        """
+        refused = self.refuses_grouped() is not None
+        on_cpu = self.weights[0].device.type == "cpu"
+        row = sum(before * after for before, after in itertools.pairwise(self.widths))
+        dense = num_samples * self.num_experts * row
+        if on_cpu and dense <= (DENSE_BELOW if refused else DENSE_BELOW_GROUPED):
+            return "dense"
+        if num_pairs is None:
+            return None
+        if on_cpu and num_pairs == num_samples * self.num_experts and dense <= FULL_DENSE_BELOW:
+            return "dense"
+        if refused or (on_cpu and num_pairs * row > GROUPED_BELOW * self.num_experts):
+            return "sorted"
+        return "grouped"
+
+    def refuses_grouped(self) -> str | None:
+        """Return why `torch.nn.functional.grouped_mm` cannot run these experts, or None if it can.
+
+        It is asked with autocast as it is now: that decides the precision.
+        """
+        if not hasattr(nn.functional, "grouped_mm"):
+            return f"needs torch.nn.functional.grouped_mm, which torch {torch.__version__} lacks"
+        weight = self.weights[0]
+        dtype = _product_dtype(weight)
+        allowed = GROUPED_DTYPES.get(weight.device.type, ())
+        if dtype not in allowed:
+            return f"needs one of the dtypes {list(allowed)} on {weight.device.type}, got {dtype}"
+        for name in ("in_features", "hidden_features", "out_features"):
+            width = getattr(self, name)
+            if width is not None and width * dtype.itemsize % GROUPED_BYTES:
+                return f"needs rows of a multiple of {GROUPED_BYTES} bytes, got {name}={width} of {dtype}"
+        return None
+
+    def check_grouped(self) -> None:
+        """Raise ValueError if `torch.nn.functional.grouped_mm` cannot run these experts."""
+        fault = self.refuses_grouped()
+        if fault is not None:
+            raise ValueError(f'dispatch="grouped" {fault}')
 
     def check(self, inputs: Tensor) -> None:
         """Raise ValueError if inputs are not what `forward` takes."""
@@ -170,3 +261,11 @@ class StackedExperts(nn.Module):
             f"num_experts={self.num_experts}, in_features={self.in_features}, out_features={self.out_features}, "
             f"hidden_features={self.hidden_features}"
         )
+
+
+def _product_dtype(tensor: Tensor) -> torch.dtype:
+    """Return the precision of a matrix product of this tensor: its own, or that of autocast."""
+    device = tensor.device.type
+    if torch.is_autocast_enabled(device) and tensor.dtype != torch.float64:
+        return torch.get_autocast_dtype(device)
+    return tensor.dtype

@@ -5,6 +5,7 @@ import pickle
 import naive_gates
 import pytest
 import torch
+from every_gate import FEATURES, GATES, OUTPUTS, VOCABULARY, batch, every_gate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -16,18 +17,6 @@ from moe_search.gates.top_k import TopK
 from moe_search.layers.mixture_of_experts import MixtureOfExperts
 from moe_search.layers.stacked_experts import StackedExperts
 
-FEATURES, OUTPUTS, VOCABULARY = 4, 3, 20
-
-GATES = {
-    "Softmax": lambda n, m: Softmax(FEATURES, n, m),
-    "TopK-1": lambda n, m: TopK(FEATURES, n, 1, m),
-    "TopK-2": lambda n, m: TopK(FEATURES, n, min(2, m), m),
-    "HashRouting-ids": lambda n, m: HashRouting(n, m, vocabulary=VOCABULARY),
-    "HashRouting-features": lambda n, m: HashRouting(n, m, in_features=FEATURES),
-    "COMET": lambda n, m: COMET(FEATURES, n, min(2, m), m, gamma=0.5, entropy=0.1),
-    "COMET-shared": lambda n, m: COMET(FEATURES, n, min(2, m), m, shared_map=True),
-}
-every_gate = pytest.mark.parametrize("make_gate", GATES.values(), ids=GATES.keys())
 LEARNED = ["Softmax", "TopK-2", "COMET", "COMET-shared"]
 
 
@@ -79,12 +68,6 @@ def as_modules(experts):
 def module_layer(make_gate, **options):
     moe = stacked_layer(make_gate, **options)
     return MixtureOfExperts(as_modules(moe.experts), moe.gate)
-
-
-def batch(size=9, seed=0, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(seed)
-    inputs = torch.randn(size, FEATURES, dtype=torch.float64, generator=generator)
-    return inputs.to(dtype), torch.randint(VOCABULARY, (size,), generator=generator)
 
 
 @every_gate

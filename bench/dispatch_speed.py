@@ -1,0 +1,297 @@
+"""Speed of the mixture layer: every dispatch against each other, and against two published layers.
+
+Run ``python -m moe_search.bench.dispatch_speed``. All layers of a row have the same widths, inputs and routing weights,
+and take turns in one run; times are medians of the rounds. On a CPU they are of one core, in the time that it works for
+us: other processes of the machine hardly change them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import random
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import pandas as pd
+import torch
+import typer
+from rich.console import Console
+from torch import Tensor, nn
+
+import moe_search as ms
+from moe_search.layers.dispatch import DISPATCHES
+
+TITLE = "Mixture layer: dispatch by size against dense, sorted and grouped, and against published layers"
+PEERS = ("mixtral", "mixtral_grouped", "lucidrains")
+BAR = 1.1
+LEAST_ROUNDS = 5
+MOST_MULTIPLICATIONS = 1e10
+"""A layer that needs more in a forward pass, all experts on all samples, is left out."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the benchmark: a layer, its batch and what is done with it."""
+
+    samples: int
+    width: int
+    hidden: int
+    num_experts: int
+    k: int
+    routing: str
+    backward: bool
+
+    def __str__(self) -> str:
+        return f"{self.samples}x{self.width}-n{self.num_experts}-k{self.k}-{self.routing}"
+
+    @property
+    def dense_multiplications(self) -> float:
+        """Of two affine maps of all experts on all samples."""
+        return 2.0 * self.samples * self.num_experts * self.width * self.hidden
+
+    def router(self) -> Tensor:
+        """Return router weights of shape [n, d] for inputs whose first feature is 1.
+
+        Logits are normal, about as wide as Gumbel's distribution, plus the log of the experts' popularity: its first k
+        are then close to a draw by popularity, 1 / rank for "zipf".
+        """
+        weight = torch.randn(self.num_experts, self.width) * math.pi / math.sqrt(6 * self.width)
+        weight[:, 0] = 0.0 if self.routing == "uniform" else -torch.arange(1.0, self.num_experts + 1).log()
+        return weight
+
+    def inputs(self) -> Tensor:
+        """Return samples of shape [B, d] whose first feature is 1."""
+        inputs = torch.randn(self.samples, self.width)
+        inputs[:, 0] = 1.0
+        return inputs
+
+
+def cases() -> Iterator[Case]:
+    """Yield all rows, the small layers first."""
+    for samples, width, hidden in ((128, 64, 128), (4096, 256, 512)):
+        for num_experts in (8, 16, 64):
+            for k in (1, 2, 4):
+                for routing in ("uniform", "zipf"):
+                    for backward in (False, True):
+                        yield Case(samples, width, hidden, num_experts, k, routing, backward)
+
+
+def our_layer(case: Case, router: Tensor, dispatch: str) -> nn.Module:
+    """Return our layer, or raise ValueError if the dispatch is not possible or out of question at this size."""
+    if dispatch == "dense" and case.dense_multiplications > MOST_MULTIPLICATIONS:
+        raise ValueError(f"{case.num_experts / case.k:g} times the multiplications of the others")
+    experts = ms.StackedExperts(case.num_experts, case.width, case.width, case.hidden)
+    if dispatch == "grouped":
+        experts.check_grouped()
+    gate = ms.TopK(case.width, case.num_experts, case.k)
+    with torch.no_grad():
+        gate.linear.weight.copy_(router)
+        gate.linear.bias.zero_()
+    return ms.MixtureOfExperts(experts, gate, dispatch)
+
+
+def peer_layer(case: Case, router: Tensor, peer: str) -> nn.Module:
+    """Return a published layer, or raise ValueError if it does not know this case.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        If its package is not installed.
+    """
+    return _lucidrains(case, router) if peer == "lucidrains" else _mixtral(case, router, peer == "mixtral_grouped")
+
+
+class Tokens(nn.Module):
+    """A layer of token sequences [S, L, D] on our samples [B, D], without what it returns beside the mixture."""
+
+    def __init__(self, layer: nn.Module, length: int) -> None:
+        super().__init__()
+        self.layer, self.length = layer, length
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the mixture of every sample."""
+        outputs = self.layer(inputs.view(-1, min(self.length, len(inputs)), inputs.shape[1]))
+        return (outputs[0] if isinstance(outputs, tuple) else outputs).flatten(0, 1)
+
+
+def _mixtral(case: Case, router: Tensor, grouped: bool) -> nn.Module:
+    modeling = _peer("transformers.models.mixtral.modeling_mixtral")
+    config = _peer("transformers").MixtralConfig(
+        hidden_size=case.width,
+        intermediate_size=case.hidden,
+        num_local_experts=case.num_experts,
+        num_experts_per_tok=case.k,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+    )
+    config._experts_implementation = "grouped_mm" if grouped else "eager"
+    block = modeling.MixtralSparseMoeBlock(config)
+    with torch.no_grad():
+        for parameter in block.parameters():
+            parameter.normal_(std=case.width**-0.5)
+        block.gate.weight.copy_(router)
+    return Tokens(block, case.samples)
+
+
+def _lucidrains(case: Case, router: Tensor) -> nn.Module:
+    if case.k > 2:
+        raise ValueError("routes a token to at most two experts")
+    policy = "none" if case.k == 1 else "all"
+    layer = _peer("mixture_of_experts").MoE(
+        dim=case.width,
+        num_experts=case.num_experts,
+        hidden_dim=case.hidden,
+        second_policy_train=policy,
+        second_policy_eval=policy,
+    )
+    with torch.no_grad():
+        layer.gate.w_gating.copy_(router.t())
+    return Tokens(layer, 512)
+
+
+def _peer(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{error.name} is not installed; the published layers of this benchmark come with: "
+            'pip install "moe-search[peers]"'
+        ) from None
+
+
+def measure_case(case: Case, seconds: float, device: str = "cpu", seed: int = 0) -> dict[str, Any]:
+    """Return one row: medians of milliseconds, ratios, and why a layer was left out.
+
+    Parameters
+    ----------
+    case : Case
+    seconds : float
+        Time for the rounds, of which there are at least 5, after one to warm up.
+    device : str
+        Where layers run.
+    seed : int
+        Of all weights and inputs.
+
+    Returns
+    -------
+    dict
+        ``instance``, ``direction``; ``<layer>_ms``, NaN where left out; ``best`` of "dense", "sorted" and "grouped";
+        ``ratio``, the time of "auto" to that of the best, ``bar`` and ``met``; ``<peer>_ratio``, the time of the peer
+        to that of "auto"; ``left_out``.
+    """
+    torch.manual_seed(seed)
+    router, inputs = case.router(), case.inputs().to(device).requires_grad_(case.backward)
+    steps: dict[str, Callable[[], None]] = {}
+    left_out = []
+    for name in (*DISPATCHES, *PEERS):
+        try:
+            layer = our_layer(case, router, name) if name in DISPATCHES else peer_layer(case, router, name)
+        except ValueError as reason:
+            left_out.append(f"{name}: {reason}")
+        else:
+            steps[name] = _step(layer.to(device).train(case.backward), inputs, case.backward)
+    times = _take_turns(steps, seconds, device)
+    ours = {name: times[name] for name in DISPATCHES if name in times and name != "auto"}
+    best = min(ours, key=lambda name: ours[name])
+    ratio = times["auto"] / ours[best]
+    row: dict[str, Any] = {"instance": str(case), "direction": "forward+backward" if case.backward else "forward"}
+    row |= {f"{name}_ms": 1e3 * times.get(name, math.nan) for name in (*DISPATCHES, *PEERS)}
+    row |= {"best": best, "ratio": ratio, "bar": BAR, "met": ratio <= BAR}
+    row |= {f"{peer}_ratio": times.get(peer, math.nan) / times["auto"] for peer in PEERS}
+    return row | {"left_out": "; ".join(left_out)}
+
+
+def measure(qaplib: Path | None, seconds: float, device: str = "cpu") -> pd.DataFrame:
+    """Measure every case.
+
+    Parameters
+    ----------
+    qaplib : Path or None
+        Not looked at: a mixture layer needs no instance.
+    seconds : float
+        Time for each case.
+    device : str
+        Where layers run.
+
+    Returns
+    -------
+    DataFrame
+        One row a case; see `measure_case`.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        If the published layers are not installed; the message has the command.
+
+    Notes
+    -----
+    Mixtral's experts have three matrices of these widths (a gated activation), 1.5 times our multiplications.
+    lucidrains' layer drops tokens beyond 1.25 (in eval mode 2) times the mean load of an expert, in groups of 512.
+    """
+    return pd.DataFrame([measure_case(case, seconds, device) for case in cases()])
+
+
+def _step(layer: nn.Module, inputs: Tensor, backward: bool) -> Callable[[], None]:
+    def forward_only() -> None:
+        with torch.no_grad():
+            layer(inputs)
+
+    def forward_and_backward() -> None:
+        layer(inputs).square().sum().backward()
+        layer.zero_grad()
+        inputs.grad = None
+
+    return forward_and_backward if backward else forward_only
+
+
+def _take_turns(steps: dict[str, Callable[[], None]], seconds: float, device: str) -> dict[str, float]:
+    """Return the median seconds of every step, over rounds in which each has its turn."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    on_cpu = device == "cpu"
+    clock = time.thread_time if on_cpu else time.perf_counter
+    shuffled = random.Random(0)
+    threads = torch.get_num_threads()
+    if on_cpu:
+        torch.set_num_threads(1)
+    try:
+        for step in steps.values():
+            step()
+        started, rounds = clock(), 0
+        while rounds < LEAST_ROUNDS or clock() - started < seconds:
+            # In another order each time: a step pays for what the one before has left in the caches.
+            for name in shuffled.sample(list(steps), len(steps)):
+                before = clock()
+                steps[name]()
+                if not on_cpu:
+                    torch.cuda.synchronize()
+                times[name].append(clock() - before)
+            rounds += 1
+    finally:
+        torch.set_num_threads(threads)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def main(
+    seconds: Annotated[float, typer.Option(help="Seconds for each measurement.", min=0.01)] = 1.0,
+    device: Annotated[str, typer.Option(help="Where layers run: cpu or cuda.")] = "cpu",
+    contains: Annotated[str, typer.Option(help="Only cases whose name contains this, such as 4096x256-n64.")] = "",
+) -> None:
+    """Print one line a case."""
+    console = Console(width=180)
+    console.print(TITLE)
+    for case in cases():
+        if contains in str(case):
+            row = measure_case(case, seconds, device)
+            times = ", ".join(f"{name} {row[f'{name}_ms']:.2f}" for name in (*DISPATCHES, *PEERS))
+            console.print(
+                f"{row['instance']} {row['direction']}: {times} ms; auto / {row['best']} = {row['ratio']:.2f}"
+            )
+
+
+if __name__ == "__main__":
+    typer.run(main)
