@@ -13,10 +13,11 @@ from moe_search.problems.linear import LinearAssignment
 from moe_search.problems.problem import Problem
 from moe_search.solvers.enumeration import Enumeration, number_of_permutations
 from moe_search.solvers.hungarian import Hungarian
+from moe_search.solvers.incumbent import OnImprovement
 from moe_search.solvers.local_search import LocalSearch
 from moe_search.solvers.lower_bounds import assignment_seconds, lower_bound
 from moe_search.solvers.result import Result, reached
-from moe_search.solvers.solver import Solver
+from moe_search.solvers.solver import Solver, require_callback
 from moe_search.solvers.stop import (
     AnyOf,
     MaxRuntime,
@@ -38,6 +39,7 @@ def solve(
     stop: StoppingCriterion | None = None,
     seed: int | np.random.SeedSequence = 0,
     initial: npt.ArrayLike | None = None,
+    on_improvement: OnImprovement | None = None,
 ) -> Result:
     """Minimize a problem, and prove how far from the optimum the answer can be.
 
@@ -55,6 +57,8 @@ def solve(
         Source of all randomness.
     initial : array_like of int, shape (size,), optional
         Permutation to start from. The result is never worse.
+    on_improvement : callable, optional
+        Called with an `Incumbent` whenever there is a better one; see `Solver.solve`.
 
     Returns
     -------
@@ -81,25 +85,32 @@ def solve(
     if stop is None:
         stop = MaxRuntime(math.inf if isinstance(problem, LinearAssignment) and solver is None else 1.0)
     require_criterion(stop)
+    require_callback(on_improvement)
     seconds = stop.start().allowance(Progress()).seconds
     chosen = default_solver(problem, seconds) if solver is None else solver
     if chosen.exact:
-        return chosen.solve(problem, stop, seed, initial)
+        return chosen.solve(problem, stop, seed, initial, on_improvement)
     bound = lower_bound(problem, min(BOUND_SHARE * seconds, MOST_BOUND_SECONDS))
     if bound is not None:
         # Floats reach their bound up to rounding only.
         slack = 0.0 if problem.integral else 1e-9 * max(1.0, abs(bound))
         stop = AnyOf(TargetValue(bound + slack), stop)
     spent = time.perf_counter() - started
-    result = chosen.solve(problem, Since(spent, stop), seed, initial)
+    show = None if on_improvement is None else _delayed(on_improvement, spent)
+    result = chosen.solve(problem, Since(spent, stop), seed, initial, show)
     optimal = reached(result.value, bound, problem.integral)
     return replace(
         result,
         bound=bound,
         status="optimal" if optimal else result.status,
         runtime=result.runtime + spent,
-        history=tuple((second + spent, value) for second, value in result.history),
+        trajectory=tuple(point._replace(seconds=point.seconds + spent) for point in result.trajectory),
     )
+
+
+def _delayed(on_improvement: OnImprovement, seconds: float) -> OnImprovement:
+    """Return the callback for a run that began some seconds later than its clock."""
+    return lambda incumbent: on_improvement(replace(incumbent, seconds=incumbent.seconds + seconds))
 
 
 def default_solver(problem: Problem, seconds: float) -> Solver:

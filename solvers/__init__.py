@@ -3,9 +3,10 @@
 from moe_search.solvers.cp_sat import CpSat
 from moe_search.solvers.enumeration import Enumeration
 from moe_search.solvers.hungarian import Hungarian
+from moe_search.solvers.incumbent import Incumbent
 from moe_search.solvers.local_search import LocalSearch
 from moe_search.solvers.min_cost_flow import MinCostFlow
-from moe_search.solvers.result import Result
+from moe_search.solvers.result import Result, TrajectoryPoint
 from moe_search.solvers.solver import Solver
 from moe_search.solvers.stop import AnyOf, MaxIterations, MaxRuntime, NoImprovement, StoppingCriterion, TargetValue
 from moe_search.solvers.tabu_search import TabuSearch
@@ -15,6 +16,7 @@ __all__ = [
     "CpSat",
     "Enumeration",
     "Hungarian",
+    "Incumbent",
     "LocalSearch",
     "MaxIterations",
     "MaxRuntime",
@@ -25,4 +27,5 @@ __all__ = [
     "StoppingCriterion",
     "TabuSearch",
     "TargetValue",
+    "TrajectoryPoint",
 ]

@@ -19,7 +19,8 @@ from moe_search.problems.problem import Permutation, Problem
 from moe_search.problems.quadratic import QuadraticAssignment
 from moe_search.solvers.clock import Clock
 from moe_search.solvers.gilmore_lawler import gilmore_lawler, pairwise_gilmore_lawler
-from moe_search.solvers.result import Result, Status, reached
+from moe_search.solvers.incumbent import Incumbent, OnImprovement
+from moe_search.solvers.result import Result, Status, TrajectoryPoint, reached
 from moe_search.solvers.solver import Solver, reported_seed
 from moe_search.solvers.stop import Progress, StoppingCriterion
 
@@ -86,14 +87,19 @@ class CpSat(Solver):
         return None
 
     def run(
-        self, problem: Problem, stop: StoppingCriterion, seed: int | np.random.SeedSequence, initial: Permutation | None
+        self,
+        problem: Problem,
+        stop: StoppingCriterion,
+        seed: int | np.random.SeedSequence,
+        initial: Permutation | None,
+        on_improvement: OnImprovement | None,
     ) -> Result:
         """Solve; see `Solver.solve`."""
         # Imported before the clock starts: it takes longer than many a limit.
         importlib.import_module("ortools.sat.python.cp_model")
         clock = Clock()
         start = problem.random_permutation(np.random.default_rng(seed)) if initial is None else initial
-        search = _Search(problem, start, stop, clock)
+        search = _Search(problem, start, stop, clock, on_improvement)
         if not search.stopped():
             search.solve(self.workers, reported_seed(seed) or 0)
         return search.result(repr(self), reported_seed(seed))
@@ -157,13 +163,23 @@ def number_of_terms(problem: Problem) -> int:
 class _Search:
     """One run: the model, CP-SAT in a thread of its own, the incumbent and the bound."""
 
-    def __init__(self, problem: Problem, start: Permutation, stop: StoppingCriterion, clock: Clock) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        start: Permutation,
+        stop: StoppingCriterion,
+        clock: Clock,
+        on_improvement: OnImprovement | None,
+    ) -> None:
         self.problem = problem
         self.clock = clock
         self.stopper = stop.start()
         self.incumbent = start
         self.value = problem.value(start)
-        self.history: list[tuple[float, int | float]] = [(clock.seconds(), self.value)]
+        self.trajectory = [TrajectoryPoint(clock.seconds(), self.value, 0)]
+        self.on_improvement = on_improvement
+        self.latest = Incumbent(self.trajectory[0].seconds, 0, self.value, start)
+        self.shown: Incumbent | None = None
         self.bound: int | float | None = None
         self.conflicts = 0
         self.improved_at = 0
@@ -180,6 +196,7 @@ class _Search:
         from ortools.sat.python import cp_model
 
         try:
+            self._show()
             model = _Model(cp_model.CpModel(), self.problem)
             # Building a large model in Python takes long: look at the clock after every table.
             for _ in model.build():
@@ -214,12 +231,16 @@ class _Search:
         threading.Thread(target=search, daemon=True).start()
         try:
             while not ended.wait(POLL_SECONDS):
+                self._show()
                 if self.stopped():
                     solver.stop_search()
+            self._show()
         except KeyboardInterrupt:
             self.interrupted = True
-            solver.stop_search()
-            ended.wait()
+        finally:
+            # The thread ends with the run also when the callback raised.
+            while not ended.wait(POLL_SECONDS):
+                solver.stop_search()
         self.conflicts = solver.num_conflicts
         self.bound = model.lower_bound(solver.best_objective_bound)
 
@@ -229,7 +250,15 @@ class _Search:
         if value < self.value:
             self.incumbent, self.value, self.improved_at = permutation, value, conflicts
             self.moves += 1
-            self.history.append((self.clock.seconds(), value))
+            self.trajectory.append(TrajectoryPoint(self.clock.seconds(), value, conflicts))
+            self.latest = Incumbent(self.trajectory[-1].seconds, conflicts, value, permutation)
+
+    def _show(self) -> None:
+        # CP-SAT finds in a thread of its own; the callback is called in the caller's.
+        latest = self.latest
+        if self.on_improvement is not None and latest is not self.shown:
+            self.shown = latest
+            self.on_improvement(latest)
 
     def result(self, solver: str, seed: int | None) -> Result:
         proved = reached(self.value, self.bound, self.problem.integral)
@@ -239,7 +268,7 @@ class _Search:
             value=self.value,
             bound=self.bound,
             status="interrupted" if self.interrupted and not proved else status,
-            history=tuple(self.history),
+            trajectory=tuple(self.trajectory),
             iterations=self.conflicts,
             moves=self.moves,
             restarts=0,

@@ -31,6 +31,8 @@ CURSOR = np.dtype(
         ("best_j", np.int64),
         ("iterations", np.int64),
         ("moves", np.int64),
+        ("insertions", np.int64),  # those of the iterations that evaluated an insertion
+        ("insertion_moves", np.int64),
         ("restarts", np.int64),
         ("shuffles", np.int64),  # since the state was built
         ("logged", np.int64),
@@ -67,6 +69,16 @@ class Descent(NamedTuple):
     log_iterations: npt.NDArray[np.int64]
     rng: npt.NDArray[np.uint64]
     tolerance: Any
+
+
+def move_statistics(cursor: Any) -> dict[str, int]:
+    """Return the counts of moves by kind."""
+    return {
+        "swaps evaluated": int(cursor.iterations - cursor.insertions),
+        "swaps committed": int(cursor.moves - cursor.insertion_moves),
+        "insertions evaluated": int(cursor.insertions),
+        "insertions committed": int(cursor.insertion_moves),
+    }
 
 
 @njit(cache=True, nogil=True)
@@ -208,6 +220,7 @@ def carry(state: Any, run: Descent, budget: int, block_size: int, improvement: i
         commit_swap(state, carried, neighbour)
         c.j = seat
         c.iterations += 1
+        c.insertions += 1
         work += 1
         if improvement == BEST:
             if totals[3] < totals[2]:
@@ -257,6 +270,8 @@ def improve(state: Any, run: Descent, delta: Any) -> None:
     totals = run.totals
     totals[0] += delta
     c.moves += 1
+    if c.phase == INSERTION:
+        c.insertion_moves += 1
     if totals[0] < totals[1] - run.tolerance:
         totals[1] = totals[0]
         run.incumbent[:] = state.permutation

@@ -12,6 +12,7 @@ from numba import njit
 
 from moe_search.problems.moves import commit_swap, swap_delta
 from moe_search.problems.problem import Permutation, Problem
+from moe_search.solvers.incumbent import OnImprovement
 from moe_search.solvers.result import Result
 from moe_search.solvers.search_run import SearchRun, Slice
 from moe_search.solvers.solver import Solver
@@ -46,10 +47,15 @@ class Enumeration(Solver):
         )
 
     def run(
-        self, problem: Problem, stop: StoppingCriterion, seed: int | np.random.SeedSequence, initial: Permutation | None
+        self,
+        problem: Problem,
+        stop: StoppingCriterion,
+        seed: int | np.random.SeedSequence,
+        initial: Permutation | None,
+        on_improvement: OnImprovement | None,
     ) -> Result:
         """Enumerate; see `Solver.solve`."""
-        run = SearchRun(problem, stop, seed, initial)
+        run = SearchRun(problem, stop, seed, initial, on_improvement)
         state = problem.state(run.initial)
         walk = Walk(
             np.array([run.value, run.value], dtype=run.dtype),
@@ -71,7 +77,9 @@ class Enumeration(Solver):
 
         run.clock.compile(enumerate_slice, state, walk, 0, -np.inf, problem.block_size)
         run.loop(advance)
-        return run.result(repr(self), moves=max(int(walk.position[0]) - 1, 0), proved=int(walk.position[2]) == 1)
+        moves = max(int(walk.position[0]) - 1, 0)
+        statistics = {"swaps evaluated": moves, "swaps committed": moves}
+        return run.result(repr(self), moves=moves, proved=int(walk.position[2]) == 1, statistics=statistics)
 
 
 class Walk(NamedTuple):

@@ -12,7 +12,9 @@ from scipy.optimize import linear_sum_assignment
 from moe_search.problems.linear import LinearAssignment
 from moe_search.problems.problem import Permutation, Problem
 from moe_search.solvers.clock import Clock
+from moe_search.solvers.incumbent import OnImprovement
 from moe_search.solvers.result import Result
+from moe_search.solvers.single_step import single_step_result
 from moe_search.solvers.solver import Solver
 from moe_search.solvers.stop import StoppingCriterion
 
@@ -43,27 +45,19 @@ class Hungarian(Solver):
         return None
 
     def run(
-        self, problem: Problem, stop: StoppingCriterion, seed: int | np.random.SeedSequence, initial: Permutation | None
+        self,
+        problem: Problem,
+        stop: StoppingCriterion,
+        seed: int | np.random.SeedSequence,
+        initial: Permutation | None,
+        on_improvement: OnImprovement | None,
     ) -> Result:
         """Solve; see `Solver.solve`."""
         assert isinstance(problem, LinearAssignment)
         clock = Clock()
         permutation = solve_dense(problem.cost, problem.capacity)
         value = problem.value(permutation)
-        seconds = clock.seconds()
-        return Result(
-            permutation=permutation,
-            value=value,
-            bound=value,
-            status="optimal",
-            history=((seconds, value),),
-            iterations=1,
-            moves=0,
-            restarts=0,
-            runtime=seconds,
-            seed=None,
-            solver=repr(self),
-        )
+        return single_step_result(clock, permutation, value, value, "optimal", repr(self), on_improvement)
 
 
 def solve_dense(cost: npt.NDArray[Any], capacity: int) -> Permutation:

@@ -8,7 +8,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from moe_search.problems.problem import Permutation, Problem
-from moe_search.solvers.descent import CURSOR, LOG_LENGTH, Descent, enter, search_slice
+from moe_search.solvers.descent import CURSOR, LOG_LENGTH, Descent, enter, move_statistics, search_slice
+from moe_search.solvers.incumbent import OnImprovement
 from moe_search.solvers.random_state import random_state
 from moe_search.solvers.result import Result
 from moe_search.solvers.search_run import SearchRun, Slice
@@ -69,10 +70,15 @@ class LocalSearch(Solver):
             raise TypeError(f"restarts must be True or False, got {self.restarts!r}")
 
     def run(
-        self, problem: Problem, stop: StoppingCriterion, seed: int | np.random.SeedSequence, initial: Permutation | None
+        self,
+        problem: Problem,
+        stop: StoppingCriterion,
+        seed: int | np.random.SeedSequence,
+        initial: Permutation | None,
+        on_improvement: OnImprovement | None,
     ) -> Result:
         """Search; see `Solver.solve`."""
-        run = SearchRun(problem, stop, seed, initial)
+        run = SearchRun(problem, stop, seed, initial, on_improvement)
         state = problem.state(run.initial)
         totals = np.array([run.value, run.value, 0, 0], dtype=run.dtype)
         cursor: Any = np.zeros(1, dtype=CURSOR).view(np.recarray)
@@ -106,4 +112,9 @@ class LocalSearch(Solver):
         run.clock.compile(enter, descent, phase)
         run.clock.compile(search_slice, state, descent, 0, -np.inf, *options)
         run.loop(advance)
-        return run.result(repr(self), moves=int(cursor.moves[0]), restarts=int(cursor.restarts[0]))
+        return run.result(
+            repr(self),
+            moves=int(cursor.moves[0]),
+            restarts=int(cursor.restarts[0]),
+            statistics=move_statistics(cursor[0]),
+        )

@@ -10,7 +10,9 @@ import numpy as np
 from moe_search.problems.linear import LinearAssignment
 from moe_search.problems.problem import Permutation, Problem
 from moe_search.solvers.clock import Clock
+from moe_search.solvers.incumbent import OnImprovement
 from moe_search.solvers.result import Result, Status, reached
+from moe_search.solvers.single_step import single_step_result
 from moe_search.solvers.solver import Solver
 from moe_search.solvers.stop import StoppingCriterion
 
@@ -40,7 +42,12 @@ class MinCostFlow(Solver):
         return None
 
     def run(
-        self, problem: Problem, stop: StoppingCriterion, seed: int | np.random.SeedSequence, initial: Permutation | None
+        self,
+        problem: Problem,
+        stop: StoppingCriterion,
+        seed: int | np.random.SeedSequence,
+        initial: Permutation | None,
+        on_improvement: OnImprovement | None,
     ) -> Result:
         """Solve; see `Solver.solve`."""
         from ortools.graph.python.min_cost_flow import SimpleMinCostFlow
@@ -72,20 +79,7 @@ class MinCostFlow(Solver):
         # Each cost is off by half a grid step at most, in the optimum and in what was found.
         bound = value if problem.integral else value - m / scale
         label: Status = "optimal" if reached(value, bound, problem.integral) else "feasible"
-        seconds = clock.seconds()
-        return Result(
-            permutation=permutation,
-            value=value,
-            bound=bound,
-            status=label,
-            history=((seconds, value),),
-            iterations=1,
-            moves=0,
-            restarts=0,
-            runtime=seconds,
-            seed=None,
-            solver=repr(self),
-        )
+        return single_step_result(clock, permutation, value, bound, label, repr(self), on_improvement)
 
 
 def _largest_unit_cost(problem: LinearAssignment) -> int:

@@ -8,7 +8,7 @@ import platform
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib import metadata
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -18,6 +18,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Status = Literal["optimal", "feasible", "interrupted"]
+
+
+class TrajectoryPoint(NamedTuple):
+    """One improvement of the incumbent: seconds since the start, value, and the iteration at which it came."""
+
+    seconds: float
+    value: int | float
+    iteration: int
 
 
 @cache
@@ -46,8 +54,8 @@ class Result:
         A proved lower bound on the value of every permutation; None if none was computed.
     status : {"optimal", "feasible", "interrupted"}
         ``optimal`` if the value equals the bound, ``interrupted`` after Ctrl-C, else ``feasible``.
-    history : tuple of (float, float)
-        Seconds since the start and value, at every improvement of the incumbent.
+    trajectory : tuple of TrajectoryPoint
+        Seconds since the start, value and iteration at every improvement of the incumbent, the first one included.
     iterations, moves, restarts : int
         Work done (each solver says what an iteration is), moves committed, and descents begun after the first.
     runtime : float
@@ -58,6 +66,8 @@ class Result:
         The solver and its parameters.
     versions : dict of str to str
         Versions of what the result depends on.
+    statistics : dict of str to int
+        Counts of what the solver did, such as ``swaps evaluated`` and ``swaps committed``; empty if it keeps none.
 
     Attributes
     ----------
@@ -69,7 +79,7 @@ class Result:
     value: int | float
     bound: int | float | None
     status: Status
-    history: tuple[tuple[float, int | float], ...]
+    trajectory: tuple[TrajectoryPoint, ...]
     iterations: int
     moves: int
     restarts: int
@@ -77,6 +87,7 @@ class Result:
     seed: int | None
     solver: str
     versions: dict[str, str] = field(default_factory=lambda: dict(installed_versions()))
+    statistics: dict[str, int] = field(default_factory=dict)
     gap: float | None = field(init=False)
 
     def __post_init__(self) -> None:
@@ -85,8 +96,13 @@ class Result:
         object.__setattr__(self, "permutation", permutation)
         object.__setattr__(self, "gap", relative_gap(self.value, self.bound))
 
+    @property
+    def history(self) -> tuple[tuple[float, int | float], ...]:
+        """Seconds since the start and value at every improvement of the incumbent."""
+        return tuple((point.seconds, point.value) for point in self.trajectory)
+
     def summary(self) -> str:
-        """Return a few lines of text with everything but the permutation and the history."""
+        """Return a few lines of text with everything but the permutation, the trajectory and the statistics."""
         gap = "unknown" if self.gap is None else f"{100 * self.gap:.3f} %"
         rows = {
             "solver": self.solver,
@@ -98,7 +114,7 @@ class Result:
             "moves": f"{self.moves:,}",
             "restarts": f"{self.restarts:,}",
             "runtime": f"{self.runtime:.3f} s",
-            "last gain": f"{self.history[-1][0]:.3f} s" if self.history else "-",
+            "last gain": f"{self.trajectory[-1].seconds:.3f} s" if self.trajectory else "-",
             "seed": "-" if self.seed is None else str(self.seed),
         }
         return "\n".join(f"{name:<10} {text}" for name, text in rows.items())
@@ -125,8 +141,8 @@ class Result:
             raise ValueError(f"a result is a JSON object with the fields {sorted(fields)}, got {got}")
         if data["status"] not in get_args(Status):
             raise ValueError(f"status must be one of {', '.join(get_args(Status))}, got {data['status']!r}")
-        history = tuple((float(seconds), value) for seconds, value in data["history"])
-        return cls(**data | {"history": history})
+        trajectory = tuple(TrajectoryPoint(float(seconds), value, at) for seconds, value, at in data["trajectory"])
+        return cls(**data | {"trajectory": trajectory})
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the value of the incumbent over time, and the bound, with matplotlib; return the axes."""

@@ -1,8 +1,8 @@
-"""One run of a compiled search: its clock, state, incumbent and history, and the loop over slices."""
+"""One run of a compiled search: its clock, incumbent and trajectory, and the loop over slices."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +10,8 @@ import numpy as np
 from moe_search.problems.problem import Permutation, Problem
 from moe_search.solvers.budget import Budget
 from moe_search.solvers.clock import Clock
-from moe_search.solvers.result import Result, Status
+from moe_search.solvers.incumbent import Incumbent, OnImprovement
+from moe_search.solvers.result import Result, Status, TrajectoryPoint
 from moe_search.solvers.solver import reported_seed
 from moe_search.solvers.stop import Progress, StoppingCriterion
 
@@ -49,6 +50,8 @@ class SearchRun:
         Source of the randomness; it draws the initial permutation if none is given.
     initial : ndarray of int64 or None
         Where to start.
+    on_improvement : callable or None
+        Shown the incumbent between slices; see `Solver.solve`.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class SearchRun:
         stop: StoppingCriterion,
         seed: int | np.random.SeedSequence,
         initial: Permutation | None,
+        on_improvement: OnImprovement | None = None,
     ) -> None:
         self.clock = Clock()
         self.problem = problem
@@ -65,7 +69,9 @@ class SearchRun:
         self.initial = problem.random_permutation(np.random.default_rng(seed)) if initial is None else initial
         self.value = problem.value(self.initial)
         self.incumbent = self.initial.copy()
-        self.history: list[tuple[float, int | float]] = [(self.clock.seconds(), self.value)]
+        self.trajectory = [TrajectoryPoint(self.clock.seconds(), self.value, 0)]
+        self.on_improvement = on_improvement
+        self.shown = 0
         self.iterations = 0
         self.improved_at = 0
         self.interrupted = False
@@ -94,6 +100,7 @@ class SearchRun:
         budget = Budget()
         done = False
         try:
+            self._show()
             while not done:
                 progress = self.progress()
                 allowance = self.stopper.allowance(progress)
@@ -103,6 +110,7 @@ class SearchRun:
                 piece = advance(units, allowance.target)
                 self._record(progress, piece)
                 budget.record(piece.work, self.clock.seconds() - progress.seconds)
+                self._show()
                 done = piece.ended
         except KeyboardInterrupt:
             self.interrupted = True
@@ -114,25 +122,50 @@ class SearchRun:
             share = (iteration - before.iterations) / max(piece.iterations - before.iterations, 1)
             self.value = value.item()
             self.improved_at = int(iteration)
-            self.history.append((before.seconds + share * seconds, self.value))
+            self.trajectory.append(TrajectoryPoint(before.seconds + share * seconds, self.value, self.improved_at))
         self.iterations = piece.iterations
 
-    def result(self, solver: str, *, moves: int, restarts: int = 0, proved: bool = False) -> Result:
+    def _show(self) -> None:
+        if self.on_improvement is None or self.shown == len(self.trajectory):
+            return
+        self.shown = len(self.trajectory)
+        point = self.trajectory[-1]
+        self.on_improvement(Incumbent(point.seconds, point.iteration, point.value, self.incumbent))
+
+    def result(
+        self,
+        solver: str,
+        *,
+        moves: int,
+        restarts: int = 0,
+        proved: bool = False,
+        statistics: Mapping[str, int] | None = None,
+    ) -> Result:
         """Return the result, its value taken from the problem's own definition; its own bound if that is proved."""
-        if not self.problem.integral and len(self.history) > 1:
+        if self.interrupted:
+            self._take_in_lost_slice()
+        elif not self.problem.integral and len(self.trajectory) > 1:
             self.value = self.problem.value(self.incumbent)
-            self.history[-1] = (self.history[-1][0], self.value)
+            self.trajectory[-1] = self.trajectory[-1]._replace(value=self.value)
         status: Status = "optimal" if proved else "feasible"
         return Result(
             permutation=self.incumbent,
             value=self.value,
             bound=self.value if proved else None,
             status="interrupted" if self.interrupted else status,
-            history=tuple(self.history),
+            trajectory=tuple(self.trajectory),
             iterations=self.iterations,
             moves=moves,
             restarts=restarts,
             runtime=self.clock.seconds(),
             seed=reported_seed(self.seed),
             solver=solver,
+            statistics=dict(statistics or {}),
         )
+
+    def _take_in_lost_slice(self) -> None:
+        """Take in what a slice found that Ctrl-C kept from being recorded: its incumbent is there, its log is not."""
+        value = self.problem.value(self.incumbent)
+        if value < self.value:
+            self.trajectory.append(TrajectoryPoint(self.clock.seconds(), value, self.iterations))
+        self.value = value

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_search.problems.problem import Permutation, Problem
+from moe_search.solvers.incumbent import OnImprovement
 from moe_search.solvers.result import Result
 from moe_search.solvers.stop import StoppingCriterion, require_criterion
 
@@ -25,7 +26,12 @@ class Solver(ABC):
 
     @abstractmethod
     def run(
-        self, problem: Problem, stop: StoppingCriterion, seed: int | np.random.SeedSequence, initial: Permutation | None
+        self,
+        problem: Problem,
+        stop: StoppingCriterion,
+        seed: int | np.random.SeedSequence,
+        initial: Permutation | None,
+        on_improvement: OnImprovement | None,
     ) -> Result:
         """Solve a problem whose arguments `solve` has checked."""
 
@@ -35,6 +41,7 @@ class Solver(ABC):
         stop: StoppingCriterion,
         seed: int | np.random.SeedSequence = 0,
         initial: npt.ArrayLike | None = None,
+        on_improvement: OnImprovement | None = None,
     ) -> Result:
         """Solve a problem.
 
@@ -48,6 +55,11 @@ class Solver(ABC):
             Source of all randomness; an int must be >= 0.
         initial : array_like of int, shape (size,), optional
             Permutation to start from. The result is never worse.
+        on_improvement : callable, optional
+            Called as ``on_improvement(incumbent)`` with an `Incumbent`: for the first one, then whenever the solver
+            has found a better one, some milliseconds later at most where a compiled search runs in slices. Its time is
+            part of the run. An exception in it ends the run and reaches the caller; Ctrl-C in it ends the run with the
+            incumbent.
 
         Returns
         -------
@@ -65,11 +77,12 @@ class Solver(ABC):
             raise TypeError(f"problem must be a Problem such as QuadraticAssignment, got {type(problem).__name__}")
         require_criterion(stop)
         require_seed(seed)
+        require_callback(on_improvement)
         start = None if initial is None else problem.check_permutation(initial, "initial")
         reason = self.refuses(problem)
         if reason is not None:
             raise ValueError(f"{type(self).__name__} cannot take this {type(problem).__name__}: {reason}")
-        return self.run(problem, stop, seed, start)
+        return self.run(problem, stop, seed, start, on_improvement)
 
 
 def require_seed(seed: Any) -> None:
@@ -80,6 +93,12 @@ def require_seed(seed: Any) -> None:
         raise TypeError(f"seed must be an int or a SeedSequence, got {type(seed).__name__}")
     if seed < 0:
         raise ValueError(f"seed must be >= 0, got {seed}")
+
+
+def require_callback(on_improvement: Any) -> None:
+    """Raise TypeError unless `on_improvement` is None or can be called."""
+    if on_improvement is not None and not callable(on_improvement):
+        raise TypeError(f"on_improvement must be a function of an Incumbent, got {type(on_improvement).__name__}")
 
 
 def reported_seed(seed: int | np.random.SeedSequence) -> int | None:

@@ -12,6 +12,7 @@ from numba import njit
 
 from moe_search.problems.delta_matrix import DeltaMatrix, commit_swap_and_deltas, fill_deltas, fill_potential
 from moe_search.problems.problem import Permutation, Problem
+from moe_search.solvers.incumbent import OnImprovement
 from moe_search.solvers.random_state import random_state, random_unit
 from moe_search.solvers.result import Result
 from moe_search.solvers.search_run import SearchRun, Slice
@@ -84,10 +85,15 @@ class TabuSearch(Solver):
         )
 
     def run(
-        self, problem: Problem, stop: StoppingCriterion, seed: int | np.random.SeedSequence, initial: Permutation | None
+        self,
+        problem: Problem,
+        stop: StoppingCriterion,
+        seed: int | np.random.SeedSequence,
+        initial: Permutation | None,
+        on_improvement: OnImprovement | None,
     ) -> Result:
         """Search; see `Solver.solve`."""
-        run = SearchRun(problem, stop, seed, initial)
+        run = SearchRun(problem, stop, seed, initial, on_improvement)
         state = problem.state(run.initial)
         matrix = problem.delta_matrix()
         tabu = Tabu(
@@ -134,7 +140,10 @@ class TabuSearch(Solver):
         run.clock.compile(fill_slice, state, matrix, tabu, rows, 0, *shape)
         run.clock.compile(tabu_slice, state, matrix, tabu, 0, -math.inf, *shape, *tenure, aspiration)
         run.loop(advance)
-        return run.result(repr(self), moves=int(tabu.counters[MOVES]))
+        moves = int(tabu.counters[MOVES])
+        swaps = pairs_of_slots(problem.size, problem.block_size)
+        statistics = {"swaps evaluated": run.iterations * swaps, "swaps committed": moves}
+        return run.result(repr(self), moves=moves, statistics=statistics)
 
 
 ITERATIONS, MOVES, LOGGED, DONE, BASE = range(5)
@@ -182,6 +191,11 @@ class Tabu(NamedTuple):
 def largest_of(dtype: np.dtype[Any]) -> np.generic:
     """Return the largest number of a type, as a scalar of it."""
     return dtype.type(np.inf if dtype.kind == "f" else np.iinfo(dtype).max)
+
+
+def pairs_of_slots(size: int, block_size: int) -> int:
+    """Return the number of swaps inside the blocks."""
+    return size // block_size * (block_size * (block_size - 1) // 2)
 
 
 def first_stamps(size: int, block_size: int) -> npt.NDArray[np.int32]:

@@ -62,12 +62,23 @@ def test_initial_and_seed_are_passed_on():
     assert again.value <= first.value
 
 
+def test_every_improvement_is_shown_with_the_seconds_of_the_whole():
+    shown = []
+    result = ms.solve(ms.random_quadratic(40, seed=0), stop=ms.MaxRuntime(0.2), on_improvement=shown.append)
+    assert shown[-1].value == result.value
+    assert {incumbent.seconds for incumbent in shown} <= {point.seconds for point in result.trajectory}
+    small = []
+    exact = ms.solve(ms.random_quadratic(5, seed=0), on_improvement=small.append)
+    assert small[-1].value == exact.value
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
         ({"problem": [[1]]}, TypeError, "problem must be a Problem"),
         ({"solver": "local-search"}, TypeError, r"solver must be a Solver such as LocalSearch\(\), got str"),
         ({"solver": ms.Hungarian()}, ValueError, "Hungarian cannot take this QuadraticAssignment"),
+        ({"on_improvement": "print"}, TypeError, "on_improvement must be a function of an Incumbent, got str"),
         ({"stop": 3}, TypeError, "stop must be a stopping criterion"),
         ({"initial": [0, 0, 0, 0]}, ValueError, "initial must hold every seat once"),
     ],

@@ -87,6 +87,51 @@ def test_the_bound_holds_and_history_falls_to_the_value(solver, name):
 
 
 @every_pair
+def test_every_improvement_is_shown_and_recorded(solver, name):
+    solver, problem = SOLVERS[solver], PROBLEMS[name]
+    shown = []
+    result = solver.solve(problem, MaxIterations(500), seed=3, on_improvement=shown.append)
+    iterations = [point.iteration for point in result.trajectory]
+    assert iterations == sorted(iterations)
+    assert 0 <= iterations[0] <= iterations[-1] <= result.iterations
+    assert [(point.seconds, point.value) for point in result.trajectory] == list(result.history)
+    values = [incumbent.value for incumbent in shown]
+    assert all(a > b for a, b in itertools.pairwise(values))
+    assert values[-1] == pytest.approx(result.value, rel=1e-9)
+    for incumbent in shown:
+        assert naive_value(problem, incumbent.permutation) == pytest.approx(incumbent.value, rel=1e-9)
+        assert not incumbent.permutation.flags.writeable
+        assert any(incumbent.iterations == point.iteration for point in result.trajectory)
+    assert shown[-1].permutation.tolist() == result.permutation.tolist()
+    assert shown[-1].seconds <= result.runtime
+    counted = result.statistics.get("swaps committed", 0) + result.statistics.get("insertions committed", 0)
+    assert not result.statistics or counted == result.moves
+    for kind in ("swaps", "insertions"):
+        assert result.statistics.get(f"{kind} committed", 0) <= result.statistics.get(f"{kind} evaluated", 0)
+
+
+@every_solver
+def test_an_exception_in_the_callback_reaches_the_caller(solver):
+    def fail(incumbent):
+        raise RuntimeError(f"no room for {incumbent.value}")
+
+    with pytest.raises(RuntimeError, match="no room for"):
+        solver.solve(PROBLEMS["linear"], MaxRuntime(60.0), on_improvement=fail)
+
+
+@every_solver
+def test_ctrl_c_in_the_callback_returns_the_incumbent(solver):
+    def interrupt(incumbent):
+        raise KeyboardInterrupt
+
+    problem = PROBLEMS["linear"]
+    result = solver.solve(problem, MaxRuntime(60.0), on_improvement=interrupt)
+    assert result.runtime < 30.0
+    assert result.value == problem.value(result.permutation)
+    assert result.status == ("optimal" if solver.exact and result.gap == 0 else "interrupted")
+
+
+@every_pair
 def test_the_same_seed_gives_the_same_result(solver, name):
     solver, problem = SOLVERS[solver], PROBLEMS[name]
     first, second = (solver.solve(problem, MaxIterations(700), seed=5) for _ in range(2))
@@ -121,6 +166,7 @@ def test_no_time_returns_the_initial_permutation_or_better(solver):
         ({"stop": 1.0}, TypeError, r"stop must be a stopping criterion such as MaxRuntime\(1.0\), got float"),
         ({"seed": -1}, ValueError, "seed must be >= 0, got -1"),
         ({"seed": "x"}, TypeError, "seed must be an int or a SeedSequence, got str"),
+        ({"on_improvement": 3}, TypeError, "on_improvement must be a function of an Incumbent, got int"),
         ({"initial": [0, 0, 1, 2, 3, 4]}, ValueError, "initial must hold every seat once"),
         ({"initial": [0, 1]}, ValueError, r"initial must have shape \(6,\), got shape \(2,\)"),
     ],
