@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,8 @@ class AnytimeSolver(BaseSolver):
 
     def warm_up(self) -> None:
         """Compile, or load what is compiled, before the clock of benchopt starts."""
-        self.method().solve(self.problem, MaxRuntime(0.0), self.seed)
+        with self._note_of_error():
+            self.method().solve(self.problem, MaxRuntime(0.0), self.seed)
 
     def run(self, callback: Callable[[], bool]) -> None:
         """Solve, and call back at every improvement and at the end."""
@@ -55,7 +57,8 @@ class AnytimeSolver(BaseSolver):
             self.permutation = incumbent.permutation
             callback()
 
-        result = self.method().solve(self.problem, MaxRuntime(self.seconds), self.seed, on_improvement=show)
+        with self._note_of_error():
+            result = self.method().solve(self.problem, MaxRuntime(self.seconds), self.seed, on_improvement=show)
         self.permutation, self.bound = result.permutation, result.bound
         callback()
 
@@ -70,3 +73,13 @@ class AnytimeSolver(BaseSolver):
     def get_result(self) -> dict[str, Any]:
         """Return the incumbent, and the bound once the run has ended."""
         return {"permutation": self.permutation, "bound": self.bound}
+
+    @contextmanager
+    def _note_of_error(self) -> Iterator[None]:
+        """Leave what is raised in the folder of the run: benchopt prints it, and its table has no row for the run."""
+        try:
+            yield
+        except Exception as error:
+            text = f"{type(error).__name__}: {error}"
+            (self.get_run_output_path() / "error.txt").write_text(text, encoding="utf-8")
+            raise
