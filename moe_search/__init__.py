@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     )
     from moe_search.solvers import (
         AnyOf,
+        BranchAndBound,
         CpSat,
         Enumeration,
         Hungarian,
@@ -70,6 +71,7 @@ _HOMES = {
     ),
     "solvers": (
         "AnyOf",
+        "BranchAndBound",
         "CpSat",
         "Enumeration",
         "Hungarian",
@@ -92,6 +94,7 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "COMET",
     "AnyOf",
+    "BranchAndBound",
     "CpSat",
     "Enumeration",
     "ExpertMap",

@@ -1,5 +1,6 @@
 """How problems are minimized: solvers, stopping criteria, results and bounds."""
 
+from moe_search.solvers.branch_and_bound import BranchAndBound
 from moe_search.solvers.cp_sat import CpSat
 from moe_search.solvers.enumeration import Enumeration
 from moe_search.solvers.hungarian import Hungarian
@@ -13,6 +14,7 @@ from moe_search.solvers.tabu_search import TabuSearch
 
 __all__ = [
     "AnyOf",
+    "BranchAndBound",
     "CpSat",
     "Enumeration",
     "Hungarian",

@@ -27,6 +27,7 @@ SOLVERS = {
     "hungarian": solvers.Hungarian(),
     "min-cost flow": solvers.MinCostFlow(),
     "cp-sat": solvers.CpSat(),
+    "branch and bound": solvers.BranchAndBound(),
 }
 CANNOT_STOP = ("hungarian", "min-cost flow")
 
@@ -227,7 +228,7 @@ def test_cp_sat_keeps_a_time_limit_while_it_builds_and_while_it_solves(size):
     assert result.value == problem.value(result.permutation)
 
 
-@pytest.mark.parametrize("name", ["swap first", "insertion best", "enumeration", "cp-sat"])
+@pytest.mark.parametrize("name", ["swap first", "insertion best", "enumeration", "cp-sat", "branch and bound"])
 def test_ctrl_c_returns_the_incumbent(name):
     size = 10 if name == "enumeration" else 20
     problem = problems.random_quadratic(size, seed=0)

@@ -1,0 +1,125 @@
+"""A compiled linear assignment for the inside of other kernels, which cannot call scipy."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+
+class Duals(NamedTuple):
+    """Dual variables of a linear assignment, its solution, and scratch space.
+
+    Parameters
+    ----------
+    row, column : ndarray, shape (n,)
+        ``cost[i, j] - row[i] - column[j] >= 0``, zero on the assignment.
+    column_of, row_of : ndarray of int64, shape (n,)
+        The assignment, by row and by column.
+    shortest : ndarray, shape (n,)
+        Scratch: length of the shortest path to a column.
+    previous : ndarray of int64, shape (n,)
+        Scratch: the row before a column on that path.
+    scanned : ndarray of int64, shape (n,)
+        Scratch: columns in the order in which their distance became final, then the others.
+    """
+
+    row: npt.NDArray[Any]
+    column: npt.NDArray[Any]
+    column_of: npt.NDArray[np.int64]
+    row_of: npt.NDArray[np.int64]
+    shortest: npt.NDArray[Any]
+    previous: npt.NDArray[np.int64]
+    scanned: npt.NDArray[np.int64]
+
+
+def empty_duals(size: int, dtype: npt.DTypeLike) -> Duals:
+    """Return the arrays for assignments of up to `size` rows."""
+    numbers = (np.zeros(size, dtype=dtype) for _ in range(3))
+    indices = (np.zeros(size, dtype=np.int64) for _ in range(4))
+    row, column, shortest = numbers
+    column_of, row_of, previous, scanned = indices
+    return Duals(row, column, column_of, row_of, shortest, previous, scanned)
+
+
+@njit(cache=True, nogil=True)
+def assign(cost: Any, first: int, last: int, duals: Duals) -> Any:
+    """Solve the assignment of rows and columns first .. last - 1 of `cost`; return its least total.
+
+    It starts from ``duals.column``, which may hold anything: the closer to optimal, the fewer paths are left.
+
+    References
+    ----------
+    R. Jonker, A. Volgenant, "A shortest augmenting path algorithm for dense and sparse linear assignment problems",
+    Computing 38 (1987), 325-340.
+    """
+    row, column, column_of, row_of = duals.row, duals.column, duals.column_of, duals.row_of
+    for j in range(first, last):
+        row_of[j] = -1
+    for i in range(first, last):
+        least = cost[i, first] - column[first]
+        where = first
+        for j in range(first + 1, last):
+            reduced = cost[i, j] - column[j]
+            if reduced < least:
+                least = reduced
+                where = j
+        row[i] = least
+        column_of[i] = -1
+        if row_of[where] < 0:
+            row_of[where] = i
+            column_of[i] = where
+    for i in range(first, last):
+        if column_of[i] < 0:
+            augment(cost, first, last, duals, i)
+    total = cost.dtype.type(0)
+    for i in range(first, last):
+        total += cost[i, column_of[i]]
+    return total
+
+
+@njit(cache=True, nogil=True)
+def augment(cost: Any, first: int, last: int, duals: Duals, start: int) -> None:
+    """Give row `start` a column along a shortest path of reduced costs, and move the duals along."""
+    row, column, column_of, row_of = duals.row, duals.column, duals.column_of, duals.row_of
+    shortest, previous, scanned = duals.shortest, duals.previous, duals.scanned
+    for j in range(first, last):
+        shortest[j] = cost[start, j] - row[start] - column[j]
+        previous[j] = start
+        scanned[j] = j
+    final = first
+    while True:
+        best = final
+        for x in range(final + 1, last):
+            if shortest[scanned[x]] < shortest[scanned[best]]:
+                best = x
+        end = scanned[best]
+        scanned[best] = scanned[final]
+        scanned[final] = end
+        final += 1
+        i = row_of[end]
+        if i < 0:
+            break
+        distance = shortest[end]
+        for x in range(final, last):
+            j = scanned[x]
+            length = distance + (cost[i, j] - row[i] - column[j])
+            if length < shortest[j]:
+                shortest[j] = length
+                previous[j] = i
+    distance = shortest[end]
+    row[start] += distance
+    for x in range(first, final - 1):
+        j = scanned[x]
+        row[row_of[j]] += distance - shortest[j]
+        column[j] -= distance - shortest[j]
+    while True:
+        i = previous[end]
+        row_of[end] = i
+        following = column_of[i]
+        column_of[i] = end
+        if i == start:
+            break
+        end = following
