@@ -68,7 +68,7 @@ def optimum_table(folder: Path, seconds: float) -> Table:
     table = Table(
         "instance", "ours, us", "scipy 2opt, us", "ratio", "gap ours, %", "gap scipy, %", title="One local optimum"
     )
-    known = _best_known(folder)
+    known = best_known(folder)
     for name in ("nug12", "nug30", "tai30a", "tai50a"):
         problem = ms.read_qaplib(folder / f"{name}.dat")
         run = ms.LocalSearch().solve(problem, ms.MaxRuntime(seconds), seed=0)
@@ -105,7 +105,8 @@ def start_up_table() -> Table:
     return table
 
 
-def _best_known(folder: Path) -> dict[str, int]:
+def best_known(folder: Path) -> dict[str, int]:
+    """Return the best known value of every instance, from best_known.csv of a folder of QAPLIB files."""
     rows = [line.split(",") for line in (folder / "best_known.csv").read_text(encoding="utf-8").splitlines()]
     column = rows[0].index("best_known_value")
     return {row[0]: int(row[column]) for row in rows[1:]}
