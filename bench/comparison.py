@@ -179,7 +179,7 @@ def collect(
         What a run raised, by data set, solver and repetition as in the names of folders.
     """
     latest = settings.limit * (1 + LATE_SHARE) + LATE_SECONDS
-    points = {key: group for key, group in rows.groupby(["dataset_name", "solver_name", "idx_rep"])}
+    points = dict(iter(rows.groupby(["dataset_name", "solver_name", "idx_rep"])))
     runs, curves = [], []
     for cell in cells:
         for repetition in range(settings.repetitions):
@@ -236,7 +236,7 @@ def _cells(solvers: Any, datasets: Any, seconds: float) -> list[dict[str, Any]]:
 
 def _errors(work: Path) -> dict[tuple[str, ...], str]:
     """Return what `AnytimeSolver` wrote of runs that raised, by data set, solver and repetition."""
-    found = {}
+    found: dict[tuple[str, ...], str] = {}
     for path in work.glob("runs/*/*/*/*/error.txt"):
         dataset, _, solver, repetition = path.parent.parts[-4:]
         found[dataset, solver, repetition] = path.read_text(encoding="utf-8")

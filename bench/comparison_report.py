@@ -132,7 +132,7 @@ def _section(comparison: Comparison, scores: Scores) -> Section:
         reasons = "; ".join(f"{name} ({reason})" for name, reason in scores.left_out.items())
         paragraphs.append(f"Not judged here, since they do not take every data set: {reasons}.")
     if not scores.solvers:
-        return Section(heading, tuple([*paragraphs, "No solver took every data set."]))
+        return Section(heading, (*paragraphs, "No solver took every data set."))
     ranking = rank_solvers(scores.by_dataset())
     tables = (solvers_table(comparison, scores, ranking), datasets_table(comparison, scores, ranking))
     folded = []
@@ -154,8 +154,8 @@ def _figures(comparison: Comparison, scores: Scores, ranking: Ranking) -> tuple[
             figure_svg(
                 time_to_target_figure(times, comparison.seconds), "share of the runs that reached a target in time"
             ),
-            "Time to target: the share of all runs that were within the target after so many seconds. Higher and further "
-            "left is better.",
+            "Time to target: the share of all runs that were within the target after so many seconds. Higher and "
+            "further left is better.",
         )
     ]
     close = times["1 % above the best"]

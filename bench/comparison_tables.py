@@ -73,7 +73,9 @@ def win_tie_loss_table(scores: Scores, ranking: Ranking) -> Table:
     for a in ranking.mean_ranks:
         cells = [counts[a, b] if a != b else None for b in ranking.mean_ranks]
         rows.append((a, *(NONE if c is None else f"{c.wins}/{c.ties}/{c.losses}" for c in cells)))
-    note = "Runs of one data set and seed in which the solver of the row ended lower than, equal to and higher than the other."
+    note = (
+        "Runs of one data set and seed in which the solver of the row ended lower than the other, equal to it, higher."
+    )
     return Table("Wins / ties / losses", ("solver", *ranking.mean_ranks), tuple(rows), note=note)
 
 

@@ -49,10 +49,10 @@ def train(gate: Gate, num_experts: int, data: TwoDigits, epochs: int) -> tuple[n
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
     images, labels = tensors(data.train)
     for _ in range(epochs):
-        for batch in torch.randperm(len(images)).split(BATCH):
+        for batch in torch.split(torch.randperm(len(images)), BATCH):
             loss = two_task_loss(model(images[batch]), labels[batch]) + moe.regularization()
             optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             optimizer.step()
     return model.eval(), moe
 

@@ -1,4 +1,4 @@
-"""What the statistics compare: how far each run of one problem class ended above the best value known of its data set."""
+"""What the statistics compare: how far each run ended above the best value known of its data set."""
 
 from __future__ import annotations
 

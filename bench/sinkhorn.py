@@ -1,4 +1,4 @@
-"""The relaxation of COMET's permutation search: gradient descent on doubly stochastic matrices, annealed and rounded."""
+"""The relaxation of COMET's permutation search: doubly stochastic matrices, learned by gradient and rounded."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import singledispatch
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
@@ -79,8 +81,9 @@ class SinkhornRelaxation(Proposer):
                 matrix = log_p.exp()
                 loss = value(matrix) / scale - self.entropy * (matrix * log_p).sum()
                 optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
+                torch.autograd.backward(loss)
                 # A hard P has no gradient left, and its entropy one that is not finite.
+                assert logits.grad is not None
                 torch.nan_to_num_(logits.grad, nan=0.0, posinf=0.0, neginf=0.0)
                 optimizer.step()
                 yield rounded(matrix.detach())
@@ -152,7 +155,7 @@ def _mixture(problem: MixtureAssignment) -> Callable[[Tensor], Tensor]:
         elif problem.loss == "bce":
             losses = functional.binary_cross_entropy_with_logits(z, targets, reduction="none").sum(1)
         else:
-            groups = z.unflatten(1, (targets.shape[1], -1)).movedim(2, 1)
+            groups = z.reshape(len(z), targets.shape[1], -1).movedim(2, 1)
             losses = functional.cross_entropy(groups, targets, reduction="none").sum(1)
         return sample_weights @ losses
 
@@ -161,10 +164,10 @@ def _mixture(problem: MixtureAssignment) -> Callable[[Tensor], Tensor]:
 
 def _experts(matrix: Tensor, capacity: int) -> Tensor:
     """Return the share of every expert in every slot, [slots, experts], from those of the seats."""
-    return matrix.flatten(0, 1).unflatten(1, (-1, capacity)).sum(2)
+    return matrix.reshape(-1, matrix.shape[2] // capacity, capacity).sum(2)
 
 
-def _tensor(array: np.ndarray) -> Tensor:  # type: ignore[type-arg]
+def _tensor(array: npt.NDArray[Any]) -> Tensor:
     return torch.from_numpy(array.astype(np.float64))
 
 

@@ -27,8 +27,8 @@ def share_reached(times: npt.ArrayLike, seconds: float) -> npt.NDArray[np.float6
 
     References
     ----------
-    R. M. Aiex, M. G. C. Resende, C. C. Ribeiro, "TTT plots: a perl program to create time-to-target plots", Optimization
-    Letters 1 (2007), 355-366.
+    R. M. Aiex, M. G. C. Resende, C. C. Ribeiro, "TTT plots: a perl program to create time-to-target plots",
+    Optimization Letters 1 (2007), 355-366.
     """
     return (np.asarray(times, dtype=np.float64) <= seconds).mean(axis=0)
 
