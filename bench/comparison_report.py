@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
-import platform
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +14,7 @@ from moe_search.bench.comparison_tables import (
     solvers_table,
     win_tie_loss_table,
 )
+from moe_search.bench.machine_facts import machine_facts
 from moe_search.bench.mean_ranks import Ranking, rank_solvers
 from moe_search.bench.performance_profiles import profile_figure
 from moe_search.bench.scores import Scores, scores, times_to_target
@@ -101,27 +99,6 @@ def facts(settings: ComparisonSettings, command: str) -> dict[str, str]:
         "Seeds": "repetition k of every solver has the same seed, which depends on k alone",
         "Runs at a time": f"{settings.n_jobs} ({settings.backend})",
     } | machine_facts()
-
-
-def machine_facts() -> dict[str, str]:
-    """Return the date, the processor and the versions that figures depend on."""
-    names = ("moe-search", "benchopt", "numpy", "scipy", "numba", "ortools", "torch")
-    versions = {"python": platform.python_version()} | {name: metadata.version(name) for name in names}
-    return {
-        "Date": datetime.date.today().isoformat(),
-        "Processor": processor(),
-        "Versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
-    }
-
-
-def processor() -> str:
-    """Return the name of the processor, as the system tells it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def _section(comparison: Comparison, scores: Scores) -> Section:

@@ -142,9 +142,9 @@ def bench(
 
     console = Console()
     for section in report.sections:
-        for table in section.tables:
-            console.print(section.heading, style="bold")
-            console.print(table.as_rich())
+        # The first table says how the solvers did, the others stand in the report.
+        for table in section.tables[:1]:
+            console.print(replace(table, title=section.heading, note="").as_rich())
         for finding in section.findings:
             console.print(finding, style="dim")
     console.print("written: " + ", ".join(str(path) for path in paths))
