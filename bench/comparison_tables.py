@@ -33,7 +33,15 @@ def solvers_table(comparison: Comparison, scores: Scores, ranking: Ranking) -> T
                 str(int(np.isinf(above).sum())),
             )
         )
-    columns = ("solver", "mean rank", "median excess", "reached the best", "within 1 %", "seconds to 1 %", "failed or late")
+    columns = (
+        "solver",
+        "mean rank",
+        "median excess",
+        "reached the best",
+        "within 1 %",
+        "seconds to 1 %",
+        "failed or late",
+    )
     note = (
         "Mean rank over data sets (1 is best) of the median value of a solver's runs; the other columns are over all "
         "runs. Seconds to 1 %: the median of the runs that reached it."

@@ -15,6 +15,7 @@ class Dataset(BaseDataset):
     name = "random-linear"
     requirements = ("pip::moe-search[bench]",)
     parameters = {"num_experts": [16], "capacity": [16], "seed": [0]}  # noqa: RUF012
+    parameter_template = "n={num_experts}, c={capacity}, seed={seed}"
 
     num_experts: int
     capacity: int

@@ -16,6 +16,8 @@ class Dataset(BaseDataset):
     requirements = ("pip::moe-search[bench]",)
     parameters = {"num_experts": [16], "num_samples": [256], "loss": ["cross_entropy"], "k": [2], "seed": [0]}  # noqa: RUF012
 
+    parameter_template = "n={num_experts}, B={num_samples}, k={k}, {loss}, seed={seed}"
+
     num_experts: int
     num_samples: int
     loss: Any

@@ -15,6 +15,7 @@ class Dataset(BaseDataset):
     name = "random-pairwise"
     requirements = ("pip::moe-search[bench]",)
     parameters = {"num_experts": [12], "capacity": [1], "seed": [0]}  # noqa: RUF012
+    parameter_template = "n={num_experts}, c={capacity}, seed={seed}"
 
     num_experts: int
     capacity: int

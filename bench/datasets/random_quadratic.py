@@ -15,6 +15,7 @@ class Dataset(BaseDataset):
     name = "random-quadratic"
     requirements = ("pip::moe-search[bench]",)
     parameters = {"size": [30], "seed": [0]}  # noqa: RUF012
+    parameter_template = "n={size}, seed={seed}"
     test_config = {"size": 8}  # noqa: RUF012
 
     size: int
