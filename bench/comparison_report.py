@@ -123,13 +123,15 @@ def _section(comparison: Comparison, scores: Scores) -> Section:
 
 def _figures(comparison: Comparison, scores: Scores, ranking: Ranking) -> tuple[ReportFigure, ...]:
     order = list(ranking.mean_ranks)
+    styles = {str(name): number for number, name in enumerate(comparison.runs["solver"].unique())}
     times = {words: times_to_target(comparison, scores, target)[order] for words, target in TARGETS.items()}
     if not any(np.isfinite(table.to_numpy()).any() for table in times.values()):
         return ()
     figures = [
         ReportFigure(
             figure_svg(
-                time_to_target_figure(times, comparison.seconds), "share of the runs that reached a target in time"
+                time_to_target_figure(times, comparison.seconds, styles),
+                "share of the runs that reached a target in time",
             ),
             "Time to target: the share of all runs that were within the target after so many seconds. Higher and "
             "further left is better.",
@@ -139,7 +141,7 @@ def _figures(comparison: Comparison, scores: Scores, ranking: Ranking) -> tuple[
     if len(order) > 1 and np.isfinite(close.to_numpy()).any():
         figures.append(
             ReportFigure(
-                figure_svg(profile_figure(close), "performance profiles of the solvers"),
+                figure_svg(profile_figure(close, styles), "performance profiles of the solvers"),
                 "Performance profile (Dolan and More): the share of the runs in which a solver came within 1 % of the "
                 "best in at most so many times the time of the fastest solver on the same data set and seed.",
             )

@@ -12,13 +12,16 @@ from moe_search.plotting.palette import MUTED, OKABE_ITO, RULE
 DASHES = ("-", "--", ":")
 
 
-def draw_steps(axis: Axes, points: npt.NDArray[np.float64], label: str, index: int, right: float) -> None:
-    """Draw the share of all points that are at most x, up to x = `right`; points may be infinite."""
+def draw_steps(axis: Axes, points: npt.NDArray[np.float64], label: str, style: int, right: float) -> None:
+    """Draw the share of all points that are at most x, up to x = `right`; points may be infinite.
+
+    A style number gives a colour and a dash; a solver keeps its own over all figures of a page.
+    """
     finite = np.sort(points[np.isfinite(points)])
     x = np.concatenate([[0.0], finite, [right]])
     y = np.concatenate([np.arange(len(finite) + 1), [len(finite)]]) / len(points)
-    style = DASHES[index // len(OKABE_ITO) % len(DASHES)]
-    axis.step(x, y, style, where="post", color=OKABE_ITO[index % len(OKABE_ITO)], linewidth=1.6, label=label)
+    dash = DASHES[style // len(OKABE_ITO) % len(DASHES)]
+    axis.step(x, y, dash, where="post", color=OKABE_ITO[style % len(OKABE_ITO)], linewidth=1.6, label=label)
 
 
 def finish(axis: Axes, x_label: str, y_label: str, legend: bool = True) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
@@ -49,13 +51,15 @@ def profile(ratios: npt.ArrayLike, factor: float) -> npt.NDArray[np.float64]:
     return (np.asarray(ratios, dtype=np.float64) <= factor).mean(axis=0)
 
 
-def profile_figure(times: pd.DataFrame) -> Figure:
+def profile_figure(times: pd.DataFrame, styles: Mapping[str, int]) -> Figure:
     """Draw the profiles of times to a target.
 
     Parameters
     ----------
     times : DataFrame
         Rows problems, columns solvers: seconds, infinite if the target was not reached.
+    styles : mapping of str to int
+        The number of the line style of every solver.
     """
     ratios = performance_ratios(times.clip(lower=1e-6).to_numpy())
     with mpl.rc_context({"font.size": 9, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": RULE}):
@@ -63,8 +67,8 @@ def profile_figure(times: pd.DataFrame) -> Figure:
         axis = figure.subplots()
         finite = ratios[np.isfinite(ratios)]
         right = max(2.0, float(finite.max(initial=1.0))) * 1.5
-        for index, name in enumerate(times.columns):
-            draw_steps(axis, ratios[:, index], str(name), index, right)
+        for index, name in enumerate(map(str, times.columns)):
+            draw_steps(axis, ratios[:, index], str(name), styles[name], right)
         axis.set_xlim(1.0, right)
         finish(axis, "time as a multiple of the fastest solver's", "share of the runs that reached the target")
     return figure

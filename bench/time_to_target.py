@@ -33,7 +33,7 @@ def share_reached(times: npt.ArrayLike, seconds: float) -> npt.NDArray[np.float6
     return (np.asarray(times, dtype=np.float64) <= seconds).mean(axis=0)
 
 
-def time_to_target_figure(times: Mapping[str, pd.DataFrame], limit: float) -> Figure:
+def time_to_target_figure(times: Mapping[str, pd.DataFrame], limit: float, styles: Mapping[str, int]) -> Figure:
     """Draw one panel for each target.
 
     Parameters
@@ -42,13 +42,15 @@ def time_to_target_figure(times: Mapping[str, pd.DataFrame], limit: float) -> Fi
         By the words for the target: rows runs, columns solvers, seconds (infinite if it was not reached).
     limit : float
         Seconds a run may take.
+    styles : mapping of str to int
+        The number of the line style of every solver.
     """
     with mpl.rc_context({"font.size": 9, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": RULE}):
         figure = Figure(figsize=(3.1 * len(times) + 1.6, 3.2), layout="constrained")
         axes = figure.subplots(1, len(times), sharey=True, squeeze=False)[0]
         for (target, table), axis in zip(times.items(), axes, strict=True):
-            for index, name in enumerate(table.columns):
-                draw_steps(axis, np.maximum(table[name].to_numpy(), SHORTEST), str(name), index, limit)
+            for name in table.columns:
+                draw_steps(axis, np.maximum(table[name].to_numpy(), SHORTEST), str(name), styles[name], limit)
             axis.set_title(target, loc="left", fontweight="bold", fontsize=10)
             axis.set_xlim(SHORTEST, limit)
             last = axis is axes[-1]
