@@ -131,7 +131,7 @@ def _figures(comparison: Comparison, scores: Scores, ranking: Ranking) -> tuple[
         ReportFigure(
             figure_svg(
                 time_to_target_figure(times, comparison.seconds, styles),
-                "share of the runs that reached a target in time",
+                "share of runs that reached a target in time",
             ),
             "Time to target: the share of all runs that were within the target after so many seconds. Higher and "
             "further left is better.",

@@ -27,8 +27,8 @@ def solvers_table(comparison: Comparison, scores: Scores, ranking: Ranking) -> T
                 name,
                 f"{rank:.2f}",
                 percent(float(np.median(above))),
-                f"{np.isfinite(exact[name]).mean():.0%}",
-                f"{reached.mean():.0%}",
+                f"{100 * np.isfinite(exact[name]).mean():.0f} %",
+                f"{100 * reached.mean():.0f} %",
                 f"{np.median(close[name].to_numpy()[reached]):.3g}" if reached.any() else NONE,
                 str(int(np.isinf(above).sum())),
             )
@@ -115,5 +115,7 @@ def percent(share: float) -> str:
 
 
 def number(value: float) -> str:
-    """Return a value as text, an integer with all its digits."""
+    """Return a value as text, an integer with all its digits; a dash if there is none."""
+    if not np.isfinite(value):
+        return NONE
     return f"{int(value):,}" if value == int(value) else f"{value:.6g}"

@@ -106,7 +106,7 @@ def test_the_report_holds_ranks_tests_wins_and_faults():
         ({"a": {"one": 1, "two": 2}}, "one solver only"),
         ({"a": {"one": 1}, "b": {"one": 2}}, "one data set only"),
         ({"a": {"one": 1, "two": 2}, "b": {"one": 1, "two": 2}}, "equal values on every data set"),
-        ({"a": {"one": np.inf, "two": np.inf}, "b": {"one": np.inf, "two": np.inf}}, "equal values on every data set"),
+        ({name: {"one": np.inf, "two": np.inf} for name in "ab"}, "equal values on every data set"),
         ({"a": {"one": None, "two": 1}, "b": {"one": 1, "two": None}}, "No solver took every data set"),
         ({"a": {"one": 0, "two": 0}, "b": {"one": 1, "two": 0}}, "With two solvers Wilcoxon's test stands alone"),
         ({"a": {"one": -5, "two": -7}, "b": {"one": -4, "two": -7}}, "With two solvers Wilcoxon's test stands alone"),
