@@ -18,7 +18,18 @@ if TYPE_CHECKING:
     from moe_search.solvers.result import Result
     from moe_search.solvers.solver import Solver
 
-SOLVERS = ("auto", "local-search", "enumeration", "cp-sat", "hungarian", "min-cost-flow")
+# Name on the command line -> class; "auto" is the choice of `moe_search.solve`.
+SOLVERS = {
+    "auto": "",
+    "local-search": "LocalSearch",
+    "iterated-local-search": "IteratedLocalSearch",
+    "tabu-search": "TabuSearch",
+    "simulated-annealing": "SimulatedAnnealing",
+    "enumeration": "Enumeration",
+    "cp-sat": "CpSat",
+    "hungarian": "Hungarian",
+    "min-cost-flow": "MinCostFlow",
+}
 LONGEST_PRINTED_PERMUTATION = 40
 
 app = typer.Typer(
@@ -64,7 +75,7 @@ def demo(
 def solve(
     file: Annotated[Path, typer.Argument(help="A problem in QAPLIB's .dat format.", metavar="FILE.dat")],
     time: Annotated[float, typer.Option(help="Seconds the solver may take.")] = 2.0,
-    solver: Annotated[str, typer.Option(help=f"{', '.join(SOLVERS[:-1])} or {SOLVERS[-1]}.")] = "auto",
+    solver: Annotated[str, typer.Option(help=f"One of {', '.join(SOLVERS)}.")] = "auto",
     seed: Annotated[int, typer.Option(help="Source of all randomness.")] = 0,
     json: Annotated[Path | None, typer.Option(help="Where the result goes as JSON.", metavar="PATH")] = None,
 ) -> None:
@@ -154,27 +165,12 @@ def _solver(name: str) -> Solver | None:
     """Return the solver of a name of the command line; None lets `moe_search.solve` choose."""
     if name == "auto":
         return None
-    if name == "local-search":
-        from moe_search.solvers.local_search import LocalSearch
+    if name not in SOLVERS:
+        raise ValueError(f"--solver must be one of {', '.join(SOLVERS)}, got {name!r}")
+    from moe_search import solvers
 
-        return LocalSearch()
-    if name == "enumeration":
-        from moe_search.solvers.enumeration import Enumeration
-
-        return Enumeration()
-    if name == "cp-sat":
-        from moe_search.solvers.cp_sat import CpSat
-
-        return CpSat()
-    if name == "hungarian":
-        from moe_search.solvers.hungarian import Hungarian
-
-        return Hungarian()
-    if name == "min-cost-flow":
-        from moe_search.solvers.min_cost_flow import MinCostFlow
-
-        return MinCostFlow()
-    raise ValueError(f"--solver must be one of {', '.join(SOLVERS)}, got {name!r}")
+    chosen: Solver = getattr(solvers, SOLVERS[name])()
+    return chosen
 
 
 def _print_result(file: Path, problem: QuadraticAssignment, result: Result, json: Path | None) -> None:

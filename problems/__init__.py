@@ -1,6 +1,6 @@
 """What is minimized: problem classes over permutations, their kernels, instances and files."""
 
-from moe_search.problems import quadratic_deltas  # noqa: F401  (registers its kernels)
+from moe_search.problems import mixture_deltas, quadratic_deltas  # noqa: F401  (they register their kernels)
 from moe_search.problems.linear import LinearAssignment
 from moe_search.problems.mixture import MixtureAssignment
 from moe_search.problems.pairwise import PairwiseAssignment

@@ -63,6 +63,7 @@ class MixtureAssignment(Problem):
     loss: Loss
     sample_weights: npt.NDArray[np.float64] | None = None
     by_slot: WeightsBySlot = field(init=False, repr=False)
+    by_sample: WeightsBySample = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.loss not in get_args(Loss):
@@ -98,6 +99,7 @@ class MixtureAssignment(Problem):
         ):
             object.__setattr__(self, name, array)
         object.__setattr__(self, "by_slot", _by_slot(weights))
+        object.__setattr__(self, "by_sample", _by_sample(weights))
 
     @property
     def size(self) -> int:
@@ -126,8 +128,17 @@ class MixtureAssignment(Problem):
 
     @property
     def sweep_cost(self) -> int:
-        """Operations that compute the deltas of all swaps: each looks at the samples of two slots."""
-        return 2 * self.block_size * self.by_slot.sample.size * self.outputs.shape[2]
+        """Operations that bring the deltas of all swaps up to date, the cheaper of two ways."""
+        return min(self._sweep_costs())
+
+    def _sweep_costs(self) -> tuple[int, int]:
+        """Return what it costs to compute all deltas, and to correct them for the samples that a swap touches."""
+        width = self.outputs.shape[2] * (2 if self.loss == "squared" else 16)
+        entries = self.by_slot.sample.size
+        afresh = 2 * self.block_size * entries * width
+        # A slot's samples take out and add again their part in the deltas of all their slots.
+        slots_squared = int((np.diff(self.by_sample.start) ** 2).sum())
+        return afresh, 4 * self.block_size * (slots_squared + entries) * width // self.size
 
     def experts(self, permutation: npt.ArrayLike) -> Permutation:
         """Return the expert of every slot, shape (T m,), under a permutation."""
@@ -179,6 +190,11 @@ class MixtureAssignment(Problem):
             sample_loss=self.sample_losses(predictions),
             trial=np.empty(self.outputs.shape[2]),
             loss=get_args(Loss).index(self.loss),
+            sample_start=self.by_sample.start,
+            sample_slot=self.by_sample.slot,
+            sample_slot_weight=self.by_sample.weight,
+            row=np.zeros(self.size),
+            corrects=int(np.argmin(self._sweep_costs())),
         )
 
     def as_pairwise(self) -> PairwiseAssignment:
@@ -215,6 +231,14 @@ class WeightsBySlot(NamedTuple):
     weight: npt.NDArray[np.float64]
 
 
+class WeightsBySample(NamedTuple):
+    """Slots that a sample has weight on and their weights: entries ``start[b] .. start[b + 1]``, in order of slot."""
+
+    start: npt.NDArray[np.int64]
+    slot: npt.NDArray[np.int64]
+    weight: npt.NDArray[np.float64]
+
+
 class MixtureState(NamedTuple):
     """Arrays of the mixture kernels; `prediction`, `sample_loss` and `expert` follow the permutation."""
 
@@ -232,6 +256,11 @@ class MixtureState(NamedTuple):
     sample_loss: npt.NDArray[np.float64]
     trial: npt.NDArray[np.float64]
     loss: int
+    sample_start: npt.NDArray[np.int64]
+    sample_slot: npt.NDArray[np.int64]
+    sample_slot_weight: npt.NDArray[np.float64]
+    row: npt.NDArray[np.float64]
+    corrects: int
 
 
 def _floats(name: str, values: npt.ArrayLike, ndim: int) -> npt.NDArray[np.float64]:
@@ -268,6 +297,14 @@ def _by_slot(slot_weights: npt.NDArray[np.float64]) -> WeightsBySlot:
     start = np.searchsorted(slot, np.arange(flat.shape[1] + 1))
     arrays = start.astype(np.int64), sample.astype(np.int64), flat[sample, slot]
     return WeightsBySlot(*(read_only(a) for a in arrays))
+
+
+def _by_sample(slot_weights: npt.NDArray[np.float64]) -> WeightsBySample:
+    flat = slot_weights.reshape(len(slot_weights), -1)
+    sample, slot = np.nonzero(flat)
+    start = np.searchsorted(sample, np.arange(len(flat) + 1))
+    arrays = start.astype(np.int64), slot.astype(np.int64), flat[sample, slot]
+    return WeightsBySample(*(read_only(a) for a in arrays))
 
 
 @njit(cache=True, nogil=True)

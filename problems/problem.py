@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from dataclasses import fields, is_dataclass
+from functools import partial
+from typing import Any, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +24,13 @@ class Problem(ABC):
     gives `size`, `block_size`, `integral`, `value` and `state`, and registers the kernels `swap_delta` and
     `commit_swap` for the NamedTuple that `state` returns (see `moe_search.problems.moves`).
     """
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
+        # Built anew from what it was made of: a pickled array is no longer read-only, which is another type to Numba,
+        # and all kernels would be compiled again in the process that it arrives in.
+        if not is_dataclass(self):
+            return super().__reduce_ex__(protocol)
+        return partial(type(self), **{each.name: getattr(self, each.name) for each in fields(self) if each.init}), ()
 
     @property
     @abstractmethod

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import math
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -17,6 +16,7 @@ from moe_search.problems.mixture import MixtureAssignment
 from moe_search.problems.pairwise import PairwiseAssignment
 from moe_search.problems.problem import Permutation, Problem
 from moe_search.problems.quadratic import QuadraticAssignment
+from moe_search.solvers.background import run_watched
 from moe_search.solvers.clock import Clock
 from moe_search.solvers.gilmore_lawler import gilmore_lawler, pairwise_gilmore_lawler
 from moe_search.solvers.incumbent import Incumbent, OnImprovement
@@ -31,7 +31,6 @@ MOST_TERMS = 200_000
 MOST_PRODUCTS = 20_000_000
 # Floats become integers on a grid whose whole range spans this.
 GRID = 2.0**42
-POLL_SECONDS = 0.01
 
 
 @dataclass(frozen=True)
@@ -219,28 +218,13 @@ class _Search:
 
     def _run(self, solver: cp_model.CpSolver, model: _Model) -> None:
         found = _solutions(self, model)
-        # An event and not Thread.join: a join that Ctrl-C breaks off takes the thread for ended.
-        ended = threading.Event()
 
-        def search() -> None:
-            try:
-                solver.solve(model.model, found)
-            finally:
-                ended.set()
-
-        threading.Thread(target=search, daemon=True).start()
-        try:
-            while not ended.wait(POLL_SECONDS):
-                self._show()
-                if self.stopped():
-                    solver.stop_search()
+        def look() -> None:
             self._show()
-        except KeyboardInterrupt:
-            self.interrupted = True
-        finally:
-            # The thread ends with the run also when the callback raised.
-            while not ended.wait(POLL_SECONDS):
+            if self.stopped():
                 solver.stop_search()
+
+        self.interrupted = run_watched(lambda: solver.solve(model.model, found), look, solver.stop_search)
         self.conflicts = solver.num_conflicts
         self.bound = model.lower_bound(solver.best_objective_bound)
 

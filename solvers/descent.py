@@ -272,6 +272,14 @@ def improve(state: Any, run: Descent, delta: Any) -> None:
     c.moves += 1
     if c.phase == INSERTION:
         c.insertion_moves += 1
+    log_incumbent(state, run)
+
+
+@njit(cache=True, nogil=True)
+def log_incumbent(state: Any, run: Descent) -> None:
+    """Take the current permutation for the incumbent if it is better."""
+    c = run.cursor[0]
+    totals = run.totals
     if totals[0] < totals[1] - run.tolerance:
         totals[1] = totals[0]
         run.incumbent[:] = state.permutation

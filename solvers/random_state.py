@@ -5,6 +5,7 @@ A numpy Generator handed to a kernel costs some 20 microseconds a call; four int
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -45,3 +46,11 @@ def random_unit(state: Any) -> float:
 def random_below(state: Any, n: int) -> int:
     """Return an integer uniform in 0 .. n - 1 (up to a bias of n / 2**53)."""
     return int(random_unit(state) * n)
+
+
+@njit(cache=True, nogil=True)
+def metropolis(state: Any, delta: Any, temperature: float) -> bool:
+    """Return whether a change in value is accepted: a loss with probability ``exp(-delta / temperature)``."""
+    if delta <= 0:
+        return True
+    return temperature > 0 and random_unit(state) < math.exp(-float(delta) / temperature)

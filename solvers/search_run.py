@@ -119,7 +119,7 @@ class SearchRun:
         seconds = self.clock.seconds() - before.seconds
         for iteration, value in piece.improvements:
             # The kernel knows no clock; within a slice of milliseconds the work is as good as one.
-            share = (iteration - before.iterations) / max(piece.iterations - before.iterations, 1)
+            share = (int(iteration) - before.iterations) / max(piece.iterations - before.iterations, 1)
             self.value = value.item()
             self.improved_at = int(iteration)
             self.trajectory.append(TrajectoryPoint(before.seconds + share * seconds, self.value, self.improved_at))

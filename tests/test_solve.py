@@ -1,9 +1,12 @@
+import math
+
 import numpy as np
 import pytest
 from instances import INSTANCES, naive_value
 from naive import permutations
 
 import moe_search as ms
+from moe_search._solve import default_solver
 
 
 @pytest.mark.parametrize("name", INSTANCES)
@@ -28,7 +31,7 @@ def test_every_class_gets_an_optimal_answer_by_default_when_small(name):
 )
 def test_larger_ones_get_a_bound_and_a_gap(problem):
     result = ms.solve(problem, stop=ms.MaxRuntime(0.3), seed=1)
-    assert result.solver.startswith("LocalSearch")
+    assert result.solver.startswith("IteratedLocalSearch" if problem.size == 300 else "TabuSearch")
     assert result.bound <= result.value
     assert 0 <= result.gap < 1
     assert result.status in ("feasible", "optimal")
@@ -40,8 +43,45 @@ def test_large_linear_problems_are_solved_within_the_limit():
     exact = ms.solve(ms.random_linear(500, 50, seed=0))
     assert (exact.status, exact.gap) == ("optimal", 0.0)
     hurried = ms.solve(ms.random_linear(1500, seed=0), stop=ms.MaxRuntime(0.02))
-    assert hurried.solver.startswith("LocalSearch")
+    assert hurried.solver.startswith("IteratedLocalSearch")
     assert hurried.bound <= hurried.value
+
+
+def test_the_default_depends_on_the_moves_that_time_allows():
+    dense = ms.random_mixture(256, 16, seed=0)
+    chosen = [default_solver(dense, seconds) for seconds in (0.01, 1.0, math.inf)]
+    assert [type(solver) for solver in chosen] == [ms.IteratedLocalSearch, ms.TabuSearch, ms.TabuSearch]
+    assert default_solver(ms.random_quadratic(100, seed=0), 0.05) == ms.TabuSearch()
+    huge = ms.random_linear(5000, 1250, seed=0)
+    assert ms.TabuSearch().refuses(huge)
+    assert default_solver(huge, 0.01) == ms.IteratedLocalSearch()
+
+
+SMALL = [
+    ms.QuadraticAssignment([[3]], [[4]]),
+    ms.random_quadratic(2, seed=0),
+    ms.QuadraticAssignment(np.ones((12, 12), int), np.ones((12, 12), int)),
+    ms.random_linear(1, seed=0),
+    ms.random_linear(60, 1, seed=0),  # one expert of capacity 60
+    ms.LinearAssignment(np.full((40, 2), 7)),
+    ms.random_pairwise(2, seed=0),
+    ms.random_pairwise(24, 1, seed=0),
+    ms.random_mixture(5, 1, seed=0),
+    ms.random_mixture(5, 24, 2, seed=0),
+]
+HEURISTICS = [ms.LocalSearch("both"), ms.TabuSearch(), ms.IteratedLocalSearch("both"), ms.SimulatedAnnealing(), None]
+
+
+@pytest.mark.parametrize("solver", HEURISTICS, ids=lambda solver: type(solver).__name__)
+@pytest.mark.parametrize("problem", SMALL, ids=range(len(SMALL)))
+def test_tiny_flat_and_roomy_problems_are_solved(problem, solver):
+    result = ms.solve(problem, solver, ms.MaxRuntime(0.05))
+    assert result.value == pytest.approx(problem.value(result.permutation), rel=1e-9)
+    if problem.size <= 2 or problem.capacity == problem.block_size:
+        assert result.value == pytest.approx(
+            ms.solve(problem, ms.Enumeration()).value if problem.size < 9 else problem.value(np.arange(problem.size)),
+            rel=1e-9,
+        )
 
 
 def test_a_value_that_meets_the_bound_ends_the_search():

@@ -8,6 +8,7 @@ from instances import INSTANCES, naive_value
 from naive import swapped
 from numba import njit
 
+from moe_search.problems import random_mixture
 from moe_search.problems.delta_matrix import commit_swap_and_deltas, fill_deltas, fill_potential
 
 
@@ -50,6 +51,32 @@ def test_every_delta_is_the_difference_of_naive_values(name, seed, moves):
         assert matrix.deltas[a, b] == pytest.approx(expected, rel=1e-9, abs=1e-9)
         if problem.integral:
             assert matrix.deltas[a, b] == expected
+
+
+@pytest.mark.parametrize("loss", ["squared", "bce", "cross_entropy"])
+@settings(max_examples=4, deadline=None)
+@given(seed=st.integers(0, 10**6), moves=st.lists(st.integers(0, 10**6), min_size=1, max_size=12))
+def test_correcting_sparse_mixtures_agrees_with_computing_them_afresh(loss, seed, moves):
+    problem = random_mixture(20, 12, 6, seed=seed, k=2, loss=loss, num_selectors=2)
+    p = problem.random_permutation(np.random.default_rng(seed))
+    state, matrix = problem.state(p), problem.delta_matrix()
+    assert state.corrects == 1
+    fill(state, matrix, problem.block_size)
+    for move in moves:
+        choices = list(pairs(problem))
+        commit(state, matrix, problem.block_size, *choices[move % len(choices)])
+    afresh_state, afresh = problem.state(state.permutation), problem.delta_matrix()
+    fill(afresh_state, afresh, problem.block_size)
+    for a, b in pairs(problem):
+        assert matrix.deltas[a, b] == pytest.approx(afresh.deltas[a, b], rel=1e-9, abs=1e-12)
+    assert not state.row.any()
+
+
+def test_samples_with_weight_on_all_slots_are_not_corrected_for():
+    dense, sparse = (random_mixture(30, 16, seed=0, k=k) for k in (None, 2))
+    assert dense.state(range(16)).corrects == 0
+    assert sparse.state(range(16)).corrects == 1
+    assert sparse.sweep_cost < dense.sweep_cost / 10
 
 
 def test_deltas_take_32_bits_only_where_no_potential_can_overflow_them():

@@ -23,6 +23,12 @@ SOLVERS = {
     "both best": solvers.LocalSearch("both", "best"),
     "one descent": solvers.LocalSearch(restarts=False),
     "tabu": solvers.TabuSearch(),
+    "iterated": solvers.IteratedLocalSearch(),
+    "iterated insertion annealing": solvers.IteratedLocalSearch("insertion", "best", acceptance="annealing"),
+    "iterated both restart": solvers.IteratedLocalSearch("both", "best", acceptance="restart", patience=9),
+    "iterated without bits": solvers.IteratedLocalSearch(acceptance="better", dont_look=False),
+    "annealing": solvers.SimulatedAnnealing(),
+    "multi-start": solvers.MultiStart(solvers.LocalSearch(), runs=3, n_jobs=2),
     "enumeration": solvers.Enumeration(),
     "hungarian": solvers.Hungarian(),
     "min-cost flow": solvers.MinCostFlow(),
@@ -194,7 +200,11 @@ def large(request):
 
 
 # No other solver takes problems of this size.
-@pytest.mark.parametrize("name", ["swap first", "swap best", "insertion first", "insertion best", "both first", "tabu"])
+TIMED = ["swap first", "swap best", "insertion first", "insertion best", "both first", "tabu"]
+TIMED += ["iterated", "iterated insertion annealing", "annealing"]
+
+
+@pytest.mark.parametrize("name", TIMED)
 def test_a_time_limit_is_kept_on_large_problems(name, large):
     solver = SOLVERS[name]
     if name == "tabu" and isinstance(large, problems.MixtureAssignment):
@@ -228,7 +238,20 @@ def test_cp_sat_keeps_a_time_limit_while_it_builds_and_while_it_solves(size):
     assert result.value == problem.value(result.permutation)
 
 
-@pytest.mark.parametrize("name", ["swap first", "insertion best", "enumeration", "cp-sat", "branch and bound"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "swap first",
+        "insertion best",
+        "tabu",
+        "iterated",
+        "annealing",
+        "multi-start",
+        "enumeration",
+        "cp-sat",
+        "branch and bound",
+    ],
+)
 def test_ctrl_c_returns_the_incumbent(name):
     size = 10 if name == "enumeration" else 20
     problem = problems.random_quadratic(size, seed=0)

@@ -1,0 +1,46 @@
+"""The example of a new solver runs, and is held to what every solver must do."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from instances import INSTANCES, naive_value
+
+import moe_search as ms
+
+TEXT = (Path(__file__).parents[1] / "docs" / "new_solver.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def names():
+    # Numba and dataclasses ask for the module that a function belongs to.
+    names = {"__name__": __name__}
+    exec(re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)[0], names)
+    return names
+
+
+def test_the_example_prints_what_it_found(capsys):
+    exec(re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)[0], {"__name__": __name__})
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert "iterations: ThresholdAccepting(" in lines[0]
+
+
+@pytest.mark.parametrize("name", ["linear", "quadratic general", "pairwise", "mixture squared"])
+def test_the_example_is_a_good_solver(names, name):
+    problem = INSTANCES[name](5)
+    solver = names["ThresholdAccepting"]()
+    best = ms.Enumeration().solve(problem, ms.MaxRuntime(60.0))
+    shown = []
+    start = problem.random_permutation(np.random.default_rng(0))
+    values = [
+        solver.solve(problem, ms.MaxIterations(3000), seed, start, on_improvement=shown.append).value
+        for seed in range(10)
+    ]
+    assert min(values) == pytest.approx(best.value, rel=1e-9)
+    assert naive_value(problem, shown[-1].permutation) == pytest.approx(values[-1], rel=1e-9)
+    first, second = (solver.solve(problem, ms.MaxIterations(700), seed=3) for _ in range(2))
+    assert first.permutation.tolist() == second.permutation.tolist()
+    kept = solver.solve(problem, ms.MaxIterations(1), initial=best.permutation)
+    assert kept.value == pytest.approx(best.value, rel=1e-9)
