@@ -20,8 +20,8 @@ test: $(BIN)/pytest
 	NUMBA_DISABLE_JIT=1 $(BIN)/pytest -q tests/problems
 	$(BIN)/pytest
 
-bench: $(BIN)/moe-search
-	$(BIN)/python -m moe_search.bench.local_search_speed --qaplib "$${MOE_SEARCH_QAPLIB:?set it to a folder of QAPLIB files}" $(BENCH_ARGS)
+bench: $(BIN)/benchopt
+	$(BIN)/python -m moe_search.bench.speed $(BENCH_ARGS)
 
 clean:
 	rm -rf $(VENV) .numba_cache build dist *.egg-info
@@ -31,6 +31,10 @@ $(BIN)/python:
 
 $(BIN)/moe-search: $(BIN)/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	touch $@
+
+$(BIN)/benchopt: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'
 	touch $@
 
 $(BIN)/pytest: $(BIN)/python pyproject.toml constraints.txt

@@ -5,23 +5,25 @@ Run ``python -m moe_search.bench.local_search_speed --qaplib FOLDER``. All ratio
 
 from __future__ import annotations
 
+import math
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+import pandas as pd
 import typer
-from rich.console import Console
-from rich.table import Table
 from scipy.optimize import quadratic_assignment
 
 import moe_search as ms
+from moe_search.bench.qaplib_folder import best_known_values
 from moe_search.bench.textbook import SymmetricTextbookQuadratic, TextbookQuadratic
 
+TITLE = "Local search: deltas a second against the textbook, local optima against scipy's 2opt, start-up"
+Row = dict[str, float | str]
 ROUNDS = 5
 STARTS = 30
 FIRST_RESULT = """
@@ -40,9 +42,23 @@ def deltas(problem: ms.QuadraticAssignment, seconds: float) -> float:
     return result.iterations / result.runtime
 
 
-def delta_table(folder: Path, seconds: float) -> Table:
+def measure(qaplib: Path | None, seconds: float) -> pd.DataFrame:
+    """Return one row a measurement.
+
+    Parameters
+    ----------
+    qaplib : Path or None
+        Folder of QAPLIB files with best_known.csv; without it only the start-up is measured.
+    seconds : float
+        Seconds for each measurement.
+    """
+    rows = [] if qaplib is None else [*delta_rows(qaplib, seconds), *optimum_rows(qaplib, seconds)]
+    return pd.DataFrame([*rows, *start_up_rows()])
+
+
+def delta_rows(folder: Path, seconds: float) -> list[Row]:
     """Measure our kernels against the textbook's in the same search, in turns; medians of the rounds."""
-    table = Table("instance", "ours, M/s", "textbook, M/s", "ratio", "symmetric textbook, M/s", "ratio", title="Deltas")
+    rows: list[Row] = []
     for name in ("tai30a", "tai50a", "sko72", "tai100a"):
         ours = ms.read_qaplib(folder / f"{name}.dat")
         peers = [ours] + [kind(ours.flow, ours.distance) for kind in (TextbookQuadratic, SymmetricTextbookQuadratic)]
@@ -52,23 +68,15 @@ def delta_table(folder: Path, seconds: float) -> Table:
             raise RuntimeError(f"the kernels disagree on {name}: {values}")
         rates = [[deltas(peer, seconds / ROUNDS) / 1e6 for peer in peers] for _ in range(ROUNDS)]
         ours_rate, general, symmetric = (statistics.median(column) for column in zip(*rates, strict=True))
-        table.add_row(
-            name,
-            f"{ours_rate:.0f}",
-            f"{general:.1f}",
-            f"{ours_rate / general:.1f}x",
-            f"{symmetric:.1f}",
-            f"{ours_rate / symmetric:.1f}x",
-        )
-    return table
+        for peer_name, rate in (("textbook", general), ("symmetric textbook", symmetric)):
+            rows.append(_row("deltas, M/s", name, ours_rate, peer_name, rate, ours_rate / rate))
+    return rows
 
 
-def optimum_table(folder: Path, seconds: float) -> Table:
+def optimum_rows(folder: Path, seconds: float) -> list[Row]:
     """Measure the time to one local optimum from a random start, and its gap, against scipy's 2opt."""
-    table = Table(
-        "instance", "ours, us", "scipy 2opt, us", "ratio", "gap ours, %", "gap scipy, %", title="One local optimum"
-    )
-    known = best_known(folder)
+    rows: list[Row] = []
+    known = best_known_values(folder)
     for name in ("nug12", "nug30", "tai30a", "tai50a"):
         problem = ms.read_qaplib(folder / f"{name}.dat")
         run = ms.LocalSearch().solve(problem, ms.MaxRuntime(seconds), seed=0)
@@ -83,48 +91,42 @@ def optimum_table(folder: Path, seconds: float) -> Table:
             times.append(time.perf_counter() - before)
         gaps = [100 * (statistics.mean(found) / known[name] - 1) for found in (values, peers)]
         scipy_seconds = statistics.mean(times)
-        table.add_row(
-            name,
-            f"{1e6 * ours:.1f}",
-            f"{1e6 * scipy_seconds:.0f}",
-            f"{scipy_seconds / ours:.0f}x",
-            f"{gaps[0]:.2f}",
-            f"{gaps[1]:.2f}",
-        )
-    return table
+        row = _row("one local optimum, us", name, 1e6 * ours, "scipy 2opt", 1e6 * scipy_seconds, scipy_seconds / ours)
+        rows.append(row | {"gap ours, %": gaps[0], "gap peer, %": gaps[1]})
+    return rows
 
 
-def start_up_table() -> Table:
-    """Measure import to first result in a new process, twice: the second time from a warm cache."""
-    table = Table("process", "import to first result, s", "heavy modules loaded", title="Start-up")
-    for process in ("first", "second", "third"):
+def start_up_rows() -> list[Row]:
+    """Measure import to first result in a new process, three times: after the first from a warm cache."""
+    rows: list[Row] = []
+    for process in ("first process", "second process", "third process"):
         words = subprocess.run(
             [sys.executable, "-c", FIRST_RESULT], check=True, capture_output=True, text=True
         ).stdout.split()
-        table.add_row(process, f"{float(words[0]):.2f}", ", ".join(words[1:]) or "none")
-    return table
+        row = _row("import to first result, s", process, float(words[0]), "", math.nan, math.nan)
+        rows.append(row | {"heavy modules loaded": ", ".join(words[1:]) or "none"})
+    return rows
 
 
-def best_known(folder: Path) -> dict[str, int]:
-    """Return the best known value of every instance, from best_known.csv of a folder of QAPLIB files."""
-    rows = [line.split(",") for line in (folder / "best_known.csv").read_text(encoding="utf-8").splitlines()]
-    column = rows[0].index("best_known_value")
-    return {row[0]: int(row[column]) for row in rows[1:]}
+def _row(measurement: str, instance: str, ours: float, peer_name: str, peer: float, ratio: float) -> Row:
+    return {
+        "measurement": measurement,
+        "instance": instance,
+        "ours": ours,
+        "peer": peer,
+        "ratio": ratio,
+        "against": peer_name,
+    }
 
 
 def main(
-    qaplib: Annotated[Path, typer.Option(help="Folder of QAPLIB .dat files and best_known.csv.", exists=True)],
+    qaplib: Annotated[
+        Path | None, typer.Option(help="Folder of QAPLIB .dat files and best_known.csv.", exists=True)
+    ] = None,
     seconds: Annotated[float, typer.Option(help="Seconds for each measurement.", min=0.01)] = 1.0,
 ) -> None:
-    """Print three tables."""
-    console = Console(width=120)
-    tables: list[Callable[[], Table]] = [
-        lambda: delta_table(qaplib, seconds),
-        lambda: optimum_table(qaplib, seconds),
-        start_up_table,
-    ]
-    for build in tables:
-        console.print(build())
+    """Print the table."""
+    print(measure(qaplib, seconds).to_string(index=False, float_format="{:,.1f}".format))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import pandas as pd
 import typer
 
 import moe_search as ms
-from moe_search.bench.local_search_speed import best_known
+from moe_search.bench.qaplib_folder import best_known_values
 
 TITLE = "Tabu search, gap to the best known value"
 SEEDS = 5
@@ -50,7 +50,7 @@ def measure(qaplib: Path | None, seconds: float) -> pd.DataFrame:
     columns = ["instance", "seconds", "gap", "best", "worst", "bar", "met"]
     if qaplib is None:
         return pd.DataFrame(columns=columns)
-    known = best_known(qaplib)
+    known = best_known_values(qaplib)
     rows = []
     for bar in BARS:
         problem = ms.read_qaplib(qaplib / f"{bar.instance}.dat")

@@ -1,4 +1,4 @@
-"""The command line: ``moe-search demo`` and ``moe-search solve``."""
+"""The command line: ``moe-search demo``, ``moe-search solve`` and ``moe-search bench``."""
 
 from __future__ import annotations
 
@@ -106,6 +106,66 @@ def solve(
     _print_result(file, problem, result, json)
 
 
+@app.command()
+def bench(
+    suite: Annotated[str, typer.Option(help="small, medium or qaplib.")] = "small",
+    solver: Annotated[
+        list[str] | None,
+        typer.Option(help="Solver by name, as in --solver TabuSearch; may be repeated. [default: all]"),
+    ] = None,
+    dataset: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Data set, as in --dataset 'random-quadratic[size=30]'; may be repeated. [default: those of the suite]"
+        ),
+    ] = None,
+    solver_file: Annotated[
+        list[Path] | None,
+        typer.Option(help="File with a solver of your own, or a solver file of benchopt; may be repeated."),
+    ] = None,
+    repetitions: Annotated[int, typer.Option(help="Runs of each solver on each data set.")] = 5,
+    timeout: Annotated[float | None, typer.Option(help="Seconds a run may take. [default: those of the suite]")] = None,
+    n_jobs: Annotated[int, typer.Option(help="Runs at a time.")] = 1,
+    backend: Annotated[str, typer.Option(help="loky (processes of joblib) or dask.")] = "loky",
+    output: Annotated[Path, typer.Option(help="Folder of the report and the tables.")] = Path("moe-search-bench"),
+    qaplib: Annotated[
+        Path | None, typer.Option(help="Folder of QAPLIB files. [default: that of MOE_SEARCH_QAPLIB]")
+    ] = None,
+) -> None:
+    """Compare solvers: run them, resume what was killed, and write an HTML report with statistics."""
+    with _one_line_errors(), _missing_extras():
+        from moe_search.bench.comparison import ComparisonSettings, run_comparison
+        from moe_search.bench.comparison_report import make_report, write_comparison
+        from moe_search.plotting.output_file import check_output_file
+
+        settings = ComparisonSettings(
+            suite=suite,
+            solvers=tuple(solver or ()),
+            datasets=tuple(dataset or ()),
+            solver_files=tuple(solver_file or ()),
+            repetitions=repetitions,
+            seconds=timeout,
+            n_jobs=n_jobs,
+            backend=backend,  # type: ignore[arg-type]
+            qaplib=qaplib,
+        )
+        output.mkdir(parents=True, exist_ok=True)
+        check_output_file(output / "report.html", "output")
+        comparison = run_comparison(settings)
+    report = make_report(comparison, settings, shlex.join(["moe-search", *sys.argv[1:]]))
+    paths = write_comparison(comparison, report, output)
+    from rich.console import Console
+
+    console = Console()
+    for section in report.sections:
+        # The first table says how the solvers did, the others stand in the report.
+        for table in section.tables[:1]:
+            console.print(replace(table, title=section.heading, note="").as_rich())
+        for finding in section.findings:
+            console.print(finding, style="dim")
+    console.print("written: " + ", ".join(str(path) for path in paths))
+
+
 def _solver(name: str) -> Solver | None:
     """Return the solver of a name of the command line; None lets `moe_search.solve` choose."""
     if name == "auto":
@@ -157,3 +217,15 @@ def _one_line_errors() -> Iterator[None]:
             text = f"cannot use {error.filename}: {error.strerror}"
         typer.echo(f"error: {' '.join(text.split())}", err=True)
         raise typer.Exit(2) from error
+
+
+@contextmanager
+def _missing_extras() -> Iterator[None]:
+    """Name the command that installs what the comparison needs."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        extra = "cluster" if error.name in ("dask", "distributed") else "bench"
+        if (error.name or "").startswith("moe_search"):
+            raise
+        raise ValueError(f"{error.name} is missing; install it with: pip install 'moe-search[{extra}]'") from error

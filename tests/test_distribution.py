@@ -80,7 +80,7 @@ def sources():
             first = inside.parts[0] if inside.parts else ""
             if name == "moe_search" and first in ("problems", "solvers", "bench"):
                 continue
-            if path.suffix in (".py", ".html", ".typed") and "__pycache__" not in inside.parts:
+            if path.suffix in (".py", ".html", ".npz", ".typed") and "__pycache__" not in inside.parts:
                 found.add(f"{name}/{inside.as_posix()}")
     return found
 

@@ -62,3 +62,10 @@ class Table:
             table.caption = Text(self.note)
             table.caption_justify = "left"
         return table
+
+    def as_markdown(self) -> str:
+        """Return the table in GitHub's Markdown, the title as a line in bold above and the note below."""
+        align = ["---"] + ["---:"] * (len(self.columns) - 1)
+        lines = [[cell.replace("|", "\\|") for cell in row] for row in (self.columns, align, *self.rows)]
+        table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+        return "\n\n".join([f"**{self.title}**", table] + [self.note] * bool(self.note)) + "\n"

@@ -1,0 +1,17 @@
+"""Branch and bound with Gilmore-Lawler bounds."""
+
+from __future__ import annotations
+
+from moe_search.solvers.branch_and_bound import BranchAndBound
+
+from moe_search.bench.anytime_solver import AnytimeSolver
+
+
+class Solver(AnytimeSolver):
+    """Branch and bound with Gilmore-Lawler bounds."""
+
+    name = "BranchAndBound"
+
+    def method(self) -> BranchAndBound:
+        """Return the solver to run."""
+        return BranchAndBound()

@@ -1,0 +1,17 @@
+"""Frank-Wolfe on the convex hull of the permutations, from randomized starts."""
+
+from __future__ import annotations
+
+from moe_search.solvers.frank_wolfe import FrankWolfe
+
+from moe_search.bench.anytime_solver import AnytimeSolver
+
+
+class Solver(AnytimeSolver):
+    """Frank-Wolfe on the convex hull of the permutations, from randomized starts."""
+
+    name = "FrankWolfe"
+
+    def method(self) -> FrankWolfe:
+        """Return the solver to run."""
+        return FrankWolfe()

@@ -1,0 +1,17 @@
+"""Simulated annealing."""
+
+from __future__ import annotations
+
+from moe_search.solvers.simulated_annealing import SimulatedAnnealing
+
+from moe_search.bench.anytime_solver import AnytimeSolver
+
+
+class Solver(AnytimeSolver):
+    """Simulated annealing."""
+
+    name = "SimulatedAnnealing"
+
+    def method(self) -> SimulatedAnnealing:
+        """Return the solver to run."""
+        return SimulatedAnnealing()

@@ -1,0 +1,16 @@
+"""The paper's relaxation: Sinkhorn matrices, learned by gradient, annealed and rounded."""
+
+from __future__ import annotations
+
+from moe_search.bench.anytime_solver import AnytimeSolver
+from moe_search.bench.sinkhorn import SinkhornRelaxation
+
+
+class Solver(AnytimeSolver):
+    """COMET's permutation search (2023), taken as a solver of the problem."""
+
+    name = "Sinkhorn"
+
+    def method(self) -> SinkhornRelaxation:
+        """Return the solver to run."""
+        return SinkhornRelaxation()

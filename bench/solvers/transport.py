@@ -1,0 +1,17 @@
+"""Linear assignment with capacity by shortest paths on the expert graph."""
+
+from __future__ import annotations
+
+from moe_search.solvers.transport import Transport
+
+from moe_search.bench.anytime_solver import AnytimeSolver
+
+
+class Solver(AnytimeSolver):
+    """Linear assignment with capacity by shortest paths on the expert graph."""
+
+    name = "Transport"
+
+    def method(self) -> Transport:
+        """Return the solver to run."""
+        return Transport()

@@ -1,0 +1,187 @@
+"""The comparison from end to end, through the command line."""
+
+import os
+import signal
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from moe_search.problems.random_instances import random_quadratic
+
+DATASETS = ("--dataset", "random-quadratic[size=7,seed=[0,1]]", "--dataset", "trained-gate[gate=hash]")
+
+SOLVERS_OF_MY_OWN = """
+from dataclasses import dataclass
+
+import numpy as np
+
+import moe_search as ms
+from moe_search.bench.proposals import Proposer
+
+
+@dataclass(frozen=True)
+class Shuffle(Proposer):
+    log: str = ""
+
+    def refuses(self, problem):
+        return None if isinstance(problem, ms.QuadraticAssignment) else "my own reason"
+
+    def proposals(self, problem, rng):
+        if self.log:
+            with open(self.log, "a") as file:
+                file.write("run\\n")
+        while True:
+            yield problem.random_permutation(rng)
+
+
+@dataclass(frozen=True)
+class Broken(Shuffle):
+    def proposals(self, problem, rng):
+        raise ArithmeticError("no luck today")
+"""
+
+BENCHOPT_FILE = """
+import numpy as np
+from benchopt import BaseSolver
+
+
+class Solver(BaseSolver):
+    name = "identity"
+    sampling_strategy = "callback"
+
+    def set_objective(self, problem, seconds):
+        self.size = problem.size
+
+    def run(self, callback):
+        callback()
+
+    def get_result(self):
+        return {"permutation": np.arange(self.size), "bound": None}
+"""
+
+
+def runs(folder):
+    return pd.read_parquet(folder / "runs.parquet")
+
+
+def test_a_solver_that_raises_is_marked_failed_and_the_others_go_on(bench, tmp_path):
+    (tmp_path / "own.py").write_text(SOLVERS_OF_MY_OWN)
+    (tmp_path / "peer.py").write_text(BENCHOPT_FILE)
+    output = tmp_path / "out"
+    files = "--solver-file", "own.py", "--solver-file", "peer.py"
+    options = "--repetitions", "2", "--timeout", "0.05", "--output", output
+    done = bench(*DATASETS, "--solver", "Hungarian", *files, *options)
+    table = runs(output)
+    assert set(table["solver"]) == {"Hungarian", "Shuffle", "Broken", "identity"}
+    assert len(table) == 3 * 4 * 2
+    status = {key: set(group["status"]) for key, group in table.groupby(["solver", "problem"])}
+    assert status == {
+        ("Hungarian", "QuadraticAssignment"): {"skipped"},
+        ("Hungarian", "LinearAssignment"): {"done"},
+        ("Shuffle", "QuadraticAssignment"): {"done"},
+        ("Shuffle", "LinearAssignment"): {"skipped"},
+        ("Broken", "QuadraticAssignment"): {"failed"},
+        ("Broken", "LinearAssignment"): {"skipped"},
+        ("identity", "QuadraticAssignment"): {"done"},
+        ("identity", "LinearAssignment"): {"done"},
+    }
+    reasons = table.set_index(["solver", "status"])["reason"]
+    assert set(reasons["Broken", "failed"]) == {"ArithmeticError: no luck today"}
+    assert set(reasons["Broken", "skipped"]) == {"my own reason"}
+    assert np.isinf(table.loc[table["status"] == "failed", "value"]).all()
+    for seed in (0, 1):
+        mine = table[(table["solver"] == "identity") & (table["dataset"] == f"random-quadratic[n=7, seed={seed}]")]
+        assert set(mine["value"]) == {random_quadratic(7, seed=seed).value(np.arange(7))}
+    report = (output / "report.html").read_text(encoding="utf-8")
+    assert "ArithmeticError: no luck today" in report
+    assert "nan" not in report.replace("nan_to_num", "").lower().split("<body>")[1].replace("dominant", "")
+    assert "ArithmeticError" in (output / "report.md").read_text(encoding="utf-8")
+    assert "written:" in done.stdout
+
+    # The same again comes from the cache: the recorded times are the very same. Only what failed is tried anew.
+    again = bench(*DATASETS, "--solver", "Hungarian", *files, *options)
+    assert again.stdout.count("(cached)") >= 5
+    assert again.stdout.count("error") >= 2
+    pd.testing.assert_frame_equal(runs(output), table)
+
+
+def test_a_killed_comparison_resumes_and_nothing_is_lost(bench, tmp_path):
+    log, output = tmp_path / "log", tmp_path / "out"
+    (tmp_path / "own.py").write_text(SOLVERS_OF_MY_OWN.split("@dataclass(frozen=True)\nclass Broken")[0])
+    with (tmp_path / "own.py").open("a") as file:
+        file.write(f"\nshuffle = Shuffle({str(log)!r})\n")
+    arguments = "--dataset", "random-quadratic[size=7]", "--solver", "Hungarian", "--solver-file", "own.py"
+    arguments += "--repetitions", "6", "--timeout", "0.5", "--output", output
+    process = bench(*arguments, start=True)
+    while not (log.exists() and log.read_text().count("run") >= 4):
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    begun = log.read_text().count("run")
+    assert 4 <= begun < 6
+    assert not (output / "runs.parquet").exists()
+    bench(*arguments)
+    table = runs(output)
+    assert set(table.loc[table["solver"] == "Shuffle", "status"]) == {"done"}
+    assert sorted(table.loc[table["solver"] == "Shuffle", "repetition"]) == list(range(6))
+    # Only the run in progress was done again.
+    assert log.read_text().count("run") == 6 + 1
+
+
+def test_dask_and_joblib_run_it_in_parallel(bench, tmp_path):
+    pytest.importorskip("distributed", reason="pip install 'moe-search[cluster]'")
+    options = "--dataset", "trained-gate[gate=hash]", "--solver", "Hungarian", "--repetitions", "2", "--timeout", "0.5"
+    values = {}
+    for backend in ("loky", "dask"):
+        bench(*options, "--n-jobs", "2", "--backend", backend, "--output", tmp_path / backend)
+        table = runs(tmp_path / backend)
+        assert list(table["status"]) == ["done", "done"]
+        assert (table["bound"] == table["value"]).all()
+        values[backend] = set(table["value"])
+        # Else the second backend would find all in the cache.
+        os.rename(tmp_path / "cache", tmp_path / f"cache-{backend}")
+    assert values["loky"] == values["dask"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--suite", "huge"), "suite must be one of small, medium, qaplib, got 'huge'"),
+        (("--repetitions", "0"), "repetitions must be at least 1, got 0"),
+        (("--n-jobs", "0"), "n_jobs must be at least 1, got 0"),
+        (("--timeout", "0"), "timeout must be a positive number of seconds, got 0"),
+        (("--backend", "ray"), "backend must be loky or dask, got 'ray'"),
+        (("--suite", "qaplib"), "suite qaplib needs QAPLIB files"),
+        (("--qaplib", "/nowhere"), "qaplib must be a folder of QAPLIB files, got /nowhere"),
+    ],
+)
+def test_bad_arguments_are_refused_in_one_line(arguments, message, monkeypatch, tmp_path):
+    from typer.testing import CliRunner
+
+    from moe_search.cli import app
+
+    monkeypatch.delenv("MOE_SEARCH_QAPLIB", raising=False)
+    result = CliRunner().invoke(app, ["bench", *arguments, "--output", str(tmp_path / "out")])
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_unknown_solvers_and_bad_solver_files_are_refused(bench, tmp_path):
+    (tmp_path / "empty.py").write_text("x = 1\n")
+    (tmp_path / "wrong.py").write_text("import does_not_exist\n")
+    for arguments, message in (
+        (("--solver", "Magic"), "Magic"),
+        (("--solver-file", "empty.py"), "must hold a moe_search Solver"),
+        (("--solver-file", "wrong.py"), "cannot be imported: ModuleNotFoundError"),
+        (("--solver-file", "missing.py"), "missing.py"),
+    ):
+        done = bench(*arguments, "--dataset", "random-quadratic[size=7]", check=False)
+        assert done.returncode == 2
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
