@@ -163,8 +163,8 @@ class LoadLimited(Problem):
 
     @property
     def sweep_cost(self) -> int:
-        """Operations that bring the deltas of all swaps up to date: one pass more than the inner problem."""
-        return self.problem.sweep_cost + 2 * self.size * self.block_size
+        """Operations that bring the deltas of all swaps up to date: one slow pass more than the inner problem."""
+        return self.problem.sweep_cost + 5 * self.size * self.block_size
 
     def loads(self, permutation: npt.ArrayLike) -> npt.NDArray[Any]:
         """Return the load of every expert, shape (n,)."""
@@ -261,17 +261,17 @@ def penalty(excess: int, barrier: Any, slope: Any) -> Any:
 
 
 @njit(cache=True, nogil=True)
-def excess_after(state: LimitedState, a: int, b: int) -> int:
+def excess_after(expert: Any, slot_load: Any, limit: Any, load: Any, excess: int, a: int, b: int) -> int:
     """Return the excess load after slots a and b exchange their experts."""
-    excess: int = state.excess[0]
-    e = state.expert[a]
-    f = state.expert[b]
+    # Arrays are passed one by one: to hand over the whole state costs more than the rest.
+    e = expert[a]
+    f = expert[b]
     # What leaves expert e for f.
-    moved = state.slot_load[a] - state.slot_load[b]
+    moved = slot_load[a] - slot_load[b]
     if e == f or moved == 0:
         return excess
-    over_e = state.load[e] - state.limit[e]
-    over_f = state.load[f] - state.limit[f]
+    over_e = load[e] - limit[e]
+    over_f = load[f] - limit[f]
     excess += max(over_e - moved, 0) - max(over_e, 0)
     return excess + max(over_f + moved, 0) - max(over_f, 0)
 
@@ -279,15 +279,16 @@ def excess_after(state: LimitedState, a: int, b: int) -> int:
 @njit(cache=True, nogil=True)
 def penalty_delta(state: LimitedState, a: int, b: int) -> Any:
     """Return the change in penalty when slots a and b exchange their experts."""
-    after = penalty(excess_after(state, a, b), state.barrier, state.slope)
-    return after - penalty(state.excess[0], state.barrier, state.slope)
+    excess = state.excess[0]
+    after = excess_after(state.expert, state.slot_load, state.limit, state.load, excess, a, b)
+    return penalty(after, state.barrier, state.slope) - penalty(excess, state.barrier, state.slope)
 
 
 @njit(cache=True, nogil=True)
 def exchange_loads(state: LimitedState, a: int, b: int) -> None:
     """Exchange the experts of slots a and b, and move their loads."""
-    state.excess[0] = excess_after(state, a, b)
     expert = state.expert
+    state.excess[0] = excess_after(expert, state.slot_load, state.limit, state.load, state.excess[0], a, b)
     moved = state.slot_load[a] - state.slot_load[b]
     state.load[expert[a]] -= moved
     state.load[expert[b]] += moved
@@ -326,6 +327,11 @@ def _commit_swap_and_deltas(state: LimitedState, matrix: LimitedDeltaMatrix, blo
 @njit(cache=True, nogil=True)
 def add_penalties(state: LimitedState, matrix: LimitedDeltaMatrix, block_size: int, first: int, last: int) -> None:
     """Compute rows first .. last - 1 of the deltas from those of the inner problem."""
+    deltas, inner = matrix.deltas, matrix.inner.deltas
+    expert, slot_load, limit, load = state.expert, state.slot_load, state.limit, state.load
+    barrier, slope, excess = state.barrier, state.slope, state.excess[0]
+    before = penalty(excess, barrier, slope)
     for i in range(first, last):
         for j in range(i + 1, (i // block_size + 1) * block_size):
-            matrix.deltas[i, j] = matrix.inner.deltas[i, j] + penalty_delta(state, i, j)
+            after = excess_after(expert, slot_load, limit, load, excess, i, j)
+            deltas[i, j] = inner[i, j] + (penalty(after, barrier, slope) - before)
