@@ -37,43 +37,62 @@ def _commit_and_correct(state: MixtureState, matrix: DeltaMatrix, block_size: in
 @njit(cache=True, nogil=True)
 def add_touched_samples(state: Any, deltas: Any, block_size: int, a: int, b: int, sign: float) -> None:
     """Add `sign` times the part of every sample that a swap of a and b touches to the deltas without a and b."""
-    for i in range(state.start[a], state.start[a + 1]):
-        add_sample(state, deltas, block_size, state.sample[i], a, b, sign)
-    for i in range(state.start[b], state.start[b + 1]):
-        x = state.sample[i]
-        if not has_weight(state, x, a):
-            add_sample(state, deltas, block_size, x, a, b, sign)
+    start, sample, row = state.start, state.sample, state.row
+    sample_start, sample_slot, sample_slot_weight = state.sample_start, state.sample_slot, state.sample_slot_weight
+    for slot in (a, b):
+        for i in range(start[slot], start[slot + 1]):
+            x = sample[i]
+            for k in range(sample_start[x], sample_start[x + 1]):
+                row[sample_slot[k]] = sample_slot_weight[k]
+            # A sample of both slots comes up twice and counts once.
+            if slot == a or row[a] == 0.0:
+                add_sample(
+                    deltas, state.expert, row, state.outputs, state.target, state.label, state.sample_weight,
+                    state.prediction, state.sample_loss, state.trial, state.loss, sample_start, sample_slot,
+                    block_size, x, a, b, sign,
+                )  # fmt: skip
+            for k in range(sample_start[x], sample_start[x + 1]):
+                row[sample_slot[k]] = 0.0
 
 
 @njit(cache=True, nogil=True)
-def has_weight(state: Any, x: int, slot: int) -> bool:
-    """Return whether sample x has weight on a slot."""
-    found = False
-    for k in range(state.sample_start[x], state.sample_start[x + 1]):
-        found = found or state.sample_slot[k] == slot
-    return found
+def add_sample(
+    deltas: Any,
+    expert: Any,
+    row: Any,
+    outputs: Any,
+    target: Any,
+    label: Any,
+    sample_weight: Any,
+    prediction: Any,
+    sample_loss: Any,
+    trial: Any,
+    loss: int,
+    sample_start: Any,
+    sample_slot: Any,
+    block_size: int,
+    x: int,
+    a: int,
+    b: int,
+    sign: float,
+) -> None:
+    """Add `sign` times the part of sample x to the deltas of swaps of its slots, those with a or b left out.
 
-
-@njit(cache=True, nogil=True)
-def add_sample(state: Any, deltas: Any, block_size: int, x: int, a: int, b: int, sign: float) -> None:
-    """Add `sign` times the part of sample x to the deltas of swaps of its slots, those with a or b left out."""
-    expert, row, trial, outputs = state.expert, state.row, state.trial, state.outputs
-    first, last = state.sample_start[x], state.sample_start[x + 1]
-    for k in range(first, last):
-        row[state.sample_slot[k]] = state.sample_slot_weight[k]
-    for k in range(first, last):
-        i = state.sample_slot[k]
+    `row` holds the weights of the sample. Arrays are passed one by one, as in `move_mixtures`.
+    """
+    for k in range(sample_start[x], sample_start[x + 1]):
+        i = sample_slot[k]
         if i in (a, b):
             continue
+        e = expert[i]
         start = i // block_size * block_size
         for j in range(start, start + block_size):
+            f = expert[j]
             # A pair of two slots of the sample comes up twice and counts once.
-            if expert[i] == expert[j] or j in (a, b) or (j < i and row[j] > 0):
+            if e == f or j in (a, b) or (j < i and row[j] > 0):
                 continue
             g = row[i] - row[j]
             for d in range(trial.shape[0]):
-                trial[d] = state.prediction[x, d] + g * (outputs[x, expert[j], d] - outputs[x, expert[i], d])
-            change = loss_of_sample(trial, state.target, state.label, x, state.loss) - state.sample_loss[x]
-            deltas[min(i, j), max(i, j)] += sign * state.sample_weight[x] * change
-    for k in range(first, last):
-        row[state.sample_slot[k]] = 0.0
+                trial[d] = prediction[x, d] + g * (outputs[x, f, d] - outputs[x, e, d])
+            change = loss_of_sample(trial, target, label, x, loss) - sample_loss[x]
+            deltas[min(i, j), max(i, j)] += sign * sample_weight[x] * change

@@ -41,10 +41,11 @@ def test_a_heuristic_solve_loads_no_torch_ortools_or_matplotlib():
 def test_a_second_process_compiles_nothing(tmp_path):
     code = """
 import json, moe_search as ms
-from moe_search.solvers import descent, enumeration
+from moe_search.solvers import enumeration, iterated_descent, tabu_search
 for problem in (ms.random_quadratic(12, seed=0), ms.random_mixture(9, 12, seed=0), ms.random_pairwise(4, seed=0)):
     ms.solve(problem, stop=ms.MaxIterations(100))
-kernels = descent.search_slice, descent.enter, enumeration.enumerate_slice
+ms.solve(ms.random_quadratic(12, seed=0), ms.IteratedLocalSearch(), ms.MaxIterations(100))
+kernels = tabu_search.tabu_slice, tabu_search.fill_slice, iterated_descent.iterate_slice, enumeration.enumerate_slice
 print(json.dumps([[sum(k.stats.cache_hits.values()), sum(k.stats.cache_misses.values())] for k in kernels]))
 """
     first = python(code, NUMBA_CACHE_DIR=str(tmp_path))

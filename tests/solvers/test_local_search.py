@@ -113,3 +113,16 @@ def test_published_optima_in_a_second():
     for name in ("nug30", "tai30a", "sko42", "wil50"):
         result = LocalSearch().solve(read_qaplib(FOLDER / f"{name}.dat"), MaxRuntime(1.0), seed=0)
         assert result.value <= 1.015 * known[name], name
+
+
+@pytest.mark.parametrize("name", ["quadratic general", "pairwise", "mixture squared"])
+def test_all_insertions_of_a_slot_take_one_delta_each(name):
+    # One slide up and one down from its seat: m - 1 deltas for the m - 1 places a slot can go.
+    problem = INSTANCES[name](2)
+    best = LocalSearch("insertion", restarts=False).solve(problem, MaxRuntime(60.0), seed=0)
+    still = LocalSearch("insertion", restarts=False).solve(problem, MaxRuntime(60.0), initial=best.permutation)
+    assert still.moves == 0
+    assert still.statistics["insertions evaluated"] == problem.size * (problem.block_size - 1)
+    both = LocalSearch("both", restarts=False).solve(problem, MaxRuntime(60.0), seed=1)
+    assert both.statistics["swaps evaluated"] > 0
+    assert both.statistics["insertions evaluated"] >= problem.size * (problem.block_size - 1)
