@@ -27,6 +27,7 @@ from moe_search.layers.mixture_of_experts import MixtureOfExperts
 from moe_search.layers.stacked_experts import StackedExperts
 from moe_search.problems.linear import LinearAssignment
 from moe_search.problems.mixture import MixtureAssignment
+from moe_search.problems.problem import Problem
 from moe_search.training.lowering import lower
 
 CANVAS = 12
@@ -67,10 +68,11 @@ def two_task_loss(outputs: Tensor, targets: Tensor) -> Tensor:
     return nn.functional.cross_entropy(outputs.flatten(0, 1), targets.flatten())
 
 
-def arrays(problem: LinearAssignment | MixtureAssignment) -> dict[str, npt.NDArray[Any]]:
+def arrays(problem: Problem) -> dict[str, npt.NDArray[Any]]:
     """Return the arrays of a problem, as small as they may be without becoming another problem to a search."""
     if isinstance(problem, LinearAssignment):
         return {"cost": problem.cost.astype(np.float32)}
+    assert isinstance(problem, MixtureAssignment)
     assert problem.sample_weights is not None
     return {
         "slot_weights": problem.slot_weights.astype(np.float16),

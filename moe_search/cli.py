@@ -25,10 +25,13 @@ SOLVERS = {
     "iterated-local-search": "IteratedLocalSearch",
     "tabu-search": "TabuSearch",
     "simulated-annealing": "SimulatedAnnealing",
+    "frank-wolfe": "FrankWolfe",
+    "branch-and-bound": "BranchAndBound",
     "enumeration": "Enumeration",
     "cp-sat": "CpSat",
     "hungarian": "Hungarian",
     "min-cost-flow": "MinCostFlow",
+    "transport": "Transport",
 }
 LONGEST_PRINTED_PERMUTATION = 40
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from moe_search.solvers.branch_and_bound import BranchAndBound
-
 from moe_search.bench.anytime_solver import AnytimeSolver
+from moe_search.solvers.branch_and_bound import BranchAndBound
 
 
 class Solver(AnytimeSolver):

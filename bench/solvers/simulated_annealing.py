@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from moe_search.solvers.simulated_annealing import SimulatedAnnealing
-
 from moe_search.bench.anytime_solver import AnytimeSolver
+from moe_search.solvers.simulated_annealing import SimulatedAnnealing
 
 
 class Solver(AnytimeSolver):
