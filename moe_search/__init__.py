@@ -41,7 +41,7 @@ if TYPE_CHECKING:
         TabuSearch,
         TargetValue,
     )
-    from moe_search.training import Lowering, PermutationSearch, SearchRecord, lower
+    from moe_search.training import Lowering, PermutationSearch, SearchRecord, SinkhornPermutation, lower
 
 __version__ = "0.1.0"
 
@@ -83,7 +83,7 @@ _HOMES = {
         "TabuSearch",
         "TargetValue",
     ),
-    "training": ("Lowering", "PermutationSearch", "SearchRecord", "lower"),
+    "training": ("Lowering", "PermutationSearch", "SearchRecord", "SinkhornPermutation", "lower"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -111,6 +111,7 @@ __all__ = [
     "QuadraticAssignment",
     "Result",
     "SearchRecord",
+    "SinkhornPermutation",
     "SlotWeights",
     "Softmax",
     "Solver",

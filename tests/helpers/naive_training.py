@@ -1,5 +1,8 @@
 """What lowering computes, from the definition: one sample, one slot, one expert at a time."""
 
+import itertools
+import math
+
 import numpy as np
 
 
@@ -33,3 +36,29 @@ def folded_output(head, mixture, expert_output, step=1e-4):
     direction = expert_output - mixture
     slope = (head(mixture + step * direction) - head(mixture - step * direction)) / (2 * step)
     return head(mixture) + slope
+
+
+def sinkhorn(scores, iterations):
+    """Entries exp(scores) of one matrix, columns and then rows divided by their sums, so many times."""
+    p = [[math.exp(score) for score in row] for row in scores]
+    m = len(p)
+    for _ in range(iterations):
+        sums = [sum(p[s][j] for s in range(m)) for j in range(m)]
+        p = [[p[s][j] / sums[j] for j in range(m)] for s in range(m)]
+        p = [[entry / sum(row) for entry in row] for row in p]
+    return p
+
+
+def permuted(slot_weights, matrices):
+    """[T][m] of one sample: weights of seats from weights of slots; one matrix for each selector, or one for all."""
+    m = len(slot_weights[0])
+    return [
+        [sum(row[s] * matrices[t % len(matrices)][s][j] for s in range(m)) for j in range(m)]
+        for t, row in enumerate(slot_weights)
+    ]
+
+
+def best_permutation(matrix):
+    """The permutation under which the chosen entries have the largest sum."""
+    m = len(matrix)
+    return list(max(itertools.permutations(range(m)), key=lambda p: sum(matrix[s][p[s]] for s in range(m))))

@@ -1,0 +1,278 @@
+"""The published way to search the expert map: a relaxed permutation, trained by gradient, then rounded."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
+
+from moe_search.gates.arguments import number_from_zero, positive_integer, positive_number
+from moe_search.gates.gate import Gate
+from moe_search.gates.slot_weights import SlotWeights
+
+INITIAL_RANGE = 0.05
+"""The parameters of the permutations start uniform within this of 0, as published."""
+
+
+@dataclass(frozen=True, eq=False)
+class PermutedWeights(SlotWeights):
+    """Slot weights that a relaxed permutation has spread over the seats.
+
+    Parameters
+    ----------
+    source : SlotWeights
+        What the wrapped gate returned. Logits and probabilities are those of its slots, not permuted.
+    log_permutation : Tensor
+        log P, shape [rows, m, m], one for each row of the expert map: what the weights were spread with.
+    """
+
+    source: SlotWeights = field(kw_only=True)
+    log_permutation: Tensor = field(kw_only=True)
+
+
+class SinkhornPermutation(Gate):
+    """A gate whose expert map is learned by gradient: relaxed to doubly stochastic matrices, annealed, rounded once.
+
+    One matrix ``P = Sinkhorn(L / tau)`` for each row of the map of the wrapped gate multiplies its slot weights,
+    ``g'[b, t, j] = sum_s g[b, t, s] P[t, s, j]``, and the map then sends seat j to its expert. `step`, called after
+    every optimizer step, lowers the temperature tau and adds Sinkhorn iterations. At the last of ``steps`` calls every
+    P is rounded to the permutation nearest to it, which is composed with the map of the wrapped gate; from then on the
+    wrapped gate answers alone, as sparse as it is, and no matrix is looked at again.
+
+    Parameters
+    ----------
+    gate : Gate
+        Any, with as many slots, selectors and rows of its map as it likes.
+    steps : int
+        Number of calls of `step` until the permutation is rounded: optimizer steps of the first E epochs.
+    temperatures : (float, float), default (1e-3, 1e-7)
+        tau at the first and at the last step, log-linear in between.
+    iterations : (int, int), default (20, 150)
+        Sinkhorn iterations at the first and at the last step, linear in between.
+    entropy : float, default 1e-4
+        Factor zeta of the penalty, the entropy ``sum_sj -P log P``, mean over the rows of the map. 0 for none.
+    noise : float, default 0.0
+        Factor of Gumbel noise that is added to L in training mode, drawn from torch's random generator.
+
+    Attributes
+    ----------
+    gate : Gate
+    log_weights : Parameter
+        L, shape [rows, m, m], float32 as created.
+    finished : bool
+        Whether the permutation is rounded and the wrapped gate answers alone.
+
+    Raises
+    ------
+    TypeError
+        If the gate is none, or a number is not one.
+    ValueError
+        If a number is out of range, or the gate is a `SinkhornPermutation` itself.
+
+    Notes
+    -----
+    Ibrahim, Chen, Hazimeh, Ponomareva, Zhao and Mazumder (2023), COMET: learning cardinality constrained mixture of
+    experts with trees and local search, arXiv 2306.02824, the section on permutation-based local search, which relaxes
+    and rounds as here. The operator and its Gumbel noise: Mena, Belanger, Linderman and Snoek (2018), Learning latent
+    permutations with Gumbel-Sinkhorn networks. Iterations run on logarithms in float64, since L / tau reaches 1e6 and
+    more, and end on rows, so that the weights of a sample go on summing to 1; columns sum to 1 in the limit.
+
+    Step and `finished` are in the state dict: a finished model stays hard when it is loaded. In eval mode an unfinished
+    permutation is as soft as in training, without noise.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from moe_search.gates.top_k import TopK
+    >>> from moe_search.training.sinkhorn import SinkhornPermutation
+    >>> gate = SinkhornPermutation(TopK(in_features=8, num_experts=4, k=2), steps=2)
+    >>> inputs = torch.randn(5, 8)
+    >>> gate.step(), gate.step(), gate.finished
+    (None, None, True)
+    >>> torch.equal(gate(inputs).weights, gate.gate(inputs).weights)
+    True
+    """
+
+    def __init__(
+        self,
+        gate: Gate,
+        steps: int,
+        *,
+        temperatures: tuple[float, float] = (1e-3, 1e-7),
+        iterations: tuple[int, int] = (20, 150),
+        entropy: float = 1e-4,
+        noise: float = 0.0,
+    ) -> None:
+        if not isinstance(gate, Gate):
+            raise TypeError(f"gate must be a Gate, got {type(gate).__name__}")
+        if isinstance(gate, SinkhornPermutation):
+            raise ValueError("gate must not be a SinkhornPermutation: one permutation a map is enough")
+        super().__init__(
+            gate.num_experts,
+            gate.num_slots,
+            gate.num_selectors,
+            in_features=gate.in_features,
+            shared_map=gate.expert_map.shared,
+        )
+        # The map is the wrapped gate's, registered there and once only: a second name would save and load it twice.
+        del self.expert_map
+        self.__dict__["expert_map"] = gate.expert_map
+        self.gate = gate
+        self.steps = positive_integer("steps", steps)
+        hot, cold = _pair("temperatures", temperatures)
+        self.temperatures = positive_number("temperatures", hot), positive_number("temperatures", cold)
+        few, many = _pair("iterations", iterations)
+        self.iterations = positive_integer("iterations", few), positive_integer("iterations", many)
+        self.entropy = number_from_zero("entropy", entropy)
+        self.noise = number_from_zero("noise", noise)
+        rows, m = gate.expert_map.experts.shape
+        self.log_weights = nn.Parameter(torch.empty(rows, m, m).uniform_(-INITIAL_RANGE, INITIAL_RANGE))
+        self._step = 0
+        self.finished = False
+
+    @property
+    def temperature(self) -> float:
+        """The temperature tau of the present step; the last one from there on."""
+        first, last = map(math.log, self.temperatures)
+        return math.exp(first + self._progress() * (last - first))
+
+    @property
+    def num_iterations(self) -> int:
+        """Number of Sinkhorn iterations of the present step."""
+        first, last = self.iterations
+        return round(first + self._progress() * (last - first))
+
+    def forward(self, inputs: Tensor, ids: Tensor | None = None) -> SlotWeights:
+        """Return the weights of the seats, of the wrapped gate's slots once finished; see `Gate.forward`."""
+        routing = self.gate(inputs, ids)
+        if self.finished:
+            return routing
+        log_permutation = self.log_permutation()
+        permutation = log_permutation.exp().to(routing.weights.dtype)
+        kept = {part.name: getattr(routing, part.name) for part in fields(SlotWeights)}
+        with torch.autocast(inputs.device.type, enabled=False):
+            # [T, B, m] times [rows, m, m], where a single row is for all selectors.
+            kept["weights"] = (routing.weights.transpose(0, 1) @ permutation).transpose(0, 1)
+        return PermutedWeights(**kept, source=routing, log_permutation=log_permutation)
+
+    def log_permutation(self) -> Tensor:
+        """Return log P for every row of the map, float64, shape [rows, m, m], with noise in training mode."""
+        scores = self.log_weights.double()
+        if self.training and self.noise > 0:
+            scores = scores + self.noise * _gumbel_like(scores)
+        return sinkhorn(scores / self.temperature, self.num_iterations)
+
+    def penalty(self, slot_weights: SlotWeights) -> Tensor:
+        """Return the penalty of the wrapped gate plus, until finished, ``zeta * mean_rows sum_sj -P log P``."""
+        if not isinstance(slot_weights, PermutedWeights):
+            return self.gate.penalty(slot_weights)
+        penalty = self.gate.penalty(slot_weights.source)
+        log_p = slot_weights.log_permutation
+        return penalty - (self.entropy * (log_p.exp() * log_p).sum((1, 2)).mean()).to(penalty.dtype)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Count an optimizer step: cool down, and round at the last of them. Afterwards it does nothing."""
+        if self.finished:
+            return
+        self._step += 1
+        if self._step < self.steps:
+            return
+        self._commit(round_permutations(sinkhorn(self.log_weights.double() / self.temperature, self.num_iterations)))
+        self._finish()
+
+    def get_extra_state(self) -> Tensor:
+        """Return step and `finished` for the state dict."""
+        return torch.tensor([self._step, int(self.finished)])
+
+    def set_extra_state(self, state: Any) -> None:
+        """Take up what `get_extra_state` returned.
+
+        Raises
+        ------
+        ValueError
+            If it is anything else.
+        """
+        if not isinstance(state, Tensor) or state.shape != (2,) or state.is_floating_point() or int(state.min()) < 0:
+            raise ValueError(f"the extra state must be two integers from 0 on, step and finished, got {state!r}")
+        self._step, finished = state.tolist()
+        self.finished = False
+        self.log_weights.requires_grad_(True)
+        if finished:
+            self._finish()
+
+    def extra_repr(self) -> str:
+        """Return the schedule, for `repr`."""
+        return f"steps={self.steps}, step={self._step}, finished={self.finished}, entropy={self.entropy:g}"
+
+    def _progress(self) -> float:
+        # Clamped: a temperature that goes on falling ends in NaN.
+        return min(self._step / self.steps, 1.0)
+
+    def _commit(self, seats: Tensor) -> None:
+        self.expert_map.assign(self.expert_map.experts.gather(1, seats.to(self.expert_map.experts.device)))
+
+    def _finish(self) -> None:
+        self.finished = True
+        self.log_weights.requires_grad_(False)
+        self.log_weights.grad = None
+
+
+def sinkhorn(scores: Tensor, iterations: int) -> Tensor:
+    """Return the logarithm of matrices made nearly doubly stochastic by normalizing columns and rows in turns.
+
+    Parameters
+    ----------
+    scores : Tensor
+        Logarithms of positive entries, shape [..., m, m].
+    iterations : int
+        Number of passes, each over columns and then rows: rows sum to 1 exactly, columns in the limit.
+
+    Returns
+    -------
+    Tensor
+        Shape [..., m, m], finite for finite scores.
+
+    Notes
+    -----
+    Sinkhorn and Knopp (1967), Concerning nonnegative matrices and doubly stochastic matrices.
+    """
+    for _ in range(iterations):
+        scores = scores - scores.logsumexp(-2, keepdim=True)
+        scores = scores - scores.logsumexp(-1, keepdim=True)
+    return scores
+
+
+def round_permutations(log_permutation: Tensor) -> Tensor:
+    """Return the permutation nearest to each matrix, by the Hungarian algorithm.
+
+    Parameters
+    ----------
+    log_permutation : Tensor
+        log P, shape [rows, m, m].
+
+    Returns
+    -------
+    Tensor of int64
+        Shape [rows, m]: the seat of every slot, the permutation with the largest ``sum_s P[s, seat(s)]``.
+    """
+    matrices = log_permutation.exp().cpu().numpy()
+    return torch.from_numpy(np.stack([linear_sum_assignment(matrix, maximize=True)[1] for matrix in matrices]))
+
+
+def _gumbel_like(scores: Tensor) -> Tensor:
+    # Exponential draws are never 0 for torch, so the logarithm is finite.
+    return -torch.empty_like(scores).exponential_().log()
+
+
+def _pair(name: str, values: Any) -> tuple[Any, Any]:
+    try:
+        first, last = values
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be two numbers, the first and the last, got {values!r}") from None
+    return first, last
