@@ -8,8 +8,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from moe_search import bench, datasets, gates, layers, plotting, problems, solvers, training
     from moe_search._solve import solve
-    from moe_search.gates import COMET, ExpertMap, Gate, HashRouting, SlotWeights, Softmax, TopK
-    from moe_search.layers import MixtureOfExperts, StackedExperts
+    from moe_search.gates import (
+        COMET,
+        DSelectK,
+        ExpertMap,
+        Gate,
+        HashRouting,
+        SlotWeights,
+        Softmax,
+        TopK,
+        load_official_comet,
+        load_official_dselect_k,
+    )
+    from moe_search.layers import MixtureOfExperts, MultiGateMixtureOfExperts, StackedExperts
     from moe_search.problems import (
         LinearAssignment,
         MixtureAssignment,
@@ -50,8 +61,19 @@ _SUBPACKAGES = ("bench", "datasets", "gates", "layers", "plotting", "problems", 
 _HOMES = {
     # A module of the name of its function would take the function's place once it is imported.
     "_solve": ("solve",),
-    "gates": ("COMET", "ExpertMap", "Gate", "HashRouting", "SlotWeights", "Softmax", "TopK"),
-    "layers": ("MixtureOfExperts", "StackedExperts"),
+    "gates": (
+        "COMET",
+        "DSelectK",
+        "ExpertMap",
+        "Gate",
+        "HashRouting",
+        "SlotWeights",
+        "Softmax",
+        "TopK",
+        "load_official_comet",
+        "load_official_dselect_k",
+    ),
+    "layers": ("MixtureOfExperts", "MultiGateMixtureOfExperts", "StackedExperts"),
     "problems": (
         "LinearAssignment",
         "MixtureAssignment",
@@ -91,6 +113,7 @@ __all__ = [
     "COMET",
     "AnyOf",
     "CpSat",
+    "DSelectK",
     "Enumeration",
     "ExpertMap",
     "Gate",
@@ -104,6 +127,7 @@ __all__ = [
     "MinCostFlow",
     "MixtureAssignment",
     "MixtureOfExperts",
+    "MultiGateMixtureOfExperts",
     "NoImprovement",
     "PairwiseAssignment",
     "PermutationSearch",
@@ -125,6 +149,8 @@ __all__ = [
     "datasets",
     "gates",
     "layers",
+    "load_official_comet",
+    "load_official_dselect_k",
     "lower",
     "plotting",
     "problems",

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_search.gates.arguments import at_most_slots, number_from_zero, positive_integer, positive_number
+from moe_search.gates.comet_convention import CONVENTIONS
 from moe_search.gates.gate import Gate
 from moe_search.gates.slot_weights import SlotWeights
 from moe_search.gates.smooth_step import smooth_step
@@ -40,23 +41,41 @@ class COMET(Gate):
         Factor lambda of the penalty, ``lambda * mean_b sum_ts -p log p``. 0 for none.
     shared_map : bool
         Whether all trees have one row of the expert map: leaf s is of the same expert in all.
+    convention : {"paper", "torch", "tensorflow"}
+        By which version to compute and start, see the notes; the paper's formulas by default.
 
     Raises
     ------
     TypeError
         If a size is not an integer, or gamma or entropy not a number.
     ValueError
-        If a size is less than 1, m is not a multiple of n, k > m, gamma is not positive or entropy is negative.
+        If a size is less than 1, m is not a multiple of n, k > m, gamma is not positive, entropy is negative, or there
+        is no such convention.
 
     Notes
     -----
     Ibrahim, Chen, Hazimeh, Ponomareva, Zhao and Mazumder (2023), COMET: learning cardinality constrained mixture of
-    experts with trees and local search, section 3. As in its TensorFlow version, and unlike its torch version, splits
-    have a bias; log p is exact, p being taken as 0 only below the least normal number of its dtype.
+    experts with trees and local search, section 3. Two versions were published with it, for TensorFlow and, with
+    COMET-BERT, for torch. They differ from the formulas and from each other in value:
+
+    ==================  ===========================  ==============================  ============================
+    convention          "paper"                      "torch"                         "tensorflow"
+    ==================  ===========================  ==============================  ============================
+    splits              with a bias                  without                         with a bias
+    weight is 0 where   p = 0 (or underflows)        p < 1e-5                        p = 0
+    log p               log p                        log(p + 1e-6)                   log(p + 1e-8)
+    -p log p            -p log p                     -q log q, q = max(p, e) + e     -p log(p + e), e = 1e-6
+    start of splits     as `torch.nn.Linear`         within gamma / 100 of 0         within gamma / 100 of 0
+    start of leaves     as `torch.nn.Linear`         within 0.05, bias 0             within 0.05 of 0
+    ==================  ===========================  ==============================  ============================
+
+    The two offsets and the cut show at leaves that are hardly reached but have a high score a: there weights may differ
+    by all of their size. From a small start, every sample uses all experts until the splits have grown.
 
     The affine functions of all nodes, splits and leaves of tree after tree, are the rows of the one layer `nodes`:
-    row ``t * (2 m - 1) + i`` is node i of tree t. They start as `torch.nn.Linear`, weight and bias uniform within
-    1 / sqrt(in_features) of 0: with gamma = 1 and standardized inputs, some 4 of 10 splits are saturated.
+    row ``t * (2 m - 1) + i`` is node i of tree t. (With splits that have no bias, that of leaves is `leaf_bias`.)
+    Started as `torch.nn.Linear`, weight and bias are uniform within 1 / sqrt(in_features) of 0: with gamma = 1 and
+    standardized inputs, some 4 of 10 splits are saturated.
 
     Examples
     --------
@@ -68,6 +87,8 @@ class COMET(Gate):
     (torch.Size([5, 2, 6]), torch.Size([]))
     """
 
+    leaf_bias: nn.Parameter | None
+
     def __init__(
         self,
         in_features: int,
@@ -77,6 +98,7 @@ class COMET(Gate):
         gamma: float = 1.0,
         entropy: float = 1e-2,
         shared_map: bool = False,
+        convention: str = "paper",
     ) -> None:
         super().__init__(
             num_experts, num_slots, positive_integer("k", k), in_features=in_features, shared_map=shared_map
@@ -84,16 +106,25 @@ class COMET(Gate):
         self.k = at_most_slots("k", k, self.num_slots)
         self.gamma = positive_number("gamma", gamma)
         self.entropy = number_from_zero("entropy", entropy)
-        self.nodes = nn.Linear(in_features, self.k * (2 * self.num_slots - 1))
+        if convention not in CONVENTIONS:
+            raise ValueError(f"convention must be one of {', '.join(CONVENTIONS)}, got {convention!r}")
+        self.convention = convention
+        split_bias = CONVENTIONS[convention].split_bias
+        self.nodes = nn.Linear(in_features, self.k * (2 * self.num_slots - 1), bias=split_bias)
+        self.register_parameter("leaf_bias", None if split_bias else nn.Parameter(torch.zeros(self.k, self.num_slots)))
+        if CONVENTIONS[convention].small_start:
+            self._start_small()
 
     def forward(self, inputs: Tensor, ids: Tensor | None = None) -> SlotWeights:
         """Return the weights of the slots; see `Gate.forward`."""
-        nodes = self.nodes(self.features(inputs, self.nodes.weight.dtype)).unflatten(1, (self.k, -1))
+        dtype = self.nodes.weight.dtype
+        # A path is a product of many factors: autocast or not, it keeps the precision of the weights.
+        nodes = self.nodes(self.features(inputs, dtype)).to(dtype).unflatten(1, (self.k, -1))
         splits, logits = nodes.split([self.num_slots - 1, self.num_slots], dim=2)
+        if self.leaf_bias is not None:
+            logits = logits + self.leaf_bias
         p = leaf_probabilities(splits, self.gamma)
-        dead = p < torch.finfo(p.dtype).tiny
-        # The logarithm is kept away from 0, where its infinite slope times the zero slope of the splits would be NaN.
-        scores = (logits + p.masked_fill(dead, 1.0).log()).masked_fill(dead, -torch.inf)
+        scores = logits + CONVENTIONS[self.convention].log(p)
         return SlotWeights(scores.flatten(1).softmax(1).unflatten(1, (self.k, -1)), logits, p)
 
     def penalty(self, slot_weights: SlotWeights) -> Tensor:
@@ -107,13 +138,23 @@ class COMET(Gate):
         p = slot_weights.probabilities
         if p is None:
             raise ValueError("slot_weights must have probabilities, as those of COMET do, got None")
-        # 1 log 1 = 0 stands for 0 log 0, whose slope is infinite.
-        p = p.masked_fill(p < torch.finfo(p.dtype).tiny, 1.0)
-        return -self.entropy * (p * p.log()).sum((1, 2)).mean()
+        return self.entropy * CONVENTIONS[self.convention].entropy(p).sum((1, 2)).mean()
+
+    def _start_small(self) -> None:
+        """Start as the published versions do, with every leaf of every tree about equally likely."""
+        with torch.no_grad():
+            for name, parameter in self.nodes.named_parameters():
+                rows = parameter.view(self.k, -1, *parameter.shape[1:])
+                rows[:, : self.num_slots - 1].uniform_(-self.gamma / 100, self.gamma / 100)
+                if name == "weight" or CONVENTIONS[self.convention].leaf_bias_start:
+                    rows[:, self.num_slots - 1 :].uniform_(-0.05, 0.05)
 
     def extra_repr(self) -> str:
         """Return the sizes, for `repr`."""
-        return f"{super().extra_repr()}, k={self.k}, gamma={self.gamma:g}, entropy={self.entropy:g}"
+        return (
+            f"{super().extra_repr()}, k={self.k}, gamma={self.gamma:g}, entropy={self.entropy:g}, "
+            f"convention={self.convention}"
+        )
 
 
 def leaf_probabilities(splits: Tensor, gamma: float) -> Tensor:

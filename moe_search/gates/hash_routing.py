@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -20,7 +22,8 @@ class HashRouting(Gate):
 
     With `vocabulary`, the table gives every id its slot. With `in_features`, the sample is given a code first, the
     signs of random projections of its features, and the table gives every code its slot: samples close to each other
-    tend to share a slot. Either table is balanced: slots hold equally many ids (or codes), give or take one.
+    tend to share a slot. Either table is balanced: slots hold equally many ids (or codes), give or take one. With
+    `table`, ids go where it says, balanced or not.
 
     Parameters
     ----------
@@ -34,13 +37,17 @@ class HashRouting(Gate):
         Number of features of a sample. Give one of the two.
     seed : int
         Decides the table and the projections.
+    table : Tensor or array_like of integers, optional
+        The slot of every id, shape [vocabulary], instead of a random one; copied. `vocabulary` may then be left out.
+        With ``table=range(m)`` every id is a slot of its own, and the expert map says which expert it goes to.
 
     Raises
     ------
     TypeError
-        If a number is not an integer.
+        If a number, or an entry of the table, is not an integer.
     ValueError
-        If a number is less than 1, m is not a multiple of n, or not exactly one of `vocabulary` and `in_features` came.
+        If a number is less than 1, m is not a multiple of n, not exactly one of `vocabulary` and `in_features` came, or
+        a table does not give every id of the vocabulary a slot in 0 .. m - 1.
 
     Notes
     -----
@@ -69,8 +76,12 @@ class HashRouting(Gate):
         vocabulary: int | None = None,
         in_features: int | None = None,
         seed: int = 0,
+        table: Tensor | npt.ArrayLike | None = None,
     ) -> None:
         super().__init__(num_experts, num_slots, in_features=in_features)
+        given = None if table is None else _slots_of_ids(table, self.num_slots)
+        if given is not None and vocabulary is None and in_features is None:
+            vocabulary = len(given)
         if (vocabulary is None) == (in_features is None):
             raise ValueError(
                 "exactly one of vocabulary and in_features must be given, "
@@ -78,6 +89,11 @@ class HashRouting(Gate):
             )
         generator = torch.Generator().manual_seed(seed)
         self.vocabulary = None if vocabulary is None else positive_integer("vocabulary", vocabulary)
+        if given is not None and len(given) != self.vocabulary:
+            raise ValueError(
+                f"table must give a slot to each id of a vocabulary, got {len(given)} entries for "
+                f"vocabulary={self.vocabulary} and in_features={in_features}"
+            )
         if self.vocabulary is None:
             assert self.in_features is not None
             bits = (self.num_slots - 1).bit_length() + SPARE_BITS
@@ -89,7 +105,8 @@ class HashRouting(Gate):
         else:
             entries = self.vocabulary
             projections = None
-        self.register_buffer("table", torch.randperm(entries, generator=generator) % self.num_slots)
+        drawn = torch.randperm(entries, generator=generator) % self.num_slots
+        self.register_buffer("table", drawn if given is None else given)
         self.register_buffer("projections", projections)
 
     def forward(self, inputs: Tensor, ids: Tensor | None = None) -> SlotWeights:
@@ -97,7 +114,8 @@ class HashRouting(Gate):
 
         With `vocabulary`, inputs may have any shape [B, ...], and ids must be integers in 0 .. vocabulary - 1.
         """
-        slots = self.table[self._ids(inputs, ids) if self.projections is None else self._codes(inputs)]
+        rows = self._ids(inputs, ids) if self.projections is None else self._codes(inputs)
+        slots = self.table.index_select(0, rows)
         return SlotWeights(functional.one_hot(slots, self.num_slots).to(inputs.dtype).unsqueeze(1), None)
 
     def _codes(self, inputs: Tensor) -> Tensor:
@@ -123,12 +141,25 @@ class HashRouting(Gate):
                 f"ids must have shape ({inputs.shape[0]},), one for each sample of inputs, got shape {tuple(ids.shape)}"
             )
         require_device("ids", ids, device, "gate")
-        least, most = ids.min().item(), ids.max().item()
-        assert self.vocabulary is not None
-        if least < 0 or most >= self.vocabulary:
-            raise ValueError(f"ids must lie in 0 .. {self.vocabulary - 1}, the vocabulary, got {least} .. {most}")
+        # Reading numbers off a tensor would break a compiled graph: there, the table's own lookup refuses wrong ids.
+        if not torch.compiler.is_compiling():
+            least, most = ids.min().item(), ids.max().item()
+            assert self.vocabulary is not None
+            if least < 0 or most >= self.vocabulary:
+                raise ValueError(f"ids must lie in 0 .. {self.vocabulary - 1}, the vocabulary, got {least} .. {most}")
         return ids.long()
 
     def extra_repr(self) -> str:
         """Return what is hashed, for `repr`."""
         return super().extra_repr() if self.vocabulary is None else f"vocabulary={self.vocabulary}"
+
+
+def _slots_of_ids(table: Tensor | npt.ArrayLike, num_slots: int) -> Tensor:
+    slots = np.asarray(table.cpu() if isinstance(table, Tensor) else table)
+    if slots.dtype.kind not in "iu":
+        raise TypeError(f"table must hold integers, got dtype {slots.dtype}")
+    if slots.ndim != 1 or len(slots) == 0:
+        raise ValueError(f"table must have shape [vocabulary], got shape {slots.shape}")
+    if slots.min() < 0 or slots.max() >= num_slots:
+        raise ValueError(f"table must hold slots in 0 .. {num_slots - 1}, got {slots.min()} .. {slots.max()}")
+    return torch.from_numpy(slots.astype(np.int64))

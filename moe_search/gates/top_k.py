@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from moe_search.gates.arguments import at_most_slots
 from moe_search.gates.gate import Gate
@@ -15,6 +17,12 @@ class TopK(Gate):
     Exactly k slots are taken also where logits are equal. A weight that rounds to 0, of a logit more than 100 below the
     largest in float32, is 0 all the same. With k = 1 the weight is 1, and the logits get no gradient from it.
 
+    With noise, the slots are chosen, and weighted, by
+
+        h = a + e softplus(x W),    e standard normal, drawn anew for every sample and slot,
+
+    in training mode; in eval mode by the logits a, affine in x, themselves.
+
     Parameters
     ----------
     in_features : int
@@ -25,6 +33,8 @@ class TopK(Gate):
         Number of slots with weight, at most m.
     num_slots : int, optional
         Number of slots m, a multiple of n; n by default. With m > n, two of the k slots may be of one expert.
+    noise : bool
+        Whether logits get noise in training mode, from torch's global generator of the inputs' device.
 
     Raises
     ------
@@ -35,8 +45,9 @@ class TopK(Gate):
 
     Notes
     -----
-    Shazeer et al. (2017), Outrageously large neural networks, equations 3 and 5, without noise. The affine function
-    from inputs to logits has a bias and starts as `torch.nn.Linear`: uniform within 1 / sqrt(in_features) of 0.
+    Shazeer et al. (2017), Outrageously large neural networks, equations 3 to 5. The affine function from inputs to
+    logits has a bias and starts as `torch.nn.Linear`: uniform within 1 / sqrt(in_features) of 0. W has no bias and
+    starts at 0 (their appendix A), so that the noise has the standard deviation log 2 at first.
 
     Examples
     --------
@@ -47,18 +58,31 @@ class TopK(Gate):
     tensor([2, 2, 2, 2, 2])
     """
 
-    def __init__(self, in_features: int, num_experts: int, k: int, num_slots: int | None = None) -> None:
+    def __init__(
+        self, in_features: int, num_experts: int, k: int, num_slots: int | None = None, noise: bool = False
+    ) -> None:
         super().__init__(num_experts, num_slots, in_features=in_features)
         self.k = at_most_slots("k", k, self.num_slots)
         self.linear = nn.Linear(in_features, self.num_slots)
+        self.noise = nn.Linear(in_features, self.num_slots, bias=False) if noise else None
+        if self.noise is not None:
+            nn.init.zeros_(self.noise.weight)
 
     def forward(self, inputs: Tensor, ids: Tensor | None = None) -> SlotWeights:
         """Return the weights of the slots; see `Gate.forward`."""
-        logits = self.linear(self.features(inputs, self.linear.weight.dtype)).unsqueeze(1)
+        features = self.features(inputs, self.linear.weight.dtype)
+        logits = self.linear(features).unsqueeze(1)
+        if self.noise is None or not self.training:
+            return SlotWeights(self._weights(logits), logits)
+        scale = functional.softplus(self.noise(features)).unsqueeze(1)
+        noisy = logits + torch.randn_like(logits) * scale
+        return SlotWeights(self._weights(noisy), logits, noisy_logits=noisy, noise_scale=scale)
+
+    def _weights(self, logits: Tensor) -> Tensor:
         largest, slots = logits.topk(self.k, dim=2, sorted=False)
         # Autocast raises the softmax, but not the logits, to float32.
         weights = largest.softmax(2)
-        return SlotWeights(weights.new_zeros(logits.shape).scatter(2, slots, weights), logits)
+        return weights.new_zeros(logits.shape).scatter(2, slots, weights)
 
     def extra_repr(self) -> str:
         """Return the sizes, for `repr`."""

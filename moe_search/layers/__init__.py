@@ -1,6 +1,7 @@
 """Layers: experts, and their mixture by a gate."""
 
 from moe_search.layers.mixture_of_experts import MixtureOfExperts
+from moe_search.layers.multi_gate_mixture_of_experts import MultiGateMixtureOfExperts
 from moe_search.layers.stacked_experts import StackedExperts
 
-__all__ = ["MixtureOfExperts", "StackedExperts"]
+__all__ = ["MixtureOfExperts", "MultiGateMixtureOfExperts", "StackedExperts"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -99,13 +99,7 @@ class MixtureOfExperts(nn.Module):
         require_samples(inputs)
         routing = self.gate(inputs, ids)
         dispatch = Dispatch.of(self.gate.expert_map(routing.weights))
-        pairs = dispatch.gather(inputs)
-        if isinstance(self.experts, StackedExperts):
-            outputs = self.experts.forward_sorted(pairs, dispatch.counts)
-        else:
-            parts = zip(self.experts, torch.split(pairs, list(dispatch.counts)), strict=True)
-            outputs = torch.cat(_outputs((e, expert, part) for e, (expert, part) in enumerate(parts) if len(part)))
-        mixture = dispatch.scatter(outputs)
+        mixture = dispatch.scatter(outputs_of_pairs(self.experts, dispatch.gather(inputs), dispatch.counts))
         if self.training:
             self.routing = routing
         return mixture
@@ -168,6 +162,24 @@ class MixtureOfExperts(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         # Tensors inside a graph cannot be copied, and a copy has made no forward.
         return {**self.__dict__, "routing": None}
+
+
+def outputs_of_pairs(experts: StackedExperts | nn.ModuleList, inputs: Tensor, counts: Sequence[int]) -> Tensor:
+    """Return what experts make of samples of their own, shape [P, ...], for inputs sorted by expert.
+
+    Parameters
+    ----------
+    experts : StackedExperts or ModuleList
+        An expert without samples is not called.
+    inputs : Tensor
+        Shape [P, ...].
+    counts : sequence of int
+        The number of samples of every expert.
+    """
+    if isinstance(experts, StackedExperts):
+        return experts.forward_sorted(inputs, counts)
+    parts = zip(experts, torch.split(inputs, list(counts)), strict=True)
+    return torch.cat(_outputs((e, expert, part) for e, (expert, part) in enumerate(parts) if len(part)))
 
 
 def _iterable(experts: Any) -> Iterable[Any]:

@@ -30,6 +30,7 @@ def constant(splits, logits, gamma=1.0, **options):
 
 
 ZERO = torch.zeros(1, 1, dtype=torch.float64)
+VERSIONS = ("paper", "torch", "tensorflow")
 
 
 def test_leaves_lie_in_heap_order_for_six():
@@ -185,6 +186,79 @@ def test_shared_map_is_one_row_for_all_trees():
     assert torch.allclose(gate.expert_map(weights), torch.tensor(expected, dtype=torch.float64), atol=1e-12)
 
 
+def split_at(p, logits, convention, entropy=1.0):
+    """Two leaves, the left one of probability p, as a convention weights and penalizes them."""
+    low, high = -0.5, 0.5
+    while high - low > 1e-17 and (low + high) / 2 not in (low, high):
+        middle = (low + high) / 2
+        low, high = (middle, high) if naive_gates.smooth_step(middle, 1.0) < p else (low, middle)
+    gate = COMET(1, 2, 1, entropy=entropy, convention=convention).double()
+    with torch.no_grad():
+        gate.nodes.weight.copy_(torch.tensor([[high], [logits[0]], [logits[1]]], dtype=torch.float64))
+        for bias in (gate.nodes.bias, gate.leaf_bias):
+            if bias is not None:
+                bias.zero_()
+    routing = gate(torch.ones(1, 1, dtype=torch.float64))
+    assert routing.probabilities[0, 0, 0].item() == pytest.approx(p, rel=1e-6)
+    return routing.weights[0, 0, 0].item(), gate.penalty(routing).item()
+
+
+@pytest.mark.parametrize("p", [0.3, 1e-3, 1.1e-5, 0.9e-5, 1e-7])
+def test_conventions_by_hand(p):
+    logits, q = (8.0, 0.0), 1 - p
+    top = math.exp(8.0)
+    weights, penalties = {}, {}
+    for convention in ("paper", "torch", "tensorflow"):
+        weights[convention], penalties[convention] = split_at(p, logits, convention)
+    assert weights["paper"] == pytest.approx(top * p / (top * p + q), rel=1e-6)
+    assert weights["tensorflow"] == pytest.approx(top * (p + 1e-8) / (top * (p + 1e-8) + q + 1e-8), rel=1e-6)
+    cut = top * (p + 1e-6) / (top * (p + 1e-6) + q + 1e-6) if p >= 1e-5 else 0.0
+    assert weights["torch"] == pytest.approx(cut, rel=1e-6)
+    assert penalties["paper"] == pytest.approx(-p * math.log(p) - q * math.log(q), rel=1e-6)
+    expected = -p * math.log(p + 1e-6) - q * math.log(q + 1e-6)
+    assert penalties["tensorflow"] == pytest.approx(expected, rel=1e-6, abs=1e-12)
+    a, b = max(p, 1e-6) + 1e-6, q + 1e-6
+    assert penalties["torch"] == pytest.approx(-a * math.log(a) - b * math.log(b), rel=1e-6)
+
+
+def test_the_torch_version_has_no_bias_in_the_splits():
+    names = {convention: set(dict(COMET(3, 4, 2, convention=convention).named_parameters())) for convention in VERSIONS}
+    assert names["paper"] == names["tensorflow"] == {"nodes.weight", "nodes.bias"}
+    assert names["torch"] == {"nodes.weight", "leaf_bias"}
+    gate = COMET(3, 4, 2, convention="torch")
+    # At the origin every split is even, whatever the weights are.
+    assert gate(torch.zeros(1, 3)).probabilities.unique().tolist() == [0.25]
+
+
+@pytest.mark.parametrize("convention", ["torch", "tensorflow"])
+def test_published_versions_start_small(convention):
+    torch.manual_seed(0)
+    gate = COMET(20, 8, 4, gamma=2.0, convention=convention)
+    weight = gate.nodes.weight.view(4, 15, 20).abs()
+    assert 0.018 < weight[:, :7].max().item() <= 0.02
+    assert 0.045 < weight[:, 7:].max().item() <= 0.05
+    if convention == "torch":
+        assert bool((gate.leaf_bias == 0).all())
+    else:
+        bias = gate.nodes.bias.view(4, 15).abs()
+        assert 0 < bias[:, :7].max().item() <= 0.02
+        assert 0.02 < bias[:, 7:].max().item() <= 0.05
+
+
+@pytest.mark.parametrize("convention", ["torch", "tensorflow"])
+@pytest.mark.parametrize("splits", [[0.1, -0.2, 0.3, 0.05, -0.4], [0.1, 0.7, -0.9, 0.05, -0.4]])
+def test_gradient_of_the_published_versions(splits, convention):
+    gate = COMET(1, 6, 1, convention=convention).double()
+    one = torch.ones(1, 1, dtype=torch.float64)
+
+    def outputs(weight):
+        routing = torch.func.functional_call(gate, {"nodes.weight": weight}, (one,))
+        return routing.weights, routing.probabilities, gate.penalty(routing)
+
+    values = torch.tensor([*splits, 0.3, -0.4, 0.8, 0.1, -0.2, 0.6], dtype=torch.float64).unsqueeze(1)
+    assert torch.autograd.gradcheck(outputs, (values.requires_grad_(),))
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "fault"),
     [
@@ -195,6 +269,11 @@ def test_shared_map_is_one_row_for_all_trees():
         ({"k": 2, "gamma": "wide"}, TypeError, "gamma must be a number, got 'wide'"),
         ({"k": 2, "entropy": -1e-3}, ValueError, "entropy must not be negative, got -0.001"),
         ({"k": 2, "entropy": math.inf}, ValueError, "entropy must be finite, got inf"),
+        (
+            {"k": 2, "convention": "keras"},
+            ValueError,
+            "convention must be one of paper, torch, tensorflow, got 'keras'",
+        ),
     ],
 )
 def test_wrong_arguments(arguments, error, fault):

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_search.gates.comet import COMET
+from moe_search.gates.dselect_k import DSelectK
 from moe_search.gates.gate import Gate
 from moe_search.gates.hash_routing import HashRouting
 from moe_search.gates.slot_weights import SlotWeights
@@ -26,11 +27,19 @@ GATES = {
     "TopK-2": lambda n, m: TopK(FEATURES, n, min(2, m), m),
     "HashRouting-ids": lambda n, m: HashRouting(n, m, vocabulary=VOCABULARY),
     "HashRouting-features": lambda n, m: HashRouting(n, m, in_features=FEATURES),
+    "HashRouting-table": lambda n, m: HashRouting(n, m, table=[i * i % (m or n) for i in range(VOCABULARY)]),
+    "TopK-noise": lambda n, m: TopK(FEATURES, n, min(2, m), m, noise=True),
     "COMET-1": lambda n, m: COMET(FEATURES, n, 1, m),
     "COMET-2": lambda n, m: COMET(FEATURES, n, min(2, m), m, entropy=0.0),
     "COMET-shared": lambda n, m: COMET(FEATURES, n, min(3, m), m, gamma=0.2, shared_map=True),
     "Sinkhorn-TopK-2": lambda n, m: SinkhornPermutation(TopK(FEATURES, n, min(2, m), m), steps=9),
     "Sinkhorn-COMET-2": lambda n, m: SinkhornPermutation(COMET(FEATURES, n, min(2, m), m, entropy=0.0), steps=9),
+    "COMET-torch": lambda n, m: COMET(FEATURES, n, min(2, m), m, convention="torch"),
+    "COMET-tensorflow": lambda n, m: COMET(FEATURES, n, min(2, m), m, convention="tensorflow"),
+    "DSelectK-static": lambda n, m: DSelectK(None, n, min(2, m), m),
+    "DSelectK-1": lambda n, m: DSelectK(FEATURES, n, 1, m, gamma=0.05),
+    "DSelectK-2": lambda n, m: DSelectK(FEATURES, n, min(2, m), m),
+    "DSelectK-shared": lambda n, m: DSelectK(FEATURES, n, min(3, m), m, entropy=0.0, shared_map=True),
 }
 every_gate = pytest.mark.parametrize("make", GATES.values(), ids=GATES.keys())
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -48,6 +57,10 @@ def make_seeded(make, n=3, m=6, seed=0):
         return make(n, m)
 
 
+def has_noise(gate):
+    return isinstance(gate, TopK) and gate.noise is not None
+
+
 def check_weights(gate, routing, size, dtype):
     shape = (size, gate.num_selectors, gate.num_slots)
     assert isinstance(routing, SlotWeights)
@@ -61,7 +74,15 @@ def check_weights(gate, routing, size, dtype):
         assert bool(routing.logits.isfinite().all())
     if routing.probabilities is not None:
         assert routing.probabilities.shape == shape
-        assert torch.allclose(routing.probabilities.sum(2), torch.ones(shape[:2], dtype=dtype), rtol=0, atol=tolerance)
+        assert bool((routing.probabilities >= 0).all())
+        sums = routing.probabilities.sum(2)
+        if isinstance(gate, DSelectK) and gate.num_slots < 2**gate.num_bits:
+            assert bool((sums <= 1 + tolerance).all())  # some codes stand for no slot
+        else:
+            assert torch.allclose(sums, torch.ones(shape[:2], dtype=dtype), rtol=0, atol=tolerance)
+    if routing.noisy_logits is not None:
+        assert routing.noisy_logits.shape == routing.noise_scale.shape == shape
+        assert bool((routing.noise_scale > 0).all())
 
 
 @every_gate
@@ -105,7 +126,10 @@ def test_dtype(make, dtype):
 @pytest.mark.parametrize("training", [True, False])
 def test_same_batch_same_weights(make, training):
     gate = make(3, 6).train(training)
-    first, again = gate(*batch()), gate(*batch())
+    state = torch.get_rng_state()
+    first = gate(*batch())
+    torch.set_rng_state(state)  # noise, if there is any, is torch's
+    again = gate(*batch())
     assert torch.equal(first.weights, again.weights)
     assert torch.equal(gate.penalty(first), gate.penalty(again))
 
@@ -113,18 +137,20 @@ def test_same_batch_same_weights(make, training):
 @every_gate
 def test_training_mode_changes_nothing(make):
     gate = make(3, 6)
+    if has_noise(gate):
+        pytest.skip("noise is what training mode changes")
     assert torch.equal(gate.train()(*batch()).weights, gate.eval()(*batch()).weights)
 
 
 @every_gate
 def test_same_seed_same_gate(make):
-    first, again = make_seeded(make, seed=4), make_seeded(make, seed=4)
+    first, again = make_seeded(make, seed=4).eval(), make_seeded(make, seed=4).eval()
     assert torch.equal(first(*batch()).weights, again(*batch()).weights)
 
 
 @every_gate
 def test_samples_do_not_depend_on_each_other(make):
-    gate = make(3, 6).double()
+    gate = make(3, 6).double().eval()
     inputs, ids = batch(dtype=torch.float64)
     alone = [gate(inputs[b : b + 1], ids[b : b + 1]).weights for b in range(len(inputs))]
     assert torch.allclose(gate(inputs, ids).weights, torch.cat(alone), rtol=0, atol=1e-12)
@@ -140,7 +166,7 @@ def test_penalty_is_a_scalar_and_not_negative(make):
 
 @every_gate
 def test_state_dict_round_trip(make):
-    gate, other = make_seeded(make, seed=1), make_seeded(make, seed=2)
+    gate, other = make_seeded(make, seed=1).eval(), make_seeded(make, seed=2).eval()
     gate.expert_map.scramble(torch.Generator().manual_seed(5))
     file = io.BytesIO()
     torch.save(gate.state_dict(), file)
@@ -162,7 +188,7 @@ def test_state_dict_of_other_sizes_is_refused(make):
 
 @every_gate
 def test_deepcopy_is_equal_and_independent(make):
-    gate = make(3, 6)
+    gate = make(3, 6).eval()
     weights = gate(*batch()).weights
     weights.sum()  # a graph hangs on the gate's parameters
     copied = copy.deepcopy(gate)
@@ -197,7 +223,7 @@ def test_forward_leaves_no_trace(make, training):
     before, state = trace(gate), torch.get_rng_state()
     gate.penalty(gate(inputs, ids))
     assert trace(gate) == before
-    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(torch.get_rng_state(), state) != (training and has_noise(gate))
     assert torch.equal(inputs, batch()[0])
     assert torch.equal(ids, batch()[1])
 
@@ -262,7 +288,7 @@ def test_inputs_of_another_precision(make):
 
 @every_gate
 def test_autocast(make):
-    gate = make(3, 6)
+    gate = make(3, 6).eval()
     inputs, ids = batch()
     expected = gate(inputs, ids).weights
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -273,8 +299,64 @@ def test_autocast(make):
 
 
 @every_gate
-def test_more_axes_are_flattened(make):
+def test_training_under_autocast(make):
     gate = make(3, 6)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        routing = gate(*batch(size=64))
+        loss = (routing.weights**2).sum() + gate.penalty(routing)
+    assert bool(loss.isfinite())
+    if loss.requires_grad:
+        loss.backward()
+    assert all(bool(parameter.grad.isfinite().all()) for parameter in gate.parameters())
+
+
+@every_gate
+def test_gradient(make):
+    gate = make_seeded(make, seed=3).double()
+    names = [name for name, _ in gate.named_parameters()]
+    if not names:
+        pytest.skip("nothing to learn")
+    inputs, ids = batch(size=3, dtype=torch.float64)
+    state = torch.get_rng_state()
+
+    def outputs(*parameters):
+        torch.set_rng_state(state)
+        routing = torch.func.functional_call(gate, dict(zip(names, parameters, strict=True)), (inputs, ids))
+        return routing.weights, gate.penalty(routing)
+
+    values = [parameter.detach().clone().requires_grad_() for parameter in gate.parameters()]
+    assert torch.autograd.gradcheck(outputs, values, fast_mode=True)
+
+
+@every_gate
+@pytest.mark.parametrize(("training", "backend"), [(True, "aot_eager"), (False, "eager")])
+def test_compiles_without_a_graph_break(make, training, backend):
+    gate = make(2, 4).train(training)
+
+    def outputs(inputs, ids):
+        routing = gate(inputs, ids)
+        return gate.expert_map(routing.weights), gate.penalty(routing)
+
+    torch.compiler.reset()
+    compiled = torch.compile(outputs, fullgraph=True, backend=backend)
+    state = torch.get_rng_state()
+    expected = outputs(*batch())
+    torch.set_rng_state(state)
+    weights, penalty = compiled(*batch())
+    assert torch.allclose(weights, expected[0], rtol=0, atol=1e-6)
+    assert torch.allclose(penalty, expected[1], rtol=0, atol=1e-6)
+    if training and list(gate.parameters()):
+        ((weights**2).sum() + penalty).backward()
+        gradients = [parameter.grad.clone() for parameter in gate.parameters()]
+        gate.zero_grad()
+        ((expected[0] ** 2).sum() + expected[1]).backward()
+        for gradient, parameter in zip(gradients, gate.parameters(), strict=True):
+            assert torch.allclose(gradient, parameter.grad, rtol=0, atol=1e-5)
+
+
+@every_gate
+def test_more_axes_are_flattened(make):
+    gate = make(3, 6).eval()
     inputs, ids = batch()
     assert torch.equal(gate(inputs[:, :, None, None], ids).weights, gate(inputs, ids).weights)
 
@@ -296,7 +378,7 @@ def test_wrong_sizes(make, n, m, fault):
 @every_gate
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda(make):
-    gate = make(3, 6).double()
+    gate = make(3, 6).double().eval()
     inputs, ids = batch(dtype=torch.float64)
     expected = gate(inputs, ids)
     gate.to("cuda")

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -109,3 +110,53 @@ def test_one_of_vocabulary_and_features(arguments):
 def test_wrong_vocabulary():
     with pytest.raises(ValueError, match="vocabulary must be at least 1, got 0"):
         HashRouting(2, vocabulary=0)
+
+
+@pytest.mark.parametrize("table", [[3, 0, 0, 1], np.array([3, 0, 0, 1], dtype=np.int32), torch.tensor([3, 0, 0, 1])])
+def test_a_table_of_ones_own(table):
+    gate = HashRouting(2, 4, table=table)
+    assert gate.vocabulary == 4
+    assert slots_of(gate, INPUTS, torch.tensor([0, 2, 3])).tolist() == [3, 0, 1]
+    # Slots 0 and 1 are of expert 0, slots 2 and 3 of expert 1.
+    assert gate.expert_map(gate(INPUTS, torch.tensor([0, 2, 3])).weights).tolist() == [[0, 1], [1, 0], [1, 0]]
+    assert gate.state_dict()["table"].dtype == torch.int64
+
+
+def test_a_table_is_copied():
+    table = torch.tensor([1, 0])
+    gate = HashRouting(2, table=table)
+    table.zero_()
+    assert gate.table.tolist() == [1, 0]
+
+
+def test_a_slot_for_every_id_makes_the_expert_map_the_table():
+    gate = HashRouting(3, 6, table=range(6))
+    gate.expert_map.assign([[2, 0, 1, 1, 0, 2]])
+    ids = torch.tensor([5, 0, 1, 2, 4, 3])
+    assert gate.expert_map(gate(torch.zeros(6, 1), ids).weights).argmax(1).tolist() == [2, 2, 0, 1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "fault"),
+    [
+        ({"table": [0.0, 1.0]}, TypeError, "table must hold integers, got dtype float64"),
+        ({"table": [0, 4]}, ValueError, r"table must hold slots in 0 \.\. 3, got 0 \.\. 4"),
+        ({"table": [-1, 2]}, ValueError, r"table must hold slots in 0 \.\. 3, got -1 \.\. 2"),
+        ({"table": [[0, 1]]}, ValueError, r"table must have shape \[vocabulary\], got shape \(1, 2\)"),
+        ({"table": np.zeros(0, dtype=int)}, ValueError, r"table must have shape \[vocabulary\], got shape \(0,\)"),
+        ({"table": [0, 1], "vocabulary": 3}, ValueError, "got 2 entries for vocabulary=3 and in_features=None"),
+        ({"table": [0, 1], "in_features": 3}, ValueError, "got 2 entries for vocabulary=None and in_features=3"),
+    ],
+)
+def test_wrong_tables(arguments, error, fault):
+    with pytest.raises(error, match=fault):
+        HashRouting(2, 4, **arguments)
+
+
+@pytest.mark.parametrize("wrong", [-1, 10])
+def test_wrong_ids_are_refused_in_a_compiled_graph_too(wrong):
+    torch.compiler.reset()
+    compiled = torch.compile(HashRouting(2, vocabulary=10), fullgraph=True, backend="eager")
+    assert compiled(INPUTS, torch.tensor([0, 1, 9])).weights.shape == (3, 1, 2)
+    with pytest.raises((IndexError, RuntimeError)):
+        compiled(INPUTS, torch.tensor([0, 1, wrong]))

@@ -1,3 +1,5 @@
+import math
+
 import naive_gates
 import pytest
 import torch
@@ -53,6 +55,58 @@ def test_gradient():
         return torch.func.functional_call(gate, {"linear.bias": bias}, (inputs,)).weights
 
     assert torch.autograd.gradcheck(weights, (gate.linear.bias.detach().requires_grad_(),))
+
+
+class TestNoise:
+    def gate(self, k=2):
+        gate = TopK(3, 4, k, noise=True).double()
+        with torch.no_grad():
+            gate.noise.weight.normal_(generator=torch.Generator().manual_seed(3))
+        return gate, torch.randn(6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def test_is_off_by_default_and_in_eval_mode(self):
+        assert TopK(3, 4, 2).noise is None
+        gate, inputs = self.gate()
+        routing = gate.eval()(inputs)
+        assert routing.noisy_logits is None
+        assert routing.noise_scale is None
+        expected = [naive_gates.top_k(row, 2) for row in routing.logits[:, 0].tolist()]
+        assert torch.allclose(routing.weights[:, 0], torch.tensor(expected, dtype=torch.float64), atol=1e-12)
+
+    def test_formula(self):
+        gate, inputs = self.gate()
+        torch.manual_seed(7)
+        routing = gate(inputs)
+        torch.manual_seed(7)
+        normal = torch.randn(6, 1, 4, dtype=torch.float64)
+        scale = torch.log1p((inputs @ gate.noise.weight.T).exp())
+        assert torch.allclose(routing.noise_scale[:, 0], scale, rtol=0, atol=1e-12)
+        assert torch.allclose(routing.logits[:, 0], gate.linear(inputs), rtol=0, atol=1e-12)
+        noisy = routing.logits + normal * scale[:, None]
+        assert torch.allclose(routing.noisy_logits, noisy, rtol=0, atol=1e-12)
+        expected = [naive_gates.top_k(row, 2) for row in noisy[:, 0].tolist()]
+        assert torch.allclose(routing.weights[:, 0], torch.tensor(expected, dtype=torch.float64), atol=1e-12)
+
+    def test_starts_at_a_standard_deviation_of_log_two(self):
+        routing = TopK(3, 4, 2, noise=True)(torch.randn(6, 3))
+        assert routing.noise_scale.flatten().tolist() == pytest.approx([math.log(2)] * 24, abs=1e-6)
+
+    def test_differs_from_sample_to_sample_and_from_forward_to_forward(self):
+        gate, inputs = self.gate()
+        same = inputs[:1].expand(500, 3)
+        noise = (gate(same).noisy_logits - gate(same).logits) / gate(same).noise_scale
+        assert noise.mean().abs().item() < 0.1
+        assert noise.std().item() == pytest.approx(1, abs=0.1)
+        assert not torch.equal(gate(inputs).weights, gate(inputs).weights)
+
+    def test_gradient(self):
+        gate, inputs = self.gate()
+
+        def weights(weight):
+            torch.manual_seed(5)
+            return torch.func.functional_call(gate, {"noise.weight": weight}, (inputs,)).weights
+
+        assert torch.autograd.gradcheck(weights, (gate.noise.weight.detach().clone().requires_grad_(),))
 
 
 @pytest.mark.parametrize(

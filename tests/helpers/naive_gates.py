@@ -71,6 +71,52 @@ def top_k(logits, k):
     return weights
 
 
+def published_comet(x, nodes, paths, num_trees, gamma, convention):
+    """[n] of one sample: the weights of experts in a published COMET, from the path to each of them.
+
+    nodes[i][t] is (weight, bias) of tree t at node i; paths[e] is (leaf of expert e, [(split node, goes left), ...]).
+    """
+    least, offset = {"torch": (1e-5, 1e-6), "tensorflow": (0.0, 1e-8)}[convention]
+    parts = [0.0] * len(paths)
+    for e, (leaf, path) in enumerate(paths):
+        for t in range(num_trees):
+            p = 1.0
+            for node, left in path:
+                step = smooth_step(dot(*nodes[node][t], x), gamma)
+                p *= step if left else 1 - step
+            if p > 0 and p >= least:
+                parts[e] += math.exp(dot(*nodes[leaf][t], x)) * (p + offset)
+    return [part / sum(parts) for part in parts]
+
+
+def published_comet_penalty(probabilities, convention):
+    """Of path probabilities [B][T][m]: what the published versions penalize, their factor left out."""
+    total = 0.0
+    for sample in probabilities:
+        for p in (p for row in sample for p in row):
+            if convention == "torch":
+                q = max(p, 1e-6) + 1e-6
+                total -= q * math.log(q)
+            else:
+                total -= p * math.log(p + 1e-6)
+    return total / len(probabilities)
+
+
+def dselect_k(bits, selectors, num_slots, gamma):
+    """(g, p), each [T][m], of one sample, before anything makes up for codes of no slot; bits [T][bits]."""
+    p = []
+    for values in bits:
+        row = []
+        for s in range(num_slots):
+            code = f"{s:b}".zfill(len(values)) if values else ""
+            probability = 1.0
+            for digit, value in zip(code, values, strict=True):
+                probability *= smooth_step(value, gamma) if digit == "1" else 1 - smooth_step(value, gamma)
+            row.append(probability)
+        p.append(row)
+    return [[w * q for q in row] for w, row in zip(softmax(selectors), p, strict=True)], p
+
+
 def expert_weights(slot_weights, experts, num_experts):
     """[n] of one sample, from its slot weights [T][m] and the map [T][m] or, shared, [1][m]."""
     weights = [0.0] * num_experts

@@ -1,0 +1,207 @@
+"""The gate of binary codes: k selectors, each a row of smooth-step bits."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from moe_search.gates.arguments import at_most_slots, number_from_zero, positive_integer, positive_number
+from moe_search.gates.batch_checks import require_device, require_dtype, require_samples
+from moe_search.gates.gate import Gate
+from moe_search.gates.slot_weights import SlotWeights
+from moe_search.gates.smooth_step import smooth_step
+
+LEAST_REACHED = 1e-6
+"""Part of a selector on the codes of slots below which its penalty grows no further."""
+
+
+class DSelectK(Gate):
+    """k selectors of ceil(log2 m) smooth-step bits, whose codes are the slots.
+
+    Slot s is the binary code of the number s, most significant bit first. With z[t, j] the value of bit j of selector
+    t, and S the smooth-step function, selector t gives slot s
+
+        p[t, s] = product over bits j of S(z[t, j]) if bit j of s is 1, of 1 - S(z[t, j]) if it is 0,
+
+    and with w[t] the value of the selector itself, the slots have the weights
+
+        g[t, s] = softmax(w)[t] p[t, s] / c,    c = sum over t, s of softmax(w)[t] p[t, s].
+
+    With m a power of two, c = 1. With any other m, 2^bits - m codes stand for no slot; c makes up for what is given to
+    them, and the second term of the penalty keeps selectors away from them.
+
+    Once every bit is outside of (-gamma / 2, gamma / 2), a selector has one code: at most k weights are not 0. The
+    first term of the penalty drives the bits there. Bits that are there get no gradient any more.
+
+    Parameters
+    ----------
+    in_features : int or None
+        Number of features of a sample: z and w are affine in them. None for the static gate, whose z and w are
+        parameters, the same for all samples: it chooses k experts for a task.
+    num_experts : int
+        Number of experts n.
+    k : int
+        Number of selectors, at most m: what the number of experts of a sample comes down to.
+    num_slots : int, optional
+        Number of slots m of a selector, a multiple of n; n by default.
+    gamma : float
+        Width of the part of the smooth-step function that is neither 0 nor 1.
+    entropy, zeta : float
+        Factors of the penalty,
+        ``entropy * mean_b sum_ts -p log p + zeta * mean_b sum_t 1 / sum_s p``, the second term only if m is not a power
+        of two. 0 for none.
+    shared_map : bool
+        Whether all selectors have one row of the expert map: code s is of the same expert in all.
+
+    Raises
+    ------
+    TypeError
+        If a size is not an integer, or gamma, entropy or zeta not a number.
+    ValueError
+        If a size is less than 1, m is not a multiple of n, k > m, gamma is not positive or entropy or zeta is negative.
+
+    Notes
+    -----
+    Hazimeh, Zhao, Chowdhery, Sathiamoorthy, Chen, Mazumder, Hong and Chi (2021), DSelect-k: differentiable selection in
+    the mixture of experts with applications to multi-task learning, section 3 and its extension to numbers of experts
+    other than powers of two. The published gate does not divide by c, so that its weights sum to less than 1
+    until the penalty has done its work; and it sums penalties over the batch, where ours is a mean. A sample whose
+    selectors are all on codes of no slot has c = 0: all its slots get the same weight.
+
+    It starts as published: what makes z is uniform within gamma / 100 of 0, what makes w within 0.05, weights and bias
+    alike. Every sample uses all experts at first.
+
+    The values of all selectors, selector after selector, its bits and then w, are the rows of the one layer `linear`,
+    or, for the static gate, of the one parameter `values`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from moe_search.gates.dselect_k import DSelectK
+    >>> gate = DSelectK(in_features=8, num_experts=6, k=2)
+    >>> routing = gate(torch.randn(5, 8))
+    >>> routing.weights.shape, gate.penalty(routing).shape
+    (torch.Size([5, 2, 6]), torch.Size([]))
+    >>> static = DSelectK(None, num_experts=6, k=2)
+    >>> static(torch.randn(5, 3, 4)).weights.shape
+    torch.Size([5, 2, 6])
+    """
+
+    values: nn.Parameter | None
+    linear: nn.Linear | None
+
+    def __init__(
+        self,
+        in_features: int | None,
+        num_experts: int,
+        k: int,
+        num_slots: int | None = None,
+        gamma: float = 1.0,
+        entropy: float = 1e-2,
+        zeta: float = 1.0,
+        shared_map: bool = False,
+    ) -> None:
+        super().__init__(
+            num_experts, num_slots, positive_integer("k", k), in_features=in_features, shared_map=shared_map
+        )
+        self.k = at_most_slots("k", k, self.num_slots)
+        self.gamma = positive_number("gamma", gamma)
+        self.entropy = number_from_zero("entropy", entropy)
+        self.zeta = number_from_zero("zeta", zeta)
+        rows = self.k * (self.num_bits + 1)
+        if self.in_features is None:
+            self.linear = None
+            self.values = nn.Parameter(torch.empty(rows))
+        else:
+            self.linear = nn.Linear(self.in_features, rows)
+            self.register_parameter("values", None)
+        self.reset_parameters()
+
+    @property
+    def num_bits(self) -> int:
+        """Number of bits of a selector, ceil(log2 m)."""
+        return (self.num_slots - 1).bit_length()
+
+    def reset_parameters(self) -> None:
+        """Draw fresh parameters from torch's global generator."""
+        with torch.no_grad():
+            for parameter in self.parameters():
+                rows = parameter.view(self.k, -1, *parameter.shape[1:])
+                rows[:, : self.num_bits].uniform_(-self.gamma / 100, self.gamma / 100)
+                rows[:, self.num_bits].uniform_(-0.05, 0.05)
+
+    def forward(self, inputs: Tensor, ids: Tensor | None = None) -> SlotWeights:
+        """Return the weights of the slots; see `Gate.forward`.
+
+        The static gate takes inputs of any shape [B, ...].
+        """
+        values = self._values(inputs).view(-1, self.k, self.num_bits + 1)
+        p = code_probabilities(values[..., : self.num_bits], self.gamma)[..., : self.num_slots]
+        weights = values[..., self.num_bits :].softmax(1) * p
+        total = weights.sum((1, 2), keepdim=True)
+        lost = total < torch.finfo(total.dtype).tiny
+        weights = (weights / total.masked_fill(lost, 1.0)).masked_fill(lost, 1.0 / (self.k * self.num_slots))
+        shape = (len(inputs), self.k, self.num_slots)
+        return SlotWeights(weights.expand(shape), None, p.expand(shape))
+
+    def _values(self, inputs: Tensor) -> Tensor:
+        """Return the values of bits and selectors of every sample, of one that stands for all in the static gate."""
+        if self.linear is not None:
+            weight = self.linear.weight
+            # A row of bits is a product of many factors: autocast or not, it keeps the precision of the weights.
+            return self.linear(self.features(inputs, weight.dtype)).to(weight.dtype)
+        assert self.values is not None
+        require_samples(inputs)
+        require_device("inputs", inputs, self.values.device, "gate")
+        require_dtype(inputs, self.values.dtype, "gate")
+        return self.values.unsqueeze(0)
+
+    def penalty(self, slot_weights: SlotWeights) -> Tensor:
+        """Return ``entropy * mean_b sum_ts -p log p + zeta * mean_b sum_t 1 / sum_s p``, a scalar.
+
+        The second term only if m is not a power of two. Below a sum of 1e-6 it grows no further.
+
+        Raises
+        ------
+        ValueError
+            If the slot weights have no probabilities.
+        """
+        p = slot_weights.probabilities
+        if p is None:
+            raise ValueError("slot_weights must have probabilities, as those of DSelectK do, got None")
+        # 1 log 1 = 0 stands for 0 log 0, whose slope is infinite.
+        kept = p.masked_fill(p < torch.finfo(p.dtype).tiny, 1.0)
+        penalty = -self.entropy * (kept * kept.log()).sum((1, 2)).mean()
+        if self.num_slots < 2**self.num_bits:
+            penalty = penalty + self.zeta * p.sum(2).clamp(min=LEAST_REACHED).reciprocal().sum(1).mean()
+        return penalty
+
+    def extra_repr(self) -> str:
+        """Return the sizes, for `repr`."""
+        return (
+            f"in_features={self.in_features}, k={self.k}, gamma={self.gamma:g}, "
+            f"entropy={self.entropy:g}, zeta={self.zeta:g}"
+        )
+
+
+def code_probabilities(bits: Tensor, gamma: float) -> Tensor:
+    """Return the probability of every code of rows of independent bits.
+
+    Parameters
+    ----------
+    bits : Tensor
+        Shape [..., bits], the argument of the smooth-step function, which gives the probability of a 1.
+    gamma : float
+        Of the smooth-step function.
+
+    Returns
+    -------
+    Tensor
+        Shape [..., 2^bits]: of the code of every number, the first bit being the most significant. Sums to 1.
+    """
+    # 1 - S(t) = S(-t), but a small S(-t) keeps its digits.
+    steps = smooth_step(torch.stack((-bits, bits), -1), gamma)
+    codes = bits.new_ones((*bits.shape[:-1], 1))
+    for j in range(bits.shape[-1]):
+        codes = (codes.unsqueeze(-1) * steps[..., j, None, :]).flatten(-2)
+    return codes

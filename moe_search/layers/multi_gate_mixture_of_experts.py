@@ -1,0 +1,196 @@
+"""The layer of several tasks: one gate for each, over the same experts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from moe_search.gates.batch_checks import require_samples
+from moe_search.gates.gate import Gate
+from moe_search.gates.slot_weights import SlotWeights
+from moe_search.layers.dispatch import Dispatch
+from moe_search.layers.mixture_of_experts import MixtureOfExperts, outputs_of_pairs
+from moe_search.layers.stacked_experts import StackedExperts
+
+
+class MultiGateMixtureOfExperts(nn.Module):
+    """Mixes the same experts once for each task: ``sum_e w[b, t, e] f_e(x_b)``, the weights of task t by its own gate.
+
+    An expert runs once, on the samples that any of the gates gives it weight for.
+
+    Parameters
+    ----------
+    experts : StackedExperts or iterable of Module
+        n experts, as in `MixtureOfExperts`.
+    gates : iterable of Gate
+        One for each task, each with ``num_experts`` equal to n. Gates of different kinds may stand side by side.
+    shared_map : bool
+        Whether all tasks use one expert map, that of the first gate. The gates' maps must then have the same sizes.
+
+    Attributes
+    ----------
+    experts : StackedExperts or ModuleList
+    tasks : ModuleList of TaskMixture
+        The layer as one task sees it; the experts are in the state dict once, with this layer.
+
+    Raises
+    ------
+    TypeError
+        If a gate is none, or an expert is no module.
+    ValueError
+        If there are no gates, one comes twice, the number of experts is not that of every gate, or maps to be shared
+        differ in size.
+
+    Notes
+    -----
+    Ma, Zhao, Yi, Chen, Hong and Chi (2018), Modeling task relationships in multi-task learning with multi-gate
+    mixture-of-experts, equations 5 to 7, with gates of any kind in the place of their softmax.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from moe_search.gates.top_k import TopK
+    >>> from moe_search.layers.multi_gate_mixture_of_experts import MultiGateMixtureOfExperts
+    >>> from moe_search.layers.stacked_experts import StackedExperts
+    >>> experts = StackedExperts(4, in_features=8, out_features=3)
+    >>> multi = MultiGateMixtureOfExperts(experts, [TopK(8, 4, k=2), TopK(8, 4, k=1)])
+    >>> multi(torch.randn(5, 8)).shape
+    torch.Size([5, 2, 3])
+    """
+
+    experts: StackedExperts | nn.ModuleList
+
+    def __init__(
+        self, experts: StackedExperts | Iterable[nn.Module], gates: Iterable[Gate], shared_map: bool = False
+    ) -> None:
+        super().__init__()
+        if isinstance(gates, Gate) or not isinstance(gates, Iterable):
+            raise TypeError(f"gates must be an iterable of gates, one for each task, got {type(gates).__name__}")
+        of_tasks = list(gates)
+        if not of_tasks:
+            raise ValueError("gates must hold one gate for each task, got none")
+        if len({id(gate) for gate in of_tasks}) < len(of_tasks):
+            raise ValueError("gates must be different modules, one for each task, got one of them twice")
+        self.experts = MixtureOfExperts(experts, of_tasks[0]).experts
+        self.tasks = nn.ModuleList(TaskMixture(self.experts, gate) for gate in of_tasks)
+        self.shared_map = bool(shared_map)
+        if self.shared_map:
+            first = of_tasks[0].expert_map
+            for t, gate in enumerate(of_tasks[1:], start=1):
+                if gate.expert_map.extra_repr() != first.extra_repr():
+                    raise ValueError(
+                        f"gates must have maps of the same sizes to share one, got ({first.extra_repr()}) in gate 0 "
+                        f"and ({gate.expert_map.extra_repr()}) in gate {t}"
+                    )
+                _lend(gate, "expert_map", first)
+
+    def forward(self, inputs: Tensor, ids: Tensor | None = None) -> Tensor:
+        """Return the mixture of every sample for every task.
+
+        Parameters
+        ----------
+        inputs : Tensor
+            Floating point, shape [B, ...], as gates and experts take it.
+        ids : Tensor, optional
+            Integers, shape [B], for gates that route by id.
+
+        Returns
+        -------
+        Tensor
+            Shape [B, tasks, ...], the axes of an expert's output after the first.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As in `MixtureOfExperts.forward`.
+        """
+        require_samples(inputs)
+        tasks = cast(list[TaskMixture], list(self.tasks))
+        routings = [task.gate(inputs, ids) for task in tasks]
+        weights = [task.gate.expert_map(routing.weights) for task, routing in zip(tasks, routings, strict=True)]
+        # All experts that any task needs for a sample, each once.
+        union = Dispatch.of(torch.stack([w != 0 for w in weights]).any(0))
+        outputs = outputs_of_pairs(self.experts, union.gather(inputs), union.counts)
+        counts = torch.tensor(union.counts, device=union.samples.device)
+        experts = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+        mixtures = []
+        for task, routing, w in zip(tasks, routings, weights, strict=True):
+            of_pairs = w[union.samples, experts]
+            # Left out, not multiplied by 0: what another task's expert makes of a sample may be infinite.
+            own = of_pairs.nonzero().squeeze(1)
+            pairs = replace(union, samples=union.samples[own], weights=of_pairs[own])
+            mixtures.append(task(inputs, ids, routing=routing, mixture=pairs.scatter(outputs[own])))
+        return torch.stack(mixtures, 1)
+
+    def task(self, t: int) -> TaskMixture:
+        """Return the layer as task ``t`` sees it, for a search of the map of its gate.
+
+        It is a submodule that runs once in every forward, so that
+        ``PermutationSearch(model, multi.task(t), loss=loss)`` searches the map of task t, all others as they are.
+
+        Raises
+        ------
+        IndexError
+            If there is no such task.
+        ValueError
+            If the map is shared with other tasks: what a map does to one of them does not say what it does to all.
+        """
+        if not 0 <= t < len(self.tasks):
+            raise IndexError(f"t must be a task, 0 .. {len(self.tasks) - 1}, got {t}")
+        if self.shared_map and len(self.tasks) > 1:
+            raise ValueError(
+                f"the map of task {t} is shared by all {len(self.tasks)} tasks: it cannot be searched for one of them"
+            )
+        return cast(TaskMixture, self.tasks[t])
+
+    def expert_outputs(self, inputs: Tensor) -> Tensor:
+        """Run every expert on every sample; see `MixtureOfExperts.expert_outputs`."""
+        return cast(TaskMixture, self.tasks[0]).expert_outputs(inputs)
+
+    def regularization(self) -> Tensor:
+        """Return the sum of the gates' penalties for the last forward in training mode, a scalar; else 0."""
+        return torch.stack([cast(TaskMixture, task).regularization() for task in self.tasks]).sum()
+
+
+class TaskMixture(MixtureOfExperts):
+    """A task's view of a `MultiGateMixtureOfExperts`: its gate, over experts that are not its own.
+
+    Called alone, it is a `MixtureOfExperts`. It does not hold the experts as a submodule.
+    """
+
+    def __init__(self, experts: StackedExperts | nn.ModuleList, gate: Gate) -> None:
+        super().__init__(experts, gate)
+        _lend(self, "experts", experts)
+
+    def forward(
+        self,
+        inputs: Tensor,
+        ids: Tensor | None = None,
+        *,
+        routing: SlotWeights | None = None,
+        mixture: Tensor | None = None,
+    ) -> Tensor:
+        """Return the mixture of every sample, shape [B, ...]; see `MixtureOfExperts.forward`.
+
+        Parameters
+        ----------
+        inputs, ids : Tensor
+            As there.
+        routing, mixture : SlotWeights, Tensor
+            What the layer of all tasks has computed from them already, and this view is to return.
+        """
+        if mixture is None:
+            return super().forward(inputs, ids)
+        if self.training:
+            self.routing = routing
+        return mixture
+
+
+def _lend(module: nn.Module, name: str, submodule: Any) -> None:
+    """Let ``module`` use a submodule of another module: not in its state dict, and its parameters not counted twice."""
+    del module._modules[name]
+    module.__dict__[name] = submodule
