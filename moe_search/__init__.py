@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from moe_search.layers import MixtureOfExperts, MultiGateMixtureOfExperts, StackedExperts
     from moe_search.problems import (
         LinearAssignment,
+        LoadLimited,
         MixtureAssignment,
         PairwiseAssignment,
         Problem,
@@ -76,6 +77,7 @@ _HOMES = {
     "layers": ("MixtureOfExperts", "MultiGateMixtureOfExperts", "StackedExperts"),
     "problems": (
         "LinearAssignment",
+        "LoadLimited",
         "MixtureAssignment",
         "PairwiseAssignment",
         "Problem",
@@ -120,6 +122,7 @@ __all__ = [
     "HashRouting",
     "Hungarian",
     "LinearAssignment",
+    "LoadLimited",
     "LocalSearch",
     "Lowering",
     "MaxIterations",

@@ -110,6 +110,10 @@ class Problem(ABC):
             )
         return p.astype(np.int64)
 
+    def start_from(self, permutation: Permutation) -> Permutation:
+        """Return where a search that is given a permutation starts: there, unless the problem forbids some."""
+        return permutation
+
     def random_permutation(self, rng: np.random.Generator) -> Permutation:
         """Return a uniformly random permutation that stays inside the blocks."""
         starts = range(0, self.size, self.block_size)

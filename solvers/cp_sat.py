@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_search.problems.linear import LinearAssignment
+from moe_search.problems.load_limited import LoadLimited
 from moe_search.problems.mixture import MixtureAssignment
 from moe_search.problems.pairwise import PairwiseAssignment
 from moe_search.problems.problem import Permutation, Problem
@@ -51,9 +52,9 @@ class CpSat(Solver):
     -----
     Sparse problems: one table of allowed assignments, with its cost, for each pair of slots that pays anything. Dense
     ones: one variable ``w_s >= sum cost(s, t, e, f) x_tf`` if ``x_se`` for each slot, after Kaufman and Broeckx,
-    tightened by the Gilmore-Lawler bound. Squared mixtures are solved as pairwise ones. Float costs are rounded to a
-    grid, and the bound takes the rounding in. An iteration is one conflict. Proofs take a minute for n = 9 dense and
-    n = 12 sparse facilities; larger problems get a bound and what was found.
+    tightened by the Gilmore-Lawler bound. Squared mixtures are solved as pairwise ones, and load limits are linear
+    constraints. Float costs are rounded to a grid, and the bound takes the rounding in. An iteration is one conflict.
+    Proofs take a minute for n = 9 dense and n = 12 sparse facilities; larger problems get a bound and what was found.
 
     References
     ----------
@@ -72,6 +73,7 @@ class CpSat(Solver):
 
     def refuses(self, problem: Problem) -> str | None:
         """Refuse losses that are not sums over pairs of slots, unknown classes, and models too large to build."""
+        problem = without_limits(problem)
         if isinstance(problem, MixtureAssignment):
             if problem.loss != "squared":
                 return f"the loss {problem.loss} is not a sum over pairs of slots; Enumeration or LocalSearch take it"
@@ -97,6 +99,11 @@ class CpSat(Solver):
         if not search.stopped():
             search.solve(self.workers, reported_seed(seed) or 0)
         return search.result(repr(self), reported_seed(seed))
+
+
+def without_limits(problem: Problem) -> Problem:
+    """Return the problem that load limits were put on; the problem itself if there are none."""
+    return problem.problem if isinstance(problem, LoadLimited) else problem
 
 
 class Pairs(NamedTuple):
@@ -254,8 +261,9 @@ class _Model:
 
     def __init__(self, model: cp_model.CpModel, problem: Problem) -> None:
         self.model = model
-        self.problem = problem
-        self.costs = pairs_of(problem)
+        self.limits = problem.load_limits if isinstance(problem, LoadLimited) else None
+        self.problem = without_limits(problem)
+        self.costs = pairs_of(self.problem)
         m, n = self.costs.unary.shape
         self.x = [[model.new_bool_var(f"x{s},{e}") for e in range(n)] for s in range(m)]
         reach = float(np.abs(self.costs.unary).sum())
@@ -282,6 +290,10 @@ class _Model:
                     model.add_exactly_one(column)
                 else:
                     model.add(sum(column) == self.costs.capacity)
+        if self.limits is not None:
+            for e, limit in enumerate(self.limits.limit.tolist()):
+                loads = zip(x, self.limits.slot_load.tolist(), strict=True)
+                model.add(sum(load * slot[e] for slot, load in loads) <= limit)
         terms, coefficients = [], []
         unary = self._integers(self.costs.unary)
         for s in range(m):

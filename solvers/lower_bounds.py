@@ -7,6 +7,7 @@ from functools import singledispatch
 import numpy as np
 
 from moe_search.problems.linear import LinearAssignment
+from moe_search.problems.load_limited import LoadLimited
 from moe_search.problems.mixture import MixtureAssignment
 from moe_search.problems.pairwise import PairwiseAssignment
 from moe_search.problems.problem import Problem
@@ -24,7 +25,8 @@ def lower_bound(problem: Problem, seconds: float) -> int | float | None:
     ----------
     problem : Problem
         The class decides: linear, the optimum itself; quadratic and pairwise, Gilmore-Lawler; mixture, the convex
-        relaxation. Where the time is too short for it, a weaker bound that takes one look at the data.
+        relaxation; under load limits, that of the problem without them. Where the time is too short for it, a weaker
+        bound that takes one look at the data.
     seconds : float
         Time to spend, roughly; estimates decide, so the bound does not depend on how busy the machine is
         (the convex relaxation, which improves as long as it runs, excepted).
@@ -74,6 +76,12 @@ def _mixture(problem: MixtureAssignment, seconds: float) -> float:
         # All three losses are nonnegative.
         return 0.0
     return convex_relaxation(problem, seconds)
+
+
+@lower_bound.register
+def _load_limited(problem: LoadLimited, seconds: float) -> int | float | None:
+    # Feasible permutations are some of all, and the others have larger values.
+    return lower_bound(problem.problem, seconds)
 
 
 def assignment_seconds(size: int) -> float:

@@ -47,7 +47,7 @@ class Solver(ABC):
         seed : int or SeedSequence, default 0
             Source of all randomness; an int must be >= 0.
         initial : array_like of int, shape (size,), optional
-            Permutation to start from. The result is never worse.
+            Permutation to start from, or near which to start where the problem forbids it. The result is never worse.
 
         Returns
         -------
@@ -65,7 +65,7 @@ class Solver(ABC):
             raise TypeError(f"problem must be a Problem such as QuadraticAssignment, got {type(problem).__name__}")
         require_criterion(stop)
         require_seed(seed)
-        start = None if initial is None else problem.check_permutation(initial, "initial")
+        start = None if initial is None else problem.start_from(problem.check_permutation(initial, "initial"))
         reason = self.refuses(problem)
         if reason is not None:
             raise ValueError(f"{type(self).__name__} cannot take this {type(problem).__name__}: {reason}")

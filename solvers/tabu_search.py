@@ -253,9 +253,10 @@ def tabu_slice(
         work += 1
         counters[ITERATIONS] += 1
         now = counters[ITERATIONS] - counters[BASE]
-        a, b = best_swap(
-            matrix.deltas, tabu.masks, tabu.nothing, now, now - aspiration, totals[1] - totals[0], block_size
-        )
+        # Rounding may take the current value below the incumbent's, by less than counts; two slots of one expert, with
+        # their delta of 0, would then pass for an improvement.
+        needed = min(totals[1] - totals[0] - tabu.tolerance, totals.dtype.type(0))
+        a, b = best_swap(matrix.deltas, tabu.masks, tabu.nothing, now, now - aspiration, needed, block_size)
         # Where everything is tabu only time passes.
         if a >= 0:
             totals[0] += matrix.deltas[a, b]

@@ -1,7 +1,7 @@
 """Instances of every problem class, each with its naive value."""
 
 import numpy as np
-from naive import linear_value, mixture_value, pairwise_value, quadratic_value
+from naive import excess_load, linear_value, mixture_value, pairwise_value, quadratic_value
 
 from moe_search import problems
 
@@ -14,6 +14,10 @@ def naive_value(problem, p):
         case problems.QuadraticAssignment():
             linear = None if problem.linear is None else problem.linear.tolist()
             return quadratic_value(problem.flow.tolist(), problem.distance.tolist(), linear, p)
+        case problems.LoadLimited():
+            inner = naive_value(problem.problem, p)
+            excess = excess_load(problem.slot_loads.tolist(), problem.limits.tolist(), problem.block_size, p)
+            return inner + problem.barrier + problem.slope * excess if excess > 0 else inner
         case problems.PairwiseAssignment():
             return pairwise_value(problem.cost.tolist(), problem.block_size, p)
     weights = None if problem.sample_weights is None else problem.sample_weights.tolist()
@@ -44,6 +48,13 @@ def _weighted_groups(seed):
     )
 
 
+def _load_limited(seed):
+    rng = np.random.default_rng(seed)
+    inner = problems.random_mixture(9, 4, 2, seed=seed, k=2, num_selectors=2)
+    loads = rng.integers(0, 9, 8)
+    return problems.LoadLimited(inner, loads, [loads.sum() // 2 + loads.max(), loads.sum() // 2 + 1])
+
+
 # Name -> function of a seed; each small enough to enumerate. A new problem class is one line.
 INSTANCES = {
     "linear": lambda seed: problems.random_linear(6, 3, seed=seed),
@@ -64,4 +75,5 @@ INSTANCES = {
     "mixture bce": lambda seed: problems.random_mixture(9, 5, seed=seed, loss="bce"),
     "mixture cross-entropy": lambda seed: problems.random_mixture(9, 5, seed=seed, k=1, loss="cross_entropy"),
     "mixture weighted groups": _weighted_groups,
+    "mixture, load-limited": _load_limited,
 }

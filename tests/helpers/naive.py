@@ -59,6 +59,18 @@ def mixture_value(weights, outputs, targets, loss, sample_weights, p):
     return value
 
 
+def loads_of_experts(slot_loads, num_experts, block_size, p):
+    loads = [0] * num_experts
+    for s in range(len(p)):
+        loads[expert(p[s], num_experts, block_size)] += slot_loads[s]
+    return loads
+
+
+def excess_load(slot_loads, limits, block_size, p):
+    loads = loads_of_experts(slot_loads, len(limits), block_size, p)
+    return sum(max(0, load - limit) for load, limit in zip(loads, limits, strict=True))
+
+
 def swapped(p, a, b):
     q = list(p)
     q[a], q[b] = q[b], q[a]

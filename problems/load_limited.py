@@ -1,0 +1,327 @@
+"""A limit on the load of every expert, put on any problem."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from moe_search.problems.arrays import numeric_array, read_only, require_fits_int64
+from moe_search.problems.delta_matrix import DeltaMatrix, commit_swap_and_deltas, fill_deltas, fill_potential
+from moe_search.problems.load_limited_start import LoadLimits, find_start, repair
+from moe_search.problems.moves import commit_swap, kernel, swap_delta
+from moe_search.problems.problem import Permutation, Problem
+from moe_search.problems.value_range import value_range
+
+# Float loads are compared as multiples of this part of their sum, so that the order of a summation decides nothing.
+GRID = 2.0**-50
+
+
+@dataclass(frozen=True, eq=False)
+class LoadLimited(Problem):
+    """Minimize another problem over the permutations under which no expert bears more than its limit.
+
+    Slot s weighs ``slot_loads[s]``; the load of an expert is the sum over its slots in all blocks. A permutation is
+    feasible if every load is within its limit. Then its value is that of the inner problem; else
+
+        value(p) = inner value + barrier + slope * sum_e max(0, load_e - limit_e),
+
+    with a barrier above the range of all inner values, so that any feasible permutation is better than any other, and
+    every excess load costs. A search that starts feasible therefore ends feasible, and all of this package do: they
+    start at `start_from` or `random_permutation`.
+
+    Parameters
+    ----------
+    problem : Problem
+        A linear, quadratic (an expert is a location then), pairwise or mixture problem, or one's own whose
+        `moe_search.problems.value_range` is registered.
+    slot_loads : array_like, shape (block_size,) or (size,)
+        Load of every slot, not negative; with one number for each slot of a block, all blocks have the same.
+    limits : array_like, shape (n,), or a number
+        The most that each expert may bear, or all alike; not negative.
+
+    Attributes
+    ----------
+    start : ndarray of int64
+        A feasible permutation, found by `moe_search.problems.load_limited_start.find_start`.
+
+    Raises
+    ------
+    ValueError
+        If a shape is wrong, a number is NaN, infinite or negative, integer totals could overflow, the loads sum to more
+        than the limits, a slot weighs more than every limit, or no feasible permutation exists, or none was found.
+    TypeError
+        If the problem is none, or of a class without a `value_range`.
+
+    Notes
+    -----
+    Integer loads are compared exactly. Others are rounded to multiples of their sum / 2**50, and limits are taken as
+    larger by one such multiple for each slot, for what the rounding may have added. Whether a feasible permutation
+    exists is a bin-packing problem: on small instances the answer is exact, on large ones with tight limits a feasible
+    permutation may exist that is not found. The inner problem's lower bound stays valid.
+
+    Examples
+    --------
+    >>> from moe_search.problems.linear import LinearAssignment
+    >>> from moe_search.problems.load_limited import LoadLimited
+    >>> inner = LinearAssignment([[0, 9], [0, 9], [9, 0], [9, 0]])
+    >>> limited = LoadLimited(inner, slot_loads=[3, 3, 1, 1], limits=4)
+    >>> inner.value([0, 1, 2, 3]), limited.feasible([0, 1, 2, 3]), limited.feasible(limited.start)
+    (0, False, True)
+    """
+
+    problem: Problem
+    slot_loads: npt.NDArray[Any]
+    limits: npt.NDArray[Any]
+    start: Permutation = field(init=False, repr=False)
+    barrier: int | float = field(init=False, repr=False)
+    slope: int | float = field(init=False, repr=False)
+    load_limits: LoadLimits = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.problem, Problem):
+            raise TypeError(f"problem must be a Problem such as LinearAssignment, got {type(self.problem).__name__}")
+        low, high = value_range(self.problem)
+        size, block_size, n = self.size, self.block_size, self.num_experts
+        loads = numeric_array("slot_loads", self.slot_loads, 1)
+        if loads.shape not in ((size,), (block_size,)):
+            one = f"({block_size},)" if block_size == size else f"({block_size},) or ({size},)"
+            raise ValueError(f"slot_loads must have shape {one}, got shape {loads.shape}")
+        limits = np.asarray(self.limits)
+        limits = numeric_array("limits", np.full(n, limits) if limits.ndim == 0 else limits, 1)
+        if limits.shape != (n,):
+            raise ValueError(f"limits must be a number or have shape ({n},), one an expert, got shape {limits.shape}")
+        for name, array in (("slot_loads", loads), ("limits", limits)):
+            if array.min() < 0:
+                raise ValueError(f"{name} must not be negative, got {array.min()}")
+        loads = read_only(np.tile(loads, size // loads.size))
+        if loads.dtype.kind == "i":
+            require_fits_int64("a sum of slot_loads", 2 * size * int(loads.max()))
+        if loads.sum() > limits.sum() * (1 + size * GRID):
+            raise ValueError(f"limits must sum to at least the {loads.sum()} of slot_loads, got {limits.sum()}")
+        if loads.max() > limits.max() * (1 + size * GRID):
+            slot = int(np.argmax(loads))
+            raise ValueError(
+                f"limits must hold one of at least {loads.max()}, the load of slot {slot}, got {limits.max()} at most"
+            )
+        load_limits = LoadLimits(*_on_grid(loads, limits), block_size, self.capacity)
+        barrier, slope = self._penalties(low, high, int(load_limits.slot_load.sum()))
+        for name, value in (
+            ("slot_loads", loads),
+            ("limits", limits),
+            ("barrier", barrier),
+            ("slope", slope),
+            ("load_limits", load_limits),
+            ("start", read_only(find_start(load_limits, self.problem.random_permutation))),
+        ):
+            object.__setattr__(self, name, value)
+
+    def _penalties(self, low: int | float, high: int | float, total: int) -> tuple[int | float, int | float]:
+        # Excess of the mean load of a slot costs about the whole range, so that a descent lessens it first.
+        if self.integral:
+            barrier = int(high) - int(low) + 1
+            slope = max(1, barrier * self.size // max(total, 1))
+            require_fits_int64(
+                "the value of a permutation beyond the limits", 4 * (barrier + slope * total) + abs(int(low))
+            )
+            return barrier, slope
+        # Twice the range: floats may leave it by rounding, but neither by half nor by much of themselves.
+        range_ = 2.0 * (high - low) + 1e-6 * max(abs(low), abs(high)) or 1.0
+        return range_, range_ * self.size / max(total, 1)
+
+    @property
+    def size(self) -> int:
+        """Number of slots of the inner problem."""
+        return self.problem.size
+
+    @property
+    def block_size(self) -> int:
+        """Slots of a block of the inner problem."""
+        return self.problem.block_size
+
+    @property
+    def capacity(self) -> int:
+        """Slots of an expert in a block."""
+        return self.problem.capacity
+
+    @property
+    def num_experts(self) -> int:
+        """Number of experts n, of locations where each slot has one of its own."""
+        return self.block_size // self.capacity
+
+    @property
+    def integral(self) -> bool:
+        """Whether the inner values are integers, whatever the loads are."""
+        return self.problem.integral
+
+    @property
+    def sweep_cost(self) -> int:
+        """Operations that bring the deltas of all swaps up to date: one pass more than the inner problem."""
+        return self.problem.sweep_cost + 2 * self.size * self.block_size
+
+    def loads(self, permutation: npt.ArrayLike) -> npt.NDArray[Any]:
+        """Return the load of every expert, shape (n,)."""
+        loads = np.zeros(self.num_experts, dtype=self.slot_loads.dtype)
+        np.add.at(loads, self.load_limits.experts(self.check_permutation(permutation)), self.slot_loads)
+        return loads
+
+    def feasible(self, permutation: npt.ArrayLike) -> bool:
+        """Return whether every expert is within its limit."""
+        return self.load_limits.excess(self.check_permutation(permutation)) == 0
+
+    def value(self, permutation: npt.ArrayLike) -> int | float:
+        """Return the inner value, and the penalty if the permutation is not feasible; see `Problem.value`."""
+        p = self.check_permutation(permutation)
+        return self.problem.value(p) + penalty(self.load_limits.excess(p), self.barrier, self.slope)
+
+    def start_from(self, permutation: Permutation) -> Permutation:
+        """Return a feasible permutation: this one, or near it by swaps, or `start`; see `Problem.start_from`."""
+        repaired = repair(self.load_limits, self.problem.start_from(permutation))
+        return repaired if self.feasible(repaired) else self.start.copy()
+
+    def random_permutation(self, rng: np.random.Generator) -> Permutation:
+        """Return a random feasible permutation: a uniform one, repaired by swaps."""
+        return self.start_from(self.problem.random_permutation(rng))
+
+    def state(self, permutation: npt.ArrayLike) -> LimitedState:
+        """Return the arrays of the kernels; see `Problem.state`."""
+        inner = self.problem.state(permutation)
+        limits = self.load_limits
+        experts = limits.experts(inner.permutation)
+        return LimitedState(
+            permutation=inner.permutation,
+            order=inner.order,
+            inner=inner,
+            expert=experts,
+            slot_load=limits.slot_load,
+            limit=limits.limit,
+            load=limits.loads(experts),
+            excess=np.array([limits.excess(inner.permutation)]),
+            barrier=self.barrier,
+            slope=self.slope,
+        )
+
+    def delta_matrix(self) -> Any:
+        """Return the arrays for the deltas of all swaps; see `Problem.delta_matrix`."""
+        inner = self.problem.delta_matrix()
+        deltas = np.zeros(inner.deltas.shape, dtype=np.int64 if self.integral else np.float64)
+        return LimitedDeltaMatrix(deltas, inner)
+
+
+class LimitedState(NamedTuple):
+    """Arrays of the kernels of a limited problem: those of the inner one, whose permutation is shared, and the loads.
+
+    Loads and limits are integers on a grid; `excess` has one entry, the sum of what is over.
+    """
+
+    permutation: Permutation
+    order: Permutation
+    inner: Any
+    expert: Permutation
+    slot_load: npt.NDArray[np.int64]
+    limit: npt.NDArray[np.int64]
+    load: npt.NDArray[np.int64]
+    excess: npt.NDArray[np.int64]
+    barrier: int | float
+    slope: int | float
+
+
+class LimitedDeltaMatrix(NamedTuple):
+    """The deltas of all swaps, and the delta matrix of the inner problem; see `DeltaMatrix`."""
+
+    deltas: npt.NDArray[Any]
+    inner: DeltaMatrix
+
+
+def _on_grid(loads: npt.NDArray[Any], limits: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return loads and limits in integers of one unit; limits no larger than all loads, which nothing exceeds."""
+    if loads.dtype.kind == "i":
+        slot_load = loads.astype(np.int64)
+        limit = np.floor(np.minimum(limits, slot_load.sum())).astype(np.int64)
+    else:
+        unit = GRID * loads.sum() or 1.0
+        slot_load = np.rint(loads / unit).astype(np.int64)
+        limit = np.minimum(np.floor(limits / unit) + loads.size, slot_load.sum()).astype(np.int64)
+    return read_only(slot_load), read_only(limit)
+
+
+@njit(cache=True, nogil=True)
+def penalty(excess: int, barrier: Any, slope: Any) -> Any:
+    """Return what an excess load costs."""
+    if excess == 0:
+        return barrier * 0
+    return barrier + slope * excess
+
+
+@njit(cache=True, nogil=True)
+def excess_after(state: LimitedState, a: int, b: int) -> int:
+    """Return the excess load after slots a and b exchange their experts."""
+    excess: int = state.excess[0]
+    e = state.expert[a]
+    f = state.expert[b]
+    # What leaves expert e for f.
+    moved = state.slot_load[a] - state.slot_load[b]
+    if e == f or moved == 0:
+        return excess
+    over_e = state.load[e] - state.limit[e]
+    over_f = state.load[f] - state.limit[f]
+    excess += max(over_e - moved, 0) - max(over_e, 0)
+    return excess + max(over_f + moved, 0) - max(over_f, 0)
+
+
+@njit(cache=True, nogil=True)
+def penalty_delta(state: LimitedState, a: int, b: int) -> Any:
+    """Return the change in penalty when slots a and b exchange their experts."""
+    after = penalty(excess_after(state, a, b), state.barrier, state.slope)
+    return after - penalty(state.excess[0], state.barrier, state.slope)
+
+
+@njit(cache=True, nogil=True)
+def exchange_loads(state: LimitedState, a: int, b: int) -> None:
+    """Exchange the experts of slots a and b, and move their loads."""
+    state.excess[0] = excess_after(state, a, b)
+    expert = state.expert
+    moved = state.slot_load[a] - state.slot_load[b]
+    state.load[expert[a]] -= moved
+    state.load[expert[b]] += moved
+    expert[a], expert[b] = expert[b], expert[a]
+
+
+@kernel(swap_delta, LimitedState)
+def _swap_delta(state: LimitedState, a: int, b: int) -> Any:
+    return swap_delta(state.inner, a, b) + penalty_delta(state, a, b)
+
+
+@kernel(commit_swap, LimitedState)
+def _commit_swap(state: LimitedState, a: int, b: int) -> None:
+    exchange_loads(state, a, b)
+    commit_swap(state.inner, a, b)
+
+
+@kernel(fill_potential, LimitedState)
+def _fill_potential(state: LimitedState, matrix: LimitedDeltaMatrix, first: int, last: int) -> None:
+    fill_potential(state.inner, matrix.inner, first, last)
+
+
+@kernel(fill_deltas, LimitedState)
+def _fill_deltas(state: LimitedState, matrix: LimitedDeltaMatrix, block_size: int, first: int, last: int) -> None:
+    fill_deltas(state.inner, matrix.inner, block_size, first, last)
+    add_penalties(state, matrix, block_size, first, last)
+
+
+@kernel(commit_swap_and_deltas, LimitedState)
+def _commit_swap_and_deltas(state: LimitedState, matrix: LimitedDeltaMatrix, block_size: int, a: int, b: int) -> None:
+    exchange_loads(state, a, b)
+    commit_swap_and_deltas(state.inner, matrix.inner, block_size, a, b)
+    add_penalties(state, matrix, block_size, 0, matrix.deltas.shape[0])
+
+
+@njit(cache=True, nogil=True)
+def add_penalties(state: LimitedState, matrix: LimitedDeltaMatrix, block_size: int, first: int, last: int) -> None:
+    """Compute rows first .. last - 1 of the deltas from those of the inner problem."""
+    for i in range(first, last):
+        for j in range(i + 1, (i // block_size + 1) * block_size):
+            matrix.deltas[i, j] = matrix.inner.deltas[i, j] + penalty_delta(state, i, j)

@@ -1,0 +1,192 @@
+"""Permutations within load limits, to start a search from: greedy, repaired by swaps, or by exhaustion."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_search.problems.problem import Permutation, expert_of_seat
+
+RANDOM_STARTS = 20
+MOST_NODES = 100_000
+
+
+@dataclass(frozen=True, eq=False)
+class LoadLimits:
+    """What slots weigh and experts bear, in integers.
+
+    Parameters
+    ----------
+    slot_load : ndarray of int64, shape (size,)
+        Load of every slot.
+    limit : ndarray of int64, shape (n,)
+        The most that the slots of an expert may weigh together, over all blocks.
+    block_size, capacity : int
+        Slots of a block, and of an expert in it.
+    """
+
+    slot_load: npt.NDArray[np.int64]
+    limit: npt.NDArray[np.int64]
+    block_size: int
+    capacity: int
+
+    @property
+    def size(self) -> int:
+        """Number of slots in all blocks."""
+        return self.slot_load.size
+
+    def experts(self, permutation: Permutation) -> Permutation:
+        """Return the expert of every slot under a permutation."""
+        return expert_of_seat(self.size, self.block_size, self.capacity)[permutation]
+
+    def loads(self, experts: Permutation) -> npt.NDArray[np.int64]:
+        """Return the load of every expert, shape (n,), from the expert of every slot."""
+        loads = np.zeros(self.limit.size, dtype=np.int64)
+        np.add.at(loads, experts, self.slot_load)
+        return loads
+
+    def excess(self, permutation: Permutation) -> int:
+        """Return by how much the experts are loaded beyond their limits, in all."""
+        return int(np.maximum(self.loads(self.experts(permutation)) - self.limit, 0).sum())
+
+
+def find_start(limits: LoadLimits, draw: Callable[[np.random.Generator], Permutation]) -> Permutation:
+    """Return a permutation within the limits.
+
+    Slots in order of falling load go to the expert with the most room left that still has a seat in their block
+    (longest processing time first); swaps then repair what is over. If that and the repair of random permutations fail,
+    a depth-first search in the same order looks at all assignments, up to a number of steps.
+
+    Parameters
+    ----------
+    limits : LoadLimits
+        The loads and their limits.
+    draw : callable
+        Returns a random permutation.
+
+    Raises
+    ------
+    ValueError
+        If there is no such permutation, or, on large problems with tight limits, none was found.
+
+    References
+    ----------
+    R. L. Graham, "Bounds on multiprocessing timing anomalies", SIAM Journal on Applied Mathematics 17 (1969), 416-429.
+    """
+    rng = np.random.default_rng(0)
+    for attempt in range(1 + RANDOM_STARTS):
+        start = greedy(limits) if attempt == 0 else draw(rng)
+        repaired = repair(limits, start)
+        if limits.excess(repaired) == 0:
+            return repaired
+    found, exhausted = depth_first(limits, MOST_NODES)
+    if found is not None:
+        return found
+    if exhausted:
+        raise ValueError("limits must leave room for a permutation, but each puts an expert over its own")
+    raise ValueError(
+        f"limits must leave room for a permutation that can be found, but none was, by greedy assignment, swaps and"
+        f" {MOST_NODES:,} steps of depth-first search; raise them"
+    )
+
+
+def greedy(limits: LoadLimits) -> Permutation:
+    """Return the permutation that longest processing time first gives, within the limits or not."""
+    room = limits.limit.copy()
+    seats = np.full((limits.size // limits.block_size, limits.limit.size), limits.capacity)
+    experts = np.empty(limits.size, dtype=np.int64)
+    for slot in _by_falling_load(limits):
+        block = slot // limits.block_size
+        e = int(np.argmax(np.where(seats[block] > 0, room, np.iinfo(np.int64).min)))
+        experts[slot] = e
+        seats[block, e] -= 1
+        room[e] -= limits.slot_load[slot]
+    return seat_slots(limits, experts)
+
+
+def repair(limits: LoadLimits, permutation: Permutation) -> Permutation:
+    """Return the permutation after swaps that each lessen the sum of squared excess loads, until none does.
+
+    Each swap takes load from the expert that is most over its limit, to the first of the others, in order of falling
+    room, that can give less for it.
+    """
+    p = permutation.copy()
+    experts = limits.experts(p)
+    over = (limits.loads(experts) - limits.limit).astype(np.float64)
+    blocks = np.arange(limits.size) // limits.block_size
+    load = limits.slot_load.astype(np.float64)
+    while over.max() > 0:
+        e = int(np.argmax(over))
+        mine = np.flatnonzero(experts == e)
+        for f in np.argsort(over, kind="stable"):
+            theirs = np.flatnonzero(experts == f)
+            moved = load[mine][:, None] - load[theirs]
+            moved[blocks[mine][:, None] != blocks[theirs]] = 0.0
+            after = np.maximum(over[e] - moved, 0.0) ** 2 + np.maximum(over[f] + moved, 0.0) ** 2
+            least = int(np.argmin(after))
+            # By more than rounding, or swaps could go round in circles.
+            if after.flat[least] < (1.0 - 1e-12) * (np.maximum(over[[e, f]], 0.0) ** 2).sum():
+                i, j = divmod(least, theirs.size)
+                a, b = mine[i], theirs[j]
+                p[a], p[b] = p[b], p[a]
+                experts[a], experts[b] = f, e
+                over[e] -= moved[i, j]
+                over[f] += moved[i, j]
+                break
+        else:
+            return p
+    return p
+
+
+def depth_first(limits: LoadLimits, most_nodes: int) -> tuple[Permutation | None, bool]:
+    """Assign slot after slot, heaviest first, and step back where a slot has no expert left.
+
+    Returns
+    -------
+    permutation : ndarray or None
+        The first one within the limits.
+    exhausted : bool
+        Whether all assignments were looked at, so that None is a proof that there is none.
+    """
+    order = _by_falling_load(limits)
+    room = limits.limit.copy()
+    seats = np.full((limits.size // limits.block_size, limits.limit.size), limits.capacity)
+    experts = np.empty(limits.size, dtype=np.int64)
+    choices: list[list[int]] = []
+    for _ in range(most_nodes):
+        depth = len(choices)
+        if depth == order.size:
+            return seat_slots(limits, experts), False
+        slot = order[depth]
+        fitting = np.flatnonzero((seats[slot // limits.block_size] > 0) & (room >= limits.slot_load[slot]))
+        # The most room last, where it is popped first.
+        choices.append(fitting[np.argsort(room[fitting], kind="stable")].tolist())
+        while not choices[-1]:
+            choices.pop()
+            if not choices:
+                return None, True
+            slot = order[len(choices) - 1]
+            seats[slot // limits.block_size, experts[slot]] += 1
+            room[experts[slot]] += limits.slot_load[slot]
+        slot = order[len(choices) - 1]
+        e = choices[-1].pop()
+        experts[slot] = e
+        seats[slot // limits.block_size, e] -= 1
+        room[e] -= limits.slot_load[slot]
+    return None, False
+
+
+def seat_slots(limits: LoadLimits, experts: Permutation) -> Permutation:
+    """Return a permutation that gives every slot a seat of its expert; seats go to slots in their order."""
+    p = np.empty(limits.size, dtype=np.int64)
+    for start in range(0, limits.size, limits.block_size):
+        block = experts[start : start + limits.block_size]
+        p[start + np.argsort(block, kind="stable")] = start + np.arange(limits.block_size)
+    return p
+
+
+def _by_falling_load(limits: LoadLimits) -> Permutation:
+    return np.argsort(-limits.slot_load, kind="stable")
