@@ -1,0 +1,53 @@
+"""Different pre-trained experts under a gate with fresh weights: search says which slot each of them gets."""
+
+from __future__ import annotations
+
+from moe_search.demo.model import make_model
+from moe_search.experiments.experiment import Experiment, Numbers
+from moe_search.experiments.step_training import SEARCHES
+from moe_search.experiments.two_image_trials import (
+    CURVE,
+    DIGITS,
+    FASHION,
+    FINAL_MEASURES,
+    MAPS,
+    STEPS_MEASURE,
+    TwoImageSettings,
+    smoke,
+    specialists,
+    train_on,
+)
+
+GATES = ("Hash", "Top-k", "DSelect-k", "COMET")
+SEEDS_APART = 1_000_000
+"""Between the seed of the old gate and that of the new one."""
+
+
+def run_trial(settings: TwoImageSettings, seed: int, gate: str, search: str) -> Numbers:
+    """Train specialists, put a fresh gate of the same kind in place of theirs, and train on."""
+    model, intact_loss = specialists(settings, seed, gate)
+    model.moe.gate = make_model(gate, settings.model, seed + SEEDS_APART).moe.gate
+    return train_on(model, settings, seed, search, intact_loss)
+
+
+EXPERIMENTS = tuple(
+    Experiment(
+        name=f"new-gate-{settings.source}",
+        title=f"Pre-trained specialists under a new gate, {settings.source}",
+        question=(
+            "Experts are trained as specialists; then their gate is replaced by a fresh one of the same kind. How many "
+            "training steps does it take to get back to the validation loss under the old gate? A run that does not "
+            f"get there in {settings.steps:,} steps counts with these."
+        ),
+        gates=GATES,
+        searches=SEARCHES,
+        seeds=10,
+        settings=settings,
+        smoke=smoke(settings.source),
+        run_trial=run_trial,
+        measures=(STEPS_MEASURE, *FINAL_MEASURES),
+        curve=CURVE,
+        maps=MAPS,
+    )
+    for settings in (DIGITS, FASHION)
+)
