@@ -13,6 +13,8 @@ from scipy.stats import PermutationMethod, rankdata, wilcoxon
 MOST_ENUMERATED = 14
 """Pairs up to which all signs of tied ranks are tried; beyond, the normal approximation is close."""
 
+TIED_DIGITS = 12
+
 
 @dataclass(frozen=True)
 class PairedComparison:
@@ -123,10 +125,11 @@ def _pairs(baseline: Sequence[float], other: Sequence[float]) -> tuple[NDArray[n
 def _compare(differences: NDArray[np.float64], centre: float, alternative: str) -> PairedComparison:
     count = len(differences)
     spread = float(differences.std(ddof=1)) if count > 1 else math.nan
-    counted = differences - centre
+    counted = _rounded(differences - centre)
     counted = counted[counted != 0]
     p = _wilcoxon(counted, alternative) if len(counted) else 1.0
-    nonzero = differences[differences != 0]
+    nonzero = _rounded(differences)
+    nonzero = nonzero[nonzero != 0]
     ranks = rankdata(np.abs(nonzero))
     return PairedComparison(
         pairs=count,
@@ -137,6 +140,12 @@ def _compare(differences: NDArray[np.float64], centre: float, alternative: str) 
         rank_biserial=float((np.sign(nonzero) * ranks).sum() / ranks.sum()) if len(nonzero) else 0.0,
         lower=int((differences < 0).sum()),
     )
+
+
+def _rounded(differences: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return differences in parts of the largest, tied where they are but for rounding."""
+    largest = float(np.abs(differences).max())
+    return np.round(differences / largest, TIED_DIGITS) if largest > 0 else differences
 
 
 def _wilcoxon(differences: NDArray[np.float64], alternative: str) -> float:

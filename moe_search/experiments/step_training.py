@@ -119,6 +119,7 @@ def train_by_steps(
     search: str,
     schedule: SearchSchedule,
     seed: int,
+    evaluated: tuple[int, ...] | None = None,
 ) -> StepRun:
     """Train a model in place.
 
@@ -132,7 +133,7 @@ def train_by_steps(
     batches : iterator of Batch
         At least `steps` of them.
     validation_loss : callable
-        Called at `evaluation_steps`; may leave the model in eval mode.
+        May leave the model in eval mode.
     steps : int
     learning_rate : float
         Of Adam.
@@ -142,6 +143,8 @@ def train_by_steps(
         When and how long is searched; its `until` is the step at which the relaxation is rounded.
     seed : int
         Decides the searches and the start of the relaxation.
+    evaluated : tuple of int, optional
+        Steps at which the validation loss is taken, rising, 0 the first; `evaluation_steps` by default.
 
     Returns
     -------
@@ -170,7 +173,7 @@ def train_by_steps(
         )
     relaxation = _relax(moe, schedule.until, seed) if search == "sinkhorn" else None
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
-    evaluated = evaluation_steps(steps)
+    evaluated = evaluation_steps(steps) if evaluated is None else evaluated
     due = set(evaluated)
     losses = [validation_loss()]
     best = copy.deepcopy(model.state_dict())

@@ -64,14 +64,14 @@ class TwoImageSettings:
 DIGITS = TwoImageSettings(
     "digits",
     DemoSettings(),
-    steps=2000,
+    steps=800,
     learning_rate=1e-3,
     schedule=SearchSchedule(period=5, until=100, batches=4, iterations=2000),
 )
 FASHION = TwoImageSettings(
     "fashion",
     DemoSettings(canvas=18, num_train=12_000, num_validation=1000, num_test=4000, pretraining_epochs=5),
-    steps=2000,
+    steps=800,
     learning_rate=1e-3,
     schedule=SearchSchedule(period=5, until=100, batches=4, iterations=2000),
 )
