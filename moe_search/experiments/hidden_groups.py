@@ -28,7 +28,7 @@ from moe_search.training.batch import Batch
 GATES = ("Softmax", "Top-k", "DSelect-k", "COMET", "Hash")
 TRAINING, VALIDATION, TEST = range(3)
 CERTAIN = 1 - 1e-9
-SCHEDULE = SearchSchedule(period=10, until=1000, batches=4, iterations=2000)
+SCHEDULE = SearchSchedule(period=10, until=300, batches=4, iterations=2000)
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class HiddenGroupsSettings:
     hidden_features: int = 16
     slots_per_expert: int = 2
     batch_size: int = 256
-    steps: int = 1500
+    steps: int = 600
     learning_rate: float = 1e-2
     schedule: SearchSchedule = SCHEDULE
 

@@ -14,9 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from moe_search.demo.run import compile_kernels
 from moe_search.demo.settings import SearchSchedule
 from moe_search.layers.mixture_of_experts import MixtureOfExperts
+from moe_search.problems.random_instances import random_mixture
+from moe_search.solvers.local_search import LocalSearch
 from moe_search.solvers.stop import MaxIterations
 from moe_search.training.batch import Batch
 from moe_search.training.cut import forward
@@ -120,6 +121,7 @@ def train_by_steps(
     schedule: SearchSchedule,
     seed: int,
     evaluated: tuple[int, ...] | None = None,
+    on_step: Callable[[int], None] | None = None,
 ) -> StepRun:
     """Train a model in place.
 
@@ -145,6 +147,8 @@ def train_by_steps(
         Decides the searches and the start of the relaxation.
     evaluated : tuple of int, optional
         Steps at which the validation loss is taken, rising, 0 the first; `evaluation_steps` by default.
+    on_step : callable, optional
+        Called with the number of the step, from 1, after each, within the time of the steps.
 
     Returns
     -------
@@ -190,6 +194,8 @@ def train_by_steps(
             relaxation.step()
         if ours is not None:
             ours.step(batch.inputs, batch.targets, batch.ids)
+        if on_step is not None:
+            on_step(step)
         seconds += time.perf_counter() - start
         if step in due:
             losses.append(validation_loss())
@@ -210,7 +216,7 @@ def train_by_steps(
 @lru_cache(maxsize=1)
 def _compile_once() -> None:
     """Compile the kernels before the first search of a process, so that no trial is billed for it."""
-    compile_kernels()
+    LocalSearch().solve(random_mixture(16, 4, seed=0, num_outputs=4, loss="cross_entropy"), MaxIterations(10))
 
 
 def _relax(moe: MixtureOfExperts, steps: int, seed: int) -> SinkhornPermutation:

@@ -189,14 +189,50 @@ def test_search_of_a_table_of_tasks_recovers_the_groups():
         tasks=12,
         groups=3,
         samples_per_task=60,
-        batch_size=120,
+        batch_size=128,
         steps=150,
-        schedule=SearchSchedule(period=5, until=150, batches=4),
+        schedule=SearchSchedule(period=10, until=150, batches=8),
     )
-    without, with_search = (hidden_groups.run_trial(settings, 1, "Hash", search) for search in ("none", "search"))
+    without, with_search = (hidden_groups.run_trial(settings, 0, "Hash", search) for search in ("none", "search"))
     assert without["recovered"] == 0.0
     assert with_search["recovered"] == 1.0
     assert with_search["test_loss"] < 0.5 * without["test_loss"]
+
+
+def test_search_of_a_user_table_takes_only_what_other_pairs_confirm(movielens):
+    settings = replace(find_experiment("user-table").smoke, path=str(movielens))
+    data = user_table.load(settings.path, settings.negatives, 0)
+    torch.manual_seed(0)
+    model = user_table.FilmModel(data, settings)
+    users = torch.arange(6).repeat_interleave(40)
+    items = torch.randint(24, (240,))
+    # Experts that differ, and targets that fit each user under one table.
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3.0)
+        model.moe.gate.expert_map.assign([[3, 0, 2, 1, 1, 0, 3, 2]])
+        model.eval()
+        targets = torch.sigmoid(model(items, ids=users))
+        targets[:, 0] = (targets[:, 0] > 0.5).float()
+        targets[:, 1] = model(items, ids=users)[:, 1]
+    best = model.moe.gate.expert_map.experts[0, :6].clone()
+    pairs = Batch(items, targets, users)
+    losses = user_table.expert_losses(model, pairs, 1.0)
+    for row in range(0, 240, 60):
+        one = pairs.part(row, row + 1)
+        with torch.no_grad():
+            expected = user_table.film_loss(model(one.inputs, ids=one.ids), one.targets, 1.0)
+        assert losses[row, best[users[row]]] == pytest.approx(float(expected), rel=1e-3)
+    search = user_table.TableSearch(model, pairs, settings, seed=0)
+    search.step(3)  # not due
+    search.step(4)
+    assert search.committed == 0  # its own targets: nothing is better
+    model.moe.gate.expert_map.scramble(torch.Generator().manual_seed(1))
+    assert not torch.equal(model.moe.gate.expert_map.experts[0, :6], best)
+    search.step(8)
+    assert search.committed == 1
+    after = losses[np.arange(240), model.moe.gate.expert_map.experts[0, users]].mean()
+    assert after == pytest.approx(losses[np.arange(240), best[users]].mean(), rel=1e-3)
 
 
 def test_groups_of_tasks():
