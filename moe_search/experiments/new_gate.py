@@ -3,22 +3,9 @@
 from __future__ import annotations
 
 from moe_search.demo.model import make_model
-from moe_search.experiments.experiment import Experiment, Numbers
-from moe_search.experiments.step_training import SEARCHES
-from moe_search.experiments.two_image_trials import (
-    CURVE,
-    DIGITS,
-    FASHION,
-    FINAL_MEASURES,
-    MAPS,
-    STEPS_MEASURE,
-    TwoImageSettings,
-    smoke,
-    specialists,
-    train_on,
-)
+from moe_search.experiments.experiment import Numbers
+from moe_search.experiments.two_image_trials import TwoImageSettings, specialists, train_on, ways_back
 
-GATES = ("Hash", "Top-k", "DSelect-k", "COMET")
 SEEDS_APART = 1_000_000
 """Between the seed of the old gate and that of the new one."""
 
@@ -30,24 +17,12 @@ def run_trial(settings: TwoImageSettings, seed: int, gate: str, search: str) -> 
     return train_on(model, settings, seed, search, intact_loss)
 
 
-EXPERIMENTS = tuple(
-    Experiment(
-        name=f"new-gate-{settings.source}",
-        title=f"Pre-trained specialists under a new gate, {settings.source}",
-        question=(
-            "Experts are trained as specialists; then their gate is replaced by a fresh one of the same kind. How many "
-            "training steps does it take to get back to the validation loss under the old gate? A run that does not "
-            f"get there in {settings.steps:,} steps counts with these."
-        ),
-        gates=GATES,
-        searches=SEARCHES,
-        seeds=10,
-        settings=settings,
-        smoke=smoke(settings.source),
-        run_trial=run_trial,
-        measures=(STEPS_MEASURE, *FINAL_MEASURES),
-        curve=CURVE,
-        maps=MAPS,
-    )
-    for settings in (DIGITS, FASHION)
+EXPERIMENTS = ways_back(
+    name="new-gate",
+    title="Pre-trained specialists under a new gate",
+    question=(
+        "Experts are trained as specialists; then their gate is replaced by a fresh one of the same kind. How many "
+        "training steps does it take to get back to the validation loss under the old gate?"
+    ),
+    run_trial=run_trial,
 )

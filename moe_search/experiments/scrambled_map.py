@@ -4,22 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from moe_search.experiments.experiment import Experiment, Numbers
-from moe_search.experiments.step_training import SEARCHES
-from moe_search.experiments.two_image_trials import (
-    CURVE,
-    DIGITS,
-    FASHION,
-    FINAL_MEASURES,
-    MAPS,
-    STEPS_MEASURE,
-    TwoImageSettings,
-    smoke,
-    specialists,
-    train_on,
-)
-
-GATES = ("Hash", "Top-k", "DSelect-k", "COMET")
+from moe_search.experiments.experiment import Numbers
+from moe_search.experiments.two_image_trials import TwoImageSettings, specialists, train_on, ways_back
 
 
 def run_trial(settings: TwoImageSettings, seed: int, gate: str, search: str) -> Numbers:
@@ -29,24 +15,12 @@ def run_trial(settings: TwoImageSettings, seed: int, gate: str, search: str) -> 
     return train_on(model, settings, seed, search, intact_loss)
 
 
-EXPERIMENTS = tuple(
-    Experiment(
-        name=f"scrambled-{settings.source}",
-        title=f"A scrambled map under trained specialists, {settings.source}",
-        question=(
-            "Experts are trained as specialists with a gate that fits them; then the gate's map is scrambled. How many "
-            "training steps does it take to get back to the validation loss before the scrambling? A run that does not "
-            f"get there in {settings.steps:,} steps counts with these."
-        ),
-        gates=GATES,
-        searches=SEARCHES,
-        seeds=10,
-        settings=settings,
-        smoke=smoke(settings.source),
-        run_trial=run_trial,
-        measures=(STEPS_MEASURE, *FINAL_MEASURES),
-        curve=CURVE,
-        maps=MAPS,
-    )
-    for settings in (DIGITS, FASHION)
+EXPERIMENTS = ways_back(
+    name="scrambled",
+    title="A scrambled map under trained specialists",
+    question=(
+        "Experts are trained as specialists with a gate that fits them; then the gate's map is scrambled. How many "
+        "training steps does it take to get back to the validation loss before the scrambling?"
+    ),
+    run_trial=run_trial,
 )

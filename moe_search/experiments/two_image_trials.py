@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -11,12 +11,12 @@ import torch
 from moe_search.datasets.two_digits import load_two_digits
 from moe_search.datasets.two_fashion import load_two_fashion
 from moe_search.demo.model import TwoDigitsModel, make_model, two_task_loss
-from moe_search.demo.settings import DemoSettings, SearchSchedule
+from moe_search.demo.settings import DemoSettings, SearchSchedule, smoke_settings
 from moe_search.demo.specialists import parts_of, train_specialists
 from moe_search.demo.tensors import DataTensors, to_tensors
 from moe_search.demo.training_run import evaluate
-from moe_search.experiments.experiment import Measure, Numbers
-from moe_search.experiments.step_training import endless_batches, train_by_steps
+from moe_search.experiments.experiment import Experiment, Measure, Numbers, RunTrial
+from moe_search.experiments.step_training import SEARCHES, endless_batches, train_by_steps
 from moe_search.training.batch import Batch
 
 CURVE = ("steps", "validation_losses")
@@ -79,18 +79,36 @@ FASHION = TwoImageSettings(
 
 def smoke(source: Literal["digits", "fashion"]) -> TwoImageSettings:
     """Return sizes that take seconds and only show that all works."""
-    canvas = 12 if source == "digits" else 18
-    model = DemoSettings(
-        pretraining_epochs=2,
-        num_train=320,
-        num_validation=100,
-        num_test=100,
-        hidden_features=8,
-        features=8,
-        batch_size=32,
-        canvas=canvas,
-    )
+    model = replace(smoke_settings(), canvas=DIGITS.model.canvas if source == "digits" else FASHION.model.canvas)
     return TwoImageSettings(source, model, 12, 1e-3, SearchSchedule(period=4, until=8, batches=2, iterations=100))
+
+
+def ways_back(name: str, title: str, question: str, run_trial: RunTrial) -> tuple[Experiment, ...]:
+    """Return experiments, one on digits and one on clothing, on the steps back to the loss of intact specialists.
+
+    Parameters
+    ----------
+    name, title, question : str
+        The source of the images is added to name and title, what never gets there to the question.
+    run_trial : callable
+    """
+    return tuple(
+        Experiment(
+            name=f"{name}-{settings.source}",
+            title=f"{title}, {settings.source}",
+            question=f"{question} A run that does not get there in {settings.steps:,} steps counts with these.",
+            gates=("Hash", "Top-k", "DSelect-k", "COMET"),
+            searches=SEARCHES,
+            seeds=10,
+            settings=settings,
+            smoke=smoke(settings.source),
+            run_trial=run_trial,
+            measures=(STEPS_MEASURE, *FINAL_MEASURES),
+            curve=CURVE,
+            maps=MAPS,
+        )
+        for settings in (DIGITS, FASHION)
+    )
 
 
 @lru_cache(maxsize=1)

@@ -3,7 +3,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_search.experiments.paired_statistics import compare_differences, compare_ratios, holm
@@ -24,6 +24,7 @@ def naive_p(differences, alternative):
     return less if alternative == "less" else min(1.0, 2 * min(less, greater))
 
 
+@settings(deadline=None, max_examples=40)
 @given(st.lists(st.integers(-6, 6), min_size=1, max_size=8))
 def test_p_against_all_signs(differences):
     baseline = [100.0] * len(differences)
@@ -32,6 +33,7 @@ def test_p_against_all_signs(differences):
     assert got.p == pytest.approx(expected, abs=1e-9)
 
 
+@settings(deadline=None, max_examples=40)
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=7))
 def test_p_of_ratios_against_all_signs(exponents):
     # The baseline is 2**exponent times the other, and the claim is more than 2**4 times.
@@ -72,6 +74,7 @@ def test_holm_by_hand():
     assert holm([]) == []
 
 
+@settings(deadline=None, max_examples=40)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
 def test_holm_rejects_what_the_step_down_procedure_rejects(values):
     for level in (0.01, 0.05, 0.3):
