@@ -39,6 +39,7 @@ EXPERIMENTS = (
             steps=500,
             learning_rate=3e-3,
             schedule=SearchSchedule(period=50, until=300, batches=4, iterations=2000),
+            relaxation_steps=300,
         ),
         smoke=smoke("digits"),
         run_trial=run_trial,

@@ -120,6 +120,7 @@ def train_by_steps(
     search: str,
     schedule: SearchSchedule,
     seed: int,
+    relaxation_steps: int | None = None,
     evaluated: tuple[int, ...] | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> StepRun:
@@ -142,9 +143,11 @@ def train_by_steps(
     search : str
         One of `SEARCHES`.
     schedule : SearchSchedule
-        When and how long is searched; its `until` is the step at which the relaxation is rounded.
+        When and how long is searched.
     seed : int
         Decides the searches and the start of the relaxation.
+    relaxation_steps : int, optional
+        The step at which the relaxation is rounded; the last one of the schedule by default.
     evaluated : tuple of int, optional
         Steps at which the validation loss is taken, rising, 0 the first; `evaluation_steps` by default.
     on_step : callable, optional
@@ -175,7 +178,8 @@ def train_by_steps(
             stop=MaxIterations(schedule.iterations),
             seed=seed,
         )
-    relaxation = _relax(moe, schedule.until, seed) if search == "sinkhorn" else None
+    rounded = schedule.until if relaxation_steps is None else relaxation_steps
+    relaxation = _relax(moe, rounded, seed) if search == "sinkhorn" else None
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
     evaluated = evaluation_steps(steps) if evaluated is None else evaluated
     due = set(evaluated)

@@ -45,7 +45,9 @@ class TwoImageSettings:
     learning_rate : float
         Of Adam in it.
     schedule : SearchSchedule
-        Of the search in it.
+        Of the search in it. Every step under a wrong map does harm that only many steps undo: it searches early.
+    relaxation_steps : int
+        The step at which the published relaxation is rounded.
     shrink : int
         Of the images of ``"fashion"``.
     path : str or None
@@ -57,6 +59,7 @@ class TwoImageSettings:
     steps: int
     learning_rate: float
     schedule: SearchSchedule
+    relaxation_steps: int
     shrink: int = 2
     path: str | None = None
 
@@ -66,21 +69,23 @@ DIGITS = TwoImageSettings(
     DemoSettings(),
     steps=800,
     learning_rate=1e-3,
-    schedule=SearchSchedule(period=5, until=100, batches=4, iterations=2000),
+    schedule=SearchSchedule(period=2, until=40, iterations=2000),
+    relaxation_steps=100,
 )
 FASHION = TwoImageSettings(
     "fashion",
     DemoSettings(canvas=18, num_train=12_000, num_validation=1000, num_test=4000, pretraining_epochs=5),
     steps=800,
     learning_rate=1e-3,
-    schedule=SearchSchedule(period=5, until=100, batches=4, iterations=2000),
+    schedule=SearchSchedule(period=2, until=40, iterations=2000),
+    relaxation_steps=100,
 )
 
 
 def smoke(source: Literal["digits", "fashion"]) -> TwoImageSettings:
     """Return sizes that take seconds and only show that all works."""
     model = replace(smoke_settings(), canvas=DIGITS.model.canvas if source == "digits" else FASHION.model.canvas)
-    return TwoImageSettings(source, model, 12, 1e-3, SearchSchedule(period=4, until=8, batches=2, iterations=100))
+    return TwoImageSettings(source, model, 12, 1e-3, SearchSchedule(period=4, until=8, batches=2, iterations=100), 8)
 
 
 def ways_back(name: str, title: str, question: str, run_trial: RunTrial) -> tuple[Experiment, ...]:
@@ -160,6 +165,7 @@ def train_on(
         search=search,
         schedule=settings.schedule,
         seed=seed,
+        relaxation_steps=settings.relaxation_steps,
     )
     model.load_state_dict(run.best)
     test = evaluate(model, data.test)
