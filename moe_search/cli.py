@@ -1,4 +1,4 @@
-"""The command line: ``moe-search demo``, ``moe-search solve`` and ``moe-search bench``."""
+"""The command line: ``moe-search demo``, ``solve``, ``bench``, ``experiment`` and ``report``."""
 
 from __future__ import annotations
 
@@ -169,6 +169,45 @@ def bench(
     console.print("written: " + ", ".join(str(path) for path in paths))
 
 
+@app.command()
+def experiment(
+    name: Annotated[str, typer.Argument(help="Which one; an unknown name lists them.")],
+    smoke: Annotated[bool, typer.Option("--smoke", help="Tiny sizes: shows in seconds that all works.")] = False,
+    seeds: Annotated[
+        int | None, typer.Option(help="Paired repetitions. [default: the experiment's, with --smoke 2]")
+    ] = None,
+    jobs: Annotated[int, typer.Option(help="Trials at a time; -1 for one a processor.")] = 1,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of the journal and the results. [default: moe-search-experiments/NAME]")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Where the data lie, if not where their package puts them.")] = None,
+) -> None:
+    """Run an experiment; started again after a kill, it goes on where it stopped."""
+    with _one_line_errors():
+        from moe_search.experiments.command import run_with_progress
+
+        run_with_progress(name, smoke, seeds, jobs, output, data)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="The --output of an experiment, or a folder of several.")],
+    page: Annotated[
+        Path | None, typer.Option(help="Where the HTML page goes. [default: report.html in FOLDER]")
+    ] = None,
+) -> None:
+    """Make one HTML page of the experiments in a folder: statistics, curves and maps."""
+    with _one_line_errors():
+        from moe_search.experiments.report import make_report, read_finished
+        from moe_search.plotting.output_file import check_output_file
+        from moe_search.plotting.report import write_report
+
+        finished = read_finished(folder)
+        page = check_output_file(folder / "report.html" if page is None else page, "--page")
+        write_report(make_report(finished, shlex.join(["moe-search", *sys.argv[1:]])), page)
+    typer.echo(f"Report: {page.resolve()}")
+
+
 def _solver(name: str) -> Solver | None:
     """Return the solver of a name of the command line; None lets `moe_search.solve` choose."""
     if name == "auto":
@@ -214,7 +253,7 @@ def _one_line_errors() -> Iterator[None]:
     """Print an error of the arguments in one line, without traceback, and exit with status 2."""
     try:
         yield
-    except (OSError, TypeError, ValueError) as error:
+    except (ImportError, OSError, TypeError, ValueError) as error:
         text = str(error)
         if isinstance(error, OSError) and error.filename is not None:
             text = f"cannot use {error.filename}: {error.strerror}"

@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from moe_search.demo.settings import DemoSettings
 from moe_search.gates.comet import COMET
+from moe_search.gates.dselect_k import DSelectK
 from moe_search.gates.gate import Gate
 from moe_search.gates.hash_routing import HashRouting
 from moe_search.gates.softmax import Softmax
@@ -25,6 +26,9 @@ EXPERTS_PER_SAMPLE = 2
 GATES = ("Softmax", "Hash", "Top-k", "COMET")
 SEARCHED = GATES[1:]
 """The sparse gates, each of which is also trained with search."""
+
+KNOWN_GATES = (*GATES, "DSelect-k")
+"""All that `make_gate` knows; the demo leaves the last one to the experiments."""
 
 
 class TwoDigitsModel(nn.Module):
@@ -53,7 +57,7 @@ class TwoDigitsModel(nn.Module):
 
 
 def make_gate(name: str, in_features: int, seed: int) -> Gate:
-    """Return a fresh gate of one of the names `GATES`."""
+    """Return a fresh gate of one of the names `KNOWN_GATES`."""
     if name == "Softmax":
         return Softmax(in_features, NUM_EXPERTS)
     if name == "Hash":
@@ -63,7 +67,9 @@ def make_gate(name: str, in_features: int, seed: int) -> Gate:
     if name == "COMET":
         # One map for both trees: its problem has one block, so that all its maps can be enumerated.
         return COMET(in_features, NUM_EXPERTS, EXPERTS_PER_SAMPLE, shared_map=True)
-    raise ValueError(f"name must be one of {', '.join(GATES)}, got {name!r}")
+    if name == "DSelect-k":
+        return DSelectK(in_features, NUM_EXPERTS, EXPERTS_PER_SAMPLE, shared_map=True)
+    raise ValueError(f"name must be one of {', '.join(KNOWN_GATES)}, got {name!r}")
 
 
 def make_model(gate: str, settings: DemoSettings, seed: int) -> TwoDigitsModel:

@@ -1,4 +1,4 @@
-"""The two-digits data as tensors on the device of the run."""
+"""Canvases as tensors on the device of the run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from moe_search.datasets.two_digits import TwoDigits, TwoDigitsSplit
+from moe_search.datasets.canvases import Canvases, CanvasSplit
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,10 +27,10 @@ class DataTensors:
     test: SplitTensors
 
 
-def to_tensors(data: TwoDigits, device: torch.device) -> DataTensors:
+def to_tensors(data: Canvases, device: torch.device) -> DataTensors:
     """Copy a data set to a device."""
 
-    def move(split: TwoDigitsSplit) -> SplitTensors:
+    def move(split: CanvasSplit) -> SplitTensors:
         return SplitTensors(
             torch.from_numpy(split.images).flatten(1).to(device), torch.from_numpy(split.labels).to(device)
         )

@@ -24,12 +24,15 @@ class LossCurve:
         Entry 0 is the loss before the first step.
     colour : str
     dashed : bool
+    positions : ndarray of float, shape (epochs + 1,), optional
+        Where the losses stand on the horizontal axis; at 0, 1, 2 ... by default.
     """
 
     label: str
     losses: NDArray[np.float64]
     colour: str
     dashed: bool = False
+    positions: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,12 @@ class LossPanel:
     curves: tuple[LossCurve, ...]
 
 
-def loss_curves(panels: Sequence[LossPanel], loss_name: str = "validation loss") -> Figure:
+def loss_curves(
+    panels: Sequence[LossPanel],
+    loss_name: str = "validation loss",
+    step_name: str = "epoch",
+    logarithmic: bool = False,
+) -> Figure:
     """Draw mean losses as lines and each seed as a thin line behind, on one common scale.
 
     Parameters
@@ -49,6 +57,10 @@ def loss_curves(panels: Sequence[LossPanel], loss_name: str = "validation loss")
         At least one.
     loss_name : str
         Label of the vertical axis.
+    step_name : str
+        Label of the horizontal axis.
+    logarithmic : bool
+        Whether the horizontal axis is logarithmic, from 1 on, with 0 beside it.
 
     Returns
     -------
@@ -65,20 +77,22 @@ def loss_curves(panels: Sequence[LossPanel], loss_name: str = "validation loss")
         figure = Figure(figsize=(3.4 * len(panels), 2.7), layout="constrained")
         axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for panel, axis in zip(panels, axes, strict=True):
-            _draw(panel, axis)
+            _draw(panel, axis, step_name)
+            if logarithmic:
+                axis.set_xscale("symlog", linthresh=1)
         axes[0].set_ylabel(loss_name)
     return figure
 
 
-def _draw(panel: LossPanel, axis: Axes) -> None:
+def _draw(panel: LossPanel, axis: Axes, step_name: str) -> None:
     for curve in panel.curves:
-        epochs = np.arange(curve.losses.shape[1])
+        epochs = np.arange(curve.losses.shape[1]) if curve.positions is None else curve.positions
         style = "--" if curve.dashed else "-"
         if len(curve.losses) > 1:
             axis.plot(epochs, curve.losses.T, color=curve.colour, linewidth=0.7, alpha=0.3)
         axis.plot(epochs, curve.losses.mean(axis=0), style, color=curve.colour, linewidth=1.8, label=curve.label)
     axis.set_title(panel.title, loc="left", fontweight="bold", fontsize=10)
-    axis.set_xlabel("epoch")
+    axis.set_xlabel(step_name)
     axis.set_xlim(left=0)
     axis.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     axis.grid(axis="y", color=RULE, linewidth=0.6)

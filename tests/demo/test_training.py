@@ -169,7 +169,7 @@ def test_two_task_loss_is_the_mean_of_both_tasks():
 
 
 def test_unknown_names():
-    with pytest.raises(ValueError, match="name must be one of Softmax, Hash, Top-k, COMET, got 'Magic'"):
+    with pytest.raises(ValueError, match="name must be one of Softmax, Hash, Top-k, COMET, DSelect-k, got 'Magic'"):
         make_gate("Magic", 4, 0)
     with pytest.raises(ValueError, match="device must be one of auto, cpu, cuda, got 'tpu'"):
         find_device("tpu")

@@ -1,0 +1,141 @@
+"""Sentences of film reviews with the sentiment that people read in them."""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+TEXT_FILE = "movieReviewSnippets_GroundTruth.txt"
+INNER_ARCHIVE = "hutto_ICWSM_2014.tar.gz"
+HOW_TO_GET = (
+    "get it with 'pip download --no-deps --no-binary :all: --no-build-isolation vaderSentiment==0.5' "
+    "and pass the file vaderSentiment-0.5.zip as path"
+)
+TRAIN_SHARE = 0.8
+VALIDATION_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class SnippetSplit:
+    """The snippets of one split.
+
+    Attributes
+    ----------
+    texts : tuple of str
+    scores : ndarray of float32, shape (N,)
+        Mean sentiment of about 20 readers, -4 (very negative) to 4 (very positive).
+    sources : ndarray of int64, shape (N,)
+        Rows of the file, from 0.
+    """
+
+    texts: tuple[str, ...]
+    scores: NDArray[np.float32]
+    sources: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+@dataclass(frozen=True)
+class Snippets:
+    """Train, validation and test snippets that share no row of the file."""
+
+    train: SnippetSplit
+    validation: SnippetSplit
+    test: SnippetSplit
+
+
+def load_snippets(path: str | os.PathLike[str], *, seed: int = 0) -> Snippets:
+    """Read the film review snippets that come with the source archive of vaderSentiment 0.5.
+
+    10,605 sentences of rotten.tomatoes.com, each rated by about 20 people: Hutto and Gilbert (2014), VADER, after Pang
+    and Lee (2004). Nothing is unpacked to disk.
+
+    Parameters
+    ----------
+    path : path-like
+        ``vaderSentiment-0.5.zip`` (or the same as ``.tar.gz``), the archive ``hutto_ICWSM_2014.tar.gz`` in it, or the
+        text file ``movieReviewSnippets_GroundTruth.txt`` itself: a line a snippet, with number, score and text between
+        tabs.
+    seed : int
+        Decides the split, 80 % train, 10 % validation, 10 % test; not negative.
+
+    Returns
+    -------
+    Snippets
+
+    Raises
+    ------
+    FileNotFoundError
+        If the file is missing; the message says how to get it.
+    ValueError
+        If the archive holds no such text file, a line is malformed, there are fewer than 10 of them, or the seed is
+        negative.
+    """
+    if seed < 0:
+        raise ValueError(f"seed must be 0 or more, got {seed}")
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"path must be the archive of vaderSentiment 0.5, got no file {file}: {HOW_TO_GET}")
+    texts, scores = _parse(_text(file.name, file.read_bytes()), file)
+    order = np.random.default_rng(seed).permutation(len(texts))
+    cuts = [round(TRAIN_SHARE * len(order)), round((TRAIN_SHARE + VALIDATION_SHARE) * len(order))]
+    train, validation, test = (
+        SnippetSplit(tuple(texts[row] for row in rows), scores[rows], rows) for rows in np.split(order, cuts)
+    )
+    return Snippets(train, validation, test)
+
+
+def _text(name: str, data: bytes) -> str:
+    """Return the text file, opening archives in archives by the names they have."""
+    if name.endswith(".txt"):
+        return data.decode("utf-8")
+    try:
+        members = _members(name, data)
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
+        raise ValueError(f"{name} must be a .txt, .zip or .tar.gz file, it cannot be read as one: {error}") from error
+    if not members:
+        raise ValueError(f"{name} must hold {TEXT_FILE}, or {INNER_ARCHIVE} with it, got neither: {HOW_TO_GET}")
+    return _text(*members[0])
+
+
+def _members(name: str, data: bytes) -> list[tuple[str, bytes]]:
+    """Return name and content of the members of an archive that matter."""
+    wanted = (TEXT_FILE, INNER_ARCHIVE)
+    if name.endswith(".zip"):
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            return [(each, archive.read(each)) for each in archive.namelist() if each.split("/")[-1] in wanted]
+    found = []
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        for each in archive.getmembers():
+            content = archive.extractfile(each) if each.name.split("/")[-1] in wanted else None
+            if content is not None:
+                found.append((each.name, content.read()))
+    return found
+
+
+def _parse(text: str, file: Path) -> tuple[list[str], NDArray[np.float32]]:
+    texts, scores = [], []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        parts = line.split("\t")
+        try:
+            _, score, snippet = parts
+            scores.append(float(score))
+        except ValueError as error:
+            raise ValueError(
+                f"line {number} of {TEXT_FILE} in {file} must hold number, score and text between tabs, "
+                f"got {len(parts)} parts: {line[:60]!r}"
+            ) from error
+        texts.append(snippet.strip())
+    if len(texts) < 10:
+        raise ValueError(f"{TEXT_FILE} in {file} must hold at least 10 snippets to be split, got {len(texts)}")
+    return texts, np.array(scores, dtype=np.float32)

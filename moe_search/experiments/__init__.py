@@ -1,0 +1,1 @@
+"""Experiments: where search pays, with paired seeds and honest statistics."""

@@ -1,0 +1,108 @@
+"""What an experiment is: gates and searches, each pair trained on the same seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeAlias
+
+Numbers: TypeAlias = Mapping[str, float | Sequence[float]]
+"""What a trial measured: numbers, and curves or maps as lists of them."""
+
+
+class RunTrial(Protocol):
+    """Trains one gate with one search from one seed; a module-level function, so that any process can call it."""
+
+    def __call__(self, settings: Any, seed: int, gate: str, search: str) -> Numbers:
+        """Return what was measured."""
+        ...
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A number of every trial that searches are compared by.
+
+    Attributes
+    ----------
+    name : str
+        Its key among the numbers of a trial.
+    title : str
+    better : str
+        ``"lower"`` or ``"higher"``.
+    digits : int
+        Shown after the point.
+    factor : float or None
+        For counts and other positive numbers: the claim is that the baseline needs more than `factor` times as much,
+        and ratios are compared. None for a difference, tested two-sided against 0.
+    """
+
+    name: str
+    title: str
+    better: Literal["lower", "higher"] = "lower"
+    digits: int = 3
+    factor: float | None = None
+
+
+@dataclass(frozen=True, order=True)
+class Trial:
+    """One run: trials of one seed and gate differ in nothing but the search."""
+
+    seed: int
+    gate: str
+    search: str
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A frozen description; `moe_search.experiments.run.run_experiment` runs it.
+
+    Attributes
+    ----------
+    name : str
+        On the command line.
+    title, question : str
+        For the report: what it is, and what it is to find out.
+    gates, searches : tuple of str
+        Each search is tried with every gate; the first search is the baseline of the others.
+    seeds : int
+        Paired repetitions, seeds 0 .. seeds - 1.
+    settings, smoke : frozen dataclass
+        What `run_trial` is given: the full sizes, and sizes that take seconds and only show that all works. A field
+        `path`, if there is one, says where the data lie.
+    run_trial : callable
+        ``run_trial(settings, seed, gate, search)``, the numbers of a trial.
+    measures : tuple of Measure
+    curve : tuple of two str, optional
+        The keys of a curve's steps and losses, lists as long as each other, the same steps in all trials.
+    maps : tuple of str
+        The keys of expert maps, lists of the expert of every slot, in the order of time.
+
+    Raises
+    ------
+    ValueError
+        If there is no gate, no search, no measure, or less than one seed.
+    """
+
+    name: str
+    title: str
+    question: str
+    gates: tuple[str, ...]
+    searches: tuple[str, ...]
+    seeds: int
+    settings: Any
+    smoke: Any
+    run_trial: RunTrial
+    measures: tuple[Measure, ...]
+    curve: tuple[str, str] | None = None
+    maps: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for what in ("gates", "searches", "measures"):
+            if not getattr(self, what):
+                raise ValueError(f"{what} of the experiment {self.name} must hold at least one, got none")
+        if self.seeds < 1:
+            raise ValueError(f"seeds must be at least 1, got {self.seeds}")
+
+    def trials(self, seeds: int) -> list[Trial]:
+        """Return all trials, seed by seed, so that a run cut short has whole pairs."""
+        return [Trial(seed, gate, search) for seed in range(seeds) for gate in self.gates for search in self.searches]

@@ -1,0 +1,157 @@
+"""Comparing two treatments over paired seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import PermutationMethod, rankdata, wilcoxon
+
+MOST_ENUMERATED = 14
+"""Pairs up to which all signs of tied ranks are tried; beyond, the normal approximation is close."""
+
+TIED_DIGITS = 12
+
+
+@dataclass(frozen=True)
+class PairedComparison:
+    """Differences other - baseline over the pairs; differences of logarithms where ratios were asked for.
+
+    Attributes
+    ----------
+    pairs : int
+    mean : float
+        Mean difference.
+    error : float
+        Its standard error, from the sample standard deviation (ddof = 1); NaN for one pair.
+    p : float
+        Of Wilcoxon's signed-rank test; 1 if no difference counts.
+    standardized : float
+        Mean over standard deviation of the differences, Cohen's d_z; NaN if all differences are alike.
+    rank_biserial : float
+        Rank sum of the positive less that of the negative differences, as a part of their total, in [-1, 1]; 0 if all
+        are 0.
+    lower : int
+        Pairs in which the other is lower.
+    """
+
+    pairs: int
+    mean: float
+    error: float
+    p: float
+    standardized: float
+    rank_biserial: float
+    lower: int
+
+
+def compare_differences(baseline: Sequence[float], other: Sequence[float]) -> PairedComparison:
+    """Test whether differences other - baseline are symmetric around 0, two-sided.
+
+    Parameters
+    ----------
+    baseline, other : sequence of float
+        One number a seed, in the same order of seeds; at least one.
+
+    Raises
+    ------
+    ValueError
+        If they are not pairs, or a number is not finite.
+    """
+    first, second = _pairs(baseline, other)
+    return _compare(second - first, 0.0, "two-sided")
+
+
+def compare_ratios(baseline: Sequence[float], other: Sequence[float], factor: float = 1.0) -> PairedComparison:
+    """Test whether the baseline is more than `factor` times the other, one-sided, on differences of logarithms.
+
+    Parameters
+    ----------
+    baseline, other : sequence of float
+        Positive, one number a seed.
+    factor : float
+        Positive.
+
+    Returns
+    -------
+    PairedComparison
+        Mean, error and effect sizes are of log other - log baseline, around 0; only `p` looks at the factor.
+
+    Raises
+    ------
+    ValueError
+        If they are not pairs, or a number or the factor is not positive and finite.
+    """
+    first, second = _pairs(baseline, other)
+    if not 0 < factor < math.inf:
+        raise ValueError(f"factor must be a positive number, got {factor}")
+    if min(first.min(), second.min()) <= 0:
+        raise ValueError(f"ratios need positive numbers, got {min(first.min(), second.min())}")
+    return _compare(np.log(second) - np.log(first), -math.log(factor), "less")
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values adjusted for their number, in their order.
+
+    Holm (1979), A simple sequentially rejective multiple test procedure: the i-th smallest of r is multiplied by
+    r - i + 1, none is smaller than one before it, and none larger than 1.
+
+    Raises
+    ------
+    ValueError
+        If a p-value is not in [0, 1].
+    """
+    values = np.asarray(p_values, dtype=np.float64)
+    if not np.all((values >= 0) & (values <= 1)):
+        raise ValueError(f"p-values must lie in [0, 1], got {values.tolist()}")
+    order = np.argsort(values, kind="stable")
+    stepped = values[order] * np.arange(len(values), 0, -1)
+    adjusted = np.empty(len(values))
+    adjusted[order] = np.minimum(np.maximum.accumulate(stepped), 1.0)
+    return adjusted.tolist()
+
+
+def _pairs(baseline: Sequence[float], other: Sequence[float]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    first, second = np.asarray(baseline, dtype=np.float64), np.asarray(other, dtype=np.float64)
+    if first.ndim != 1 or first.shape != second.shape or not len(first):
+        raise ValueError(f"numbers must come in pairs, at least one, got shapes {first.shape} and {second.shape}")
+    if not np.isfinite(first).all() or not np.isfinite(second).all():
+        raise ValueError("numbers to be compared must be finite, got NaN or infinite ones")
+    return first, second
+
+
+def _compare(differences: NDArray[np.float64], centre: float, alternative: str) -> PairedComparison:
+    count = len(differences)
+    spread = float(differences.std(ddof=1)) if count > 1 else math.nan
+    counted = _rounded(differences - centre)
+    counted = counted[counted != 0]
+    p = _wilcoxon(counted, alternative) if len(counted) else 1.0
+    nonzero = _rounded(differences)
+    nonzero = nonzero[nonzero != 0]
+    ranks = rankdata(np.abs(nonzero))
+    return PairedComparison(
+        pairs=count,
+        mean=float(differences.mean()),
+        error=spread / math.sqrt(count),
+        p=p,
+        standardized=float(differences.mean()) / spread if spread > 0 else math.nan,
+        rank_biserial=float((np.sign(nonzero) * ranks).sum() / ranks.sum()) if len(nonzero) else 0.0,
+        lower=int((differences < 0).sum()),
+    )
+
+
+def _rounded(differences: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return differences in parts of the largest, tied where they are but for rounding."""
+    largest = float(np.abs(differences).max())
+    return np.round(differences / largest, TIED_DIGITS) if largest > 0 else differences
+
+
+def _wilcoxon(differences: NDArray[np.float64], alternative: str) -> float:
+    count = len(differences)
+    tied = len(np.unique(np.abs(differences))) < count
+    # scipy's table of the exact distribution knows no ties.
+    exact = tied and count <= MOST_ENUMERATED
+    method = PermutationMethod(n_resamples=2**count) if exact else "auto"
+    return float(wilcoxon(differences, alternative=alternative, method=method).pvalue)

@@ -1,0 +1,240 @@
+"""The page of one or more experiments: tables with their statistics, loss curves, expert maps."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from moe_search.experiments.experiment import Experiment, Measure, Trial
+from moe_search.experiments.journal import FILE_NAME, Entry, Journal
+from moe_search.experiments.paired_statistics import PairedComparison, compare_differences, compare_ratios, holm
+from moe_search.experiments.registry import find_experiment
+from moe_search.experiments.run import plain_settings
+from moe_search.plotting.expert_maps import MapPanel, NamedMap, expert_maps
+from moe_search.plotting.loss_curves import LossCurve, LossPanel, loss_curves
+from moe_search.plotting.palette import MUTED, OKABE_ITO
+from moe_search.plotting.report import Report, ReportFigure, Section
+from moe_search.plotting.svg import figure_svg
+from moe_search.plotting.table import Table
+
+LOST_PRECISION = 1e-4
+MOST_SLOTS_DRAWN = 64
+
+HOW_TO_READ = (
+    "Means over the seeds ± standard error. Comparisons are paired: trials of one seed share data, first weights and "
+    "batches. p: Wilcoxon's signed-rank test, two-sided for differences; for ratios one-sided, of the claim in the "
+    "column's name. Holm: adjusted for all comparisons in the table. d_z: mean over standard deviation of the "
+    "differences (of logarithms, for ratios). r: rank-biserial correlation, from -1, all seeds lower, to 1, all higher."
+)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """An experiment with the trials in its journal."""
+
+    experiment: Experiment
+    journal: Journal
+    entries: dict[Trial, Entry]
+
+    def numbers(self, gate: str, search: str, name: str) -> dict[int, float]:
+        """Return a number of the trials of a gate and search, by seed."""
+        return {
+            trial.seed: float(entry.numbers[name])  # type: ignore[arg-type]
+            for trial, entry in sorted(self.entries.items())
+            if (trial.gate, trial.search) == (gate, search)
+        }
+
+    def pairs(self, gate: str, search: str, name: str) -> tuple[list[float], list[float]]:
+        """Return a number under the baseline and under a search, of the seeds that ended under both."""
+        baseline, other = (self.numbers(gate, each, name) for each in (self.experiment.searches[0], search))
+        seeds = [seed for seed in baseline if seed in other]
+        return [baseline[seed] for seed in seeds], [other[seed] for seed in seeds]
+
+
+def read_finished(folder: str | os.PathLike[str]) -> list[Finished]:
+    """Read the experiments in a folder: its own journal, or those of the folders in it.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no journal.
+    ValueError
+        If a journal is damaged, holds no trial, or is of an unknown experiment.
+    """
+    root = Path(folder)
+    folders = [root] if (root / FILE_NAME).is_file() else sorted(file.parent for file in root.glob(f"*/{FILE_NAME}"))
+    if not folders:
+        raise FileNotFoundError(f"no experiment was run in {root}: neither it nor a folder in it holds {FILE_NAME}")
+    found = []
+    for each in folders:
+        journal = Journal.read(each)
+        entries = journal.entries()
+        if not entries:
+            raise ValueError(f"{journal.file} must hold at least one finished trial, got none")
+        found.append(Finished(find_experiment(journal.header["experiment"]), journal, entries))
+    return found
+
+
+def make_report(finished: Sequence[Finished], command: str) -> Report:
+    """Return the page.
+
+    Parameters
+    ----------
+    finished : sequence of Finished
+        At least one.
+    command : str
+        The command line that made it.
+    """
+    facts = {"report": command}
+    for each in finished:
+        name = each.experiment.name
+        facts[name] = f"moe-search experiment {name} --seeds {1 + max(trial.seed for trial in each.entries)}"
+        facts[f"{name}, sizes"] = json.dumps(each.journal.header.get("settings"))
+        facts[f"{name}, versions"] = json.dumps(each.journal.header.get("versions"))
+    return Report(
+        title="moe-search experiments",
+        lead="Sparse gates with and without search of their expert map, paired by seed.",
+        sections=(
+            Section("How to read the results", paragraphs=(HOW_TO_READ,)),
+            *(section(each) for each in finished),
+        ),
+        facts=facts,
+    )
+
+
+def section(finished: Finished) -> Section:
+    """Return the part of the page about one experiment."""
+    experiment = finished.experiment
+    smoke = finished.journal.header.get("settings") == plain_settings(experiment.smoke)
+    warning = ("These are the sizes of --smoke: they show that all works, and nothing else.",) if smoke else ()
+    figures = [figure for figure in (_curves(finished), _maps(finished)) if figure is not None]
+    return Section(
+        experiment.title,
+        paragraphs=(experiment.question, *warning),
+        tables=(results_table(finished), *(comparison_table(finished, each) for each in comparable(experiment))),
+        figures=tuple(figures),
+    )
+
+
+def comparable(experiment: Experiment) -> tuple[Measure, ...]:
+    """Return the measures to compare searches by; none if there is only a baseline."""
+    return experiment.measures if len(experiment.searches) > 1 else ()
+
+
+def results_table(finished: Finished) -> Table:
+    """Return one row a gate and search: the means of all measures."""
+    experiment = finished.experiment
+    rows = []
+    for gate in experiment.gates:
+        for search in experiment.searches:
+            seeds = len(finished.numbers(gate, search, experiment.measures[0].name))
+            if seeds:
+                cells = (
+                    _mean(list(finished.numbers(gate, search, measure.name).values()), measure.digits)
+                    for measure in experiment.measures
+                )
+                rows.append((f"{gate}, {search}", str(seeds), *cells))
+    titles = tuple(measure.title for measure in experiment.measures)
+    return Table("Results", ("gate, search", "seeds", *titles), tuple(rows))
+
+
+def comparison_table(finished: Finished, measure: Measure) -> Table:
+    """Return one row a gate and search that is not the baseline: a paired comparison with it."""
+    experiment = finished.experiment
+    labels, comparisons = [], []
+    for gate in experiment.gates:
+        for search in experiment.searches[1:]:
+            baseline, other = finished.pairs(gate, search, measure.name)
+            if baseline:
+                labels.append(f"{gate}, {search}")
+                comparisons.append(
+                    compare_differences(baseline, other)
+                    if measure.factor is None
+                    else compare_ratios(baseline, other, measure.factor)
+                )
+    adjusted = holm([comparison.p for comparison in comparisons]) if comparisons else []
+    rows = [
+        (label, str(comparison.pairs), *_effect(comparison, measure), _p(comparison.p), _p(p), *_sizes(comparison))
+        for label, comparison, p in zip(labels, comparisons, adjusted, strict=True)
+    ]
+    baseline_name = experiment.searches[0]
+    effect = ("difference",) if measure.factor is None else ("times less", "68 % interval")
+    test = "p" if measure.factor is None else f"p of more than {measure.factor:g} times"
+    title = f"{measure.title}: against {baseline_name}, {measure.better} is better"
+    return Table(title, ("gate, search", "pairs", *effect, test, "Holm", "d_z", "r", "lower in"), tuple(rows))
+
+
+def _effect(comparison: PairedComparison, measure: Measure) -> tuple[str, ...]:
+    if measure.factor is None:
+        return (_with_error(comparison.mean, comparison.error, measure.digits),)
+    mean = f"{math.exp(-comparison.mean):.1f}"
+    if math.isnan(comparison.error):
+        return (mean, "-")
+    low, high = (math.exp(-comparison.mean + sign * comparison.error) for sign in (-1, 1))
+    return (mean, f"{low:.1f} to {high:.1f}")
+
+
+def _sizes(comparison: PairedComparison) -> tuple[str, str, str]:
+    d = "-" if math.isnan(comparison.standardized) else f"{comparison.standardized:.2f}"
+    return d, f"{comparison.rank_biserial:.2f}", f"{comparison.lower} of {comparison.pairs}"
+
+
+def _mean(values: list[float], digits: int) -> str:
+    error = float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return _with_error(float(np.mean(values)), error, digits)
+
+
+def _with_error(mean: float, error: float, digits: int) -> str:
+    return f"{mean:.{digits}f}" if math.isnan(error) else f"{mean:.{digits}f} ± {error:.{digits}f}"
+
+
+def _p(p: float) -> str:
+    return f"{p:.4f}" if p >= LOST_PRECISION else f"< {LOST_PRECISION:g}"
+
+
+def _curves(finished: Finished) -> ReportFigure | None:
+    experiment = finished.experiment
+    if experiment.curve is None:
+        return None
+    steps_name, losses_name = experiment.curve
+    panels = []
+    for gate in experiment.gates:
+        curves = []
+        for colour, search in zip((MUTED, *OKABE_ITO), experiment.searches, strict=False):
+            runs = [
+                entry.numbers
+                for trial, entry in sorted(finished.entries.items())
+                if (trial.gate, trial.search) == (gate, search)
+            ]
+            if runs:
+                losses = np.array([numbers[losses_name] for numbers in runs], dtype=np.float64)
+                positions = np.array(runs[0][steps_name], dtype=np.float64)
+                curves.append(LossCurve(search, losses, colour, positions=positions))
+        panels.append(LossPanel(gate, tuple(curves)))
+    caption = "Validation loss by training step: the mean, and behind it every seed."
+    figure = loss_curves(panels, step_name="step", logarithmic=True)
+    return ReportFigure(figure_svg(figure, f"{experiment.title}: {caption}"), caption)
+
+
+def _maps(finished: Finished) -> ReportFigure | None:
+    experiment = finished.experiment
+    rows: dict[str, list[NamedMap]] = defaultdict(list)
+    for trial, entry in sorted(finished.entries.items()):
+        if trial.seed == 0 and trial.search != experiment.searches[0]:
+            for name in experiment.maps:
+                experts = np.array(entry.numbers[name], dtype=np.int64)
+                if len(experts) <= MOST_SLOTS_DRAWN:
+                    rows[trial.gate].append(NamedMap(f"{trial.search}, {name.replace('_', ' ')}", experts))
+    panels = [MapPanel(gate, tuple(rows[gate])) for gate in experiment.gates if rows[gate]]
+    if not panels:
+        return None
+    count = 1 + max(int(row.experts.max()) for panel in panels for row in panel.rows)
+    caption = "The expert of every slot in the trials of seed 0."
+    return ReportFigure(figure_svg(expert_maps(panels, count), f"{experiment.title}: {caption}"), caption)

@@ -1,0 +1,26 @@
+"""Trained specialists under a gate that fits them, its map then scrambled: what training alone has to learn around."""
+
+from __future__ import annotations
+
+import torch
+
+from moe_search.experiments.experiment import Numbers
+from moe_search.experiments.two_image_trials import TwoImageSettings, specialists, train_on, ways_back
+
+
+def run_trial(settings: TwoImageSettings, seed: int, gate: str, search: str) -> Numbers:
+    """Train specialists, scramble the map of their gate, and train on."""
+    model, intact_loss = specialists(settings, seed, gate)
+    model.moe.gate.expert_map.scramble(torch.Generator().manual_seed(seed))
+    return train_on(model, settings, seed, search, intact_loss)
+
+
+EXPERIMENTS = ways_back(
+    name="scrambled",
+    title="A scrambled map under trained specialists",
+    question=(
+        "Experts are trained as specialists with a gate that fits them; then the gate's map is scrambled. How many "
+        "training steps does it take to get back to the validation loss before the scrambling?"
+    ),
+    run_trial=run_trial,
+)
