@@ -18,7 +18,8 @@ import torch
 import typer
 from torch import Tensor, nn
 
-from moe_search.datasets.two_digits import TwoDigits, TwoDigitsSplit, load_two_digits
+from moe_search.datasets.canvases import Canvases, CanvasSplit
+from moe_search.datasets.two_digits import load_two_digits
 from moe_search.gates.comet import COMET
 from moe_search.gates.gate import Gate
 from moe_search.gates.hash_routing import HashRouting
@@ -43,7 +44,7 @@ GATES: dict[str, tuple[int, Callable[[], Gate]]] = {
 """Name of a file: number of experts, and the gate."""
 
 
-def train(gate: Gate, num_experts: int, data: TwoDigits, epochs: int) -> tuple[nn.Module, MixtureOfExperts]:
+def train(gate: Gate, num_experts: int, data: Canvases, epochs: int) -> tuple[nn.Module, MixtureOfExperts]:
     """Train a mixture and a linear head on both digits of a canvas; return the model and its mixture."""
     moe = MixtureOfExperts(StackedExperts(num_experts, CANVAS**2, FEATURES), gate)
     model = nn.Sequential(moe, nn.Linear(FEATURES, 2 * CLASSES), nn.Unflatten(1, (2, CLASSES)))
@@ -58,7 +59,7 @@ def train(gate: Gate, num_experts: int, data: TwoDigits, epochs: int) -> tuple[n
     return model.eval(), moe
 
 
-def tensors(split: TwoDigitsSplit) -> tuple[Tensor, Tensor]:
+def tensors(split: CanvasSplit) -> tuple[Tensor, Tensor]:
     """Return flat images and labels."""
     return torch.from_numpy(split.images).flatten(1), torch.from_numpy(split.labels)
 

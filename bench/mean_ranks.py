@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -10,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from scipy import stats
+
+from moe_search.experiments.paired_statistics import holm
 
 LEVEL = 0.05
 
@@ -105,22 +106,6 @@ def signed_rank_p(differences: npt.NDArray[np.float64]) -> float:
     if not differences.any():
         return 1.0
     return float(stats.wilcoxon(differences, zero_method="pratt").pvalue)
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p-values corrected for their number, in the same order.
-
-    References
-    ----------
-    S. Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6 (1979),
-    65-70. scipy.stats corrects the false discovery rate only.
-    """
-    p = np.asarray(p_values, dtype=np.float64)
-    order = np.argsort(p, kind="stable")
-    scaled = p[order] * np.arange(len(p), 0, -1)
-    corrected = np.empty_like(p)
-    corrected[order] = np.minimum(np.maximum.accumulate(scaled), 1.0)
-    return corrected.tolist()
 
 
 def _finite(table: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

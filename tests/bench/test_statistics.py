@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from moe_search.bench.mean_ranks import holm, rank_solvers, signed_rank_p
+from moe_search.bench.mean_ranks import rank_solvers, signed_rank_p
 from moe_search.bench.performance_profiles import performance_ratios, profile
 from moe_search.bench.time_to_target import share_reached
 from moe_search.bench.win_tie_loss import WinTieLoss, win_tie_loss
@@ -34,21 +34,6 @@ def test_share_reached_by_hand():
     times = [[0.1, INF], [0.5, 0.2], [2.0, INF], [INF, 0.3]]
     np.testing.assert_array_equal(share_reached(times, 0.5), [0.5, 0.5])
     np.testing.assert_array_equal(share_reached(times, 10.0), [0.75, 0.5])
-
-
-def test_holm_by_hand():
-    # Holm: 3 x 0.01, then 2 x 0.02, then 1 x 0.03 raised to the one before.
-    assert holm([0.02, 0.01, 0.03]) == pytest.approx([0.04, 0.03, 0.04])
-    assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
-    assert holm([]) == []
-
-
-def test_holm_lies_between_the_p_values_and_bonferroni():
-    p = np.random.default_rng(0).random(20) ** 3
-    corrected = np.array(holm(p))
-    assert (corrected >= p).all()
-    assert (corrected <= np.minimum(1.0, 20 * p) + 1e-15).all()
-    assert (np.argsort(corrected, kind="stable") == np.argsort(p, kind="stable")).all() or (corrected == 1.0).any()
 
 
 def test_ranks_and_tests_of_a_clear_order():
