@@ -18,7 +18,7 @@ test: $(BIN)/pytest
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	NUMBA_DISABLE_JIT=1 $(BIN)/pytest -q tests/problems
-	$(BIN)/pytest -n auto --dist worksteal
+	$(BIN)/pytest -n auto --dist loadgroup
 
 bench: $(BIN)/benchopt
 	$(BIN)/python -m moe_search.bench.speed $(BENCH_ARGS)

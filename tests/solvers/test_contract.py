@@ -48,8 +48,8 @@ OPTIMA = {
 every_solver = pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS.keys())
 
 
-# Compiling a search for a class takes ten seconds and more. All classes are for one local search, for tabu search with
-# its kernels for each, and for exact solvers; the others meet every kind of number, of block and of capacity.
+# Compiling a search for a class takes ten seconds and more. All classes are for tabu search, which has kernels of its own
+# for each, and for exact solvers; the others meet every kind of number, of block and of capacity.
 ONE_OF_EACH_KIND = (
     "linear",
     "quadratic",
@@ -59,10 +59,15 @@ ONE_OF_EACH_KIND = (
     "mixture cross-entropy",
     "mixture, load-limited",
 )
-ON_ALL = {"swap first", "tabu", "hungarian", "min-cost flow", "cp-sat", "branch and bound", "transport", "enumeration"}
+ON_ALL = {"tabu", "hungarian", "min-cost flow", "cp-sat", "branch and bound", "transport", "enumeration"}
 PAIRS = [(solver, name) for solver in SOLVERS for name in PROBLEMS if solver in ON_ALL or name in ONE_OF_EACH_KIND]
 TAKEN = [(solver, name) for solver, name in PAIRS if SOLVERS[solver].refuses(PROBLEMS[name]) is None]
-every_pair = pytest.mark.parametrize(("solver", "name"), TAKEN, ids=map(" on ".join, TAKEN))
+# All tests of one class of solver in one process, or each would compile the same kernels.
+every_pair = pytest.mark.parametrize(
+    ("solver", "name"),
+    [pytest.param(*pair, marks=pytest.mark.xdist_group(type(SOLVERS[pair[0]]).__name__)) for pair in TAKEN],
+    ids=map(" on ".join, TAKEN),
+)
 
 
 def test_what_is_not_taken_is_refused_with_a_reason_and_linear_problems_are_taken_by_all():
