@@ -301,7 +301,7 @@ class PermutationSearch:
         return {"experts": expert_map.num_experts, "rows": rows, "slots of a row": expert_map.num_slots}
 
     def _checked(self, inputs: Tensor, targets: Tensor, ids: Tensor | None, due: bool) -> Batch:
-        batch = Batch(inputs, targets, ids)
+        batch = Batch(inputs, targets, ids).detach()
         if not due:
             batch.require(1)
         elif self._retained:
