@@ -52,7 +52,7 @@ class PermutationSearch:
     ----------
     model : Module
         The model that is trained, called as ``model(inputs)``, or ``model(inputs, ids=ids)`` where ids are given. Of a
-        `DistributedDataParallel`, the module inside is taken.
+        `DistributedDataParallel`, the module inside is taken; a compiled one is searched without its compiled code.
     moe : MixtureOfExperts
         The layer to search, a submodule of `model` or `model` itself.
     loss : callable
