@@ -61,7 +61,7 @@ class PermutationSearch:
     period : int, default 100
         Steps from one search to the next.
     until : int, default 1000
-        Last step at which a search may begin. Afterwards `step` only counts.
+        Last step at which a search may begin, at least `period`. Afterwards `step` only counts.
     batches : int, default 1
         Number of batches to search on: references to them are kept, from the steps just before a search, so they must
         not be overwritten in place.
@@ -140,6 +140,8 @@ class PermutationSearch:
         counts = {"period": period, "until": until, "batches": batches, "chunk_size": chunk_size}
         for name, count in (counts if max_samples is None else counts | {"max_samples": max_samples}).items():
             require_int(name, count, 1)
+        if until < period:
+            raise ValueError(f"until must be at least period, or no search begins, got until={until}, period={period}")
         if solver is not None and not callable(getattr(solver, "solve", None)):
             raise TypeError(f"solver must have a method solve, got {type(solver).__name__}")
         if stop is not None:

@@ -464,6 +464,8 @@ def test_what_the_constructor_accepts():
         for wrong in (1.5, True, "3"):
             with pytest.raises(TypeError, match=f"{name} must be an integer, got {type(wrong).__name__}"):
                 searching(setting, **{name: wrong})
+    with pytest.raises(ValueError, match="until must be at least period, or no search begins, got until=1000"):
+        searching(setting, period=1001)
     with pytest.raises(ValueError, match="seed must be an integer >= 0, got -1"):
         searching(setting, seed=-1)
     with pytest.raises(TypeError, match="loss must be a callable"):
