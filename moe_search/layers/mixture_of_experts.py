@@ -60,6 +60,9 @@ class MixtureOfExperts(nn.Module):
     Sorting takes sizes that depend on the weights, which `torch.compile` cannot trace: "auto" is "dense" inside of
     compiled code, one graph without breaks, while "sorted" and "grouped" break it.
 
+    An expert of modules of their own that no sample of a batch goes to gets no gradient: `DistributedDataParallel` then
+    needs ``find_unused_parameters=True``. With `StackedExperts` it does not.
+
     Under autocast, experts compute in its dtype, with all dispatches, and so does the mixture come out.
 
     Examples

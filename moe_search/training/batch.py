@@ -73,6 +73,10 @@ class Batch:
                 accepted = ", ".join(sorted(str(device) for device in devices))
                 raise ValueError(f"{name} must be on the device of the model ({accepted}), got {tensor.device}")
 
+    def detach(self) -> Batch:
+        """Return the batch without the graphs that computed it, which would live as long as it is kept."""
+        return Batch(**{name: tensor.detach() for name, tensor in self.named()})
+
     def part(self, start: int, stop: int) -> Batch:
         """Return the samples ``start`` to ``stop - 1``."""
         ids = None if self.ids is None else self.ids[start:stop]

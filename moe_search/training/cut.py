@@ -92,10 +92,7 @@ def cut(model: nn.Module, moe: MixtureOfExperts, batch: Batch) -> Cut:
     finally:
         hook.remove()
     if len(calls) != 1:
-        raise ValueError(
-            f"moe must run exactly once in a forward of model, it was seen {len(calls)} times "
-            "(a compiled model hides its layers: pass the module that was compiled)"
-        )
+        raise ValueError(f"moe must run exactly once in a forward of model, it was seen {len(calls)} times")
     moe_inputs, moe_ids, mixture = calls[0]
     if moe_inputs.shape[0] != len(batch):
         raise ValueError(

@@ -52,7 +52,7 @@ class PermutationSearch:
     ----------
     model : Module
         The model that is trained, called as ``model(inputs)``, or ``model(inputs, ids=ids)`` where ids are given. Of a
-        `DistributedDataParallel`, the module inside is taken.
+        `DistributedDataParallel`, the module inside is taken; a compiled one is searched without its compiled code.
     moe : MixtureOfExperts
         The layer to search, a submodule of `model` or `model` itself.
     loss : callable
@@ -61,7 +61,7 @@ class PermutationSearch:
     period : int, default 100
         Steps from one search to the next.
     until : int, default 1000
-        Last step at which a search may begin. Afterwards `step` only counts.
+        Last step at which a search may begin, at least `period`. Afterwards `step` only counts.
     batches : int, default 1
         Number of batches to search on: references to them are kept, from the steps just before a search, so they must
         not be overwritten in place.
@@ -140,6 +140,8 @@ class PermutationSearch:
         counts = {"period": period, "until": until, "batches": batches, "chunk_size": chunk_size}
         for name, count in (counts if max_samples is None else counts | {"max_samples": max_samples}).items():
             require_int(name, count, 1)
+        if until < period:
+            raise ValueError(f"until must be at least period, or no search begins, got until={until}, period={period}")
         if solver is not None and not callable(getattr(solver, "solve", None)):
             raise TypeError(f"solver must have a method solve, got {type(solver).__name__}")
         if stop is not None:
@@ -301,7 +303,7 @@ class PermutationSearch:
         return {"experts": expert_map.num_experts, "rows": rows, "slots of a row": expert_map.num_slots}
 
     def _checked(self, inputs: Tensor, targets: Tensor, ids: Tensor | None, due: bool) -> Batch:
-        batch = Batch(inputs, targets, ids)
+        batch = Batch(inputs, targets, ids).detach()
         if not due:
             batch.require(1)
         elif self._retained:

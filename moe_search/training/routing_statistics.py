@@ -14,6 +14,7 @@ from moe_search.gates.expert_map import ExpertMap
 from moe_search.gates.slot_weights import SlotWeights
 from moe_search.layers.mixture_of_experts import MixtureOfExperts
 from moe_search.plotting.table import Table
+from moe_search.training.frozen import searching
 
 if TYPE_CHECKING:
     import rich.table
@@ -154,6 +155,8 @@ class RoutingStatistics:
     def watch(self, moe: MixtureOfExperts) -> Iterator[RoutingStatistics]:
         """Within the context, add every batch that goes through the gate of a layer, in training and in eval mode.
 
+        What a search of the layer's map runs through it, under maps that it may refuse, is left out.
+
         Raises
         ------
         TypeError
@@ -163,7 +166,8 @@ class RoutingStatistics:
             raise TypeError(f"moe must be a MixtureOfExperts, got {type(moe).__name__}")
 
         def add(gate: Any, _: Any, slot_weights: SlotWeights) -> None:
-            self.update(slot_weights, gate.expert_map)
+            if not searching():
+                self.update(slot_weights, gate.expert_map)
 
         handle = moe.gate.register_forward_hook(add)
         try:

@@ -83,8 +83,9 @@ class SinkhornPermutation(Gate):
     more, and end on rows, so that the weights of a sample go on summing to 1; columns sum to 1 in the limit.
 
     Step and `finished` are in the state dict: a finished model stays hard when it is loaded. In eval mode an unfinished
-    permutation is as soft as in training, without noise. torch.compile takes both; it compiles anew at every step of an
-    unfinished one, whose number of iterations changes.
+    permutation is as soft as in training, without noise. Once finished, `log_weights` gets no gradient any more, for
+    which `DistributedDataParallel` needs ``find_unused_parameters=True`` from the start.
+    torch.compile takes both; it compiles anew at every step of an unfinished one, whose number of iterations changes.
 
     Examples
     --------

@@ -86,6 +86,7 @@ def test_one_search_is_under_way_at_a_time():
     threading.Timer(0.1, solver.free.set).start()
     record = step(search, setting)  # waits for the first search and begins the second
     assert record.step == 3
+    assert all(solver.begun.acquire(timeout=20) for _ in range(2))
     assert len(solver.threads) == 2
     assert search.finish().step == 6
     assert [record.step for record in search.history] == [3, 6]

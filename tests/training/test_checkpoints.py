@@ -73,9 +73,9 @@ def told(search):
     return [replace(record, seconds=0.0, seconds_solving=0.0) for record in search.history]
 
 
-@pytest.mark.parametrize("through", [through_torch, through_safetensors])
 @settings(max_examples=12, deadline=None)
 @given(
+    through=st.sampled_from([through_torch, through_safetensors]),
     gate=st.sampled_from(["hash", "top-2"]),
     period=st.integers(1, 4),
     batches=st.integers(1, 3),

@@ -415,6 +415,18 @@ def test_a_batch_on_another_device_is_met_at_once():
         search.step(setting.inputs.to("meta"), setting.targets)
 
 
+def test_the_graph_of_a_batch_is_not_kept():
+    setting = make("top-2", samples=20)
+    search = searching(setting, period=3, batches=2, asynchronous=True)
+    inputs = setting.inputs.clone().requires_grad_() * 2
+    search.step(inputs, setting.targets)
+    search.step(inputs, setting.targets)
+    assert all(not batch["inputs"].requires_grad for batch in search.state_dict()["retained"])
+    search.step(inputs, setting.targets)
+    assert not search.state_dict()["underway"]["batch"]["inputs"].requires_grad
+    assert inputs.requires_grad
+
+
 def test_batches_searched_together_must_fit():
     setting = make("hash")
     search = searching(setting, period=3, batches=2)
@@ -452,6 +464,8 @@ def test_what_the_constructor_accepts():
         for wrong in (1.5, True, "3"):
             with pytest.raises(TypeError, match=f"{name} must be an integer, got {type(wrong).__name__}"):
                 searching(setting, **{name: wrong})
+    with pytest.raises(ValueError, match="until must be at least period, or no search begins, got until=1000"):
+        searching(setting, period=1001)
     with pytest.raises(ValueError, match="seed must be an integer >= 0, got -1"):
         searching(setting, seed=-1)
     with pytest.raises(TypeError, match="loss must be a callable"):

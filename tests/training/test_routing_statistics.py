@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
+from specialists import make
 
 from moe_search.gates.comet import COMET
 from moe_search.gates.expert_map import ExpertMap
@@ -18,6 +19,8 @@ from moe_search.gates.softmax import Softmax
 from moe_search.gates.top_k import TopK
 from moe_search.layers.mixture_of_experts import MixtureOfExperts
 from moe_search.layers.stacked_experts import StackedExperts
+from moe_search.solvers.stop import MaxIterations
+from moe_search.training.permutation_search import PermutationSearch
 from moe_search.training.routing_statistics import RoutingStatistics
 
 FEATURES = 5
@@ -107,6 +110,19 @@ def test_watching_a_layer_adds_what_goes_through_its_gate_in_both_modes():
     statistics.reset()
     with pytest.raises(ValueError, match="there must be at least one batch before a summary, got none"):
         statistics.summary()
+
+
+def test_watching_a_layer_leaves_out_what_a_search_runs_through_it():
+    setting = make("top-2", samples=20)
+    search = PermutationSearch(setting.model, setting.moe, loss=setting.loss, period=2, stop=MaxIterations(100))
+    statistics = RoutingStatistics()
+    with statistics.watch(setting.moe):
+        for _ in range(2):
+            setting.model(setting.inputs)
+            search.step(setting.inputs, setting.targets)
+        setting.model(setting.inputs)
+    assert len(search.history) == 1
+    assert statistics.summary().num_samples == 3 * 20
 
 
 def test_no_graph_and_no_later_batch_hangs_on_a_summary():
