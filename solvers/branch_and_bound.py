@@ -111,7 +111,7 @@ class BranchAndBound(Solver):
 
         run.clock.compile(branch_slice, relaxation.costs, tree, 0, -math.inf)
         if not run.interrupted:
-            run.loop(advance)
+            run.loop(advance, unit)
         done = int(tree.counters[DONE]) == 1
         result = run.result(repr(self), moves=found.moves, proved=done)
         bound = result.bound if done else round_up(open_bound(tree), relaxation, problem.integral)

@@ -16,7 +16,7 @@ class Budget:
     seconds_per_unit: float = 0.0
     last: int = FIRST_BUDGET // 8
 
-    def next(self, seconds_left: float, iterations_left: float) -> int:
+    def next(self, seconds_left: float, units_left: float) -> int:
         """Return how many units of work the next slice may do, at least one."""
         if self.seconds_per_unit > 0.0:
             # A short slice is a poor measure: grow by at most 8 from one to the next.
@@ -24,7 +24,7 @@ class Budget:
             budget = min(fitting, 8.0 * self.last)
         else:
             budget = 8.0 * self.last
-        return max(1, int(min(budget, iterations_left, MAX_BUDGET)))
+        return max(1, int(min(budget, units_left, MAX_BUDGET)))
 
     def record(self, work: int, seconds: float) -> None:
         """Take in the time that a slice took."""

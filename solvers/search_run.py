@@ -95,8 +95,16 @@ class SearchRun:
         """Return where the run stands."""
         return Progress(self.clock.seconds(), self.iterations, float(self.value), self.improved_at)
 
-    def loop(self, advance: Callable[[int, float], Slice]) -> None:
-        """Call ``advance(budget, target)``, at most `budget` units of work, until the run stops or Ctrl-C comes."""
+    def loop(self, advance: Callable[[int, float], Slice], iteration: int = 1) -> None:
+        """Call ``advance(budget, target)``, at most `budget` units of work, until the run stops or Ctrl-C comes.
+
+        Parameters
+        ----------
+        advance : callable
+            Searches on, as far as the budget and the target go.
+        iteration : int, default 1
+            Units of work of an iteration.
+        """
         budget = Budget()
         done = False
         try:
@@ -106,7 +114,7 @@ class SearchRun:
                 allowance = self.stopper.allowance(progress)
                 if allowance.spent or progress.value <= allowance.target:
                     break
-                units = budget.next(allowance.seconds, allowance.iterations)
+                units = budget.next(allowance.seconds, allowance.iterations * iteration)
                 piece = advance(units, allowance.target)
                 self._record(progress, piece)
                 budget.record(piece.work, self.clock.seconds() - progress.seconds)

@@ -139,7 +139,7 @@ class TabuSearch(Solver):
 
         run.clock.compile(fill_slice, state, matrix, tabu, rows, 0, *shape)
         run.clock.compile(tabu_slice, state, matrix, tabu, 0, -math.inf, *shape, *tenure, aspiration)
-        run.loop(advance)
+        run.loop(advance, pairs)
         moves = int(tabu.counters[MOVES])
         swaps = pairs_of_slots(problem.size, problem.block_size)
         statistics = {"swaps evaluated": run.iterations * swaps, "swaps committed": moves}

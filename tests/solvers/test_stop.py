@@ -2,7 +2,9 @@ import math
 
 import pytest
 
+from moe_search.problems import random_linear
 from moe_search.solvers import AnyOf, MaxIterations, MaxRuntime, NoImprovement, StoppingCriterion, TargetValue
+from moe_search.solvers.search_run import SearchRun, Slice
 from moe_search.solvers.stop import Allowance, Progress, Since, Stopper
 
 
@@ -68,3 +70,21 @@ def test_a_recipe_with_memory_starts_afresh():
 def test_bad_arguments(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+def test_a_limit_of_iterations_does_not_cut_slices_that_count_in_smaller_units(monkeypatch):
+    monkeypatch.setattr("moe_search.solvers.budget.SLICE_SECONDS", math.inf)
+    budgets = []
+    done = 0
+
+    def advance(budget, target):
+        nonlocal done
+        budgets.append(budget)
+        iterations = max(budget // 100, 1)
+        done += iterations
+        return Slice(100 * iterations, done, (), False)
+
+    run = SearchRun(random_linear(3, seed=0), MaxIterations(5000), 0, None)
+    run.loop(advance, 100)
+    assert run.iterations == 5000
+    assert len(budgets) < 10
