@@ -21,6 +21,7 @@ from moe_search.solvers.background import run_watched
 from moe_search.solvers.clock import Clock
 from moe_search.solvers.gilmore_lawler import gilmore_lawler, pairwise_gilmore_lawler
 from moe_search.solvers.incumbent import Incumbent, OnImprovement
+from moe_search.solvers.random_state import random_state
 from moe_search.solvers.result import Result, Status, TrajectoryPoint, reached
 from moe_search.solvers.solver import Solver, reported_seed
 from moe_search.solvers.stop import Progress, StoppingCriterion
@@ -102,7 +103,7 @@ class CpSat(Solver):
         start = problem.random_permutation(np.random.default_rng(seed)) if initial is None else initial
         search = _Search(problem, start, stop, clock, on_improvement)
         if not search.stopped():
-            search.solve(self.workers, reported_seed(seed) or 0)
+            search.solve(self.workers, int(random_state(seed)[0] % 2**31))
         return search.result(repr(self), reported_seed(seed))
 
 
@@ -212,7 +213,7 @@ class _Search:
             solver = cp_model.CpSolver()
             allowance = self.stopper.allowance(self.progress())
             solver.parameters.num_workers = workers
-            solver.parameters.random_seed = seed % 2**31
+            solver.parameters.random_seed = seed
             # Ctrl-C is Python's; a handler inside the library would end the process's own.
             solver.parameters.catch_sigint_signal = False
             if math.isfinite(allowance.seconds):
