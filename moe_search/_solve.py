@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_search.problems.linear import LinearAssignment
-from moe_search.problems.problem import Problem
+from moe_search.problems.problem import Problem, ordinary_value
 from moe_search.solvers.enumeration import Enumeration, number_of_permutations
 from moe_search.solvers.hungarian import Hungarian
 from moe_search.solvers.incumbent import OnImprovement, delayed
@@ -100,13 +100,14 @@ def solve(
     if chosen.exact:
         return with_bound(chosen.solve(problem, stop, seed, initial, on_improvement), problem)
     bound = lower_bound(problem, min(BOUND_SHARE * seconds, MOST_BOUND_SECONDS))
+    scale = 0.0 if problem.integral else ordinary_value(problem)
     if bound is not None:
         # Floats reach their bound up to rounding only.
-        slack = 0.0 if problem.integral else 1e-9 * max(1.0, abs(bound))
+        slack = 0.0 if problem.integral else 1e-9 * max(scale, abs(bound))
         stop = AnyOf(TargetValue(bound + slack), stop)
     spent = time.perf_counter() - started
     result = chosen.solve(problem, Since(spent, stop), seed, initial, delayed(on_improvement, spent))
-    optimal = reached(result.value, bound, problem.integral)
+    optimal = reached(result.value, bound, problem.integral, scale)
     return replace(
         result,
         bound=bound,

@@ -110,6 +110,29 @@ def test_the_gap_is_never_empty(n, seconds):
                 assert result.status == "optimal"
 
 
+@pytest.mark.parametrize("unit", [1e-140, 1e-30, 1e-9, 1.0, 1e140])
+def test_what_is_optimal_does_not_depend_on_the_unit(unit):
+    flow, distance = np.random.default_rng(0).integers(0, 90, (2, 12, 12))
+    problem = ms.QuadraticAssignment(flow * unit, distance.astype(float))
+    for solver in (ms.LocalSearch(), ms.TabuSearch()):
+        result = ms.solve(problem, solver, ms.MaxIterations(2000), seed=1)
+        exact = ms.solve(ms.QuadraticAssignment(flow, distance), solver, ms.MaxIterations(2000), seed=1)
+        assert result.status == exact.status == "feasible"
+        assert result.gap == pytest.approx(exact.gap, rel=1e-6)
+        assert result.value == pytest.approx(exact.value * unit, rel=1e-9)
+
+
+def test_a_perfect_fit_is_optimal_up_to_rounding():
+    rng = np.random.default_rng(0)
+    weights, outputs = rng.random((60, 1, 9)), 1e-3 * rng.standard_normal((60, 9, 4))
+    targets = np.einsum("bs,bsd->bd", weights[:, 0], outputs)
+    problem = ms.MixtureAssignment(weights, outputs, targets, "squared")
+    result = ms.solve(problem, ms.TabuSearch(), ms.MaxRuntime(30.0), initial=np.roll(np.arange(9), 2))
+    assert result.permutation.tolist() == list(range(9))
+    assert result.status == "optimal"
+    assert result.runtime < 20.0
+
+
 def test_a_value_that_meets_the_bound_ends_the_search():
     # Without interaction the Gilmore-Lawler bound is the optimum.
     rng = np.random.default_rng(0)
