@@ -39,6 +39,24 @@ def test_larger_ones_get_a_bound_and_a_gap(problem):
     assert result.runtime >= result.history[-1][0] >= result.history[0][0] > 0
 
 
+@pytest.mark.parametrize(
+    "problem",
+    [
+        ms.random_quadratic(12, seed=0),
+        ms.random_quadratic(10, seed=0, symmetric=False, linear=True),
+        ms.random_quadratic(10, seed=0, integral=False),
+        ms.random_pairwise(9, seed=0),
+    ],
+)
+def test_small_quadratic_and_pairwise_problems_are_proved(problem):
+    result = ms.solve(problem, stop=ms.MaxRuntime(30.0), seed=1)
+    assert (result.solver, result.status) == ("BranchAndBound()", "optimal")
+    heuristic = ms.solve(problem, ms.TabuSearch(), ms.MaxIterations(3000), seed=2)
+    assert result.value == pytest.approx(heuristic.value, rel=1e-9)
+    hurried = ms.solve(problem, stop=ms.MaxRuntime(0.01), seed=1)
+    assert hurried.bound <= result.value <= hurried.value
+
+
 def test_large_linear_problems_are_solved_within_the_limit():
     exact = ms.solve(ms.random_linear(500, 50, seed=0))
     assert (exact.status, exact.gap) == ("optimal", 0.0)
