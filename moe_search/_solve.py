@@ -10,7 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_search.problems.linear import LinearAssignment
-from moe_search.problems.problem import Problem
+from moe_search.problems.pairwise import PairwiseAssignment
+from moe_search.problems.problem import Problem, ordinary_value
+from moe_search.problems.quadratic import QuadraticAssignment
+from moe_search.solvers.branch_and_bound import BranchAndBound
 from moe_search.solvers.enumeration import Enumeration, number_of_permutations
 from moe_search.solvers.hungarian import Hungarian
 from moe_search.solvers.incumbent import OnImprovement, delayed
@@ -35,6 +38,8 @@ MOST_BOUND_SECONDS = 5.0
 LATE_BOUND_SECONDS = 0.01
 HUNGARIAN_UP_TO = 256
 ENUMERATE_UP_TO = math.factorial(8)
+# Within a fraction of a second random instances of these sizes are proved optimal; the next larger ones are not.
+BRANCH_UP_TO = {QuadraticAssignment: math.factorial(12), PairwiseAssignment: math.factorial(10)}
 # With fewer moves for each slot of a block, searches that look at a neighbor at a time got further on mixtures and on
 # large quadratic problems; with more, tabu search was the best on all classes.
 TABU_MOVES_PER_SLOT = 4
@@ -57,8 +62,9 @@ def solve(
         A `LinearAssignment`, `QuadraticAssignment`, `PairwiseAssignment`, `MixtureAssignment` or one's own.
     solver : Solver, optional
         By default the best one for the class: `Hungarian` or `Transport` for linear problems (exact), `Enumeration`
-        for up to 8! permutations (exact), else `TabuSearch` where the limit of seconds allows enough moves, and
-        otherwise `IteratedLocalSearch`.
+        for up to 8! permutations (exact), `BranchAndBound` (exact) for quadratic problems of up to 12! permutations and
+        pairwise ones of up to 10!, else `TabuSearch` where the limit of seconds allows enough moves, and otherwise
+        `IteratedLocalSearch`.
     stop : StoppingCriterion, optional
         When to return the incumbent, at the latest; by default ``MaxRuntime(1.0)``, and for linear problems not before
         the optimum. The time for the bound, a tenth of the limit at most, is part of it.
@@ -100,13 +106,14 @@ def solve(
     if chosen.exact:
         return with_bound(chosen.solve(problem, stop, seed, initial, on_improvement), problem)
     bound = lower_bound(problem, min(BOUND_SHARE * seconds, MOST_BOUND_SECONDS))
+    scale = 0.0 if problem.integral else ordinary_value(problem)
     if bound is not None:
         # Floats reach their bound up to rounding only.
-        slack = 0.0 if problem.integral else 1e-9 * max(1.0, abs(bound))
+        slack = 0.0 if problem.integral else 1e-9 * max(scale, abs(bound))
         stop = AnyOf(TargetValue(bound + slack), stop)
     spent = time.perf_counter() - started
     result = chosen.solve(problem, Since(spent, stop), seed, initial, delayed(on_improvement, spent))
-    optimal = reached(result.value, bound, problem.integral)
+    optimal = reached(result.value, bound, problem.integral, scale)
     return replace(
         result,
         bound=bound,
@@ -135,6 +142,9 @@ def default_solver(problem: Problem, seconds: float) -> Solver:
         return hungarian if one_each and in_time else Transport()
     if number_of_permutations(problem) <= ENUMERATE_UP_TO:
         return Enumeration()
+    branching = BranchAndBound()
+    if number_of_permutations(problem) <= BRANCH_UP_TO.get(type(problem), 0) and branching.refuses(problem) is None:
+        return branching
     tabu = TabuSearch()
     needed = TABU_MOVES_PER_SLOT * problem.block_size * problem.sweep_cost * SECONDS_PER_OPERATION
     return tabu if needed <= seconds and tabu.refuses(problem) is None else IteratedLocalSearch()

@@ -129,6 +129,16 @@ class Problem(ABC):
         return np.concatenate([start + rng.permutation(self.block_size) for start in starts])
 
 
+def ordinary_value(problem: Problem) -> float:
+    """Return the magnitude of a value that is nothing special, by which rounding errors are measured.
+
+    That of the permutation which reverses every block: values of the identity, or of where a search starts, may be the
+    least there is.
+    """
+    blocks = np.arange(problem.size).reshape(-1, problem.block_size)
+    return abs(float(problem.value(blocks[:, ::-1].ravel())))
+
+
 def inverse(permutation: Permutation) -> Permutation:
     """Return the inverse permutation: the slot of every seat."""
     order = np.empty_like(permutation)

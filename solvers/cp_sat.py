@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -20,7 +21,9 @@ from moe_search.problems.quadratic import QuadraticAssignment
 from moe_search.solvers.background import run_watched
 from moe_search.solvers.clock import Clock
 from moe_search.solvers.gilmore_lawler import gilmore_lawler, pairwise_gilmore_lawler
+from moe_search.solvers.hungarian import EXACT_IN_FLOAT64
 from moe_search.solvers.incumbent import Incumbent, OnImprovement
+from moe_search.solvers.random_state import random_state
 from moe_search.solvers.result import Result, Status, TrajectoryPoint, reached
 from moe_search.solvers.solver import Solver, reported_seed
 from moe_search.solvers.stop import Progress, StoppingCriterion
@@ -102,7 +105,7 @@ class CpSat(Solver):
         start = problem.random_permutation(np.random.default_rng(seed)) if initial is None else initial
         search = _Search(problem, start, stop, clock, on_improvement)
         if not search.stopped():
-            search.solve(self.workers, reported_seed(seed) or 0)
+            search.solve(self.workers, int(random_state(seed)[0] % 2**31))
         return search.result(repr(self), reported_seed(seed))
 
 
@@ -212,7 +215,7 @@ class _Search:
             solver = cp_model.CpSolver()
             allowance = self.stopper.allowance(self.progress())
             solver.parameters.num_workers = workers
-            solver.parameters.random_seed = seed % 2**31
+            solver.parameters.random_seed = seed
             # Ctrl-C is Python's; a handler inside the library would end the process's own.
             solver.parameters.catch_sigint_signal = False
             if math.isfinite(allowance.seconds):
@@ -224,15 +227,19 @@ class _Search:
             self.interrupted = True
 
     def _run(self, solver: cp_model.CpSolver, model: _Model) -> None:
-        from ortools.sat.python.cp_model import INFEASIBLE
+        from ortools.sat.python.cp_model import INFEASIBLE, OPTIMAL
 
         found = _solutions(self, model)
 
+        status = None
+
         def search() -> None:
-            if solver.solve(model.model, found) == INFEASIBLE:
+            nonlocal status
+            status = solver.solve(model.model, found)
+            if status == INFEASIBLE:
                 # No problem is: presolving erred on large coefficients.
                 solver.parameters.cp_model_presolve = False
-                solver.solve(model.model, found)
+                status = solver.solve(model.model, found)
 
         def look() -> None:
             self._show()
@@ -241,7 +248,9 @@ class _Search:
 
         self.interrupted = run_watched(search, look, solver.stop_search)
         self.conflicts = solver.num_conflicts
-        self.bound = model.lower_bound(solver.best_objective_bound)
+        # CP-SAT reports its integer bound as a float, which holds the last digits of none beyond 2**53.
+        exact = status == OPTIMAL and self.problem.integral
+        self.bound = self.value if exact else model.lower_bound(solver.best_objective_bound)
 
     def accept(self, permutation: Permutation, conflicts: int) -> None:
         value = self.problem.value(permutation)
@@ -294,7 +303,8 @@ class _Model:
         if not problem.integral:
             tables = [float(np.abs(self.costs.table(s, t)).max()) for s, t in self.costs.pairs.tolist()]
             reach += sum(tables)
-            self.scale = GRID / reach if reach > 0 else 1.0
+            # A range near the least of floats has a coarser grid rather than an infinite scale.
+            self.scale = min(GRID / max(reach, sys.float_info.min), sys.float_info.max) if reach > 0 else 1.0
             # Each slot and each pair is off by half a grid step at most.
             self.rounded = m + len(tables)
 
@@ -401,8 +411,9 @@ class _Model:
         if not math.isfinite(objective):
             return None
         if self.problem.integral:
-            # CP-SAT reports its integer bound as a float, and a trivial one while it still presolves.
-            return round(objective) if self.root_bound is None else max(round(objective), self.root_bound)
+            # While CP-SAT still presolves its bound is a trivial one.
+            bound = round(objective if abs(objective) < EXACT_IN_FLOAT64 else math.nextafter(objective, -math.inf))
+            return bound if self.root_bound is None else max(bound, self.root_bound)
         return (objective - self.rounded) / self.scale
 
     def hint(self, permutation: Permutation) -> None:

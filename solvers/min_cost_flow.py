@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -59,7 +60,9 @@ class MinCostFlow(Solver):
         scale = 1.0
         if not problem.integral:
             largest = float(reduced.max())
-            scale = _largest_unit_cost(problem) / largest if largest > 0 else 1.0
+            if largest > 0:
+                # A range near the least of floats has a coarser grid rather than an infinite scale.
+                scale = min(_largest_unit_cost(problem) / max(largest, sys.float_info.min), sys.float_info.max)
             reduced = np.rint(reduced * scale)
         flow = SimpleMinCostFlow()
         arcs = flow.add_arcs_with_capacity_and_unit_cost(

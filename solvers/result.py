@@ -169,11 +169,14 @@ def relative_gap(value: float, bound: float | None) -> float | None:
     return (value - bound) / abs(value) if value else math.inf
 
 
-def reached(value: float, bound: float | None, integral: bool) -> bool:
-    """Return whether a value is proved optimal by a bound: equal, or for floats equal up to rounding."""
+def reached(value: float, bound: float | None, integral: bool, scale: float = 0.0) -> bool:
+    """Return whether a value is proved optimal by a bound: equal, or for floats equal up to rounding.
+
+    `scale` is the magnitude of an ordinary value, where that of the least one may be far below the rounding errors.
+    """
     if bound is None:
         return False
-    return value <= bound if integral else value <= bound + 1e-9 * max(1.0, abs(bound))
+    return value <= bound if integral else value <= bound + 1e-9 * max(abs(value), abs(bound), scale)
 
 
 def _number(value: Any) -> str:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from moe_search.problems.problem import Permutation, Problem
+from moe_search.problems.problem import Permutation, Problem, ordinary_value
 from moe_search.solvers.budget import Budget
 from moe_search.solvers.clock import Clock
 from moe_search.solvers.incumbent import Incumbent, OnImprovement
@@ -89,7 +89,7 @@ class SearchRun:
         """
         if self.problem.integral:
             return np.int64(0)
-        return np.float64(1e-12 * max(abs(float(self.value)), 1e-12))
+        return np.float64(1e-12 * max(abs(float(self.value)), 1e-12 * ordinary_value(self.problem)))
 
     def progress(self) -> Progress:
         """Return where the run stands."""

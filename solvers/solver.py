@@ -102,6 +102,8 @@ def require_callback(on_improvement: Any) -> None:
 
 
 def reported_seed(seed: int | np.random.SeedSequence) -> int | None:
-    """Return the seed as an int for a result; None if it is no single number."""
-    entropy = seed.entropy if isinstance(seed, np.random.SeedSequence) else seed
-    return int(entropy) if isinstance(entropy, (int, np.integer)) else None
+    """Return the int that gives the same run as a seed, for a result; None if there is none."""
+    if isinstance(seed, np.random.SeedSequence):
+        # A spawned sequence draws other numbers than the seed that it descends from.
+        return int(seed.entropy) if isinstance(seed.entropy, (int, np.integer)) and not seed.spawn_key else None
+    return int(seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -234,12 +235,12 @@ def require_criterion(stop: object) -> None:
 
 
 def _require_number(name: str, number: object) -> None:
-    if isinstance(number, bool) or not isinstance(number, (int, float)):
+    if isinstance(number, bool) or not isinstance(number, numbers.Real):
         raise TypeError(f"{name} must be a number, got {type(number).__name__}")
 
 
 def _require_count(name: str, number: object) -> None:
-    if isinstance(number, bool) or not isinstance(number, int):
+    if isinstance(number, bool) or not isinstance(number, numbers.Integral):
         raise TypeError(f"{name} must be an integer, got {type(number).__name__}")
     if number < 0:
         raise ValueError(f"{name} must be an integer >= 0, got {number}")

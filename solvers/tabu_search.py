@@ -26,6 +26,7 @@ REFRESH_AFTER = 1 << 14
 # Stamps are 32-bit numbers, since the deltas that they mask mostly are; before they run out they are set back.
 LAST_STAMP = 1 << 30
 NEVER = 2**31 - 1
+LONGEST_TENURE = float(1 << 29)
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ class TabuSearch(Solver):
         )
         shape = problem.block_size, problem.capacity
         pairs = problem.size * problem.block_size
-        tenure = float(self.tenure[0]) * problem.block_size, float(self.tenure[1]) * problem.block_size
+        tenure = tuple(min(float(factor) * problem.block_size, LONGEST_TENURE) for factor in self.tenure)
         aspiration = int(min(self.aspiration * problem.block_size**2, LAST_STAMP))
 
         rows = np.zeros(2, dtype=np.int64)

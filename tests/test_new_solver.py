@@ -1,6 +1,8 @@
 """The example of a new solver runs, and is held to what every solver must do."""
 
+import importlib
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,19 +14,26 @@ import moe_search as ms
 TEXT = (Path(__file__).parents[1] / "docs" / "new_solver.md").read_text(encoding="utf-8")
 
 
+BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
+
+
 @pytest.fixture(scope="module")
-def names():
-    # Numba and dataclasses ask for the module that a function belongs to.
-    names = {"__name__": __name__}
-    exec(re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)[0], names)
-    return names
+def names(tmp_path_factory):
+    path = tmp_path_factory.mktemp("docs") / "threshold_accepting.py"
+    path.write_text(BLOCKS[0], encoding="utf-8")
+    sys.path.insert(0, str(path.parent))
+    yield vars(importlib.import_module(path.stem))
+    sys.path.remove(str(path.parent))
 
 
-def test_the_example_prints_what_it_found(capsys):
-    exec(re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)[0], {"__name__": __name__})
+def test_the_example_prints_what_it_found(names, capsys):
+    scope = {}
+    exec(BLOCKS[1], scope)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3
     assert "iterations: ThresholdAccepting(" in lines[0]
+    exec(BLOCKS[2], scope)
+    assert scope["greedy"].threshold == 0.0
 
 
 @pytest.mark.parametrize("name", ["linear", "quadratic general", "pairwise", "mixture squared"])

@@ -39,6 +39,24 @@ def test_larger_ones_get_a_bound_and_a_gap(problem):
     assert result.runtime >= result.history[-1][0] >= result.history[0][0] > 0
 
 
+@pytest.mark.parametrize(
+    "problem",
+    [
+        ms.random_quadratic(12, seed=0),
+        ms.random_quadratic(10, seed=0, symmetric=False, linear=True),
+        ms.random_quadratic(10, seed=0, integral=False),
+        ms.random_pairwise(9, seed=0),
+    ],
+)
+def test_small_quadratic_and_pairwise_problems_are_proved(problem):
+    result = ms.solve(problem, stop=ms.MaxRuntime(30.0), seed=1)
+    assert (result.solver, result.status) == ("BranchAndBound()", "optimal")
+    heuristic = ms.solve(problem, ms.TabuSearch(), ms.MaxIterations(3000), seed=2)
+    assert result.value == pytest.approx(heuristic.value, rel=1e-9)
+    hurried = ms.solve(problem, stop=ms.MaxRuntime(0.01), seed=1)
+    assert hurried.bound <= result.value <= hurried.value
+
+
 def test_large_linear_problems_are_solved_within_the_limit():
     exact = ms.solve(ms.random_linear(500, 50, seed=0))
     assert (exact.status, exact.gap) == ("optimal", 0.0)
@@ -108,6 +126,29 @@ def test_the_gap_is_never_empty(n, seconds):
             assert result.gap >= 0
             if n <= 2 and seconds > 0:
                 assert result.status == "optimal"
+
+
+@pytest.mark.parametrize("unit", [1e-140, 1e-30, 1e-9, 1.0, 1e140])
+def test_what_is_optimal_does_not_depend_on_the_unit(unit):
+    flow, distance = np.random.default_rng(0).integers(0, 90, (2, 12, 12))
+    problem = ms.QuadraticAssignment(flow * unit, distance.astype(float))
+    for solver in (ms.LocalSearch(), ms.TabuSearch()):
+        result = ms.solve(problem, solver, ms.MaxIterations(2000), seed=1)
+        exact = ms.solve(ms.QuadraticAssignment(flow, distance), solver, ms.MaxIterations(2000), seed=1)
+        assert result.status == exact.status == "feasible"
+        assert result.gap == pytest.approx(exact.gap, rel=1e-6)
+        assert result.value == pytest.approx(exact.value * unit, rel=1e-9)
+
+
+def test_a_perfect_fit_is_optimal_up_to_rounding():
+    rng = np.random.default_rng(0)
+    weights, outputs = rng.random((60, 1, 9)), 1e-3 * rng.standard_normal((60, 9, 4))
+    targets = np.einsum("bs,bsd->bd", weights[:, 0], outputs)
+    problem = ms.MixtureAssignment(weights, outputs, targets, "squared")
+    result = ms.solve(problem, ms.TabuSearch(), ms.MaxRuntime(30.0), initial=np.roll(np.arange(9), 2))
+    assert result.permutation.tolist() == list(range(9))
+    assert result.status == "optimal"
+    assert result.runtime < 20.0
 
 
 def test_a_value_that_meets_the_bound_ends_the_search():

@@ -1,8 +1,11 @@
 """The comparison from end to end, through the command line."""
 
 import os
+import re
+import shlex
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -129,6 +132,17 @@ def test_a_killed_comparison_resumes_and_nothing_is_lost(bench, tmp_path):
     assert sorted(table.loc[table["solver"] == "Shuffle", "repetition"]) == list(range(6))
     # Only the run in progress was done again.
     assert log.read_text().count("run") == 6 + 1
+
+
+def test_the_command_of_the_example_of_a_new_solver(bench, tmp_path):
+    text = (Path(__file__).parents[2] / "docs" / "new_solver.md").read_text(encoding="utf-8")
+    (tmp_path / "threshold_accepting.py").write_text(re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)[0])
+    program, command, *arguments = shlex.split(re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL)[0])
+    assert (program, command) == ("moe-search", "bench")
+    bench(*arguments, "--repetitions", "1", "--timeout", "0.05")
+    table = runs(tmp_path / "moe-search-bench")
+    assert sorted(table["solver"]) == ["TabuSearch", "ThresholdAccepting"]
+    assert list(table["status"]) == ["done", "done"]
 
 
 def test_dask_and_joblib_run_it_in_parallel(bench, tmp_path):

@@ -35,6 +35,26 @@ def test_exact_solvers_agree_on_linear_problems(slots, experts, integral):
     assert values[0] == pytest.approx(values[2], rel=1e-9)
 
 
+def test_cp_sat_bounds_integers_that_floats_do_not_hold():
+    cost = np.random.default_rng(0).integers(-9, 10, (3, 3, 3, 3)) * (2**55 // 9 + 1)
+    problem = problems.PairwiseAssignment(cost)
+    result = CpSat().solve(problem, MaxRuntime(60.0))
+    optimum = min(problem.value(list(p)) for p in permutations(3, 3))
+    assert (result.value, result.bound, result.status) == (optimum, optimum, "optimal")
+
+
+@pytest.mark.parametrize("solver", [CpSat(), MinCostFlow(), Hungarian(), Enumeration()])
+@pytest.mark.parametrize("unit", [1e-300, 1e-320, 1e290])
+def test_exact_solvers_keep_their_bound_near_the_ends_of_the_range_of_floats(solver, unit):
+    cost = np.random.default_rng(0).integers(-90, 91, (4, 4)) * unit
+    problem = problems.LinearAssignment(cost)
+    result = solver.solve(problem, MaxRuntime(60.0))
+    optimum = min(problem.value(list(p)) for p in permutations(4, 4))
+    # On a grid that is too coarse there is a bound, if no proof.
+    assert result.bound <= optimum <= result.value
+    assert result.status == "feasible" or result.value == pytest.approx(optimum, rel=1e-9)
+
+
 @pytest.mark.parametrize("seed", [10, 53, 2736])
 @pytest.mark.parametrize("grid", [cp_sat.GRID, 2.0**42])
 def test_cp_sat_proves_optima_of_mixtures_that_its_presolving_called_infeasible(monkeypatch, grid, seed):

@@ -78,6 +78,16 @@ def test_seeds_are_spawned_anew_at_every_call():
     assert len(set(states[0])) == 3
 
 
+def test_a_seed_is_reported_only_if_it_gives_the_run_again():
+    def run(seed):
+        return LocalSearch().solve(PROBLEM, MaxIterations(300), seed)
+
+    assert (run(5).seed, run(np.random.SeedSequence(5)).seed) == (5, 5)
+    spawned = run(np.random.SeedSequence(5, spawn_key=(2,)))
+    assert spawned.permutation.tolist() != run(5).permutation.tolist()
+    assert spawned.seed is None
+
+
 @pytest.mark.parametrize("name", INSTANCES)
 def test_problems_can_be_sent_to_other_processes(name):
     problem = INSTANCES[name](3)

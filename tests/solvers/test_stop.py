@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 
 from moe_search.problems import random_linear
@@ -17,6 +18,13 @@ def test_each_criterion_stops_where_it_says():
     assert NoImprovement(5).stops(Progress(iterations=10, improved_at=5))
     assert not TargetValue(3).stops(Progress(value=3.5))
     assert TargetValue(3).stops(Progress(value=3))
+
+
+def test_numbers_of_numpy_are_numbers():
+    assert MaxIterations(np.int64(10)).allowance(Progress(iterations=4)).iterations == 6
+    assert NoImprovement(np.int32(5)).stops(Progress(iterations=5))
+    assert MaxRuntime(np.float32(0.5)).stops(Progress(seconds=0.5))
+    assert TargetValue(np.array([7, 3]).min()).stops(Progress(value=3.0))
 
 
 def test_any_of_takes_the_least():
