@@ -48,8 +48,8 @@ OPTIMA = {
 every_solver = pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS.keys())
 
 
-# Compiling a search for a class takes ten seconds and more. All classes are for tabu search, which has kernels of its own
-# for each, and for exact solvers; the others meet every kind of number, of block and of capacity.
+# Compiling a search for a class takes ten seconds and more. All classes are for exact solvers, and for tabu search
+# with its own kernels; the others meet every kind of number, of block and of capacity.
 ONE_OF_EACH_KIND = (
     "linear",
     "quadratic",
