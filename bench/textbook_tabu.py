@@ -93,8 +93,8 @@ def search(twin: TextbookTabu, iterations: int, shortest: float, longest: float,
                     a, b, level = i, j, grade
         if level == 0:
             continue
-        until[a, p[a]] = now + int(shortest + random_unit(twin.rng) * (longest - shortest))
-        until[b, p[b]] = now + int(shortest + random_unit(twin.rng) * (longest - shortest))
+        until[a, p[a]] = now + int(shortest + random_unit(twin.rng) ** 3 * (longest - shortest))
+        until[b, p[b]] = now + int(shortest + random_unit(twin.rng) ** 3 * (longest - shortest))
         p[a], p[b] = p[b], p[a]
         totals[0] += deltas[a, b]
         totals[1] = min(totals[0], totals[1])

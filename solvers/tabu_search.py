@@ -39,10 +39,10 @@ class TabuSearch(Solver):
 
     Parameters
     ----------
-    tenure : (float, float), default (0.9, 1.1)
-        Range of the number of iterations that a slot is kept from going back, in multiples of the block size, drawn
-        uniformly at every move.
-    aspiration : float, default 2.0
+    tenure : (float, float), default (0.0, 8.0)
+        Range of the number of iterations that a slot is kept from going back, in multiples of the block size, drawn at
+        every move: low + u**3 (high - low) with u uniform, hence mostly short and at times long.
+    aspiration : float, default 5.0
         Iterations after which a swap is forced, in multiples of the block size squared.
 
     Raises
@@ -54,14 +54,16 @@ class TabuSearch(Solver):
     -----
     An iteration is one move. The deltas of all swaps are kept up to date from move to move, for quadratic problems in
     O(1) each (see `moe_search.problems.quadratic_deltas`). What the search does depends on the seed alone.
+    The article draws tenures uniformly from 0.9 to 1.1 and has an aspiration of 2 or more; the cubed draw ended nearer
+    to the best known values of tai50a and tai100a after equal numbers of iterations.
 
     References
     ----------
     E. D. Taillard, "Robust taboo search for the quadratic assignment problem", Parallel Computing 17 (1991), 443-455.
     """
 
-    tenure: tuple[float, float] = (0.9, 1.1)
-    aspiration: float = 2.0
+    tenure: tuple[float, float] = (0.0, 8.0)
+    aspiration: float = 5.0
 
     def __post_init__(self) -> None:
         try:
@@ -363,8 +365,8 @@ def stamp(
     start = a // block_size * block_size
     for i in range(start, start + block_size):
         stamps[i, a], stamps[i, b] = stamps[i, b], stamps[i, a]
-    until_a = now + int(shortest + random_unit(tabu.rng) * (longest - shortest))
-    until_b = now + int(shortest + random_unit(tabu.rng) * (longest - shortest))
+    until_a = now + random_tenure(tabu.rng, shortest, longest)
+    until_b = now + random_tenure(tabu.rng, shortest, longest)
     stamps[a, b] = until_a
     stamps[b, a] = until_b
     if capacity > 1:
@@ -375,3 +377,10 @@ def stamp(
                 stamps[b, j] = until_b
     fill_mask_row(state, tabu, block_size, capacity, a)
     fill_mask_row(state, tabu, block_size, capacity, b)
+
+
+@njit(cache=True, nogil=True)
+def random_tenure(rng: Any, shortest: float, longest: float) -> int:
+    """Return a number of iterations; the cube of a uniform number makes most short and a few long."""
+    unit = random_unit(rng)
+    return int(shortest + unit * unit * unit * (longest - shortest))
