@@ -19,7 +19,7 @@ from moe_search.problems.quadratic import QuadraticAssignment
 from moe_search.solvers.branching import DONE, LOGGED, branch_slice, empty_tree, open_bound
 from moe_search.solvers.clock import Clock
 from moe_search.solvers.hungarian import EXACT_IN_FLOAT64
-from moe_search.solvers.incumbent import OnImprovement, delayed
+from moe_search.solvers.incumbent import OnImprovement, delayed, uncounted
 from moe_search.solvers.partial_bounds import KoopmansBeckmann, Lawler
 from moe_search.solvers.result import Result, reached
 from moe_search.solvers.search_run import SearchRun, Slice
@@ -87,7 +87,7 @@ class BranchAndBound(Solver):
         # The bounds of a squared mixture are those of its pairs.
         pairs = problem.as_pairwise() if isinstance(problem, MixtureAssignment) else problem
         moves = max(HEURISTIC_OPERATIONS // pairs.sweep_cost, 1)
-        found = TabuSearch().solve(pairs, AnyOf(stop, MaxIterations(moves)), seed, initial, on_improvement)
+        found = TabuSearch().solve(pairs, AnyOf(stop, MaxIterations(moves)), seed, initial, uncounted(on_improvement))
         later = delayed(on_improvement, found.runtime)
         run = SearchRun(problem, Since(found.runtime, stop), seed, found.permutation, later)
         run.shown = len(run.trajectory)

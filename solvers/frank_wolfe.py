@@ -15,6 +15,8 @@ from moe_search.solvers.search_run import SearchRun, Slice
 from moe_search.solvers.solver import Solver
 from moe_search.solvers.stop import StoppingCriterion
 
+MOST_LOCATIONS = 500
+
 
 @dataclass(frozen=True)
 class FrankWolfe(Solver):
@@ -57,6 +59,8 @@ class FrankWolfe(Solver):
         """Refuse other classes, and linear terms."""
         if not isinstance(problem, QuadraticAssignment):
             return "scipy's FAQ solves QuadraticAssignment only"
+        if problem.size > MOST_LOCATIONS:
+            return f"a start cannot be stopped and takes seconds beyond {MOST_LOCATIONS} locations, got {problem.size}"
         if problem.linear is not None and problem.linear.any():
             return "scipy's FAQ has no linear term; LocalSearch and BranchAndBound take it"
         return None

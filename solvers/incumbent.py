@@ -45,3 +45,10 @@ def delayed(on_improvement: OnImprovement | None, seconds: float) -> OnImproveme
     if on_improvement is None:
         return None
     return lambda incumbent: on_improvement(replace(incumbent, seconds=incumbent.seconds + seconds))
+
+
+def uncounted(on_improvement: OnImprovement | None) -> OnImprovement | None:
+    """Return the callback for a run whose iterations are none to its caller."""
+    if on_improvement is None:
+        return None
+    return lambda incumbent: on_improvement(replace(incumbent, iterations=0))

@@ -31,7 +31,7 @@ def one_line_error(result):
     return line
 
 
-@pytest.mark.parametrize("solver", sorted(set(SOLVERS) - {"hungarian", "min-cost-flow", "cp-sat"}))
+@pytest.mark.parametrize("solver", sorted(set(SOLVERS) - {"hungarian", "min-cost-flow", "transport", "cp-sat"}))
 def test_solve_prints_value_bound_and_gap(instance, solver):
     result = run("solve", instance, "--time", "0.2", "--solver", solver, "--seed", "5")
     assert result.exit_code == 0, result.stderr

@@ -21,7 +21,7 @@ import json, sys
 import problems, solvers
 import moe_search as ms
 from moe_search.solvers import descent
-result = ms.solve(ms.random_quadratic(12, seed=0), stop=ms.MaxIterations(50_000))
+result = ms.solve(ms.random_quadratic(12, seed=0), ms.LocalSearch(), ms.MaxIterations(50_000))
 print(json.dumps({
     "file": ms.__file__,
     "own": [problems.MINE, solvers.MINE],
