@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -14,11 +13,12 @@ from moe_search.problems.pairwise import PairwiseAssignment
 from moe_search.problems.problem import Problem, ordinary_value
 from moe_search.problems.quadratic import QuadraticAssignment
 from moe_search.solvers.branch_and_bound import BranchAndBound
+from moe_search.solvers.clock import Clock
 from moe_search.solvers.enumeration import Enumeration, number_of_permutations
 from moe_search.solvers.hungarian import Hungarian
 from moe_search.solvers.incumbent import OnImprovement, delayed
 from moe_search.solvers.iterated_local_search import IteratedLocalSearch
-from moe_search.solvers.lower_bounds import assignment_seconds, lower_bound
+from moe_search.solvers.lower_bounds import assignment_seconds, compile_bound, lower_bound
 from moe_search.solvers.result import Result, reached
 from moe_search.solvers.solver import Solver, require_callback
 from moe_search.solvers.stop import (
@@ -92,7 +92,7 @@ def solve(
     >>> result.value, result.status
     (34, 'optimal')
     """
-    started = time.perf_counter()
+    clock = Clock()
     if not isinstance(problem, Problem):
         raise TypeError(f"problem must be a Problem such as QuadraticAssignment, got {type(problem).__name__}")
     if solver is not None and not isinstance(solver, Solver):
@@ -105,13 +105,14 @@ def solve(
     chosen = default_solver(problem, seconds) if solver is None else solver
     if chosen.exact:
         return with_bound(chosen.solve(problem, stop, seed, initial, on_improvement), problem)
+    compile_bound(problem, clock)
     bound = lower_bound(problem, min(BOUND_SHARE * seconds, MOST_BOUND_SECONDS))
     scale = 0.0 if problem.integral else ordinary_value(problem)
     if bound is not None:
         # Floats reach their bound up to rounding only.
         slack = 0.0 if problem.integral else 1e-9 * max(scale, abs(bound))
         stop = AnyOf(TargetValue(bound + slack), stop)
-    spent = time.perf_counter() - started
+    spent = clock.seconds()
     result = chosen.solve(problem, Since(spent, stop), seed, initial, delayed(on_improvement, spent))
     optimal = reached(result.value, bound, problem.integral, scale)
     return replace(

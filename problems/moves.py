@@ -76,6 +76,14 @@ def exchange_seats(permutation: Any, order: Any, a: int, b: int) -> None:
 
 
 @njit(cache=True, nogil=True)
+def copy_permutation(target: Any, source: Any) -> None:
+    """Copy a permutation into an array of its size."""
+    # With target[:] = source Numba compiles a check of the shapes and its message, for four seconds in every kernel.
+    for k in range(target.shape[0]):
+        target[k] = source[k]
+
+
+@njit(cache=True, nogil=True)
 def insertion_delta(state: Any, origin: int, destination: int) -> Any:
     """Return the change in value when the slot at seat `origin` is taken out and put back at seat `destination`.
 

@@ -109,6 +109,8 @@ class Problem(ABC):
         if counts.max() > 1:
             seat = int(np.argmax(counts))
             raise ValueError(f"{name} must hold every seat once, got seat {seat} {counts[seat]} times")
+        if self.block_size == self.size:
+            return p.astype(np.int64)
         blocks = np.arange(self.size) // self.block_size
         stray = p // self.block_size != blocks
         if stray.any():
@@ -154,5 +156,7 @@ def expert_of_seat(size: int, block_size: int, capacity: int) -> Permutation:
 def seats_by_expert(experts: Permutation) -> Permutation:
     """Return a permutation of one block that gives every slot a seat of its expert, each expert having its number."""
     permutation = np.empty_like(experts)
-    permutation[np.argsort(experts, kind="stable")] = np.arange(experts.size)
+    # Numpy sorts 16 bits by radix, five times as fast.
+    keys = experts.astype(np.int16) if experts.max(initial=0) < 2**15 else experts
+    permutation[np.argsort(keys, kind="stable")] = np.arange(experts.size)
     return permutation

@@ -18,8 +18,8 @@ class Clock:
 
     def compile(self, dispatcher: Any, *arguments: Any) -> None:
         """Call a kernel once, with arguments under which it does no work, and stop the clock if that compiled it."""
-        known = len(getattr(dispatcher, "signatures", ()))
+        known = len(getattr(dispatcher, "overloads", ()))
         before = time.perf_counter()
         dispatcher(*arguments)
-        if len(getattr(dispatcher, "signatures", ())) > known:
+        if len(getattr(dispatcher, "overloads", ())) > known:
             self.started += time.perf_counter() - before

@@ -6,8 +6,6 @@ import time
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import minimize_scalar
-from scipy.special import expit, softmax
 
 from moe_search.problems.mixture import MixtureAssignment
 from moe_search.solvers.hungarian import solve_dense
@@ -45,6 +43,9 @@ def convex_relaxation(
     M. Frank, P. Wolfe, "An algorithm for quadratic programming", Naval Research Logistics Quarterly 3 (1956), 95-110;
     M. Jaggi, "Revisiting Frank-Wolfe", ICML 2013, for the gap.
     """
+    # Imported here: it takes longer than many a search that needs none of it.
+    from scipy.optimize import minimize_scalar
+
     deadline = time.perf_counter() + seconds
     batch = len(problem.slot_weights)
     weights = problem.slot_weights.reshape(batch, -1)
@@ -80,6 +81,8 @@ def _value_on_line(step: float, problem: MixtureAssignment, mixtures: Matrix, to
 
 def _value_and_slope(problem: MixtureAssignment, mixtures: Matrix) -> tuple[float, Matrix]:
     """Return the value and its derivative with respect to the mixtures, shape (B, D)."""
+    from scipy.special import expit, softmax
+
     assert problem.sample_weights is not None
     targets = problem.targets
     if problem.loss == "squared":

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from moe_search.problems.moves import commit_swap, slide, swap_delta
+from moe_search.problems.moves import commit_swap, copy_permutation, slide, swap_delta
 from moe_search.problems.problem import Permutation
 from moe_search.solvers.random_state import random_below
 
@@ -282,7 +282,7 @@ def log_incumbent(state: Any, run: Descent) -> None:
     totals = run.totals
     if totals[0] < totals[1] - run.tolerance:
         totals[1] = totals[0]
-        run.incumbent[:] = state.permutation
+        copy_permutation(run.incumbent, state.permutation)
         run.log_values[c.logged] = totals[0]
         run.log_iterations[c.logged] = c.iterations
         c.logged += 1

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from moe_search.problems.moves import commit_swap, swap_delta
+from moe_search.problems.moves import commit_swap, copy_permutation, swap_delta
 from moe_search.problems.problem import Permutation, Problem
 from moe_search.solvers.incumbent import OnImprovement
 from moe_search.solvers.result import Result
@@ -132,7 +132,7 @@ def enumerate_slice(state: Any, walk: Walk, budget: int, target: float, block_si
             commit_swap(state, a, b)
             if totals[0] < totals[1] - walk.tolerance:
                 totals[1] = totals[0]
-                walk.incumbent[:] = state.permutation
+                copy_permutation(walk.incumbent, state.permutation)
                 walk.log_values[position[1]] = totals[0]
                 walk.log_iterations[position[1]] = position[0]
                 position[1] += 1

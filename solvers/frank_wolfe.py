@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import quadratic_assignment
 
 from moe_search.problems.problem import Permutation, Problem
 from moe_search.problems.quadratic import QuadraticAssignment
@@ -74,6 +73,9 @@ class FrankWolfe(Solver):
         on_improvement: OnImprovement | None,
     ) -> Result:
         """Search; see `Solver.solve`."""
+        # Imported here: it takes longer than many a search that needs none of it.
+        from scipy.optimize import quadratic_assignment
+
         assert isinstance(problem, QuadraticAssignment)
         run = SearchRun(problem, stop, seed, initial, on_improvement)
         rng = np.random.default_rng(seed)

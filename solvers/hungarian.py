@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import linear_sum_assignment
 
 from moe_search.problems.linear import LinearAssignment
 from moe_search.problems.problem import Permutation, Problem
@@ -62,6 +61,9 @@ class Hungarian(Solver):
 
 def solve_dense(cost: npt.NDArray[Any], capacity: int) -> Permutation:
     """Return an optimal permutation for costs of shape (m, n) with m = n * capacity."""
+    # Imported here: it takes longer than many a search that needs none of it.
+    from scipy.optimize import linear_sum_assignment
+
     # Subtracting the minimum of a row changes no comparison and keeps large integers within float64.
     reduced = cost - cost.min(axis=1, keepdims=True)
     columns = linear_sum_assignment(np.repeat(reduced, capacity, axis=1))[1]

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from moe_search.problems.moves import commit_swap, swap_delta
+from moe_search.problems.moves import commit_swap, copy_permutation, swap_delta
 from moe_search.problems.problem import Permutation
 from moe_search.solvers.descent import (
     BOTH,
@@ -195,7 +195,7 @@ def decide(state: Any, run: Descent, walk: Iterated, acceptance: int, temperatur
     counters[POSITION] = 0
     if accepted:
         counters[ACCEPTED] += 1
-        walk.home[:] = state.permutation
+        copy_permutation(walk.home, state.permutation)
         walk.home_value[0] = run.totals[0]
     c.phase = PERTURBATION if accepted else HOMEWARD
 

@@ -12,9 +12,11 @@ from moe_search.problems.mixture import MixtureAssignment
 from moe_search.problems.pairwise import PairwiseAssignment
 from moe_search.problems.problem import Problem
 from moe_search.problems.quadratic import QuadraticAssignment
+from moe_search.solvers.clock import Clock
 from moe_search.solvers.convex_relaxation import convex_relaxation
 from moe_search.solvers.gilmore_lawler import gilmore_lawler, pairwise_gilmore_lawler
 from moe_search.solvers.hungarian import EXACT_IN_FLOAT64, solve_dense
+from moe_search.solvers.small_assignment import assign, empty_duals
 
 
 @singledispatch
@@ -82,6 +84,17 @@ def _mixture(problem: MixtureAssignment, seconds: float) -> float:
 def _load_limited(problem: LoadLimited, seconds: float) -> int | float | None:
     # Feasible permutations are some of all, and the others have larger values.
     return lower_bound(problem.problem, seconds)
+
+
+@singledispatch
+def compile_bound(problem: Problem, clock: Clock) -> None:
+    """Compile, off the clock, what the bound of a problem needs compiled; nothing for most classes."""
+
+
+@compile_bound.register
+def _compile_quadratic(problem: QuadraticAssignment, clock: Clock) -> None:
+    dtype = np.int64 if problem.integral else np.float64
+    clock.compile(assign, np.zeros((1, 1), dtype), 0, 1, empty_duals(1, dtype))
 
 
 def assignment_seconds(size: int) -> float:

@@ -75,6 +75,7 @@ class SearchRun:
         self.iterations = 0
         self.improved_at = 0
         self.interrupted = False
+        self.taken = False
 
     @property
     def dtype(self) -> type[np.generic]:
@@ -134,8 +135,9 @@ class SearchRun:
         self.iterations = piece.iterations
 
     def take(self, permutation: Permutation, value: int | float) -> None:
-        """Make `permutation` the incumbent, found at the iteration where the run stands, and show it."""
+        """Make `permutation` of this very value the incumbent, found where the run stands and the last, and show it."""
         self.incumbent, self.value, self.improved_at = permutation, value, self.iterations
+        self.taken = True
         self.trajectory.append(TrajectoryPoint(self.clock.seconds(), value, self.iterations))
         self._show()
 
@@ -158,7 +160,7 @@ class SearchRun:
         """Return the result, its value taken from the problem's own definition; its own bound if that is proved."""
         if self.interrupted:
             self._take_in_lost_slice()
-        elif not self.problem.integral and len(self.trajectory) > 1:
+        elif not self.problem.integral and len(self.trajectory) > 1 and not self.taken:
             self.value = self.problem.value(self.incumbent)
             self.trajectory[-1] = self.trajectory[-1]._replace(value=self.value)
         status: Status = "optimal" if proved else "feasible"

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from moe_search.problems.moves import commit_swap, swap_delta
+from moe_search.problems.moves import commit_swap, copy_permutation, swap_delta
 from moe_search.problems.problem import Permutation, Problem
 from moe_search.solvers.incumbent import OnImprovement
 from moe_search.solvers.parameters import require_count, require_number
@@ -185,7 +185,7 @@ def anneal_slice(state: Any, annealing: Annealing, budget: int, target: float, b
             counters[SINCE_BUILT] += 1
             if totals[0] < totals[1] - annealing.tolerance:
                 totals[1] = totals[0]
-                annealing.incumbent[:] = state.permutation
+                copy_permutation(annealing.incumbent, state.permutation)
                 annealing.log_values[counters[LOGGED]] = totals[0]
                 annealing.log_iterations[counters[LOGGED]] = counters[ITERATIONS] + work
                 counters[LOGGED] += 1

@@ -44,6 +44,12 @@ def empty_duals(size: int, dtype: npt.DTypeLike) -> Duals:
     return Duals(row, column, column_of, row_of, shortest, previous, scanned)
 
 
+def least_total(cost: npt.NDArray[Any]) -> int | float:
+    """Return the least total of an assignment of all rows and columns of a square matrix of int64 or float64."""
+    total = assign(cost, 0, len(cost), empty_duals(len(cost), cost.dtype))
+    return np.asarray(total).item()
+
+
 @njit(cache=True, nogil=True)
 def assign(cost: Any, first: int, last: int, duals: Duals) -> Any:
     """Solve the assignment of rows and columns first .. last - 1 of `cost`; return its least total.

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from numba import njit
 
 from moe_search.problems.delta_matrix import DeltaMatrix, commit_swap_and_deltas, fill_deltas, fill_potential
+from moe_search.problems.moves import copy_permutation
 from moe_search.problems.problem import Permutation, Problem
 from moe_search.solvers.incumbent import OnImprovement
 from moe_search.solvers.random_state import random_state, random_unit
@@ -282,7 +283,7 @@ def tabu_slice(
             counters[MOVES] += 1
             if totals[0] < totals[1] - tabu.tolerance:
                 totals[1] = totals[0]
-                tabu.incumbent[:] = state.permutation
+                copy_permutation(tabu.incumbent, state.permutation)
                 tabu.log_values[counters[LOGGED]] = totals[0]
                 tabu.log_iterations[counters[LOGGED]] = counters[ITERATIONS]
                 counters[LOGGED] += 1

@@ -70,7 +70,8 @@ class Transport(Solver):
     ) -> Result:
         """Solve; see `Solver.solve`."""
         assert isinstance(problem, LinearAssignment)
-        run = SearchRun(problem, stop, seed, initial, on_improvement)
+        start = np.arange(problem.size) if initial is None else initial
+        run = SearchRun(problem, stop, seed, start, on_improvement)
         strides = sample_strides(problem.cost)
         flows = [empty_flow(sample(problem.cost, stride)) for stride in strides]
         level = 0
