@@ -65,7 +65,7 @@ class Experiment:
     gates, searches : tuple of str
         Each search is tried with every gate; the first search is the baseline of the others.
     seeds : int
-        Paired repetitions, seeds 0 .. seeds - 1.
+        Paired repetitions.
     settings, smoke : frozen dataclass
         What `run_trial` is given: the full sizes, and sizes that take seconds and only show that all works. A field
         `path`, if there is one, says where the data lie.
@@ -103,6 +103,11 @@ class Experiment:
         if self.seeds < 1:
             raise ValueError(f"seeds must be at least 1, got {self.seeds}")
 
-    def trials(self, seeds: int) -> list[Trial]:
+    def trials(self, seeds: int, first_seed: int = 0) -> list[Trial]:
         """Return all trials, seed by seed, so that a run cut short has whole pairs."""
-        return [Trial(seed, gate, search) for seed in range(seeds) for gate in self.gates for search in self.searches]
+        return [
+            Trial(seed, gate, search)
+            for seed in range(first_seed, first_seed + seeds)
+            for gate in self.gates
+            for search in self.searches
+        ]

@@ -95,7 +95,8 @@ def make_report(finished: Sequence[Finished], command: str) -> Report:
     facts = {"report": command}
     for each in finished:
         name = each.experiment.name
-        facts[name] = f"moe-search experiment {name} --seeds {1 + max(trial.seed for trial in each.entries)}"
+        seeds = {trial.seed for trial in each.entries}
+        facts[name] = f"moe-search experiment {name} --first-seed {min(seeds)} --seeds {1 + max(seeds) - min(seeds)}"
         facts[f"{name}, sizes"] = json.dumps(each.journal.header.get("settings"))
         facts[f"{name}, versions"] = json.dumps(each.journal.header.get("versions"))
     return Report(
@@ -226,8 +227,9 @@ def _curves(finished: Finished) -> ReportFigure | None:
 def _maps(finished: Finished) -> ReportFigure | None:
     experiment = finished.experiment
     rows: dict[str, list[NamedMap]] = defaultdict(list)
+    first_seed = min(trial.seed for trial in finished.entries)
     for trial, entry in sorted(finished.entries.items()):
-        if trial.seed == 0 and trial.search != experiment.searches[0]:
+        if trial.seed == first_seed and trial.search != experiment.searches[0]:
             for name in experiment.maps:
                 experts = np.array(entry.numbers[name], dtype=np.int64)
                 if len(experts) <= MOST_SLOTS_DRAWN:
@@ -236,5 +238,5 @@ def _maps(finished: Finished) -> ReportFigure | None:
     if not panels:
         return None
     count = 1 + max(int(row.experts.max()) for panel in panels for row in panel.rows)
-    caption = "The expert of every slot in the trials of seed 0."
+    caption = f"The expert of every slot in the trials of seed {first_seed}."
     return ReportFigure(figure_svg(expert_maps(panels, count), f"{experiment.title}: {caption}"), caption)

@@ -62,7 +62,7 @@ def test_page_is_self_contained(finished):
     text = render_report(make_report([finished], "moe-search report here"))
     assert text.count("<svg") == 2
     assert "A toy" in text
-    assert "moe-search experiment toy --seeds 3" in text
+    assert "moe-search experiment toy --first-seed 0 --seeds 3" in text
     assert "they show that all works, and nothing else" not in text
     assert "20.2" in text
     assert all(a.startswith(("#", "data:")) for a in re.findall(r'(?:src|href)="([^"]*)"', text))
