@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from moe_search.experiments.journal import Entry, Journal
 from moe_search.experiments.registry import find_experiment
-from moe_search.experiments.report import Finished, comparable, comparison_table, results_table
+from moe_search.experiments.report import Finished, tables
 from moe_search.experiments.run import RESULTS, run_experiment
 
 SMOKE_SEEDS = 2
@@ -71,6 +71,6 @@ def run_with_progress(
         )
     journal = Journal.read(folder)
     finished = Finished(experiment, journal, journal.entries())
-    for table in (results_table(finished), *(comparison_table(finished, each) for each in comparable(experiment))):
+    for table in tables(finished):
         console.print(table.as_rich())
     console.print(f"Results: {(folder / RESULTS).resolve()}", soft_wrap=True, highlight=False)

@@ -76,6 +76,8 @@ class Experiment:
         The keys of a curve's steps and losses, lists as long as each other, the same steps in all trials.
     maps : tuple of str
         The keys of expert maps, lists of the expert of every slot, in the order of time.
+    budget : str, optional
+        Where seeds are draws of hyperparameters: the key of the loss whose best of r draws is of interest.
 
     Raises
     ------
@@ -95,6 +97,7 @@ class Experiment:
     measures: tuple[Measure, ...]
     curve: tuple[str, str] | None = None
     maps: tuple[str, ...] = ()
+    budget: str | None = None
 
     def __post_init__(self) -> None:
         for what in ("gates", "searches", "measures"):

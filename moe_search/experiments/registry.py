@@ -17,6 +17,7 @@ HOMES = {
     "hidden-groups": "hidden_groups",
     "user-table": "user_table",
     "load-limit": "load_limit",
+    "tuning-budget": "tuning_budget",
 }
 """The module of `moe_search.experiments` that holds an experiment in its ``EXPERIMENTS``."""
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from moe_search.experiments.budget_report import budget_figure, budget_table
 from moe_search.experiments.experiment import Experiment, Measure, Trial
 from moe_search.experiments.journal import FILE_NAME, Entry, Journal
 from moe_search.experiments.paired_statistics import PairedComparison, compare_differences, compare_ratios, holm
@@ -56,6 +57,15 @@ class Finished:
         baseline, other = (self.numbers(gate, each, name) for each in (self.experiment.searches[0], search))
         seeds = [seed for seed in baseline if seed in other]
         return [baseline[seed] for seed in seeds], [other[seed] for seed in seeds]
+
+    def losses(self, name: str) -> dict[str, dict[str, list[float]]]:
+        """Return a number of all trials, by gate and search, as far as any ended."""
+        searches = self.experiment.searches
+        found = {
+            gate: {search: list(self.numbers(gate, search, name).values()) for search in searches}
+            for gate in self.experiment.gates
+        }
+        return {gate: by_search for gate, by_search in found.items() if all(by_search.values())}
 
 
 def read_finished(folder: str | os.PathLike[str]) -> list[Finished]:
@@ -115,13 +125,20 @@ def section(finished: Finished) -> Section:
     experiment = finished.experiment
     smoke = finished.journal.header.get("settings") == plain_settings(experiment.smoke)
     warning = ("These are the sizes of --smoke: they show that all works, and nothing else.",) if smoke else ()
-    figures = [figure for figure in (_curves(finished), _maps(finished)) if figure is not None]
+    figures = [figure for figure in (_curves(finished), _best_of(finished), _maps(finished)) if figure is not None]
     return Section(
         experiment.title,
         paragraphs=(experiment.question, *warning),
-        tables=(results_table(finished), *(comparison_table(finished, each) for each in comparable(experiment))),
+        tables=tables(finished),
         figures=tuple(figures),
     )
+
+
+def tables(finished: Finished) -> tuple[Table, ...]:
+    """Return all tables about one experiment."""
+    compared = (comparison_table(finished, measure) for measure in comparable(finished.experiment))
+    budget = () if finished.experiment.budget is None else (budget_table(finished.losses(finished.experiment.budget)),)
+    return results_table(finished), *budget, *compared
 
 
 def comparable(experiment: Experiment) -> tuple[Measure, ...]:
@@ -222,6 +239,14 @@ def _curves(finished: Finished) -> ReportFigure | None:
     caption = "Validation loss by training step: the mean, and behind it every seed."
     figure = loss_curves(panels, step_name="step", logarithmic=True)
     return ReportFigure(figure_svg(figure, f"{experiment.title}: {caption}"), caption)
+
+
+def _best_of(finished: Finished) -> ReportFigure | None:
+    if finished.experiment.budget is None:
+        return None
+    caption = "Expected best validation loss by the number of trials, and the middle 90 % of bootstrap samples."
+    figure = budget_figure(finished.losses(finished.experiment.budget))
+    return ReportFigure(figure_svg(figure, f"{finished.experiment.title}: {caption}"), caption)
 
 
 def _maps(finished: Finished) -> ReportFigure | None:
