@@ -29,7 +29,7 @@ def budget_table(losses: Losses) -> Table:
     rows = []
     for gate, by_search in losses.items():
         baseline = next(iter(by_search.values()))
-        target, all_trials = min(baseline), len(baseline)
+        target = min(baseline)
         for search, values in by_search.items():
             curve, (low, high) = expected_best(values), bootstrap_band(values)
             cells = (
@@ -38,9 +38,9 @@ def budget_table(losses: Losses) -> Table:
             )
             needed = trials_needed(values, target)
             rows.append((f"{gate}, {search}", *cells, f"more than {len(values)}" if needed is None else str(needed)))
-    columns = ("gate, search", *(f"best of {r}" for r in shown), "trials to the best of the first")
+    columns = ("gate, search", *(f"best of {r}" for r in shown), "trials to the best without")
     note = (
-        f"Expected best loss of r trials, and the middle 90 % of {all_trials}-trial bootstrap samples. Last column: the "
+        "Expected best loss of r trials, and the middle 90 % over bootstrap samples of the trials. Last column: the "
         "least r whose expected best is as good as the best of all trials of the gate's first row."
     )
     return Table("Best of r trials", columns, tuple(rows), note=note)

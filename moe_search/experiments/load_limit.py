@@ -18,8 +18,8 @@ from moe_search.experiments.warm_gate import clusters_of, warm_up
 from moe_search.gates.top_k import TopK
 from moe_search.problems.load_limited import LoadLimited
 from moe_search.solvers.result import Result
-from moe_search.training.batch import Batch
 from moe_search.training.balance import load_balancing_loss
+from moe_search.training.batch import Batch
 from moe_search.training.lowering import Lowering
 from moe_search.training.permutation_search import OnSearch
 from moe_search.training.search_record import SearchRecord
@@ -123,7 +123,7 @@ def crowded_model(settings: LoadLimitSettings, seed: int) -> TwoDigitsModel:
 
 
 def keep_limit(model: TwoDigitsModel) -> OnSearch:
-    """Return what takes the map of a search, better or not, if the present map breaks the limit on what was searched."""
+    """Return what takes the map of a search, better or not, if the present map breaks the limit where it searched."""
 
     def take(record: SearchRecord, lowering: Lowering, result: Result) -> None:
         expert_map = model.moe.gate.expert_map

@@ -80,6 +80,13 @@ def test_several_experiments_on_one_page(tmp_path):
     assert [len(each.entries) for each in read_finished(tmp_path)] == [4, 8]
 
 
+def test_maps_and_command_of_other_seeds(tmp_path):
+    run_experiment(TOY, tmp_path, seeds=2, first_seed=100)
+    text = render_report(make_report(read_finished(tmp_path), "moe-search report"))
+    assert "moe-search experiment toy --first-seed 100 --seeds 2" in text
+    assert "in the trials of seed 100" in text
+
+
 def test_nothing_to_report(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"neither it nor a folder in it holds journal.jsonl"):
         read_finished(tmp_path)
