@@ -16,7 +16,7 @@ def settings():
 
 
 def test_a_crowded_gate_uses_its_first_experts(settings):
-    model = load_limit.crowded_model(replace(settings, warming_steps=200), 0)
+    model = load_limit.crowded_model(replace(settings, warming_steps=100), 0)
     inputs = load_limit.load(settings.images, 0).train.inputs
     loads = load_limit.loads_of_experts(model, inputs)
     assert loads.sum() == 2 * len(inputs)
