@@ -176,6 +176,7 @@ def experiment(
     seeds: Annotated[
         int | None, typer.Option(help="Paired repetitions. [default: the experiment's, with --smoke 2]")
     ] = None,
+    first_seed: Annotated[int, typer.Option(help="The first of the seeds.")] = 0,
     jobs: Annotated[int, typer.Option(help="Trials at a time; -1 for one a processor.")] = 1,
     output: Annotated[
         Path | None, typer.Option(help="Folder of the journal and the results. [default: moe-search-experiments/NAME]")
@@ -186,7 +187,7 @@ def experiment(
     with _one_line_errors():
         from moe_search.experiments.command import run_with_progress
 
-        run_with_progress(name, smoke, seeds, jobs, output, data)
+        run_with_progress(name, smoke, seeds, first_seed, jobs, output, data)
 
 
 @app.command()

@@ -64,7 +64,7 @@ def train_specialists(
             alone = functional.one_hot(part, NUM_EXPERTS).to(inputs.dtype)
             answers = model.classify(model.moe.combine(alone, model.moe.expert_outputs(inputs)))
             routing = model.moe.gate(inputs)
-            loss = two_task_loss(answers, targets) + model.moe.gate.penalty(routing) + _misrouting(routing, part)
+            loss = two_task_loss(answers, targets) + model.moe.gate.penalty(routing) + misrouting(routing, part)
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             optimizer.step()
@@ -72,7 +72,7 @@ def train_specialists(
     model.eval()
 
 
-def _misrouting(routing: SlotWeights, parts: Tensor) -> Tensor:
+def misrouting(routing: SlotWeights, parts: Tensor) -> Tensor:
     """Mean negative log-likelihood of the parts under the gate; 0 for a gate with nothing to learn."""
     if not routing.weights.requires_grad:
         return routing.weights.new_zeros(())

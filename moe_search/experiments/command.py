@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from moe_search.experiments.journal import Entry, Journal
 from moe_search.experiments.registry import find_experiment
-from moe_search.experiments.report import Finished, comparable, comparison_table, results_table
+from moe_search.experiments.report import Finished, tables
 from moe_search.experiments.run import RESULTS, run_experiment
 
 SMOKE_SEEDS = 2
@@ -18,7 +18,7 @@ DEFAULT_FOLDER = Path("moe-search-experiments")
 
 
 def run_with_progress(
-    name: str, smoke: bool, seeds: int | None, jobs: int, output: Path | None, data: Path | None
+    name: str, smoke: bool, seeds: int | None, first_seed: int, jobs: int, output: Path | None, data: Path | None
 ) -> None:
     """Run an experiment of the registry, and print its results.
 
@@ -28,7 +28,8 @@ def run_with_progress(
     smoke : bool
         Whether to take the sizes that only show that all works, and 2 seeds unless told otherwise.
     seeds : int or None
-        The experiment's own by default.
+        The experiment's own number by default.
+    first_seed : int
     jobs : int
         Trials at a time.
     output : Path or None
@@ -65,9 +66,11 @@ def run_with_progress(
             description = "trials" if entry is None else f"seed {entry.trial.seed}, {entry.trial.gate}"
             progress.update(task, completed=done, total=total, description=description)
 
-        run_experiment(experiment, folder, settings=settings, seeds=seeds, jobs=jobs, on_trial=on_trial)
+        run_experiment(
+            experiment, folder, settings=settings, seeds=seeds, first_seed=first_seed, jobs=jobs, on_trial=on_trial
+        )
     journal = Journal.read(folder)
     finished = Finished(experiment, journal, journal.entries())
-    for table in (results_table(finished), *(comparison_table(finished, each) for each in comparable(experiment))):
+    for table in tables(finished):
         console.print(table.as_rich())
     console.print(f"Results: {(folder / RESULTS).resolve()}", soft_wrap=True, highlight=False)

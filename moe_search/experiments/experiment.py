@@ -65,7 +65,7 @@ class Experiment:
     gates, searches : tuple of str
         Each search is tried with every gate; the first search is the baseline of the others.
     seeds : int
-        Paired repetitions, seeds 0 .. seeds - 1.
+        Paired repetitions.
     settings, smoke : frozen dataclass
         What `run_trial` is given: the full sizes, and sizes that take seconds and only show that all works. A field
         `path`, if there is one, says where the data lie.
@@ -76,6 +76,8 @@ class Experiment:
         The keys of a curve's steps and losses, lists as long as each other, the same steps in all trials.
     maps : tuple of str
         The keys of expert maps, lists of the expert of every slot, in the order of time.
+    budget : str, optional
+        Where seeds are draws of hyperparameters: the key of the loss whose best of r draws is of interest.
 
     Raises
     ------
@@ -95,6 +97,7 @@ class Experiment:
     measures: tuple[Measure, ...]
     curve: tuple[str, str] | None = None
     maps: tuple[str, ...] = ()
+    budget: str | None = None
 
     def __post_init__(self) -> None:
         for what in ("gates", "searches", "measures"):
@@ -103,6 +106,11 @@ class Experiment:
         if self.seeds < 1:
             raise ValueError(f"seeds must be at least 1, got {self.seeds}")
 
-    def trials(self, seeds: int) -> list[Trial]:
+    def trials(self, seeds: int, first_seed: int = 0) -> list[Trial]:
         """Return all trials, seed by seed, so that a run cut short has whole pairs."""
-        return [Trial(seed, gate, search) for seed in range(seeds) for gate in self.gates for search in self.searches]
+        return [
+            Trial(seed, gate, search)
+            for seed in range(first_seed, first_seed + seeds)
+            for gate in self.gates
+            for search in self.searches
+        ]

@@ -57,7 +57,7 @@ class HiddenGroupsSettings:
     hidden_features: int = 16
     slots_per_expert: int = 2
     batch_size: int = 256
-    steps: int = 600
+    steps: int = 400
     learning_rate: float = 1e-2
     schedule: SearchSchedule = SCHEDULE
 

@@ -11,9 +11,13 @@ HOMES = {
     "scrambled-fashion": "scrambled_map",
     "new-gate-digits": "new_gate",
     "new-gate-fashion": "new_gate",
+    "attached-digits": "attached_experts",
+    "attached-fashion": "attached_experts",
     "fresh-digits": "fresh_experts",
     "hidden-groups": "hidden_groups",
     "user-table": "user_table",
+    "load-limit": "load_limit",
+    "tuning-budget": "tuning_budget",
 }
 """The module of `moe_search.experiments` that holds an experiment in its ``EXPERIMENTS``."""
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from moe_search.experiments.budget_report import budget_figure, budget_table
 from moe_search.experiments.experiment import Experiment, Measure, Trial
 from moe_search.experiments.journal import FILE_NAME, Entry, Journal
 from moe_search.experiments.paired_statistics import PairedComparison, compare_differences, compare_ratios, holm
@@ -57,6 +58,15 @@ class Finished:
         seeds = [seed for seed in baseline if seed in other]
         return [baseline[seed] for seed in seeds], [other[seed] for seed in seeds]
 
+    def losses(self, name: str) -> dict[str, dict[str, list[float]]]:
+        """Return a number of all trials, by gate and search, as far as any ended."""
+        searches = self.experiment.searches
+        found = {
+            gate: {search: list(self.numbers(gate, search, name).values()) for search in searches}
+            for gate in self.experiment.gates
+        }
+        return {gate: by_search for gate, by_search in found.items() if all(by_search.values())}
+
 
 def read_finished(folder: str | os.PathLike[str]) -> list[Finished]:
     """Read the experiments in a folder: its own journal, or those of the folders in it.
@@ -95,7 +105,8 @@ def make_report(finished: Sequence[Finished], command: str) -> Report:
     facts = {"report": command}
     for each in finished:
         name = each.experiment.name
-        facts[name] = f"moe-search experiment {name} --seeds {1 + max(trial.seed for trial in each.entries)}"
+        seeds = {trial.seed for trial in each.entries}
+        facts[name] = f"moe-search experiment {name} --first-seed {min(seeds)} --seeds {1 + max(seeds) - min(seeds)}"
         facts[f"{name}, sizes"] = json.dumps(each.journal.header.get("settings"))
         facts[f"{name}, versions"] = json.dumps(each.journal.header.get("versions"))
     return Report(
@@ -114,13 +125,20 @@ def section(finished: Finished) -> Section:
     experiment = finished.experiment
     smoke = finished.journal.header.get("settings") == plain_settings(experiment.smoke)
     warning = ("These are the sizes of --smoke: they show that all works, and nothing else.",) if smoke else ()
-    figures = [figure for figure in (_curves(finished), _maps(finished)) if figure is not None]
+    figures = [figure for figure in (_curves(finished), _best_of(finished), _maps(finished)) if figure is not None]
     return Section(
         experiment.title,
         paragraphs=(experiment.question, *warning),
-        tables=(results_table(finished), *(comparison_table(finished, each) for each in comparable(experiment))),
+        tables=tables(finished),
         figures=tuple(figures),
     )
+
+
+def tables(finished: Finished) -> tuple[Table, ...]:
+    """Return all tables about one experiment."""
+    compared = (comparison_table(finished, measure) for measure in comparable(finished.experiment))
+    budget = () if finished.experiment.budget is None else (budget_table(finished.losses(finished.experiment.budget)),)
+    return results_table(finished), *budget, *compared
 
 
 def comparable(experiment: Experiment) -> tuple[Measure, ...]:
@@ -223,11 +241,20 @@ def _curves(finished: Finished) -> ReportFigure | None:
     return ReportFigure(figure_svg(figure, f"{experiment.title}: {caption}"), caption)
 
 
+def _best_of(finished: Finished) -> ReportFigure | None:
+    if finished.experiment.budget is None:
+        return None
+    caption = "Expected best validation loss by the number of trials, and the middle 90 % of bootstrap samples."
+    figure = budget_figure(finished.losses(finished.experiment.budget))
+    return ReportFigure(figure_svg(figure, f"{finished.experiment.title}: {caption}"), caption)
+
+
 def _maps(finished: Finished) -> ReportFigure | None:
     experiment = finished.experiment
     rows: dict[str, list[NamedMap]] = defaultdict(list)
+    first_seed = min(trial.seed for trial in finished.entries)
     for trial, entry in sorted(finished.entries.items()):
-        if trial.seed == 0 and trial.search != experiment.searches[0]:
+        if trial.seed == first_seed and trial.search != experiment.searches[0]:
             for name in experiment.maps:
                 experts = np.array(entry.numbers[name], dtype=np.int64)
                 if len(experts) <= MOST_SLOTS_DRAWN:
@@ -236,5 +263,5 @@ def _maps(finished: Finished) -> ReportFigure | None:
     if not panels:
         return None
     count = 1 + max(int(row.experts.max()) for panel in panels for row in panel.rows)
-    caption = "The expert of every slot in the trials of seed 0."
+    caption = f"The expert of every slot in the trials of seed {first_seed}."
     return ReportFigure(figure_svg(expert_maps(panels, count), f"{experiment.title}: {caption}"), caption)

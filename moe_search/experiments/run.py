@@ -33,6 +33,7 @@ def run_experiment(
     *,
     settings: Any = None,
     seeds: int | None = None,
+    first_seed: int = 0,
     jobs: int | None = None,
     on_trial: OnTrial | None = None,
 ) -> pd.DataFrame:
@@ -51,6 +52,8 @@ def run_experiment(
         Instead of ``experiment.settings``, such as ``experiment.smoke``.
     seeds : int, optional
         Instead of ``experiment.seeds``, at least 1.
+    first_seed : int
+        The seeds are first_seed .. first_seed + seeds - 1: a final run takes some that no choice was made on.
     jobs : int, optional
         Trials at a time, as ``n_jobs`` of `joblib.Parallel`: by default what `joblib.parallel_config` says, else 1.
     on_trial : callable, optional
@@ -77,11 +80,13 @@ def run_experiment(
     seeds = experiment.seeds if seeds is None else seeds
     if seeds < 1:
         raise ValueError(f"seeds must be at least 1, got {seeds}")
+    if first_seed < 0:
+        raise ValueError(f"first_seed must not be negative, got {first_seed}")
     if jobs == 0:
         raise ValueError("jobs must be 1 or more, or -1 for one a processor, got 0")
     journal = Journal.open(Path(folder), header(experiment, settings), IDENTITY)
     finished = journal.entries()
-    trials = experiment.trials(seeds)
+    trials = experiment.trials(seeds, first_seed)
     missing = [trial for trial in trials if trial not in finished]
     done = len(trials) - len(missing)
     if on_trial is not None:

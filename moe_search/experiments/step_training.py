@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from moe_search.demo.settings import SearchSchedule
 from moe_search.layers.mixture_of_experts import MixtureOfExperts
@@ -21,7 +21,7 @@ from moe_search.solvers.local_search import LocalSearch
 from moe_search.solvers.stop import MaxIterations
 from moe_search.training.batch import Batch
 from moe_search.training.cut import forward
-from moe_search.training.permutation_search import PermutationSearch
+from moe_search.training.permutation_search import OnSearch, PermutationSearch
 from moe_search.training.sample_losses import Loss
 from moe_search.training.sinkhorn import SinkhornPermutation
 
@@ -123,6 +123,9 @@ def train_by_steps(
     relaxation_steps: int | None = None,
     evaluated: tuple[int, ...] | None = None,
     on_step: Callable[[int], None] | None = None,
+    penalty: Callable[[], Tensor] | None = None,
+    load_limit: float | None = None,
+    on_search: OnSearch | None = None,
 ) -> StepRun:
     """Train a model in place.
 
@@ -152,6 +155,10 @@ def train_by_steps(
         Steps at which the validation loss is taken, rising, 0 the first; `evaluation_steps` by default.
     on_step : callable, optional
         Called with the number of the step, from 1, after each, within the time of the steps.
+    penalty : callable, optional
+        Called after every forward; what it returns is added to the loss of the step.
+    load_limit, on_search : optional
+        Of `PermutationSearch`.
 
     Returns
     -------
@@ -177,6 +184,8 @@ def train_by_steps(
             batches=schedule.batches,
             stop=MaxIterations(schedule.iterations),
             seed=seed,
+            on_search=on_search,
+            load_limit=load_limit,
         )
     rounded = schedule.until if relaxation_steps is None else relaxation_steps
     relaxation = _relax(moe, rounded, seed) if search == "sinkhorn" else None
@@ -191,6 +200,8 @@ def train_by_steps(
         start = time.perf_counter()
         model.train()
         total = loss(forward(model, batch), batch.targets) + moe.regularization()
+        if penalty is not None:
+            total = total + penalty()
         optimizer.zero_grad()
         torch.autograd.backward(total)
         optimizer.step()

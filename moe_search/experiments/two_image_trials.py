@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
@@ -27,7 +28,11 @@ FINAL_MEASURES = (
     Measure("accuracy", "test accuracy", better="higher"),
     Measure("training_seconds", "seconds of training", digits=2),
 )
-STEPS_MEASURE = Measure("steps_to_intact", "steps to the intact loss", digits=0, factor=10.0)
+WAY_BACK_GATES = ("Hash", "Top-k", "DSelect-k", "COMET")
+WAY_BACK_MEASURES = (
+    Measure("steps_to_intact", "steps to the intact loss", digits=0, factor=10.0),
+    Measure("reached", "reached it", better="higher", digits=2),
+)
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,7 @@ class TwoImageSettings:
 DIGITS = TwoImageSettings(
     "digits",
     DemoSettings(),
-    steps=800,
+    steps=300,
     learning_rate=1e-3,
     schedule=SearchSchedule(period=2, until=40, iterations=2000),
     relaxation_steps=100,
@@ -75,7 +80,7 @@ DIGITS = TwoImageSettings(
 FASHION = TwoImageSettings(
     "fashion",
     DemoSettings(canvas=18, num_train=12_000, num_validation=1000, num_test=4000, pretraining_epochs=5),
-    steps=800,
+    steps=300,
     learning_rate=1e-3,
     schedule=SearchSchedule(period=2, until=40, iterations=2000),
     relaxation_steps=100,
@@ -88,7 +93,9 @@ def smoke(source: Literal["digits", "fashion"]) -> TwoImageSettings:
     return TwoImageSettings(source, model, 12, 1e-3, SearchSchedule(period=4, until=8, batches=2, iterations=100), 8)
 
 
-def ways_back(name: str, title: str, question: str, run_trial: RunTrial) -> tuple[Experiment, ...]:
+def ways_back(
+    name: str, title: str, question: str, run_trial: RunTrial, gates: tuple[str, ...] = WAY_BACK_GATES
+) -> tuple[Experiment, ...]:
     """Return experiments, one on digits and one on clothing, on the steps back to the loss of intact specialists.
 
     Parameters
@@ -96,19 +103,20 @@ def ways_back(name: str, title: str, question: str, run_trial: RunTrial) -> tupl
     name, title, question : str
         The source of the images is added to name and title, what never gets there to the question.
     run_trial : callable
+    gates : tuple of str
     """
     return tuple(
         Experiment(
             name=f"{name}-{settings.source}",
             title=f"{title}, {settings.source}",
             question=f"{question} A run that does not get there in {settings.steps:,} steps counts with these.",
-            gates=("Hash", "Top-k", "DSelect-k", "COMET"),
+            gates=gates,
             searches=SEARCHES,
             seeds=10,
             settings=settings,
             smoke=smoke(settings.source),
             run_trial=run_trial,
-            measures=(STEPS_MEASURE, *FINAL_MEASURES),
+            measures=(*WAY_BACK_MEASURES, *FINAL_MEASURES),
             curve=CURVE,
             maps=MAPS,
         )
@@ -130,6 +138,13 @@ def load(settings: TwoImageSettings, seed: int) -> DataTensors:
 
 def specialists(settings: TwoImageSettings, seed: int, gate: str) -> tuple[TwoDigitsModel, float]:
     """Return a model of specialists under a gate that was trained to fit them, and its validation loss."""
+    model, intact_loss = _trained_specialists(settings, seed, gate)
+    return copy.deepcopy(model), intact_loss
+
+
+@lru_cache(maxsize=1)
+def _trained_specialists(settings: TwoImageSettings, seed: int, gate: str) -> tuple[TwoDigitsModel, float]:
+    """Return what the trials of a seed and gate begin with; the last one is kept for the trials that share it."""
     data = load(settings, seed)
     model = make_model(gate, settings.model, seed)
     parts = parts_of(model, data.train.inputs, seed)

@@ -65,7 +65,7 @@ class UserTableSettings:
     negatives: int = 1
     rating_weight: float = 1.0
     batch_size: int = 1024
-    steps: int = 600
+    steps: int = 450
     learning_rate: float = 3e-3
     schedule: SearchSchedule = SCHEDULE
     evaluation_period: int = 50

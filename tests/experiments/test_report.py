@@ -62,7 +62,7 @@ def test_page_is_self_contained(finished):
     text = render_report(make_report([finished], "moe-search report here"))
     assert text.count("<svg") == 2
     assert "A toy" in text
-    assert "moe-search experiment toy --seeds 3" in text
+    assert "moe-search experiment toy --first-seed 0 --seeds 3" in text
     assert "they show that all works, and nothing else" not in text
     assert "20.2" in text
     assert all(a.startswith(("#", "data:")) for a in re.findall(r'(?:src|href)="([^"]*)"', text))
@@ -78,6 +78,13 @@ def test_several_experiments_on_one_page(tmp_path):
     run_experiment(TOY, tmp_path / "first", seeds=1)
     run_experiment(TOY, tmp_path / "second", seeds=2)
     assert [len(each.entries) for each in read_finished(tmp_path)] == [4, 8]
+
+
+def test_maps_and_command_of_other_seeds(tmp_path):
+    run_experiment(TOY, tmp_path, seeds=2, first_seed=100)
+    text = render_report(make_report(read_finished(tmp_path), "moe-search report"))
+    assert "moe-search experiment toy --first-seed 100 --seeds 2" in text
+    assert "in the trials of seed 100" in text
 
 
 def test_nothing_to_report(tmp_path):

@@ -35,6 +35,13 @@ def test_results_are_a_row_a_trial(tmp_path):
     assert seen[1][2].trial == Trial(0, "Hash", "none")
 
 
+def test_seeds_from_another_one_on(tmp_path):
+    assert run_experiment(TOY, tmp_path, seeds=2, first_seed=100)["seed"].unique().tolist() == [100, 101]
+    assert run_experiment(TOY, tmp_path, seeds=1, first_seed=7)["seed"].unique().tolist() == [7]
+    with pytest.raises(ValueError, match="first_seed must not be negative, got -1"):
+        run_experiment(TOY, tmp_path, first_seed=-1)
+
+
 def test_finished_trials_are_not_run_again(tmp_path):
     traces = tmp_path / "traces"
     traces.mkdir()
