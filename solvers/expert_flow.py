@@ -106,7 +106,7 @@ def flow_slice(flow: ExpertFlow, budget: int, capacity: int) -> int:
     while work < budget and counters[PHASE] != DONE:
         if counters[PHASE] == CHOOSE:
             slot = counters[CURSOR]
-            enter(flow, slot, cheapest(flow, slot, -1))
+            enter(flow, slot, cheapest(flow.cost, flow.price, flow.size, slot, -1))
             counters[CURSOR] += 1
             work += n
             if counters[CURSOR] == m:
@@ -141,25 +141,25 @@ def flow_slice(flow: ExpertFlow, budget: int, capacity: int) -> int:
 
 
 @njit(cache=True, nogil=True, fastmath={"nnan", "nsz"})
-def least_elsewhere(cost: Any, price: Any, without: int) -> Any:
-    """Return the least cost with price of a slot's row over the experts, one of them left out (-1: none)."""
+def least_elsewhere(cost: Any, price: Any, slot: int, without: int) -> Any:
+    """Return the least cost with price of a slot over the experts, one of them left out (-1: none)."""
+    # The matrix and not its row, whose view would cost two atomic operations.
     start = 1 if without == 0 else 0
-    least = cost[start] + price[start]
+    least = cost[slot, start] + price[start]
     for v in range(start, without):
-        least = min(least, cost[v] + price[v])
-    for v in range(without + 1, cost.shape[0]):
-        least = min(least, cost[v] + price[v])
+        least = min(least, cost[slot, v] + price[v])
+    for v in range(without + 1, price.shape[0]):
+        least = min(least, cost[slot, v] + price[v])
     return least
 
 
 @njit(cache=True, nogil=True)
-def cheapest(flow: ExpertFlow, slot: int, without: int) -> int:
+def cheapest(cost: Any, price: Any, size: Any, slot: int, without: int) -> int:
     """Return the expert of the least cost with price for a slot; of several, the one with the fewest slots."""
-    cost, price = flow.cost[slot], flow.price
-    least = least_elsewhere(cost, price, without)
+    least = least_elsewhere(cost, price, slot, without)
     best = -1
-    for v in range(cost.shape[0]):
-        if v != without and cost[v] + price[v] == least and (best < 0 or flow.size[v] < flow.size[best]):
+    for v in range(price.shape[0]):
+        if cost[slot, v] + price[v] == least and v != without and (best < 0 or size[v] < size[best]):
             best = v
     return best
 
@@ -204,8 +204,12 @@ def offload(flow: ExpertFlow, capacity: int) -> int:
     slot = flow.head[u]
     for x in range(count):
         members[x] = slot
-        margin[x] = flow.elsewhere[slot] - (flow.cost[slot, u] + price[u])
-        exact[x] = False
+        here = flow.cost[slot, u] + price[u]
+        # A slot that has just come knows of no other expert yet.
+        exact[x] = flow.elsewhere[slot] <= here
+        if exact[x]:
+            flow.elsewhere[slot] = least_elsewhere(flow.cost, price, slot, u)
+        margin[x] = flow.elsewhere[slot] - here
         slot = flow.after[slot]
     for x in range(count // 2 - 1, -1, -1):
         sift(flow, x, count)
@@ -216,7 +220,7 @@ def offload(flow: ExpertFlow, capacity: int) -> int:
         if not exact[0]:
             # Prices only rise, so what was computed in the past bounds the margin from below.
             slot = members[0]
-            flow.elsewhere[slot] = least_elsewhere(flow.cost[slot], price, u)
+            flow.elsewhere[slot] = least_elsewhere(flow.cost, price, slot, u)
             margin[0] = flow.elsewhere[slot] - (flow.cost[slot, u] + price[u])
             exact[0] = True
             work += 1
@@ -233,7 +237,7 @@ def offload(flow: ExpertFlow, capacity: int) -> int:
     price[u] += margin[0]
     for x in range(last, count):
         slot = members[x]
-        v = cheapest(flow, slot, u)
+        v = cheapest(flow.cost, price, size, slot, u)
         leave(flow, slot)
         enter(flow, slot, v)
         flow.counters[EXCESS] -= size[v] <= capacity

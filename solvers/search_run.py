@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from moe_search.problems.problem import Permutation, Problem, ordinary_value
-from moe_search.solvers.budget import Budget
+from moe_search.solvers.budget import FIRST_BUDGET, Budget
 from moe_search.solvers.clock import Clock
 from moe_search.solvers.incumbent import Incumbent, OnImprovement
 from moe_search.solvers.result import Result, Status, TrajectoryPoint
@@ -96,7 +96,9 @@ class SearchRun:
         """Return where the run stands."""
         return Progress(self.clock.seconds(), self.iterations, float(self.value), self.improved_at)
 
-    def loop(self, advance: Callable[[int, float], Slice], iteration: int = 1) -> None:
+    def loop(
+        self, advance: Callable[[int, float], Slice], iteration: int = 1, first_budget: int = FIRST_BUDGET
+    ) -> None:
         """Call ``advance(budget, target)``, at most `budget` units of work, until the run stops or Ctrl-C comes.
 
         Parameters
@@ -105,8 +107,10 @@ class SearchRun:
             Searches on, as far as the budget and the target go.
         iteration : int, default 1
             Units of work of an iteration.
+        first_budget : int
+            Units of work of the first slice, before any is timed.
         """
-        budget = Budget()
+        budget = Budget(last=max(first_budget // 8, 1))
         done = False
         try:
             self._show()

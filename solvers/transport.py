@@ -27,6 +27,8 @@ from moe_search.solvers.search_run import SearchRun, Slice
 from moe_search.solvers.solver import Solver
 from moe_search.solvers.stop import StoppingCriterion
 
+# Looks at a cost, a nanosecond each: far less than a slice takes, and calls of the kernel cost too.
+FIRST_BUDGET = 1 << 17
 # Slots of an expert in a sample at least, and the share of the slots that must be too many for samples to pay.
 LEAST_SAMPLE = 8
 CROWDED = 1 / 3
@@ -88,14 +90,15 @@ class Transport(Solver):
 
         run.clock.compile(flow_slice, flows[0], 0, 1)
         run.clock.compile(place_rest, flows[0], len(flows[0].cost))
-        run.loop(advance)
+        run.loop(advance, first_budget=FIRST_BUDGET)
         flow = flows[-1]
         bound = None
         if flow.counters[PHASE] > CHOOSE:
-            # In modular arithmetic the products may overflow, the bound cannot.
-            cheapest = flow.cost[np.arange(problem.size), flow.expert] + flow.price[flow.expert]
-            bound = (cheapest.sum() - problem.capacity * flow.price.sum()).item()
-            place_rest(flow, problem.capacity)
+            if flow.counters[PHASE] != DONE:
+                # In modular arithmetic the products may overflow, the bound cannot.
+                cheapest = flow.cost[np.arange(problem.size), flow.expert] + flow.price[flow.expert]
+                bound = (cheapest.sum() - problem.capacity * flow.price.sum()).item()
+                place_rest(flow, problem.capacity)
             permutation = seats_by_expert(flow.expert)
             value = problem.value(permutation)
             if value < run.value:
