@@ -40,6 +40,7 @@ INNER_PATH = "vaderSentiment-0.5/additional_resources/hutto_ICWSM_2014.tar.gz"
         ("vaderSentiment-0.5.zip", zipped(INNER_PATH, INNER)),
         ("vaderSentiment-0.5.tar.gz", tar_gz(INNER_PATH, INNER)),
     ],
+    ids=["text", "tar.gz", "zip", "tar.gz in tar.gz"],
 )
 def test_the_text_is_found_in_every_archive(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
@@ -80,6 +81,8 @@ def test_a_missing_file_says_how_to_get_it(tmp_path):
         (NAME, TEXT.encode() + b"21\tfine\tText\n", "line 21 of .* got 3 parts"),
         (NAME, b"1\t0.5\tOnly one\n", "must hold at least 10 snippets to be split, got 1"),
     ],
+    # An archive holds the time at which it was made, and would give its test another name in every process.
+    ids=["no snippets", "torn", "no archive", "two parts", "four parts", "one snippet"],
 )
 def test_damaged_files(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
