@@ -51,7 +51,7 @@ def test_larger_ones_get_a_bound_and_a_gap(problem):
 def test_small_quadratic_and_pairwise_problems_are_proved(problem):
     result = ms.solve(problem, stop=ms.MaxRuntime(30.0), seed=1)
     assert (result.solver, result.status) == ("BranchAndBound()", "optimal")
-    heuristic = ms.solve(problem, ms.TabuSearch(), ms.MaxIterations(3000), seed=2)
+    heuristic = ms.solve(problem, ms.TabuSearch(), ms.MaxIterations(100_000), seed=2)
     assert result.value == pytest.approx(heuristic.value, rel=1e-9)
     hurried = ms.solve(problem, stop=ms.MaxRuntime(0.01), seed=1)
     assert hurried.bound <= result.value <= hurried.value

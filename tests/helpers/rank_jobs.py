@@ -1,0 +1,155 @@
+"""What the processes of a group run in the tests of ranks; a module that a fresh process can import."""
+
+import pytest
+import torch
+from specialists import make
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
+
+from moe_search.solvers.stop import MaxIterations
+from moe_search.training.permutation_search import PermutationSearch
+from moe_search.training.ranks import ALONE, ranks_of
+
+RANKS, STEPS, SAMPLES = 2, 7, 32
+KINDS = {
+    "hash, any loss": "LinearAssignment",
+    "top-2, any loss": "PairwiseAssignment",
+    "top-2": "MixtureAssignment",
+    "comet": "MixtureAssignment",
+}
+
+
+def make_kind(kind):
+    gate, _, any_loss = kind.partition(", ")
+    setting = make(gate, "deep" if any_loss else "linear", 4, 4, samples=SAMPLES * STEPS, noise=0.2)
+    if any_loss:
+        setting.loss = torch.nn.SmoothL1Loss()
+        setting.model.head[2].p = 0.0  # dropout, which would differ
+    setting.scramble()
+    return setting
+
+
+def trained(setting, model, part, **options):
+    """Train on a part of every batch: start and stop in it."""
+    seen = []
+    search = PermutationSearch(
+        model,
+        setting.moe,
+        loss=setting.loss,
+        period=3,
+        batches=2,
+        stop=MaxIterations(3_000),
+        on_search=lambda *found: seen.append(found),
+        **options,
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    for i in range(STEPS):
+        inputs, targets, ids = setting.batch(SAMPLES * i + part[0], SAMPLES * i + part[1])
+        optimizer.zero_grad()
+        setting.loss(model(inputs, ids=ids), targets).backward()
+        optimizer.step()
+        search.step(inputs, targets, ids=ids)
+    search.finish()
+    return {
+        "state": {name: tensor.clone() for name, tensor in setting.model.state_dict().items()},
+        "records": [
+            (
+                r.step,
+                r.problem,
+                r.outcome,
+                r.num_samples,
+                r.value_before,
+                r.value_found,
+                r.verified_gain,
+                r.standard_error,
+            )
+            for r in search.history
+        ],
+        "told": len(seen),
+        "linearized": [lowering.linearized for _, lowering, _ in seen],
+    }
+
+
+def joined_run(rank, kind):
+    setting = make_kind(kind)
+    size = SAMPLES // RANKS
+    return trained(setting, DistributedDataParallel(setting.model), (rank * size, (rank + 1) * size))
+
+
+def asynchronous_run(rank, kind):
+    setting = make_kind(kind)
+    size = SAMPLES // RANKS
+    model = DistributedDataParallel(setting.model)
+    return trained(setting, model, (rank * size, (rank + 1) * size), asynchronous=True)
+
+
+def limited_run(rank, kind):
+    setting = make_kind(kind)
+    size = SAMPLES // RANKS
+    return trained(setting, setting.model, (rank * size, (rank + 1) * size), load_limit=1.0)
+
+
+def one_rank_not_finite(rank, _):
+    setting = make_kind("top-2")
+    search = PermutationSearch(setting.model, setting.moe, loss=setting.loss, period=2)
+    targets = setting.targets.clone()
+    if rank == 1:
+        targets[:] = torch.nan
+    search.step(setting.inputs, targets)
+    with pytest.warns(RuntimeWarning, match="given up"):
+        return search.step(setting.inputs, targets).outcome
+
+
+def one_rank_too_small(rank, _):
+    setting = make_kind("top-2")
+    search = PermutationSearch(setting.model, setting.moe, loss=setting.loss, period=2)
+    search.step(setting.inputs, setting.targets)
+    stop = 1 if rank == 1 else 20
+    try:
+        search.step(setting.inputs[:stop], setting.targets[:stop])
+    except (ValueError, RuntimeError) as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def solver_fails(rank, _):
+    class Broken:
+        def solve(self, problem, stop, seed=0, initial=None):
+            raise KeyError("no such move")
+
+    setting = make_kind("top-2")
+    search = PermutationSearch(setting.model, setting.moe, loss=setting.loss, period=2, solver=Broken())
+    search.step(setting.inputs, setting.targets)
+    try:
+        search.step(setting.inputs, setting.targets)
+    except (KeyError, RuntimeError) as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def explicit_group(rank, _):
+    alone = [distributed.new_group([r]) for r in range(RANKS)]
+    setting = make_kind("top-2")
+    found = ranks_of(alone[rank], torch.device("cpu")) is ALONE
+    try:
+        PermutationSearch(setting.model, setting.moe, loss=setting.loss, process_group=alone[1 - rank])
+    except ValueError as error:
+        return found, str(error)
+
+
+def child(rank, folder, jobs):
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS)
+    try:
+        torch.save([job(rank, *arguments) for job, *arguments in jobs], folder / f"{rank}.pt")
+    finally:
+        distributed.destroy_process_group()
+
+
+JOBS = [
+    *((joined_run, kind) for kind in KINDS),
+    (asynchronous_run, "top-2"),
+    (limited_run, "comet"),
+    (one_rank_not_finite, None),
+    (one_rank_too_small, None),
+    (solver_fails, None),
+    (explicit_group, None),
+]
