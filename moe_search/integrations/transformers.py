@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moe_search.layers.mixture_of_experts import MixtureOfExperts
 from moe_search.training.permutation_search import PermutationSearch
-from moe_search.training.sample_losses import Loss
 from moe_search.training.search_record import SearchRecord
+from moe_search.training.tasks import Layer, TaskLoss
 
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -29,10 +28,11 @@ class TransformersSearch(TrainerCallback):
 
     Parameters
     ----------
-    moe : MixtureOfExperts
+    moe : MixtureOfExperts or MultiGateMixtureOfExperts
         The layer, a submodule of the model that is trained.
-    loss : callable
-        ``loss(outputs, targets)``, a scalar tensor that is the mean over the samples.
+    loss : callable, or sequence of callable
+        ``loss(outputs, targets)``, a scalar tensor that is the mean over the samples; with several gates the loss of a
+        task, as `PermutationSearch` takes it.
     inputs, targets : str
         Names under which the model is given its inputs and its targets. Other tensors it must not need.
     outputs : str
@@ -48,8 +48,8 @@ class TransformersSearch(TrainerCallback):
 
     def __init__(
         self,
-        moe: MixtureOfExperts,
-        loss: Loss,
+        moe: Layer,
+        loss: TaskLoss,
         *,
         inputs: str = "input_ids",
         targets: str = "labels",
