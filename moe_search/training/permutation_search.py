@@ -167,7 +167,7 @@ class PermutationSearch:
         self._run = on_thread if asynchronous else at_once
         self._asynchronous = bool(asynchronous)
         self._load_limit = load_limit
-        self._ranks = ranks_of(process_group, tasks.expert_map.experts.device)
+        self._ranks = ranks_of(process_group, tasks.device)
         self._seed = int(seed)
         self._step = 0
         self._searches = 0
@@ -252,7 +252,8 @@ class PermutationSearch:
         is as large as they are; in a process group they are those of this rank, and every rank saves its own.
 
         A search under way is waited for, but not decided on: the map found is in the state, and the next step decides,
-        in this run as in one that loads the state. A search whose solver failed is left out.
+        in this run as in one that loads the state. If the solver raised, it is the error that comes at the next step of
+        this run; one that loads the state goes on without, and records the search as ``"failed"``.
         """
         known = self._recognized
         return {
@@ -284,7 +285,7 @@ class PermutationSearch:
             require_int(name, state[name], 0)
         if dict(state["map"]) != (sizes := self._map_sizes()):
             raise ValueError(f"state must be that of a search of {_told(sizes)}, got {_told(state['map'])}")
-        device = self._tasks.expert_map.experts.device
+        device = self._tasks.device()
         history = [SearchRecord.from_dict(values) for values in state["history"]]
         retained = [Batch(**tensors).to(device) for tensors in state["retained"]]
         underway = None if state["underway"] is None else Underway.from_state_dict(state["underway"], device)
@@ -334,7 +335,7 @@ class PermutationSearch:
             searched = searched.last(self._max_samples)
         seed = int(np.random.SeedSequence(self._seed, spawn_key=(self._searches,)).generate_state(1)[0])
         self._searches += 1
-        underway = Underway(verified)
+        underway = Underway(verified, self._step, len(searched))
         try:
             lowering, recognized = lower_batch(
                 self._model,

@@ -77,6 +77,10 @@ class Tasks:
         """The map that is searched."""
         return _gates(self.moe)[0].expert_map
 
+    def device(self) -> torch.device:
+        """Return where the map lies now."""
+        return self.expert_map.experts.device
+
     def slot_weights(self, inputs: Tensor, ids: Tensor | None) -> Tensor:
         """Return the weights that the gates give to slots, shape [rows, selectors, m]."""
         return torch.stack([gate(inputs, ids).weights for gate in _gates(self.moe)], 1).flatten(0, 1)

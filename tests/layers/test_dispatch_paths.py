@@ -1,5 +1,7 @@
 """The ways from samples to experts: equal in value and gradient, each with its own demands."""
 
+import copy
+
 import naive_gates
 import pytest
 import torch
@@ -149,6 +151,49 @@ def test_modules_take_all_but_grouped(dispatch, training):
     weights = gate.expert_map(gate(inputs).weights)
     expected = sum(weights[:, e, None] * module(inputs) for e, module in enumerate(modules))
     assert torch.allclose(layer(inputs), expected, rtol=0, atol=1e-12)
+
+
+class TestInfiniteExperts:
+    """An expert whose outputs overflow, of which only the samples that give it weight must take notice."""
+
+    @staticmethod
+    def layer(dispatch, size=9):
+        experts = experts_of(4, 12, 0, torch.float32)
+        with torch.no_grad():
+            experts.biases[-1][2] = torch.inf
+        generator = torch.Generator().manual_seed(0)
+        rows = torch.rand(size, 4, generator=generator) * (torch.rand(size, 4, generator=generator) < 0.5)
+        rows[:, 0] += 0.1
+        assert 0 < (rows[:, 2] == 0).sum() < size
+        return MixtureOfExperts(experts, Given(rows), dispatch), rows
+
+    @pytest.mark.parametrize("dispatch", ["auto", "sorted", "grouped"])
+    def test_spoils_no_sample_that_gives_it_weight_0(self, dispatch):
+        layer, rows = self.layer(dispatch)
+        inputs = inputs_of(len(rows), 0, torch.float32)
+        assert layer.experts.fastest_dispatch(len(rows)) == "dense"
+        mixture = layer(inputs)
+        spared = rows[:, 2] == 0
+        assert mixture.isfinite().all(1).tolist() == spared.tolist()
+        healthy = copy.deepcopy(layer.experts)
+        with torch.no_grad():
+            healthy.biases[-1][2] = 0.0
+        assert torch.allclose(mixture[spared], naive(healthy, rows, inputs)[spared], atol=1e-6)
+        mixture[spared].sum().backward()
+        for parameter in layer.experts.parameters():
+            assert parameter.grad[:2].isfinite().all()
+            assert (parameter.grad[:2] != 0).any()
+
+    def test_spoils_all_where_dense_is_asked_for(self):
+        layer, rows = self.layer("dense")
+        assert layer(inputs_of(len(rows), 0, torch.float32)).isnan().any(1)[rows[:, 2] == 0].all()
+
+    @pytest.mark.parametrize("dispatch", ["auto", "dense"])
+    def test_the_layer_goes_through_vmap(self, dispatch):
+        layer = MixtureOfExperts(experts_of(4, 12, 0, torch.float32), TopK(FEATURES, 4, 2), dispatch).eval()
+        inputs = inputs_of(12, 0, torch.float32)
+        mapped = torch.func.vmap(layer)(inputs.unflatten(0, (3, 4)))
+        assert torch.allclose(mapped.flatten(0, 1), layer(inputs), atol=1e-6)
 
 
 class TestRowsThatRun:

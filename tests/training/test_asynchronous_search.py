@@ -129,12 +129,19 @@ def test_what_the_solver_raises_comes_at_the_next_step():
     search = searching(setting, solver=Broken())
     for _ in range(3):
         step(search, setting)
-    assert search.state_dict()["underway"] is None
+    state = search.state_dict()
     with pytest.raises(KeyError, match="no such move"):
         step(search, setting)
     assert torch.equal(setting.expert_map.experts, before)
     assert step(search, setting) is None
     assert search.history == []
+
+    resumed = searching(setting)
+    resumed.load_state_dict(state)
+    record = step(resumed, setting)
+    assert (record.step, record.outcome, record.num_samples) == (3, "failed", len(setting.inputs))
+    assert resumed.history == [record]
+    assert torch.equal(setting.expert_map.experts, before)
 
 
 def test_a_loss_that_is_not_finite_begins_no_search():
