@@ -64,7 +64,8 @@ class MixtureOfExperts(nn.Module):
     compiled code, one graph without breaks, while "sorted" and "grouped" break it.
 
     An expert of modules of their own that no sample of a batch goes to gets no gradient: `DistributedDataParallel` then
-    needs ``find_unused_parameters=True``. With `StackedExperts` it does not.
+    needs ``find_unused_parameters=True``. With `StackedExperts` it does not. No gradient is made up for such an expert:
+    zeros, unlike none, let momentum and weight decay move an expert that no rank had a sample for.
 
     Under autocast, experts compute in its dtype, with all dispatches, and so does the mixture come out.
 

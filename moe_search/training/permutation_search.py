@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from moe_search.gates.arguments import number_from_zero
 from moe_search.solvers.result import Result
 from moe_search.solvers.solver import Solver
 from moe_search.solvers.stop import MaxRuntime, StoppingCriterion, require_criterion
@@ -44,9 +45,9 @@ class PermutationSearch:
 
     Call `step` after every optimizer step. Every ``period`` steps, up to step ``until``, it lowers the layer to a
     search problem on the last batches before the present one, solves it, and verifies the map it found on the present
-    batch by true forwards: the map is committed to the gate if the mean loss decreases by more than the standard error
-    of that decrease, and refused otherwise. Only the map ever changes: experts, gate and optimizer stay as they are.
-    The map is no parameter: a gate whose parameters are frozen is searched all the same.
+    batch by true forwards: the map is committed to the gate if the mean loss decreases by more than `confidence` times
+    the standard error of that decrease, and refused otherwise. Only the map ever changes: experts, gate and optimizer
+    stay as they are. The map is no parameter: a gate whose parameters are frozen is searched all the same.
 
     Parameters
     ----------
@@ -98,6 +99,10 @@ class PermutationSearch:
         The most that an expert may bear, in multiples of the mean load, at least 1. Its load is the number of samples
         searched on with weight on one of its slots (once for each such slot). No map that breaks the limit is
         committed, however good; where no map keeps it, the search is given up and recorded as ``"over the limit"``.
+    confidence : float, default 1.0
+        How many of its standard errors the decrease of the mean loss on the second batch must exceed, at least 0. On
+        random labels, where no map is better than another, 15 to 16 % of the maps found were committed at 1.0 and 2 %
+        at 2.0 (4000 searches), as of normal deviates. The more it is, the larger a batch must be to confirm a gain.
 
     Attributes
     ----------
@@ -133,6 +138,7 @@ class PermutationSearch:
         asynchronous: bool = False,
         process_group: Any = None,
         load_limit: float | None = None,
+        confidence: float = 1.0,
     ) -> None:
         if isinstance(model, DistributedDataParallel):
             model = model.module
@@ -167,6 +173,7 @@ class PermutationSearch:
         self._run = on_thread if asynchronous else at_once
         self._asynchronous = bool(asynchronous)
         self._load_limit = load_limit
+        self._confidence = number_from_zero("confidence", confidence)
         self._ranks = ranks_of(process_group, tasks.device)
         self._seed = int(seed)
         self._step = 0
@@ -383,7 +390,7 @@ class PermutationSearch:
                     self._chunk_size,
                     self._ranks,
                 )
-                outcome = "committed" if verification.confirmed else "refused"
+                outcome = "committed" if verification.confirmed(self._confidence) else "refused"
             except NonFiniteLossError as error:
                 self._warn(error)
                 outcome = "not finite"

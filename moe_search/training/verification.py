@@ -33,10 +33,9 @@ class Verification:
     standard_error: float
     num_samples: int
 
-    @property
-    def confirmed(self) -> bool:
-        """Whether the gain is positive and larger than its standard error."""
-        return self.gain > 0 and self.gain > self.standard_error
+    def confirmed(self, confidence: float = 1.0) -> bool:
+        """Return whether the gain is positive and larger than ``confidence`` times its standard error."""
+        return self.gain > 0 and self.gain > confidence * self.standard_error
 
 
 def verify(

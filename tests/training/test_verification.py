@@ -29,7 +29,7 @@ def test_gain_and_standard_error_are_those_of_paired_true_losses(gate):
     assert found.gain == pytest.approx(mean, rel=1e-9)
     assert found.standard_error == pytest.approx((sum((g - mean) ** 2 for g in gains) / 8 / 9) ** 0.5, rel=1e-9)
     assert found.num_samples == 9
-    assert found.confirmed
+    assert found.confirmed()
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,14 @@ def test_gain_and_standard_error_are_those_of_paired_true_losses(gate):
     [(1.0, 0.5, True), (1.0, 1.0, False), (0.5, 1.0, False), (-1.0, 0.5, False), (0.0, 0.0, False), (0.1, 0.0, True)],
 )
 def test_a_gain_must_exceed_its_standard_error(gain, standard_error, confirmed):
-    assert Verification(gain, standard_error, 10).confirmed is confirmed
+    assert Verification(gain, standard_error, 10).confirmed() is confirmed
+
+
+@pytest.mark.parametrize(("confidence", "confirmed"), [(0.0, True), (1.9, True), (2.0, False), (2.1, False)])
+def test_a_gain_must_exceed_so_many_standard_errors(confidence, confirmed):
+    assert Verification(1.0, 0.5, 10).confirmed(confidence) is confirmed
+    assert not Verification(-1.0, 0.5, 10).confirmed(confidence)
+    assert not Verification(0.0, 0.5, 10).confirmed(confidence)
 
 
 def test_one_sample_has_no_standard_error():
