@@ -102,6 +102,7 @@ class ExpertMap(nn.Module):
         self._check("experts", new)
         with torch.no_grad():
             self.experts.copy_(new)
+        self._valid = None if self.experts.is_inference() else (self.experts, self.experts._version)
 
     def permutation(self) -> npt.NDArray[np.int64]:
         """Return the map as a permutation of slots to seats.

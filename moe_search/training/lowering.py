@@ -252,9 +252,10 @@ def _recognize(
     opened: Opened, known: tuple[RecognizedLoss, ...] | None
 ) -> tuple[tuple[RecognizedLoss, ...] | None, ValueError | None]:
     found: list[RecognizedLoss] = []
+    all_outputs, all_targets = opened.outputs, opened.targets
     for t, loss in enumerate(opened.tasks.losses):
         rows = opened.tasks.of_task(t)
-        outputs, targets = opened.outputs[rows], opened.targets[rows]
+        outputs, targets = all_outputs[rows], all_targets[rows]
         before = None if known is None else known[t].with_targets(targets)
         if before is not None and before.fits(outputs, opened.losses[rows]):
             found.append(before)

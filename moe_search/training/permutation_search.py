@@ -97,7 +97,7 @@ class PermutationSearch:
         the samples of all, and its map the same on all. What fails on one rank is raised on all.
     load_limit : float, optional
         The most that an expert may bear, in multiples of the mean load, at least 1. Its load is the number of samples
-        searched on with weight on one of its slots (once for each such slot). No map that breaks the limit is
+        searched on with weight on one of its slots (once for each such slot, and task). No map that breaks the limit is
         committed, however good; where no map keeps it, the search is given up and recorded as ``"over the limit"``.
     confidence : float, default 1.0
         How many of its standard errors the decrease of the mean loss on the second batch must exceed, at least 0. On
@@ -204,8 +204,9 @@ class PermutationSearch:
         ------
         ValueError
             If the batch is empty, or a search is due and there are too few samples to verify it on. It takes 2, or 3 if
-            no earlier batch was kept (``period=1``): the first half is then searched and the second verifies. Also
-            whatever `lower` raises. The map is then as it was.
+            no earlier batch was kept (``period=1``): the first half is then searched and the second verifies. If the
+            targets have not one entry for each task of a layer of several gates. Also whatever `lower` raises. The map
+            is then as it was.
         Exception
             What the solver raised, if it ran on a thread.
         """
@@ -310,7 +311,8 @@ class PermutationSearch:
     def _map_sizes(self) -> dict[str, int]:
         expert_map = self._tasks.expert_map
         rows = len(expert_map.experts)
-        return {"experts": expert_map.num_experts, "rows": rows, "slots of a row": expert_map.num_slots}
+        sizes = {"experts": expert_map.num_experts, "rows": rows, "slots of a row": expert_map.num_slots}
+        return sizes if self._tasks.count == 1 else sizes | {"tasks": self._tasks.count}
 
     def _checked(self, inputs: Tensor, targets: Tensor, ids: Tensor | None, due: bool) -> Batch:
         batch = Batch(inputs, targets, ids).detach()

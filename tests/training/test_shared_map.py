@@ -230,6 +230,13 @@ def test_a_saved_search_goes_on(asynchronous):
     assert len(run(True)[0]) == 3
 
 
+def test_a_state_of_another_number_of_tasks():
+    state = searching(make_shared(("top-2",) * 3)).state_dict()
+    search = searching(make_shared())
+    with pytest.raises(ValueError, match=r"4 slots of a row, 2 tasks, got .* 4 slots of a row, 3 tasks"):
+        search.load_state_dict(state)
+
+
 def test_a_load_limit_is_kept_over_all_tasks():
     setting = make_shared(("hash", "hash"), "deep", 3, 12, samples=120)
     setting.scramble(1)
