@@ -270,7 +270,7 @@ class TestRefused:
 
     @pytest.mark.parametrize("count", [0, 1, 3])
     def test_losses_that_are_not_as_many_as_the_tasks(self, count):
-        setting = make_shared(loss=[nn.MSELoss()] * count or [])
+        setting = make_shared()
         setting.loss = [nn.MSELoss()] * count
         with pytest.raises(ValueError, match=f"one callable, or one for each of the 2 tasks, got {count}"):
             searching(setting)
