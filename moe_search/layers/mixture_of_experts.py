@@ -13,6 +13,7 @@ from moe_search.gates.batch_checks import require_samples
 from moe_search.gates.gate import Gate
 from moe_search.gates.slot_weights import SlotWeights
 from moe_search.layers.dispatch import Dispatch, known_dispatch
+from moe_search.layers.fastest_dispatch import fastest_dispatch
 from moe_search.layers.stacked_experts import StackedExperts
 
 
@@ -135,26 +136,22 @@ class MixtureOfExperts(nn.Module):
         return mixture
 
     def _mixture(self, inputs: Tensor, expert_weights: Tensor) -> Tensor:
-        path: str | None = self.dispatch
-        if path == "auto":
-            path = self._fastest(len(inputs))
-        dispatch = None if path == "dense" else Dispatch.of(expert_weights)
-        if path is None and dispatch is not None:
-            path = self._fastest(len(inputs), len(dispatch.samples))
-        if path == "dense" or dispatch is None:
+        path = self._fastest(expert_weights) if self.dispatch == "auto" else self.dispatch
+        if path == "dense":
             mixture = self.combine(expert_weights, self.expert_outputs(inputs))
-            if self.dispatch == "dense" or dispatch is not None or _finite(mixture):
+            if self.dispatch == "dense" or _finite(mixture):
                 return mixture
             # What is infinite may be an expert on samples that give it weight 0, and 0 times infinity is NaN.
-            path, dispatch = "sorted", Dispatch.of(expert_weights)
+            path = "sorted"
+        dispatch = Dispatch.of(expert_weights)
         pairs = dispatch.gather(inputs)
         return dispatch.scatter(outputs_of_pairs(self.experts, pairs, dispatch.counts, grouped=path == "grouped"))
 
-    def _fastest(self, num_samples: int, num_pairs: int | None = None) -> str | None:
+    def _fastest(self, expert_weights: Tensor) -> str:
         if torch.compiler.is_compiling():
             return "dense"
         if isinstance(self.experts, StackedExperts):
-            return self.experts.fastest_dispatch(num_samples, num_pairs)
+            return fastest_dispatch(self.experts, expert_weights)
         # What they cost is not known, so none runs on a sample that it is not for.
         return "sorted"
 

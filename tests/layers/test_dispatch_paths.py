@@ -15,6 +15,7 @@ from moe_search.gates.slot_weights import SlotWeights
 from moe_search.gates.softmax import Softmax
 from moe_search.gates.top_k import TopK
 from moe_search.layers.dispatch import DISPATCHES
+from moe_search.layers.fastest_dispatch import fastest_dispatch
 from moe_search.layers.mixture_of_experts import MixtureOfExperts
 from moe_search.layers.stacked_experts import StackedExperts
 
@@ -171,7 +172,7 @@ class TestInfiniteExperts:
     def test_spoils_no_sample_that_gives_it_weight_0(self, dispatch):
         layer, rows = self.layer(dispatch)
         inputs = inputs_of(len(rows), 0, torch.float32)
-        assert layer.experts.fastest_dispatch(len(rows)) == "dense"
+        assert fastest_dispatch(layer.experts, rows) == "dense"
         mixture = layer(inputs)
         spared = rows[:, 2] == 0
         assert mixture.isfinite().all(1).tolist() == spared.tolist()
@@ -228,29 +229,41 @@ class TestRowsThatRun:
         assert calls == [1]
 
 
-class TestAutoBySize:
+class TestFastestDispatch:
     """What `bench.dispatch_speed` has found fastest on a CPU."""
 
     @pytest.mark.parametrize(
-        ("sizes", "samples", "k", "path"),
+        ("sizes", "samples", "k", "gradients", "path"),
         [
-            ((4, 16, 32), 16, 1, "dense"),
-            ((8, 64, 128), 128, 1, "grouped"),
-            ((64, 64, 128), 128, 4, "grouped"),
-            ((8, 64, 128), 128, 8, "dense"),
-            ((8, 256, 512), 4096, 2, "sorted"),
-            ((8, 256, 512), 4096, 8, "sorted"),
-            ((64, 256, 512), 4096, 1, "sorted"),
+            ((4, 16, 32), 16, 1, True, "dense"),
+            ((8, 64, 128), 128, 1, True, "grouped"),
+            ((64, 64, 128), 128, 4, False, "grouped"),
+            ((8, 64, 128), 128, 8, True, "dense"),
+            ((8, 64, 128), 128, 4, False, "dense"),
+            ((8, 64, 128), 128, 4, True, "grouped"),
+            ((4, 64, 128), 256, 2, False, "sorted"),
+            ((4, 64, 128), 256, 2, True, "grouped"),
+            ((8, 256, 512), 4096, 2, True, "sorted"),
+            ((8, 256, 512), 4096, 8, True, "sorted"),
+            ((64, 256, 512), 4096, 1, False, "sorted"),
         ],
     )
-    def test_is_the_fastest(self, sizes, samples, k, path):
+    def test_is_the_fastest(self, sizes, samples, k, gradients, path):
         n, width, hidden = sizes
         experts = StackedExperts(n, width, width, hidden)
-        assert experts.fastest_dispatch(samples, k * samples) == path
+        weights = torch.zeros(samples, n)
+        weights[:, :k] = 1 / k
+        with torch.set_grad_enabled(gradients):
+            assert fastest_dispatch(experts, weights) == path
 
     def test_is_sorted_where_grouped_is_not_possible(self):
-        assert StackedExperts(8, 64, 64, 128).double().fastest_dispatch(128, 128) == "sorted"
-        assert StackedExperts(8, 62, 64, 128).fastest_dispatch(128, 128) == "sorted"
+        weights = torch.eye(8).repeat(16, 1)
+        assert fastest_dispatch(StackedExperts(8, 64, 64, 128).double(), weights.double()) == "sorted"
+        assert fastest_dispatch(StackedExperts(8, 62, 64, 128), weights) == "sorted"
+
+    def test_counts_the_multiplications_of_one_expert_on_one_sample(self):
+        assert StackedExperts(3, 5, 7).multiplications == 5 * 7
+        assert StackedExperts(3, 5, 7, hidden_features=11).multiplications == 5 * 11 + 11 * 7
 
 
 @pytest.mark.parametrize("name", ["sparse", "", None, 3, ["dense"]])
