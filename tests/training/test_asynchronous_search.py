@@ -19,14 +19,14 @@ class Gated:
     def solve(self, problem, stop, seed=0, initial=None):
         self.threads.append(threading.current_thread())
         self.begun.release()
-        assert self.free.wait(20)
+        assert self.free.wait(120)
         return LocalSearch().solve(problem, stop, seed, initial)
 
     def joined(self):
         """Let the search go and wait until its thread has ended."""
-        assert self.begun.acquire(timeout=20)
+        assert self.begun.acquire(timeout=120)
         self.free.set()
-        self.threads[-1].join(20)
+        self.threads[-1].join(120)
 
 
 def searching(setting, **options):
@@ -86,7 +86,7 @@ def test_one_search_is_under_way_at_a_time():
     threading.Timer(0.1, solver.free.set).start()
     record = step(search, setting)  # waits for the first search and begins the second
     assert record.step == 3
-    assert all(solver.begun.acquire(timeout=20) for _ in range(2))
+    assert all(solver.begun.acquire(timeout=120) for _ in range(2))
     assert len(solver.threads) == 2
     assert search.finish().step == 6
     assert [record.step for record in search.history] == [3, 6]
