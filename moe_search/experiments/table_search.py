@@ -19,6 +19,9 @@ from moe_search.solvers.transport import Transport
 LONGEST = 60.0
 """Seconds that no assignment of these sizes comes near to: `Transport` ends at the optimum, so that runs repeat."""
 
+COST_SHARE = 0.75
+"""Of the snippets a search looks at, that part makes the costs; rare tokens need many."""
+
 TIE = 1e-9
 """Of the mean cost: what a slot gains by staying, so that slots without samples do."""
 
@@ -27,7 +30,7 @@ class TokenTableSearch:
     """Search the tables while the student is trained, on some snippets at a time.
 
     With one expert a token the distillation loss of a layer is a linear assignment: the loss of every expert on every
-    token, added up by slot. One half of the snippets makes the costs, the other verifies: a layer's table is taken if
+    token, added up by slot. Most of the snippets make the costs, the others verify: a layer's table is taken if
     the loss there falls by more than the standard error, snippets being the independent units.
 
     Parameters
@@ -42,7 +45,7 @@ class TokenTableSearch:
     snippets : int
         That a search looks at.
     seed : int
-        Decides which they are, and the halves.
+        Decides which they are, and which of them verify.
 
     Attributes
     ----------
@@ -86,12 +89,12 @@ class TokenTableSearch:
         gate = self._student.mixtures[layer].gate
         old = gate.expert_map.experts[0].numpy().copy()
         costs, gains = np.zeros((gate.num_slots, gate.num_experts)), []
-        half = len(rows) // 2
-        for chunk in self._data.chunks(rows[:half]):
+        part = round(COST_SHARE * len(rows))
+        for chunk in self._data.chunks(rows[:part]):
             slots, losses, _ = self._losses(layer, chunk)
             np.add.at(costs, slots, losses)
         new = balanced_table(costs, old, self._strata)
-        for chunk in self._data.chunks(rows[half:]):
+        for chunk in self._data.chunks(rows[part:]):
             slots, losses, owners = self._losses(layer, chunk)
             tokens = np.arange(len(slots))
             gains.append(np.bincount(owners, losses[tokens, old[slots]] - losses[tokens, new[slots]]))
@@ -125,7 +128,7 @@ def balanced_table(
         The groups, that together hold every slot once.
     """
     costs = costs.copy()
-    costs[np.arange(len(costs)), old] -= TIE * np.abs(costs).mean()
+    costs[np.arange(len(costs)), old] -= TIE * (np.abs(costs).mean() or 1.0)
     new = np.empty_like(old)
     for group in strata:
         problem = LinearAssignment(costs[group])

@@ -66,6 +66,13 @@ class TokenStates:
     def __len__(self) -> int:
         return len(self.lengths)
 
+    def select(self, rows: Tensor) -> TokenStates:
+        """Return the snippets of some rows, shape [B], in their order."""
+        ends = self.lengths.cumsum(0)
+        places = torch.cat([torch.arange(int(ends[row] - self.lengths[row]), int(ends[row])) for row in rows])
+        states = tuple(each[places] for each in self.states)
+        return TokenStates(self.ids[places], self.lengths[rows], states, self.scores[rows])
+
     def batch(self, rows: Tensor) -> TokenBatch:
         """Return the snippets of some rows, shape [B]."""
         lengths = self.lengths[rows]

