@@ -49,6 +49,11 @@ class SentenceEncoder:
         """Number of token ids."""
         return int(self.model.config.vocab_size)
 
+    @property
+    def layers(self) -> list[Any]:
+        """The layers of the model, each a ``BertLayer``, from the first on."""
+        return list(self.model.encoder.layer)
+
     def tokens(self, texts: Sequence[str], max_tokens: int) -> list[Tensor]:
         """Return the token ids of every text, the special ones included, cut off after `max_tokens`.
 
@@ -116,7 +121,8 @@ def load_sentence_encoder(path: str | os.PathLike[str]) -> SentenceEncoder:
         model.load_state_dict(wanted)
     except RuntimeError as error:
         raise ValueError(f"{WEIGHTS} in {file} must hold the weights that {CONFIG} describes: {error}") from error
-    return SentenceEncoder(model.eval().requires_grad_(False), tokenizer)
+    model.train(False).requires_grad_(False)
+    return SentenceEncoder(model, tokenizer)
 
 
 def _bert_config(content: bytes) -> dict[str, Any]:

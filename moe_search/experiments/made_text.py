@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -53,7 +53,7 @@ def write_made_text(folder: str | os.PathLike[str], snippets: int = 120, seed: i
         lines.append(f"{number}\t{np.clip(score, -4, 4):.2f}\t{' '.join(text)}\n")
     (target / TEXT_FILE).write_text("".join(lines), encoding="utf-8")
     vocabulary = {word: index for index, word in enumerate((*SPECIAL, *words))}
-    config = {"model_type": "bert", "vocab_size": len(vocabulary), **SIZES}
+    config: dict[str, Any] = {"model_type": "bert", "vocab_size": len(vocabulary), **SIZES}
     (target / CONFIG).write_text(json.dumps(config), encoding="utf-8")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -86,7 +86,7 @@ class TokenTableSearch:
             self._search_layer(layer, rows)
 
     def _search_layer(self, layer: int, rows: torch.Tensor) -> None:
-        gate = self._student.mixtures[layer].gate
+        gate = self._student.gate(layer)
         old = gate.expert_map.experts[0].numpy().copy()
         costs, gains = np.zeros((gate.num_slots, gate.num_experts)), []
         part = round(COST_SHARE * len(rows))
@@ -108,7 +108,7 @@ class TokenTableSearch:
     ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:
         """Return the slot of every token, the loss of every expert on it, and the number of its snippet."""
         batch = self._data.batch(rows)
-        gate = self._student.mixtures[layer].gate
+        gate = self._student.gate(layer)
         losses = self._student.expert_losses(batch, layer)
         return gate.table[batch.ids].numpy(), losses, batch.owners.numpy()
 

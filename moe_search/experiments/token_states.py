@@ -86,11 +86,11 @@ class TokenStates:
 
     def means(self) -> Tensor:
         """Return the mean of the teacher's last states of every snippet, shape [N, H]."""
-        return torch.stack([part.mean(0) for part in self.states[-1].split(self.lengths.tolist())])
+        return torch.stack([part.mean(0) for part in torch.split(self.states[-1], self.lengths.tolist())])
 
     def chunks(self, rows: Tensor) -> Iterator[Tensor]:
         """Yield rows, `CHUNK` at a time, snippets of like length together: padding costs as much as tokens."""
-        yield from rows[self.lengths[rows].argsort(stable=True)].split(CHUNK)
+        yield from torch.split(rows[self.lengths[rows].argsort(stable=True)], CHUNK)
 
 
 def attention_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -121,7 +121,7 @@ def encode(
     ids = torch.cat(tokens)
     starts = lengths.cumsum(0) - lengths
     kept: list[Tensor] = []
-    for rows in lengths.argsort(stable=True).split(CHUNK):
+    for rows in torch.split(lengths.argsort(stable=True), CHUNK):
         padded = torch.nn.utils.rnn.pad_sequence([tokens[row] for row in rows], batch_first=True)
         mask = torch.arange(padded.shape[1]) < lengths[rows, None]
         found = encoder.model(padded, attention_mask=mask.long(), output_hidden_states=True).hidden_states[first_layer:]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,9 +15,6 @@ from moe_search.experiments.token_states import TokenBatch, TokenStates, attenti
 from moe_search.gates.hash_routing import HashRouting
 from moe_search.layers.mixture_of_experts import MixtureOfExperts
 from moe_search.layers.split_feed_forward import split_feed_forward
-
-if TYPE_CHECKING:
-    from transformers.models.bert.modeling_bert import BertLayer
 
 
 class TokenStudent(nn.Module):
@@ -35,15 +33,17 @@ class TokenStudent(nn.Module):
     num_slots : int
     """
 
-    def __init__(self, layers: Sequence[BertLayer], neurons: Sequence[Tensor], slots: Tensor, num_slots: int) -> None:
+    def __init__(self, layers: Sequence[Any], neurons: Sequence[Tensor], slots: Tensor, num_slots: int) -> None:
         super().__init__()
         self.attention = nn.ModuleList([layer.attention for layer in layers])
         self.normalization = nn.ModuleList([layer.output.LayerNorm for layer in layers])
         self.mixtures = nn.ModuleList()
         for layer, chosen in zip(layers, neurons, strict=True):
-            between = layer.intermediate.intermediate_act_fn
             experts = split_feed_forward(
-                layer.intermediate.dense, layer.output.dense, lambda between=between: between, chosen
+                layer.intermediate.dense,
+                layer.output.dense,
+                partial(getattr, layer.intermediate, "intermediate_act_fn"),
+                chosen,
             )
             experts.requires_grad_(True)
             self.mixtures.append(MixtureOfExperts(experts, HashRouting(len(chosen), num_slots, table=slots)))
@@ -74,18 +74,34 @@ class TokenStudent(nn.Module):
         for before in range(layer):
             hidden = _padded(self._answer(before, self._attended(before, hidden, added, batch.mask), batch), batch.mask)
         attended = self._attended(layer, hidden, added, batch.mask)
-        answers = self.normalization[layer](self.mixtures[layer].expert_outputs(attended) + attended[:, None])
+        answers = self.normalization[layer](self._mixture(layer).expert_outputs(attended) + attended[:, None])
         return (answers - batch.targets[layer][:, None]).square().mean(2).double().numpy()
 
     def _answer(self, layer: int, attended: Tensor, batch: TokenBatch) -> Tensor:
-        return self.normalization[layer](self.mixtures[layer](attended, batch.ids) + attended)
+        return self.normalization[layer](self._mixture(layer)(attended, batch.ids) + attended)
 
     def _attended(self, layer: int, hidden: Tensor, added: Tensor, mask: Tensor) -> Tensor:
         return self.attention[layer](hidden, added)[0][mask]
 
+    def gate(self, layer: int) -> HashRouting:
+        """Return the gate of a layer."""
+        gate = self._mixture(layer).gate
+        assert isinstance(gate, HashRouting)
+        return gate
+
+    def experts_of(self, layer: int, ids: Tensor) -> Tensor:
+        """Return the experts of a layer that tokens [P] go to."""
+        gate = self.gate(layer)
+        return gate.expert_map.experts[0][gate.table[ids]]
+
+    def _mixture(self, layer: int) -> MixtureOfExperts:
+        mixture = self.mixtures[layer]
+        assert isinstance(mixture, MixtureOfExperts)
+        return mixture
+
     def maps(self) -> NDArray[np.int64]:
         """Return the experts of all slots, layer after layer."""
-        return np.concatenate([moe.gate.expert_map.experts[0].numpy() for moe in self.mixtures])
+        return np.concatenate([self.gate(layer).expert_map.experts[0].numpy() for layer in range(len(self.mixtures))])
 
 
 def distillation_losses(outputs: Sequence[Tensor], batch: TokenBatch) -> Tensor:

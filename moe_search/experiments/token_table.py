@@ -43,7 +43,7 @@ RIDGES = np.logspace(-2, 3, 11)
 SNIPPET_FILES = ("vaderSentiment-0.5.zip", "vaderSentiment-0.5.tar.gz", snippets.INNER_ARCHIVE, snippets.TEXT_FILE)
 
 
-SCHEDULE = SearchSchedule(period=30, until=90)
+SCHEDULE = SearchSchedule(period=5, until=5)
 
 
 @dataclass(frozen=True)
@@ -89,16 +89,16 @@ class TokenTableSettings:
     neurons: int = 384
     shared: int = 256
     slots: int = 2048
-    max_tokens: int = 32
-    snippets: int = 2500
-    importance_snippets: int = 250
+    max_tokens: int = 24
+    snippets: int = 1200
+    importance_snippets: int = 200
     batch_size: int = 16
-    steps: int = 150
+    steps: int = 80
     learning_rate: float = 5e-4
     prediction_weight: float = 0.01
     schedule: SearchSchedule = SCHEDULE
     search_snippets: int = 1000
-    evaluation_period: int = 30
+    evaluation_period: int = 20
     made: bool = False
     path: str | None = None
 
@@ -139,7 +139,7 @@ def teach(settings: TokenTableSettings, seed: int) -> Teaching:
     cuts = [round(share * len(order)) for share in (TRAIN_SHARE, TRAIN_SHARE + VALIDATION_SHARE)]
     train, validation, test = (states.select(rows) for rows in order.tensor_split(cuts))
     head = _rating_head(train)
-    layers = encoder.model.encoder.layer[-settings.layers :]
+    layers = encoder.layers[-settings.layers :]
 
     def rating_errors(rows: Tensor) -> Tensor:
         batch = train.batch(rows)
@@ -160,7 +160,7 @@ def teach(settings: TokenTableSettings, seed: int) -> Teaching:
 def _taught(settings: TokenTableSettings) -> tuple[SentenceEncoder, TokenStates]:
     """Return the teacher and what it makes of the snippets of all seeds."""
     encoder, data = _read(settings)
-    first = len(encoder.model.encoder.layer) - settings.layers
+    first = len(encoder.layers) - settings.layers
     if first < 0:
         raise ValueError(f"layers must be at most {first + settings.layers}, all of the encoder, got {settings.layers}")
     # In random order: any of them will do.
@@ -175,7 +175,7 @@ def run_trial(settings: TokenTableSettings, seed: int, gate: str, search: str) -
     teaching = teach(settings, seed)
     slots = token_slots(teaching.counts, settings.slots)
     student = TokenStudent(
-        teaching.encoder.model.encoder.layer[-settings.layers :],
+        teaching.encoder.layers[-settings.layers :],
         teaching.neurons,
         torch.from_numpy(slots),
         settings.slots,
@@ -183,8 +183,8 @@ def run_trial(settings: TokenTableSettings, seed: int, gate: str, search: str) -
     loads = np.bincount(slots, teaching.counts, minlength=settings.slots).astype(np.int64)
     strata = frequency_strata(loads, settings.experts) if gate == GATES[1] else [np.arange(settings.slots)]
     generator = torch.Generator().manual_seed(seed)
-    for moe in student.mixtures:
-        moe.gate.expert_map.assign(random_table(strata, settings.experts, generator)[None])
+    for layer in range(settings.layers):
+        student.gate(layer).expert_map.assign(random_table(strata, settings.experts, generator)[None])
     tables = TokenTableSearch(student, teaching.train, strata, settings.schedule, settings.search_snippets, seed)
     run = distill(student, teaching, settings, seed, tables if search == "search" else None)
     test = layer_losses(student, teaching.test)
@@ -278,9 +278,8 @@ def rating_error(of_snippets: Sequence[NDArray[np.float64]], data: Sequence[Toke
 def highest_load(student: TokenStudent, data: TokenStates) -> float:
     """Return the tokens of the fullest expert in parts of the mean, the mean over layers."""
     loads = []
-    for moe in student.mixtures:
-        experts = moe.gate.expert_map.experts[0][moe.gate.table[data.ids]]
-        counts = torch.bincount(experts, minlength=moe.gate.num_experts)
+    for layer in range(len(student.mixtures)):
+        counts = torch.bincount(student.experts_of(layer, data.ids), minlength=student.gate(layer).num_experts)
         loads.append(float(counts.max() / counts.double().mean()))
     return sum(loads) / len(loads)
 

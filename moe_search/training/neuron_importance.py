@@ -107,10 +107,8 @@ def _add(
     neurons = [tensor for before, after in seen for tensor in (*before, *after)]
     gradients = torch.autograd.grad(losses, neurons, torch.ones_like(losses))
     for index, (first, _) in enumerate(layers):
-        before, after = neurons[2 * index : 2 * index + 2]
-        of_before, of_after = gradients[2 * index : 2 * index + 2]
-        bias = 0.0 if first.bias is None else first.bias
-        products = (before - bias) * of_before + after * of_after
+        (z, a), (of_z, of_a) = (each[2 * index : 2 * index + 2] for each in (neurons, gradients))
+        products = (z if first.bias is None else z - first.bias) * of_z + a * of_a
         # All axes between that of the samples and that of the neurons: the tokens.
         of_samples = products.flatten(1, -2).sum(1) if products.ndim > 2 else products
         scores[index] += of_samples.abs().sum(0)

@@ -21,12 +21,12 @@ def whole_student(teaching, slots=16):
     """All neurons in each of two experts: whatever the table, it is the teacher."""
     neurons = [torch.arange(32).expand(2, -1)] * 2
     table = torch.from_numpy(token_slots(teaching.counts, slots))
-    return TokenStudent(teaching.encoder.model.encoder.layer, neurons, table, slots)
+    return TokenStudent(teaching.encoder.layers, neurons, table, slots)
 
 
 def split_student(teaching, slots=16):
     table = torch.from_numpy(token_slots(teaching.counts, slots))
-    student = TokenStudent(teaching.encoder.model.encoder.layer, teaching.neurons, table, slots)
+    student = TokenStudent(teaching.encoder.layers, teaching.neurons, table, slots)
     return student.eval()
 
 
