@@ -96,23 +96,19 @@ def load_sentence_encoder(path: str | os.PathLike[str]) -> SentenceEncoder:
     -----
     Wang et al. (2020), MiniLM; Reimers and Gurevych (2019), Sentence-BERT.
     """
-    try:
-        import safetensors
-        from safetensors.torch import load
-        from tokenizers import Tokenizer
-        from transformers import BertConfig, BertModel
-    except ImportError as error:
-        raise ImportError(
-            f"the sentence encoder needs {error.name}, which is missing: pip install 'moe-search[transformers]'"
-        ) from error
+    require_libraries()
+    from safetensors.torch import load
+    from tokenizers import Tokenizer
+    from transformers import BertConfig, BertModel
+
     file = Path(path)
     contents = _of_folder(file) if file.is_dir() else _of_wheel(file)
     try:
         config = BertConfig(**_bert_config(contents[CONFIG]))
         weights = load(contents[WEIGHTS])
         tokenizer = Tokenizer.from_str(contents[TOKENIZER].decode("utf-8"))
-    # The tokenizer's library raises bare exceptions.
-    except (safetensors.SafetensorError, Exception) as error:
+    # Also whatever the libraries raise: tokenizers has no class of its own for it.
+    except Exception as error:
         raise ValueError(f"{file} must hold readable {', '.join(FILES)} of a BERT: {error}") from error
     with torch.random.fork_rng(devices=[]):
         model = BertModel(config, add_pooling_layer=False)
@@ -123,6 +119,18 @@ def load_sentence_encoder(path: str | os.PathLike[str]) -> SentenceEncoder:
         raise ValueError(f"{WEIGHTS} in {file} must hold the weights that {CONFIG} describes: {error}") from error
     model.train(False).requires_grad_(False)
     return SentenceEncoder(model, tokenizer)
+
+
+def require_libraries() -> None:
+    """Raise ImportError, with the command that installs it, if transformers or what it depends on is missing."""
+    try:
+        import safetensors  # noqa: F401
+        import tokenizers  # noqa: F401
+        import transformers  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            f"the sentence encoder needs {error.name}, which is missing: pip install 'moe-search[transformers]'"
+        ) from error
 
 
 def _bert_config(content: bytes) -> dict[str, Any]:

