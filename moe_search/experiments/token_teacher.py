@@ -86,7 +86,7 @@ class TokenTableSettings:
     importance_snippets: int = 200
     batch_size: int = 16
     steps: int = 80
-    learning_rate: float = 5e-4
+    learning_rate: float = 1e-3
     prediction_weight: float = 0.01
     schedule: SearchSchedule = SCHEDULE
     search_snippets: int = 1000
