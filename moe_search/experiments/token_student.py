@@ -107,7 +107,7 @@ class TokenStudent(nn.Module):
 def distillation_losses(outputs: Sequence[Tensor], batch: TokenBatch) -> Tensor:
     """Return the squared error of every layer, the mean over tokens and features; shape [layers].
 
-    Zuo et al. (2022), MoEBERT, equation 7, which adds them up.
+    Zuo et al. (2022), MoEBERT, whose distillation adds them up.
     """
     errors = [(output - target).square().mean() for output, target in zip(outputs, batch.targets, strict=True)]
     return torch.stack(errors)

@@ -40,7 +40,7 @@ def deal_neurons(importance: Tensor, num_experts: int, neurons: int, shared: int
 
     Notes
     -----
-    Zuo et al. (2022), MoEBERT, section 3.2, where an expert has as many neurons as a fourth of the layer.
+    Zuo et al. (2022), MoEBERT: importance-guided adaptation of a feed-forward layer into experts.
 
     Examples
     --------

@@ -39,15 +39,17 @@ def neuron_importance(
     Raises
     ------
     ValueError
-        If there is no batch, a layer is not called exactly once, or the losses are not of shape [B].
+        If there is no layer or no batch, a layer is not called exactly once, or the losses are not of shape [B].
 
     Notes
     -----
-    Zuo et al. (2022), MoEBERT, equation 3, after Molchanov et al. (2019), Importance estimation for neural network
+    Zuo et al. (2022), MoEBERT, section 3, after Molchanov et al. (2019), Importance estimation for neural network
     pruning. No gradient of a weight is formed: with z the neurons before the activation and a after it,
     ``w1_j . dL/dw1_j`` is ``sum (z_j - b_j) dL/dz_j`` and ``w2_j . dL/dw2_j`` is ``sum a_j dL/da_j``, the sums going
     over the tokens of a sample.
     """
+    if not layers:
+        raise ValueError("layers must hold at least one pair, got none")
     scores = [torch.zeros_like(first.weight[:, 0]) for first, _ in layers]
     seen: list[tuple[list[Tensor], list[Tensor]]] = [([], []) for _ in layers]
 

@@ -74,6 +74,8 @@ def test_importance_of_tokens_by_its_definition(frozen):
 def test_what_cannot_be_scored():
     model = Tokens()
     batch = torch.randn(2, 6, 3)
+    with pytest.raises(ValueError, match="layers must hold at least one pair, got none"):
+        neuron_importance([], lambda x: model(x).sum((1, 2)), [batch])
     with pytest.raises(ValueError, match="batches must hold at least one, got none"):
         neuron_importance(model.pairs(), lambda x: model(x).sum((1, 2)), [])
     with pytest.raises(ValueError, match=r"must return shape \(2,\), one loss a sample, got \(\)"):
