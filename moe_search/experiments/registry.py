@@ -16,6 +16,7 @@ HOMES = {
     "fresh-digits": "fresh_experts",
     "hidden-groups": "hidden_groups",
     "user-table": "user_table",
+    "token-table": "token_table",
     "load-limit": "load_limit",
     "tuning-budget": "tuning_budget",
 }
