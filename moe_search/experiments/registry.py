@@ -13,6 +13,8 @@ HOMES = {
     "new-gate-fashion": "new_gate",
     "attached-digits": "attached_experts",
     "attached-fashion": "attached_experts",
+    "domains-digits": "domain_experts",
+    "domains-fashion": "domain_experts",
     "fresh-digits": "fresh_experts",
     "hidden-groups": "hidden_groups",
     "user-table": "user_table",

@@ -1,0 +1,252 @@
+"""Experts trained apart, each on a domain of its own, under a gate trained alone to tell the domains apart.
+
+What one has who branches, trains and merges (Li et al. 2022, Branch-Train-Merge; Sukhbaatar et al. 2024,
+Branch-Train-MiX): both sides agree on what the domains are, and nobody knows which expert is which domain.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from moe_search.demo.model import (
+    NUM_CLASSES,
+    NUM_EXPERTS,
+    NUM_TASKS,
+    TwoDigitsModel,
+    make_gate,
+    make_model,
+    two_task_loss,
+)
+from moe_search.demo.settings import DemoSettings
+from moe_search.demo.tensors import DataTensors, SplitTensors
+from moe_search.demo.training_run import evaluate
+from moe_search.experiments.cluster_gate import ClusterGate
+from moe_search.experiments.domains import NUM_DOMAINS, draw_domains, in_style
+from moe_search.experiments.experiment import Numbers
+from moe_search.experiments.new_gate import SEEDS_APART
+from moe_search.experiments.two_image_trials import (
+    DIGITS,
+    FASHION,
+    WAY_BACK_GATES,
+    TwoImageSettings,
+    load,
+    train_on,
+    ways_back,
+)
+from moe_search.experiments.warm_gate import warm_up
+from moe_search.gates.gate import Gate
+
+NEAREST_MEAN = "Nearest mean"
+"""A gate with nothing to learn: a sample goes to the slot of the domain whose mean canvas is nearest."""
+
+
+@dataclass(frozen=True)
+class DomainSettings(TwoImageSettings):
+    """Sizes of a trial. The experts have the logits for features, whatever the model's number of them.
+
+    Attributes
+    ----------
+    held : int
+        Steps at the start in which a run with search leaves the weights as they are. They count as steps.
+    """
+
+    held: int = 2
+
+
+@dataclass(frozen=True, eq=False)
+class DomainData:
+    """Canvases in the styles of their domains.
+
+    Attributes
+    ----------
+    all : DataTensors
+    domains : Tensor
+        Of the training canvases, integers in 0 .. 7, shape [N].
+    validation_domains : Tensor
+    """
+
+    all: DataTensors
+    domains: Tensor
+    validation_domains: Tensor
+
+    def half(self, which: int) -> tuple[SplitTensors, Tensor]:
+        """Return the first half of the training canvases (0), or the second (1), and their domains."""
+        middle = len(self.domains) // 2
+        rows = slice(middle) if which == 0 else slice(middle, None)
+        train = self.all.train
+        return SplitTensors(train.inputs[rows], train.targets[rows]), self.domains[rows]
+
+
+def run_trial(settings: DomainSettings, seed: int, gate: str, search: str) -> Numbers:
+    """Train experts and gate apart, join them in the order they came, and train on."""
+    merged = merge(settings, seed, gate)
+    model = copy.deepcopy(merged.model)
+    held = settings.held if search == "search" else 0
+    numbers = train_on(model, settings, seed, search, merged.intact_loss, domain_data(settings, seed).all, held)
+    last_map = torch.tensor(numbers["last_map"])
+    return dict(numbers) | {
+        "gate_accuracy": merged.gate_accuracy,
+        "right_slots": float((last_map == merged.right_map).double().mean()),
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class Merged:
+    """Experts and a gate from two sides.
+
+    Attributes
+    ----------
+    model : TwoDigitsModel
+        Its map that of a fresh gate, slot j to expert j.
+    right_map : Tensor
+        The expert of the domain of every slot, shape [n].
+    intact_loss : float
+        Validation loss under the right map.
+    gate_accuracy : float
+        Share of the validation canvases that have the most weight on the slot of their domain.
+    """
+
+    model: TwoDigitsModel
+    right_map: Tensor
+    intact_loss: float
+    gate_accuracy: float
+
+
+@lru_cache(maxsize=1)
+def merge(settings: DomainSettings, seed: int, gate: str) -> Merged:
+    """Return experts of domains under a gate of domains; the last one is kept for the trials that share it."""
+    data = domain_data(settings, seed)
+    slots = torch.randperm(NUM_DOMAINS, generator=torch.Generator().manual_seed(seed + SEEDS_APART))
+    model = copy.deepcopy(experts_of_domains(settings, seed))
+    model.moe.gate = gate_of_domains(settings, seed, gate, slots)
+    right_map = slots.argsort()
+    expert_map = model.moe.gate.expert_map
+    fresh = expert_map.experts.clone()
+    expert_map.assign(right_map.expand_as(fresh))
+    intact_loss = evaluate(model, data.all.validation).loss
+    expert_map.assign(fresh)
+    with torch.no_grad():
+        chosen = model.moe.gate(data.all.validation.inputs).weights.sum(1).argmax(1)
+    right = chosen == slots[data.validation_domains]
+    return Merged(model, right_map, intact_loss, float(right.double().mean()))
+
+
+@lru_cache(maxsize=1)
+def domain_data(settings: DomainSettings, seed: int) -> DomainData:
+    """Return the canvases of a seed, each in the style of a domain drawn by chance; the last ones are kept."""
+    plain = load(settings, seed)
+    generator = torch.Generator().manual_seed(seed)
+    splits, domains = [], []
+    for split in (plain.train, plain.validation, plain.test):
+        drawn = draw_domains(len(split.inputs), generator)
+        splits.append(SplitTensors(in_style(split.inputs, drawn, settings.model.canvas), split.targets))
+        domains.append(drawn)
+    return DomainData(DataTensors(*splits), domains[0], domains[1])
+
+
+@lru_cache(maxsize=1)
+def experts_of_domains(settings: DomainSettings, seed: int) -> TwoDigitsModel:
+    """Return a model whose expert d was trained on domain d alone, on its canvases in the first half of the data.
+
+    Its head passes the outputs of the experts on as logits: they have nothing in common. Its gate is none of theirs.
+    """
+    sizes = replace(settings.model, features=NUM_TASKS * NUM_CLASSES)
+    model = make_model("Top-k", sizes, seed)
+    with torch.no_grad():
+        model.head.weight.copy_(torch.eye(sizes.features))
+        model.head.bias.zero_()
+    train_apart(model, *domain_data(settings, seed).half(0), sizes, seed)
+    return model
+
+
+def train_apart(model: TwoDigitsModel, data: SplitTensors, domains: Tensor, settings: DemoSettings, seed: int) -> None:
+    """Train every expert on the samples of its domain, and nothing else of the model.
+
+    Parameters
+    ----------
+    model : TwoDigitsModel
+        Changed in place.
+    data : SplitTensors
+    domains : Tensor
+        Integers in 0 .. 7, shape [N].
+    settings : DemoSettings
+    seed : int
+        Decides the order of the samples.
+    """
+    experts = model.moe.experts
+    optimizer = torch.optim.Adam(experts.parameters(), lr=settings.learning_rate)
+    generator = torch.Generator().manual_seed(seed)
+    own = [(domains == domain).nonzero()[:, 0] for domain in range(NUM_DOMAINS)]
+    # A step of all at once is a step of each: no two share a weight, and Adam looks at each weight alone.
+    size = settings.batch_size // NUM_DOMAINS
+    steps = min(map(len, own)) // size
+    model.train()
+    for _ in range(settings.pretraining_epochs):
+        orders = [rows[torch.randperm(len(rows), generator=generator)[: steps * size]] for rows in own]
+        for rows in torch.stack(orders).view(NUM_DOMAINS, steps, size).transpose(0, 1).flatten(1):
+            answers = model.classify(experts.forward_sorted(data.inputs[rows], [size] * NUM_DOMAINS))
+            loss = NUM_DOMAINS * two_task_loss(answers, data.targets[rows])
+            optimizer.zero_grad()
+            torch.autograd.backward(loss)
+            optimizer.step()
+    model.eval()
+
+
+def gate_of_domains(settings: DomainSettings, seed: int, gate: str, slots: Tensor) -> Gate:
+    """Return a gate that was trained on the second half of the data to tell the domains apart.
+
+    Parameters
+    ----------
+    settings : DomainSettings
+    seed : int
+    gate : str
+    slots : Tensor
+        The slot of every domain, shape [8].
+    """
+    data, domains = domain_data(settings, seed).half(1)
+    parts = slots[domains]
+    if gate == NEAREST_MEAN:
+        means = [data.inputs[parts == slot].mean(0) for slot in range(NUM_DOMAINS)]
+        return ClusterGate(torch.stack(means), NUM_EXPERTS)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed + SEEDS_APART)
+        made = make_gate(gate, data.inputs.shape[1], seed)
+    sizes = settings.model
+    warm_up(
+        made,
+        data.inputs,
+        parts,
+        steps=sizes.pretraining_epochs * len(parts) // sizes.batch_size,
+        learning_rate=sizes.learning_rate,
+        batch_size=sizes.batch_size,
+        seed=seed,
+    )
+    return made.eval()
+
+
+def sizes_of(images: TwoImageSettings, num_train: int, learning_rate: float) -> DomainSettings:
+    """Return the sizes of this experiment on some images: it divides the training canvases by two, then by eight."""
+    same = {field.name: getattr(images, field.name) for field in fields(TwoImageSettings)}
+    same["model"] = replace(images.model, num_train=num_train, pretraining_epochs=15)
+    return DomainSettings(**(same | {"learning_rate": learning_rate}))
+
+
+EXPERIMENTS = ways_back(
+    name="domains",
+    title="Experts of domains under a gate of domains",
+    question=(
+        "Canvases come in eight styles, the domains: quarter turns, with and without inverted ink. Eight experts are "
+        "trained apart, each on a domain of its own. A gate is trained alone, on other canvases, to tell the domains "
+        "apart, which it numbers in an order of its own (Nearest mean: by the nearest mean canvas). They are put "
+        "together in the order they came. How many training steps does it take to get to the validation loss that the "
+        "right order has from the start?"
+    ),
+    run_trial=run_trial,
+    gates=(NEAREST_MEAN, *WAY_BACK_GATES[1:]),
+    sizes=(sizes_of(DIGITS, 16_000, 1e-3), sizes_of(FASHION, 16_000, 1e-3)),
+)
