@@ -12,19 +12,19 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from moe_search.demo.model import (
     NUM_CLASSES,
     NUM_EXPERTS,
     NUM_TASKS,
     TwoDigitsModel,
-    make_gate,
     make_model,
     two_task_loss,
 )
-from moe_search.demo.settings import DemoSettings
 from moe_search.demo.tensors import DataTensors, SplitTensors
 from moe_search.demo.training_run import evaluate
+from moe_search.experiments.branched_training import branch_off, train_apart
 from moe_search.experiments.cluster_gate import ClusterGate
 from moe_search.experiments.domains import NUM_DOMAINS, draw_domains, in_style
 from moe_search.experiments.experiment import Numbers
@@ -38,9 +38,8 @@ from moe_search.experiments.two_image_trials import (
     train_on,
     ways_back,
 )
-from moe_search.experiments.warm_gate import warm_up
+from moe_search.experiments.warm_gate import make_warm_gate
 from moe_search.gates.gate import Gate
-from moe_search.layers.stacked_experts import StackedExperts
 
 NEAREST_MEAN = "Nearest mean"
 """A gate with nothing to learn: a sample goes to the slot of the domain whose mean canvas is nearest."""
@@ -54,9 +53,13 @@ class DomainSettings(TwoImageSettings):
     ----------
     held : int
         Steps at the start in which a run with search leaves the weights as they are. They count as steps.
+    seed_epochs : int
+        Epochs in which one expert is trained on all domains, before all others branch off from it; 0 for experts that
+        begin with weights of their own.
     """
 
     held: int = 2
+    seed_epochs: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +95,7 @@ def run_trial(settings: DomainSettings, seed: int, gate: str, search: str) -> Nu
     last_map = torch.tensor(numbers["last_map"])
     return dict(numbers) | {
         "gate_accuracy": merged.gate_accuracy,
+        "known_loss": merged.known_loss,
         "right_slots": float((last_map == merged.right_map).double().mean()),
     }
 
@@ -110,12 +114,15 @@ class Merged:
         Validation loss under the right map.
     gate_accuracy : float
         Share of the validation canvases that have the most weight on the slot of their domain.
+    known_loss : float
+        Validation loss of the experts on their own domains, without a gate.
     """
 
     model: TwoDigitsModel
     right_map: Tensor
     intact_loss: float
     gate_accuracy: float
+    known_loss: float
 
 
 @lru_cache(maxsize=1)
@@ -131,10 +138,13 @@ def merge(settings: DomainSettings, seed: int, gate: str) -> Merged:
     expert_map.assign(right_map.expand_as(fresh))
     intact_loss = evaluate(model, data.all.validation).loss
     expert_map.assign(fresh)
+    validation, domains = data.all.validation, data.validation_domains
     with torch.no_grad():
-        chosen = model.moe.gate(data.all.validation.inputs).weights.sum(1).argmax(1)
-    right = chosen == slots[data.validation_domains]
-    return Merged(model, right_map, intact_loss, float(right.double().mean()))
+        right = model.moe.gate(validation.inputs).weights.sum(1).argmax(1) == slots[domains]
+        own = functional.one_hot(domains, NUM_EXPERTS).to(validation.inputs.dtype)
+        answers = model.classify(model.moe.combine(own, model.moe.expert_outputs(validation.inputs)))
+    known_loss = float(two_task_loss(answers, validation.targets))
+    return Merged(model, right_map, intact_loss, float(right.double().mean()), known_loss)
 
 
 @lru_cache(maxsize=1)
@@ -161,42 +171,11 @@ def experts_of_domains(settings: DomainSettings, seed: int) -> TwoDigitsModel:
     with torch.no_grad():
         model.head.weight.copy_(torch.eye(sizes.features))
         model.head.bias.zero_()
-    train_apart(model, *domain_data(settings, seed).half(0), sizes, seed)
+    data, domains = domain_data(settings, seed).half(0)
+    if settings.seed_epochs:
+        branch_off(model, data, replace(sizes, pretraining_epochs=settings.seed_epochs), seed)
+    train_apart(model, data, domains, sizes, seed)
     return model
-
-
-def train_apart(model: TwoDigitsModel, data: SplitTensors, domains: Tensor, settings: DemoSettings, seed: int) -> None:
-    """Train every expert on the samples of its domain, and nothing else of the model.
-
-    Parameters
-    ----------
-    model : TwoDigitsModel
-        Changed in place.
-    data : SplitTensors
-    domains : Tensor
-        Integers in 0 .. 7, shape [N].
-    settings : DemoSettings
-    seed : int
-        Decides the order of the samples.
-    """
-    experts = model.moe.experts
-    assert isinstance(experts, StackedExperts)
-    optimizer = torch.optim.Adam(experts.parameters(), lr=settings.learning_rate)
-    generator = torch.Generator().manual_seed(seed)
-    own = [(domains == domain).nonzero()[:, 0] for domain in range(NUM_DOMAINS)]
-    # A step of all at once is a step of each: no two share a weight, and Adam looks at each weight alone.
-    size = settings.batch_size // NUM_DOMAINS
-    steps = min(map(len, own)) // size
-    model.train()
-    for _ in range(settings.pretraining_epochs):
-        orders = [rows[torch.randperm(len(rows), generator=generator)[: steps * size]] for rows in own]
-        for rows in torch.stack(orders).view(NUM_DOMAINS, steps, size).transpose(0, 1).flatten(1):
-            answers = model.classify(experts.forward_sorted(data.inputs[rows], [size] * NUM_DOMAINS))
-            loss = NUM_DOMAINS * two_task_loss(answers, data.targets[rows])
-            optimizer.zero_grad()
-            torch.autograd.backward(loss)
-            optimizer.step()
-    model.eval()
 
 
 def gate_of_domains(settings: DomainSettings, seed: int, gate: str, slots: Tensor) -> Gate:
@@ -215,20 +194,7 @@ def gate_of_domains(settings: DomainSettings, seed: int, gate: str, slots: Tenso
     if gate == NEAREST_MEAN:
         means = [data.inputs[parts == slot].mean(0) for slot in range(NUM_DOMAINS)]
         return ClusterGate(torch.stack(means), NUM_EXPERTS)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed + SEEDS_APART)
-        made = make_gate(gate, data.inputs.shape[1], seed)
-    sizes = settings.model
-    warm_up(
-        made,
-        data.inputs,
-        parts,
-        steps=sizes.pretraining_epochs * len(parts) // sizes.batch_size,
-        learning_rate=sizes.learning_rate,
-        batch_size=sizes.batch_size,
-        seed=seed,
-    )
-    return made.eval()
+    return make_warm_gate(gate, data.inputs, parts, settings.model, seed, seed + SEEDS_APART)
 
 
 def sizes_of(images: TwoImageSettings) -> DomainSettings:
@@ -240,17 +206,31 @@ def sizes_of(images: TwoImageSettings) -> DomainSettings:
     return DomainSettings(**same)
 
 
-EXPERIMENTS = ways_back(
-    name="domains",
-    title="Experts of domains under a gate of domains",
-    question=(
-        "Canvases come in eight styles, the domains: quarter turns, with and without inverted ink. Eight experts are "
-        "trained apart, each on a domain of its own. A gate is trained alone, on other canvases, to tell the domains "
-        "apart, which it numbers in an order of its own (Nearest mean: by the nearest mean canvas). They are put "
-        "together in the order they came. How many training steps does it take to get to the validation loss that the "
-        "right order has from the start?"
+STYLES = (
+    "Canvases come in eight styles, the domains: quarter turns, with and without inverted ink. Eight experts are "
+    "trained apart, each on a domain of its own"
+)
+GATE = (
+    "A gate is trained alone, on other canvases, to tell the domains apart, which it numbers in an order of its own "
+    "(Nearest mean: by the nearest mean canvas). They are put together in the order they came. How many training steps "
+    "does it take to get to the validation loss that the right order has from the start?"
+)
+
+EXPERIMENTS = (
+    *ways_back(
+        name="domains",
+        title="Experts of domains under a gate of domains",
+        question=f"{STYLES}, from weights of its own. {GATE}",
+        run_trial=run_trial,
+        gates=(NEAREST_MEAN, *WAY_BACK_GATES[1:]),
+        sizes=(sizes_of(DIGITS), sizes_of(FASHION)),
     ),
-    run_trial=run_trial,
-    gates=(NEAREST_MEAN, *WAY_BACK_GATES[1:]),
-    sizes=(sizes_of(DIGITS), sizes_of(FASHION)),
+    *ways_back(
+        name="branched",
+        title="Experts branched off for domains, under a gate of domains",
+        question=f"{STYLES}, from the weights of one that was trained on all of them. {GATE}",
+        run_trial=run_trial,
+        gates=(NEAREST_MEAN, *WAY_BACK_GATES[1:]),
+        sizes=(replace(sizes_of(DIGITS), seed_epochs=5),),
+    ),
 )

@@ -15,6 +15,7 @@ HOMES = {
     "attached-fashion": "attached_experts",
     "domains-digits": "domain_experts",
     "domains-fashion": "domain_experts",
+    "branched-digits": "domain_experts",
     "fresh-digits": "fresh_experts",
     "hidden-groups": "hidden_groups",
     "user-table": "user_table",

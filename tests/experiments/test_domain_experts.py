@@ -6,14 +6,8 @@ import torch
 from moe_search.demo.model import make_model
 from moe_search.demo.settings import SearchSchedule
 from moe_search.demo.tensors import SplitTensors
-from moe_search.experiments.domain_experts import (
-    NEAREST_MEAN,
-    domain_data,
-    experts_of_domains,
-    merge,
-    run_trial,
-    train_apart,
-)
+from moe_search.experiments.branched_training import branch_off, train_apart
+from moe_search.experiments.domain_experts import NEAREST_MEAN, domain_data, experts_of_domains, merge, run_trial
 from moe_search.experiments.domains import draw_domains, in_style
 from moe_search.experiments.registry import find_experiment
 
@@ -74,6 +68,24 @@ def test_an_expert_is_trained_on_its_domain_alone():
     assert not torch.equal(one.moe.experts.weights[0], make_model("Top-k", sizes, 0).moe.experts.weights[0])
 
 
+def test_experts_branch_off_from_one_that_saw_all_domains():
+    data, _ = domain_data(SMOKE, 0).half(0)
+    model, fresh = (make_model("Top-k", SMOKE.model, 0) for _ in range(2))
+    branch_off(model, data, SMOKE.model, 0)
+    for after, before in zip(model.moe.experts.parameters(), fresh.moe.experts.parameters(), strict=True):
+        assert torch.equal(after, after[:1].expand_as(after))
+        assert not torch.equal(after[0], before[0])
+    assert torch.equal(model.head.weight, fresh.head.weight)
+    branched = experts_of_domains(replace(SMOKE, seed_epochs=2), 0)
+    near, far = (
+        torch.pdist(each.moe.experts.weights[0].detach().flatten(1))
+        for each in (branched, experts_of_domains(SMOKE, 0))
+    )
+    # Branches differ, but stay nearer to each other than experts with weights of their own.
+    assert near.min() > 0
+    assert near.max() < far.min()
+
+
 @pytest.mark.parametrize("gate", [NEAREST_MEAN, "Top-k"])
 def test_only_the_order_of_the_experts_is_wrong(gate):
     merged = merge(SMALL, 0, gate)
@@ -84,6 +96,9 @@ def test_only_the_order_of_the_experts_is_wrong(gate):
     losses = (outputs.logsumexp(3) - picked[..., 0]).mean(2)
     by_domain = torch.stack([losses[data.validation_domains == d].mean(0) for d in range(8)])
     assert by_domain.argmin(1).tolist() == list(range(8))
+    rows = torch.arange(len(losses))
+    assert float(losses[rows, data.validation_domains].mean()) == pytest.approx(merged.known_loss, rel=1e-5)
+    assert merged.known_loss < merged.intact_loss
     chosen = merged.model.moe.gate(data.all.validation.inputs).weights.sum(1).argmax(1)
     agree = (merged.right_map[chosen] == data.validation_domains).double().mean()
     assert float(agree) == pytest.approx(merged.gate_accuracy)
