@@ -86,20 +86,6 @@ class DomainData:
         return SplitTensors(train.inputs[rows], train.targets[rows]), self.domains[rows]
 
 
-def run_trial(settings: DomainSettings, seed: int, gate: str, search: str) -> Numbers:
-    """Train experts and gate apart, join them in the order they came, and train on."""
-    merged = merge(settings, seed, gate)
-    model = copy.deepcopy(merged.model)
-    held = settings.held if search == "search" else 0
-    numbers = train_on(model, settings, seed, search, merged.intact_loss, domain_data(settings, seed).all, held)
-    last_map = torch.tensor(numbers["last_map"])
-    return dict(numbers) | {
-        "gate_accuracy": merged.gate_accuracy,
-        "known_loss": merged.known_loss,
-        "right_slots": float((last_map == merged.right_map).double().mean()),
-    }
-
-
 @dataclass(frozen=True, eq=False)
 class Merged:
     """Experts and a gate from two sides.
@@ -123,6 +109,20 @@ class Merged:
     intact_loss: float
     gate_accuracy: float
     known_loss: float
+
+
+def run_trial(settings: DomainSettings, seed: int, gate: str, search: str) -> Numbers:
+    """Train experts and gate apart, join them in the order they came, and train on."""
+    merged = merge(settings, seed, gate)
+    model = copy.deepcopy(merged.model)
+    held = settings.held if search == "search" else 0
+    numbers = train_on(model, settings, seed, search, merged.intact_loss, domain_data(settings, seed).all, held)
+    last_map = torch.tensor(numbers["last_map"])
+    return dict(numbers) | {
+        "gate_accuracy": merged.gate_accuracy,
+        "known_loss": merged.known_loss,
+        "right_slots": float((last_map == merged.right_map).double().mean()),
+    }
 
 
 @lru_cache(maxsize=1)
