@@ -95,7 +95,10 @@ class PermutationSearch:
     load_limit : float, optional
         The most that an expert may bear, in multiples of the mean load, at least 1. Its load is the number of samples
         searched on with weight on one of its slots (once for each such slot). No map that breaks the limit is
-        committed, however good; where no map keeps it, the search is given up and recorded as ``"over the limit"``.
+        committed, however good. While the present map breaks it there, the best map found that keeps it is taken
+        whether it lowers the loss or not, and recorded as ``"enforced"`` where no gain is confirmed. Where no map keeps
+        the limit, because few slots have most of the samples, it is raised for this search to the lowest one that a map
+        was found for.
 
     Attributes
     ----------
@@ -381,11 +384,14 @@ class PermutationSearch:
                     self._chunk_size,
                     self._ranks,
                 )
-                outcome = "committed" if verification.confirmed else "refused"
+                if verification.confirmed:
+                    outcome = "committed"
+                elif outcome != "enforced":
+                    outcome = "refused"
             except NonFiniteLossError as error:
                 self._warn(error)
                 outcome = "not finite"
-        if found.permutation is not None and outcome == "committed":
+        if found.permutation is not None and outcome in ("committed", "enforced"):
             self._moe.gate.expert_map.assign_permutation(found.permutation)
         record = replace(
             found.record,
