@@ -217,10 +217,10 @@ EXPERIMENTS = (
         question=(
             "Tasks of a hidden group have the same answer, but for a small part of their own, and there are as many "
             "experts as groups. Does the gate give each group an expert of its own (recovered), and how well do the "
-            "experts of tasks agree with the groups (adjusted Rand index)? The gates see the task alone. None: a gate of "
-            "fresh weights, two slots an expert. The others start with a slot for every task, an equal number of "
-            "them for every expert, and which ones an expert has is drawn by chance: own slots leaves that as it is, "
-            "Sinkhorn and search look for better. Hash is nothing but such a table from tasks to experts."
+            "experts of tasks agree with the groups (adjusted Rand index)? The gates see the task alone. None: the "
+            "gate from fresh weights, two slots an expert. The others start with a slot for every task, an equal "
+            "number of them for every expert, and which ones an expert has is drawn by chance: own slots leaves that "
+            "as it is, Sinkhorn and search look for better. Hash is nothing but such a table from tasks to experts."
         ),
         gates=GATES,
         searches=SEARCHES,

@@ -195,7 +195,8 @@ def train_by_steps(
     gate = list(moe.gate.parameters())
     others = [parameter for parameter in model.parameters() if all(parameter is not own for own in gate)]
     rate = learning_rate if gate_rate is None else gate_rate
-    optimizer = torch.optim.Adam([{"params": others}, {"params": gate, "lr": rate}], lr=learning_rate)
+    groups: list[dict[str, Any]] = [{"params": others}, {"params": gate, "lr": rate}]
+    optimizer = torch.optim.Adam(groups, lr=learning_rate)
     evaluated = evaluation_steps(steps) if evaluated is None else evaluated
     due = set(evaluated)
     losses = [validation_loss()]

@@ -1,10 +1,15 @@
+import copy
 from dataclasses import replace
 
 import pytest
+import torch
 
+from moe_search.demo.model import two_task_loss
 from moe_search.demo.settings import SearchSchedule
 from moe_search.experiments import load_limit
 from moe_search.experiments.registry import find_experiment
+from moe_search.experiments.step_training import endless_batches, train_by_steps
+from moe_search.training.batch import Batch
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +46,22 @@ def test_a_limit_that_only_few_samples_break_by_chance_is_kept(settings):
     assert searched["committed"] > 0
     assert searched["training_load"] < alone["training_load"]
     assert searched["dead_experts"] <= alone["dead_experts"]
+
+
+def test_a_gate_of_rate_0_learns_nothing(settings):
+    def run(rate):
+        model = load_limit.crowded_model(replace(settings, warming_steps=0), 0)
+        before = copy.deepcopy(model.state_dict())
+        data = load_limit.load(settings.images, 0).train
+        batches = endless_batches(Batch(data.inputs, data.targets), 16, 0)
+        schedule = settings.images.schedule
+        options = {"steps": 3, "learning_rate": 0.01, "search": "none", "schedule": schedule, "seed": 0}
+        train_by_steps(model, model.moe, two_task_loss, batches, lambda: 0.0, gate_rate=rate, **options)
+        return {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+
+    learned, frozen = run(None), run(0.0)
+    assert learned - frozen == {"moe.gate.linear.weight", "moe.gate.linear.bias"}
+    assert frozen
 
 
 def test_limits_that_no_map_keeps_are_counted(settings):
