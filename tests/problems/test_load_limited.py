@@ -64,12 +64,17 @@ def test_any_feasible_permutation_is_better_than_any_other(build):
     assert max(allowed) < min(forbidden, default=np.inf)
 
 
+def draw_loads(data, n, capacity, blocks):
+    """Slots of a block, and the load of every slot of all blocks."""
+    m = n * capacity
+    assume(m * blocks <= 8)
+    return m, data.draw(st.lists(st.integers(0, 12), min_size=m * blocks, max_size=m * blocks))
+
+
 @settings(max_examples=150, deadline=None)
 @given(data=st.data(), n=st.integers(1, 3), capacity=st.integers(1, 2), blocks=st.integers(1, 2))
 def test_a_start_is_found_whenever_there_is_one(data, n, capacity, blocks):
-    m = n * capacity
-    assume(m * blocks <= 8)
-    loads = data.draw(st.lists(st.integers(0, 12), min_size=m * blocks, max_size=m * blocks))
+    m, loads = draw_loads(data, n, capacity, blocks)
     limits = data.draw(st.lists(st.integers(0, 25), min_size=n, max_size=n))
     inner = problems.PairwiseAssignment(np.zeros((m * blocks, m * blocks, n, n)), block_size=m)
     exists = any(excess_load(loads, limits, m, p) == 0 for p in permutations(m * blocks, m))
@@ -102,9 +107,7 @@ def test_depth_first_search_finds_what_greed_and_swaps_miss(monkeypatch):
 @settings(max_examples=150, deadline=None)
 @given(data=st.data(), n=st.integers(1, 3), capacity=st.integers(1, 3), blocks=st.integers(1, 2))
 def test_the_lowest_limit_is_kept_bounded_and_no_worse_than_before(data, n, capacity, blocks):
-    m = n * capacity
-    assume(m * blocks <= 8)
-    loads = data.draw(st.lists(st.integers(0, 12), min_size=m * blocks, max_size=m * blocks))
+    m, loads = draw_loads(data, n, capacity, blocks)
     limits = starts.LoadLimits(np.array(loads), np.zeros(n, dtype=np.int64), m, capacity)
     every = list(permutations(m * blocks, m))
     near = np.array(every[data.draw(st.integers(0, len(every) - 1))])
