@@ -42,6 +42,8 @@ class LoadLimited(Problem):
         Load of every slot, not negative; with one number for each slot of a block, all blocks have the same.
     limits : array_like, shape (n,), or a number
         The most that each expert may bear, or all alike; not negative.
+    start : array_like, optional
+        A permutation, feasible or nearly so, to be tried first in finding a feasible one.
 
     Attributes
     ----------
@@ -83,7 +85,13 @@ class LoadLimited(Problem):
     slope: int | float = field(init=False, repr=False)
     load_limits: LoadLimits = field(init=False, repr=False)
 
-    def __init__(self, problem: Problem, slot_loads: npt.ArrayLike, limits: npt.ArrayLike) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        slot_loads: npt.ArrayLike,
+        limits: npt.ArrayLike,
+        start: npt.ArrayLike | None = None,
+    ) -> None:
         if not isinstance(problem, Problem):
             raise TypeError(f"problem must be a Problem such as LinearAssignment, got {type(problem).__name__}")
         low, high = value_range(problem)
@@ -111,6 +119,7 @@ class LoadLimited(Problem):
             raise InfeasibleLimitsError(
                 f"limits must hold one of at least {loads.max()}, the load of slot {slot}, got {limits.max()} at most"
             )
+        near = None if start is None else self.check_permutation(start, "start")
         load_limits = LoadLimits(*_on_grid(loads, limits), block_size, self.capacity)
         barrier, slope = self._penalties(low, high, int(load_limits.slot_load.sum()))
         for name, value in (
@@ -119,7 +128,7 @@ class LoadLimited(Problem):
             ("barrier", barrier),
             ("slope", slope),
             ("load_limits", load_limits),
-            ("start", read_only(find_start(load_limits, self.problem.random_permutation))),
+            ("start", read_only(find_start(load_limits, self.problem.random_permutation, near))),
         ):
             object.__setattr__(self, name, value)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -57,7 +58,9 @@ class LoadLimits:
         return int(np.maximum(self.loads(self.experts(permutation)) - self.limit, 0).sum())
 
 
-def find_start(limits: LoadLimits, draw: Callable[[np.random.Generator], Permutation]) -> Permutation:
+def find_start(
+    limits: LoadLimits, draw: Callable[[np.random.Generator], Permutation], near: Permutation | None = None
+) -> Permutation:
     """Return a permutation within the limits.
 
     Slots in order of falling load go to the expert with the most room left that still has a seat in their block
@@ -70,6 +73,8 @@ def find_start(limits: LoadLimits, draw: Callable[[np.random.Generator], Permuta
         The loads and their limits.
     draw : callable
         Returns a random permutation.
+    near : ndarray of int64, optional
+        A permutation whose repair is tried first.
 
     Raises
     ------
@@ -80,9 +85,12 @@ def find_start(limits: LoadLimits, draw: Callable[[np.random.Generator], Permuta
     ----------
     R. L. Graham, "Bounds on multiprocessing timing anomalies", SIAM Journal on Applied Mathematics 17 (1969), 416-429.
     """
+    full = "limits must leave room for a permutation, but each puts an expert over its own"
+    if least_highest_load(limits) > limits.limit.max():
+        raise InfeasibleLimitsError(full)
     rng = np.random.default_rng(0)
-    for attempt in range(1 + RANDOM_STARTS):
-        start = greedy(limits) if attempt == 0 else draw(rng)
+    attempts = chain([] if near is None else [near], [greedy(limits)], (draw(rng) for _ in range(RANDOM_STARTS)))
+    for start in attempts:
         repaired = repair(limits, start)
         if limits.excess(repaired) == 0:
             return repaired
@@ -90,11 +98,27 @@ def find_start(limits: LoadLimits, draw: Callable[[np.random.Generator], Permuta
     if found is not None:
         return found
     if exhausted:
-        raise InfeasibleLimitsError("limits must leave room for a permutation, but each puts an expert over its own")
+        raise InfeasibleLimitsError(full)
     raise InfeasibleLimitsError(
         f"limits must leave room for a permutation that can be found, but none was, by greedy assignment, swaps and"
         f" {MOST_NODES:,} steps of depth-first search; raise them"
     )
+
+
+def least_highest_load(limits: LoadLimits) -> int:
+    """Return a lower bound on the highest load of an expert, over all permutations.
+
+    The largest of the mean load, rounded up, and of this, for every j: among the j n + 1 heaviest slots, some expert
+    has j + 1. It bears at least the lightest j + 1 of these, and the lightest of all slots at its other seats.
+    """
+    n = limits.limit.size
+    seats = limits.size // n
+    load = -np.sort(-limits.slot_load)
+    heavier = np.concatenate([[0], np.cumsum(load)])
+    lightest = np.concatenate([[0], np.cumsum(load[::-1])])
+    j = np.arange(seats)
+    bounds = heavier[j * n + 1] - heavier[j * n - j] + lightest[seats - j - 1]
+    return max(-(-int(heavier[-1]) // n), int(bounds.max()))
 
 
 def greedy(limits: LoadLimits) -> Permutation:

@@ -76,8 +76,8 @@ def misrouting(routing: SlotWeights, parts: Tensor) -> Tensor:
     """Mean negative log-likelihood of the parts under the gate; 0 for a gate with nothing to learn."""
     if not routing.weights.requires_grad:
         return routing.weights.new_zeros(())
-    if routing.logits is not None and routing.logits.shape[1] == 1:
-        # The weights of Top-k have no gradient at the slots left out, its logits have.
+    if routing.logits is not None and routing.probabilities is None:
+        # The weights of Top-k have no gradient at the slots left out, its logits have. Logits of COMET are but a part.
         return functional.cross_entropy(routing.logits[:, 0], parts)
     share = routing.weights.sum(1).gather(1, parts[:, None])
     return -(share + ROUTING_FLOOR).log().mean()

@@ -127,6 +127,7 @@ def train_by_steps(
     load_limit: float | None = None,
     on_search: OnSearch | None = None,
     held: int = 0,
+    gate_rate: float | None = None,
 ) -> StepRun:
     """Train a model in place.
 
@@ -162,6 +163,8 @@ def train_by_steps(
         Of `PermutationSearch`.
     held : int
         So many first steps leave the weights as they are: a search looks at their batches before a wrong map does harm.
+    gate_rate : float, optional
+        The learning rate of the gate, if it is another.
 
     Returns
     -------
@@ -192,7 +195,11 @@ def train_by_steps(
         )
     rounded = schedule.until if relaxation_steps is None else relaxation_steps
     relaxation = _relax(moe, rounded, seed) if search == "sinkhorn" else None
-    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
+    gate = list(moe.gate.parameters())
+    others = [parameter for parameter in model.parameters() if all(parameter is not own for own in gate)]
+    rate = learning_rate if gate_rate is None else gate_rate
+    groups: list[dict[str, Any]] = [{"params": others}, {"params": gate, "lr": rate}]
+    optimizer = torch.optim.Adam(groups, lr=learning_rate)
     evaluated = evaluation_steps(steps) if evaluated is None else evaluated
     due = set(evaluated)
     losses = [validation_loss()]
@@ -226,7 +233,7 @@ def train_by_steps(
         best=best,
         first_map=first_map,
         last_map=_flat_map(moe),
-        committed=0 if ours is None else sum(record.outcome == "committed" for record in ours.history),
+        committed=0 if ours is None else sum(record.outcome in ("committed", "enforced") for record in ours.history),
         seconds=seconds,
         seconds_searching=0.0 if ours is None else ours.seconds,
     )

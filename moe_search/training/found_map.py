@@ -13,14 +13,14 @@ import torch
 from numpy.typing import NDArray
 
 from moe_search.problems.linear import LinearAssignment
-from moe_search.problems.load_limited_start import InfeasibleLimitsError
+from moe_search.problems.load_limited import LoadLimited
 from moe_search.solvers.hungarian import Hungarian
 from moe_search.solvers.local_search import LocalSearch
 from moe_search.solvers.result import Result
 from moe_search.solvers.solver import Solver
 from moe_search.solvers.stop import StoppingCriterion
 from moe_search.training.batch import Batch
-from moe_search.training.load_limit import limit_load
+from moe_search.training.load_limit import limit_load_if_possible, mean_load
 from moe_search.training.lowering import Lowering
 from moe_search.training.search_record import Outcome, SearchRecord
 
@@ -35,9 +35,10 @@ class FoundMap:
     Parameters
     ----------
     record : SearchRecord
-        With the outcome ``"no improvement"`` where a solver ran, right unless a batch confirms or refuses the map.
+        With the outcome that is right unless a batch confirms or refuses the map: where a solver ran, ``"enforced"`` if
+        the present map breaks the load limit, else ``"no improvement"``.
     permutation : ndarray of int64 or None
-        The map; None if it is no better than the present one on the samples searched.
+        The map; None if it is no better on the samples searched than the present one, which keeps the limit.
     lowering, result : Lowering, Result, optional
         Where it came from: only on the rank that solved it, and not in a saved state.
     """
@@ -87,12 +88,12 @@ def find_map(
         If the solver took the Ctrl-C that was meant for the training around it.
     """
     kind, before = type(lowering.problem).__name__, float(lowering.problem.value(lowering.initial))
+    limit, enforced = None, False
     if load_limit is not None:
-        try:
-            lowering = limit_load(lowering, load_limit)
-        except InfeasibleLimitsError:
-            record = nothing_found(step, lowering.num_samples, "over the limit").record
-            return FoundMap(replace(record, problem=kind, value_before=before, linearized=lowering.linearized), None)
+        lowering = limit_load_if_possible(lowering, load_limit)
+        assert isinstance(lowering.problem, LoadLimited)
+        limit = float(lowering.problem.limits[0]) / mean_load(lowering)
+        enforced = not lowering.problem.feasible(lowering.initial)
     if solver is None:
         linear = isinstance(lowering.problem, LinearAssignment)
         solver = Hungarian() if linear else LocalSearch(neighborhood="swap", restarts=True)
@@ -106,7 +107,7 @@ def find_map(
         step=step,
         problem=kind,
         solver=result.solver,
-        outcome="no improvement",
+        outcome="enforced" if enforced else "no improvement",
         value_before=before,
         value_found=found,
         bound=None if result.bound is None else float(result.bound),
@@ -117,9 +118,10 @@ def find_map(
         seconds_solving=seconds,
         linearized=lowering.linearized,
         num_samples=lowering.num_samples,
+        load_limit=limit,
     )
     better = before - found > ROUNDING * abs(before)
-    return FoundMap(record, result.permutation if better else None, lowering, result)
+    return FoundMap(record, result.permutation if better or enforced else None, lowering, result)
 
 
 @dataclass(eq=False)

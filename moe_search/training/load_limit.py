@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from moe_search.gates.arguments import positive_number
 from moe_search.problems.load_limited import LoadLimited
+from moe_search.problems.load_limited_start import InfeasibleLimitsError, LoadLimits
+from moe_search.problems.lowest_limit import lowest_limit
 from moe_search.training.lowering import Lowering
 
 
@@ -37,10 +41,45 @@ def limit_load(lowering: Lowering, load_limit: float) -> Lowering:
         If no map keeps the limit on this batch, or none was found.
     """
     require_load_limit(load_limit)
-    loads = lowering.slot_loads
+    limit = load_limit * mean_load(lowering)
+    return replace(lowering, problem=LoadLimited(lowering.problem, lowering.slot_loads, limit, start=lowering.initial))
+
+
+def limit_load_if_possible(lowering: Lowering, load_limit: float) -> Lowering:
+    """Return the same lowering under a load limit, or under the lowest that a map was found for.
+
+    Parameters
+    ----------
+    lowering : Lowering
+        Of any kind of problem.
+    load_limit : float
+        In multiples of the mean load, at least 1. Where no map keeps it, or none was found, the limit is the one that
+        `moe_search.problems.lowest_limit.lowest_limit` finds: never more than the highest load of the present map.
+
+    Returns
+    -------
+    Lowering
+        With a `LoadLimited` problem, whose limits are alike.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `load_limit` is no number of at least 1.
+    """
+    try:
+        return limit_load(lowering, load_limit)
+    except InfeasibleLimitsError:
+        problem, loads = lowering.problem, lowering.slot_loads
+        unlimited = np.full(problem.block_size // problem.capacity, loads.sum())
+        limits = LoadLimits(loads, unlimited, problem.block_size, problem.capacity)
+        limit, start = lowest_limit(limits, lowering.initial)
+        return replace(lowering, problem=LoadLimited(problem, loads, limit, start=start))
+
+
+def mean_load(lowering: Lowering) -> float:
+    """Return the mean load of the experts, in samples."""
     problem = lowering.problem
-    num_experts = problem.block_size // problem.capacity
-    return replace(lowering, problem=LoadLimited(problem, loads, load_limit * int(loads.sum()) / num_experts))
+    return int(lowering.slot_loads.sum()) * problem.capacity / problem.block_size
 
 
 def require_load_limit(load_limit: Any) -> None:

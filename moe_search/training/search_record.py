@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, TypeAlias
 
-Outcome: TypeAlias = Literal["committed", "refused", "no improvement", "not finite", "over the limit", "failed"]
+Outcome: TypeAlias = Literal["committed", "enforced", "refused", "no improvement", "not finite", "failed"]
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,11 @@ class SearchRecord:
     solver : str or None
         The solver's name; None if none ran.
     outcome : str
-        ``"committed"``: the new map is in the gate. ``"refused"``: the second batch did not confirm the gain, the map
+        ``"committed"``: the new map is in the gate. ``"enforced"``: it is, without a confirmed gain, since the old one
+        broke the load limit on the searched samples. ``"refused"``: the second batch did not confirm the gain, the map
         stayed. ``"no improvement"``: the solver found nothing better. ``"not finite"``: a loss was NaN or infinite, the
-        map stayed. ``"over the limit"``: no map keeps the load limit on the searched samples, the map stayed.
-        ``"failed"``: the solver raised before the state was saved that this run was loaded from, the map stayed.
+        map stayed. ``"failed"``: the solver raised before the state was saved that this run was loaded from, the map
+        stayed.
     value_before, value_found : float or None
         Mean loss on the searched samples under the old and the found map (a prediction if ``linearized``).
     bound : float or None
@@ -42,6 +43,9 @@ class SearchRecord:
         Whether the head was not affine, so that its linearization was searched.
     num_samples : int
         Number of samples searched on.
+    load_limit : float or None
+        The limit on the load of an expert that was searched under, in multiples of the mean; more than the one asked
+        for where no map keeps that. None if there was none.
     """
 
     step: int
@@ -58,6 +62,7 @@ class SearchRecord:
     seconds_solving: float
     linearized: bool
     num_samples: int
+    load_limit: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as a plain dict of numbers and strings."""

@@ -34,11 +34,11 @@ def test_clusters_are_those_of_the_data():
     assert torch.equal(found, clusters_of(inputs, 4, seed=0, restarts=5)[0])
 
 
-@pytest.mark.parametrize("gate", [TopK, COMET])
-def test_a_warm_gate_sends_part_j_to_slot_j(gate):
+@pytest.mark.parametrize(("gate", "k"), [(TopK, 2), (COMET, 2), (COMET, 1)])
+def test_a_warm_gate_sends_part_j_to_slot_j(gate, k):
     inputs, parts = blobs()
     torch.manual_seed(0)
-    made = gate(4, 4, 2, num_slots=8)
+    made = gate(4, 4, k, num_slots=8)
     warm_up(made, inputs, parts + 2, steps=300, learning_rate=0.01, batch_size=32, seed=0)
     first = made.eval()(inputs).weights.sum(1).argmax(1)
     assert (first == parts + 2).double().mean() > 0.9

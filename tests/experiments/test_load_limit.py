@@ -1,13 +1,15 @@
+import copy
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
 
+from moe_search.demo.model import two_task_loss
+from moe_search.demo.settings import SearchSchedule
 from moe_search.experiments import load_limit
 from moe_search.experiments.registry import find_experiment
-from moe_search.problems.linear import LinearAssignment
-from moe_search.problems.load_limited import LoadLimited
+from moe_search.experiments.step_training import endless_batches, train_by_steps
+from moe_search.training.batch import Batch
 
 
 @pytest.fixture(scope="module")
@@ -36,30 +38,42 @@ def test_a_penalty_of_weight_0_is_none(settings):
     assert runs[0] != runs[1]
 
 
-def test_the_map_of_a_search_is_taken_where_the_present_one_breaks_the_limit(settings):
-    model = load_limit.crowded_model(replace(settings, warming_steps=0), 0)
-    expert_map = model.moe.gate.expert_map
-    take = load_limit.keep_limit(model)
-    slots = torch.zeros(64)
-    slots[:8] = 1.0  # all load on the slots of expert 0
-    limited = LoadLimited(LinearAssignment([[0.0] * 8] * 64), slots.numpy(), 1.25)
-    result = SimpleNamespace(permutation=limited.start)
-    before = expert_map.permutation()
-    assert not limited.feasible(before)
-    take(SimpleNamespace(outcome="committed"), SimpleNamespace(problem=limited), result)
-    assert expert_map.permutation().tolist() == before.tolist()  # the search has seen to it itself
-    take(SimpleNamespace(outcome="no improvement"), SimpleNamespace(problem=limited), result)
-    assert limited.feasible(expert_map.permutation())
-    kept = expert_map.permutation()
-    take(SimpleNamespace(outcome="refused"), SimpleNamespace(problem=limited), SimpleNamespace(permutation=before))
-    assert expert_map.permutation().tolist() == kept.tolist()
+def test_a_limit_that_only_few_samples_break_by_chance_is_kept(settings):
+    schedule = SearchSchedule(period=4, until=12, batches=12, iterations=200)
+    wide = replace(settings, load_limit=1.2, images=replace(settings.images, schedule=schedule))
+    alone, searched = (load_limit.run_trial(wide, 0, "Top-k", search) for search in ("slow", "search"))
+    assert alone["raised_limits"] == 0
+    assert searched["committed"] > 0
+    assert searched["training_load"] < alone["training_load"]
+    assert searched["dead_experts"] <= alone["dead_experts"]
+
+
+def test_a_gate_of_rate_0_learns_nothing(settings):
+    def run(rate):
+        model = load_limit.crowded_model(replace(settings, warming_steps=0), 0)
+        before = copy.deepcopy(model.state_dict())
+        data = load_limit.load(settings.images, 0).train
+        batches = endless_batches(Batch(data.inputs, data.targets), 16, 0)
+        schedule = settings.images.schedule
+        options = {"steps": 3, "learning_rate": 0.01, "search": "none", "schedule": schedule, "seed": 0}
+        train_by_steps(model, model.moe, two_task_loss, batches, lambda: 0.0, gate_rate=rate, **options)
+        return {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+
+    learned, frozen = run(None), run(0.0)
+    assert learned - frozen == {"moe.gate.linear.weight", "moe.gate.linear.bias"}
+    assert frozen
+
+
+def test_limits_that_no_map_keeps_are_counted(settings):
+    tight = replace(settings, load_limit=1.0)  # the mean itself, which integers hardly meet
+    assert load_limit.run_trial(tight, 0, "Top-k", "search")["raised_limits"] > 0
 
 
 @pytest.mark.parametrize(
     ("gate", "search", "message"),
     [
         ("Hash", "none", "gate must be Top-k, got 'Hash'"),
-        ("Top-k", "magic", "search must be one of none, penalty, search, enforced, got 'magic'"),
+        ("Top-k", "magic", "search must be one of none, penalty, slow, slow penalty, search, got 'magic'"),
     ],
 )
 def test_unknown_names(settings, gate, search, message):

@@ -70,8 +70,9 @@ def smoke(name, folder, *arguments):
         assert measure.title.split()[0] in done.output
     for _, row in table.iterrows():
         assert len(row["steps"]) == len(row["validation_losses"])
-    # Trials of one gate start alike: same data, same weights, same map.
-    for _, rows in table[table["search"] != "sinkhorn"].groupby("gate"):
+    # Trials of one gate start alike: same data, same weights, same map. (Among hidden groups, none has fewer slots.)
+    others = ["sinkhorn", "none"] if name == "hidden-groups" else ["sinkhorn"]
+    for _, rows in table[~table["search"].isin(others)].groupby("gate"):
         assert len({losses[0] for losses in rows["validation_losses"]}) == 1
         assert len({tuple(first) for first in rows["first_map"]}) == 1
     assert (table.loc[table["search"] == "none", "committed"] == 0).all()
@@ -211,6 +212,18 @@ def test_held_steps_change_no_weight_and_search_all_the_same():
     assert not np.array_equal(run.first_map, run.last_map)
 
 
+@pytest.mark.parametrize("gate", hidden_groups.GATES)
+def test_every_task_starts_with_a_slot_of_its_own(gate):
+    settings = replace(find_experiment("hidden-groups").smoke, warming_steps=100)
+    torch.manual_seed(0)
+    started = hidden_groups.start_gate(gate, settings, "search", seed=0)
+    weights = started(torch.zeros(settings.tasks, 3), torch.arange(settings.tasks)).weights[:, 0].detach()
+    assert weights.argmax(1).tolist() == list(range(settings.tasks))
+    assert float(weights.diagonal().min()) > 0.5
+    fresh = hidden_groups.start_gate(gate, settings, "none", seed=0)
+    assert fresh.num_slots == (settings.tasks if gate == "Hash" else 2 * settings.groups)
+
+
 def test_search_of_a_table_of_tasks_recovers_the_groups():
     settings = hidden_groups.HiddenGroupsSettings(
         tasks=12,
@@ -302,7 +315,9 @@ def test_a_gate_of_tasks_looks_at_nothing_else():
 
 def test_unknown_static_gate():
     with pytest.raises(ValueError, match=r"gate must be one of Softmax, Top-k, .* got 'magic'"):
-        hidden_groups.make_static_gate("magic", hidden_groups.HiddenGroupsSettings())
+        hidden_groups.make_static_gate("magic", 4, 2, 4)
+    with pytest.raises(ValueError, match="search must be one of none, own slots, sinkhorn, search, got 'magic'"):
+        hidden_groups.run_trial(find_experiment("hidden-groups").smoke, 0, "Hash", "magic")
 
 
 def test_film_loss_by_hand():

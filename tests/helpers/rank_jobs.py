@@ -94,7 +94,8 @@ def asynchronous_run(rank, kind):
 def limited_run(rank, kind):
     setting = make_kind(kind)
     size = SAMPLES // RANKS
-    return trained(setting, setting.model, (rank * size, (rank + 1) * size), load_limit=1.0)
+    model = DistributedDataParallel(setting.model)
+    return trained(setting, model, (rank * size, (rank + 1) * size), load_limit=1.0)
 
 
 def one_rank_not_finite(rank, _):

@@ -10,6 +10,7 @@ from moe_search import problems
 from moe_search.problems import InfeasibleLimitsError, LoadLimited, value_range
 from moe_search.problems import load_limited_start as starts
 from moe_search.problems.delta_matrix import commit_swap_and_deltas, fill_deltas, fill_potential
+from moe_search.problems.lowest_limit import lowest_limit
 from moe_search.problems.moves import swap_delta
 
 every_inner = pytest.mark.parametrize("build", INNER.values(), ids=INNER.keys())
@@ -63,12 +64,17 @@ def test_any_feasible_permutation_is_better_than_any_other(build):
     assert max(allowed) < min(forbidden, default=np.inf)
 
 
+def draw_loads(data, n, capacity, blocks):
+    """Slots of a block, and the load of every slot of all blocks."""
+    m = n * capacity
+    assume(m * blocks <= 8)
+    return m, data.draw(st.lists(st.integers(0, 12), min_size=m * blocks, max_size=m * blocks))
+
+
 @settings(max_examples=150, deadline=None)
 @given(data=st.data(), n=st.integers(1, 3), capacity=st.integers(1, 2), blocks=st.integers(1, 2))
 def test_a_start_is_found_whenever_there_is_one(data, n, capacity, blocks):
-    m = n * capacity
-    assume(m * blocks <= 8)
-    loads = data.draw(st.lists(st.integers(0, 12), min_size=m * blocks, max_size=m * blocks))
+    m, loads = draw_loads(data, n, capacity, blocks)
     limits = data.draw(st.lists(st.integers(0, 25), min_size=n, max_size=n))
     inner = problems.PairwiseAssignment(np.zeros((m * blocks, m * blocks, n, n)), block_size=m)
     exists = any(excess_load(loads, limits, m, p) == 0 for p in permutations(m * blocks, m))
@@ -96,6 +102,54 @@ def test_depth_first_search_finds_what_greed_and_swaps_miss(monkeypatch):
     monkeypatch.setattr(starts, "MOST_NODES", 3)
     with pytest.raises(ValueError, match="can be found, but none was, by greedy assignment, swaps and 3 steps"):
         LoadLimited(inner, loads, limits)
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data(), n=st.integers(1, 3), capacity=st.integers(1, 3), blocks=st.integers(1, 2))
+def test_the_lowest_limit_is_kept_bounded_and_no_worse_than_before(data, n, capacity, blocks):
+    m, loads = draw_loads(data, n, capacity, blocks)
+    limits = starts.LoadLimits(np.array(loads), np.zeros(n, dtype=np.int64), m, capacity)
+    every = list(permutations(m * blocks, m))
+    near = np.array(every[data.draw(st.integers(0, len(every) - 1))])
+
+    def highest(p):
+        return max(loads_of_experts(loads, n, m, p))
+
+    least = min(map(highest, every))
+    assert starts.least_highest_load(limits) <= least
+    limit, found = lowest_limit(limits, near)
+    assert tuple(found.tolist()) in map(tuple, every)
+    assert limit == highest(found.tolist())
+    assert least <= limit <= highest(near.tolist())
+    inner = problems.PairwiseAssignment(np.zeros((m * blocks, m * blocks, n, n)), block_size=m)
+    assert LoadLimited(inner, loads, limit, start=found).start.tolist() == found.tolist()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_lowest_limit_is_exact_where_one_slot_decides(seed):
+    rng = np.random.default_rng(seed)
+    loads = np.concatenate([[1000], rng.integers(10, 20, 63)])
+    limits = starts.LoadLimits(loads, np.zeros(8, dtype=np.int64), 64, 8)
+    lightest = 1000 + int(np.sort(loads)[:7].sum())
+    assert lowest_limit(limits, rng.permutation(64))[0] == starts.least_highest_load(limits) == lightest
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_lowest_limit_is_near_the_mean_where_no_slot_is_heavy(seed):
+    rng = np.random.default_rng(seed)
+    loads = rng.integers(0, 100, 64)
+    limits = starts.LoadLimits(loads, np.zeros(8, dtype=np.int64), 64, 8)
+    assert lowest_limit(limits, rng.permutation(64))[0] <= 1.02 * loads.sum() / 8
+
+
+def test_the_given_start_is_tried_first():
+    inner = problems.LinearAssignment(np.zeros((4, 2)))
+    assert LoadLimited(inner, [3, 3, 1, 1], 4, start=[1, 2, 3, 0]).start.tolist() == [1, 2, 3, 0]
+    repaired = LoadLimited(inner, [3, 3, 1, 1], 4, start=[0, 1, 2, 3])
+    assert not repaired.feasible([0, 1, 2, 3])
+    assert sum(a != b for a, b in zip(repaired.start.tolist(), [0, 1, 2, 3], strict=True)) == 2
+    with pytest.raises(ValueError, match=r"start must have shape \(4,\), got shape \(3,\)"):
+        LoadLimited(inner, [3, 3, 1, 1], 4, start=[0, 1, 2])
 
 
 def test_a_start_on_a_large_instance_with_tight_limits():
