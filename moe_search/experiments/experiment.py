@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -53,6 +53,22 @@ class Trial:
 
 
 @dataclass(frozen=True)
+class Budget:
+    """A random search: every seed draws hyperparameters, the same under all searches, and the best draw counts.
+
+    Attributes
+    ----------
+    loss : str
+        The key of the loss whose best of r draws is of interest.
+    space : callable
+        From a gate to what is drawn for it: Optuna's distributions, by name.
+    """
+
+    loss: str
+    space: Callable[[str], Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
 class EqualTime:
     """Two searches to compare by the losses that they reach in the same time, not in the same number of steps.
 
@@ -93,8 +109,8 @@ class Experiment:
         The keys of a curve's steps and losses, lists as long as each other, the same steps in all trials.
     maps : tuple of str
         The keys of expert maps, lists of the expert of every slot, in the order of time.
-    budget : str, optional
-        Where seeds are draws of hyperparameters: the key of the loss whose best of r draws is of interest.
+    budget : Budget, optional
+        Where seeds are draws of hyperparameters.
     equal_time : EqualTime, optional
         Of two of the searches; it takes a curve.
 
@@ -117,7 +133,7 @@ class Experiment:
     measures: tuple[Measure, ...]
     curve: tuple[str, str] | None = None
     maps: tuple[str, ...] = ()
-    budget: str | None = None
+    budget: Budget | None = None
     equal_time: EqualTime | None = None
 
     def __post_init__(self) -> None:

@@ -18,6 +18,7 @@ HOMES = {
     "user-table": "user_table",
     "load-limit": "load_limit",
     "tuning-budget": "tuning_budget",
+    "tuning-budget-slots": "tuning_budget",
 }
 """The module of `moe_search.experiments` that holds an experiment in its ``EXPERIMENTS``."""
 

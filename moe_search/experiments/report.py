@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from moe_search.experiments.budget_report import budget_figure, budget_table
+from moe_search.experiments.budget_report import budget_figure, budget_table, fewer_trials_table
 from moe_search.experiments.comparison_rows import comparison_columns, comparison_rows, mean_with_error
 from moe_search.experiments.equal_time import TimedRun, equal_time_table
 from moe_search.experiments.experiment import Experiment, Measure, Trial
-from moe_search.experiments.journal import FILE_NAME, Entry, Journal
+from moe_search.experiments.journal import Entry
+from moe_search.experiments.journals import FILE_NAMES, TrialJournal, read_journal
 from moe_search.experiments.paired_statistics import compare_differences, compare_ratios
 from moe_search.experiments.registry import find_experiment
 from moe_search.experiments.run import plain_settings
@@ -41,7 +42,7 @@ class Finished:
     """An experiment with the trials in its journal."""
 
     experiment: Experiment
-    journal: Journal
+    journal: TrialJournal
     entries: dict[Trial, Entry]
 
     def numbers(self, gate: str, search: str, name: str) -> dict[int, float]:
@@ -59,13 +60,14 @@ class Finished:
         return [baseline[seed] for seed in seeds], [other[seed] for seed in seeds]
 
     def losses(self, name: str) -> dict[str, dict[str, list[float]]]:
-        """Return a number of all trials, by gate and search, as far as any ended."""
-        searches = self.experiment.searches
-        found = {
-            gate: {search: list(self.numbers(gate, search, name).values()) for search in searches}
-            for gate in self.experiment.gates
-        }
-        return {gate: by_search for gate, by_search in found.items() if all(by_search.values())}
+        """Return a number of the seeds that ended under all searches, by gate and search, as far as there are any."""
+        found = {}
+        for gate in self.experiment.gates:
+            by_search = {search: self.numbers(gate, search, name) for search in self.experiment.searches}
+            seeds = sorted(set.intersection(*map(set, by_search.values())))
+            if seeds:
+                found[gate] = {search: [values[seed] for seed in seeds] for search, values in by_search.items()}
+        return found
 
     def timed_runs(self, gate: str, search: str) -> dict[int, TimedRun]:
         """Return the curves over time of a gate and search, by seed; journals of earlier versions hold none."""
@@ -90,17 +92,23 @@ def read_finished(folder: str | os.PathLike[str]) -> list[Finished]:
         If a journal is damaged, holds no trial, or is of an unknown experiment.
     """
     root = Path(folder)
-    folders = [root] if (root / FILE_NAME).is_file() else sorted(file.parent for file in root.glob(f"*/{FILE_NAME}"))
+    folders = [root] if _holds_journal(root) else sorted(filter(_holds_journal, root.glob("*/")))
     if not folders:
-        raise FileNotFoundError(f"no experiment was run in {root}: neither it nor a folder in it holds {FILE_NAME}")
+        raise FileNotFoundError(
+            f"no experiment was run in {root}: neither it nor a folder in it holds {' or '.join(FILE_NAMES)}"
+        )
     found = []
     for each in folders:
-        journal = Journal.read(each)
+        journal = read_journal(each)
         entries = journal.entries()
         if not entries:
             raise ValueError(f"{journal.file} must hold at least one finished trial, got none")
         found.append(Finished(find_experiment(journal.header["experiment"]), journal, entries))
     return found
+
+
+def _holds_journal(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in FILE_NAMES)
 
 
 def make_report(finished: Sequence[Finished], command: str) -> Report:
@@ -148,8 +156,7 @@ def section(finished: Finished) -> Section:
 def tables(finished: Finished) -> tuple[Table, ...]:
     """Return all tables about one experiment."""
     compared = (comparison_table(finished, measure) for measure in comparable(finished.experiment))
-    budget = () if finished.experiment.budget is None else (budget_table(finished.losses(finished.experiment.budget)),)
-    return results_table(finished), *budget, *compared, *_equal_time(finished)
+    return results_table(finished), *_budget(finished), *compared, *_equal_time(finished)
 
 
 def comparable(experiment: Experiment) -> tuple[Measure, ...]:
@@ -197,6 +204,12 @@ def comparison_table(finished: Finished, measure: Measure) -> Table:
     )
 
 
+def _budget(finished: Finished) -> tuple[Table, ...]:
+    budget = finished.experiment.budget
+    losses = {} if budget is None else finished.losses(budget.loss)
+    return (budget_table(losses), fewer_trials_table(losses)) if losses else ()
+
+
 def _equal_time(finished: Finished) -> tuple[Table, ...]:
     rule = finished.experiment.equal_time
     if rule is None:
@@ -233,10 +246,12 @@ def _curves(finished: Finished) -> ReportFigure | None:
 
 
 def _best_of(finished: Finished) -> ReportFigure | None:
-    if finished.experiment.budget is None:
+    budget = finished.experiment.budget
+    losses = {} if budget is None else finished.losses(budget.loss)
+    if not losses:
         return None
     caption = "Expected best validation loss by the number of trials, and the middle 90 % of bootstrap samples."
-    figure = budget_figure(finished.losses(finished.experiment.budget))
+    figure = budget_figure(losses)
     return ReportFigure(figure_svg(figure, f"{finished.experiment.title}: {caption}"), caption)
 
 

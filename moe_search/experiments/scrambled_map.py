@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from moe_search.demo.settings import SearchSchedule
 from moe_search.experiments.experiment import Numbers
 from moe_search.experiments.two_image_trials import TwoImageSettings, specialists, train_on, ways_back
 
@@ -23,4 +24,6 @@ EXPERIMENTS = ways_back(
         "training steps does it take to get back to the validation loss before the scrambling?"
     ),
     run_trial=run_trial,
+    # The first search finds the map; those that follow it only take time.
+    schedule=SearchSchedule(period=2, until=10, iterations=2000),
 )

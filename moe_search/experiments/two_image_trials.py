@@ -95,7 +95,12 @@ def smoke(source: Literal["digits", "fashion"]) -> TwoImageSettings:
 
 
 def ways_back(
-    name: str, title: str, question: str, run_trial: RunTrial, gates: tuple[str, ...] = WAY_BACK_GATES
+    name: str,
+    title: str,
+    question: str,
+    run_trial: RunTrial,
+    gates: tuple[str, ...] = WAY_BACK_GATES,
+    schedule: SearchSchedule | None = None,
 ) -> tuple[Experiment, ...]:
     """Return experiments, one on digits and one on clothing, on the steps back to the loss of intact specialists.
 
@@ -105,6 +110,8 @@ def ways_back(
         The source of the images is added to name and title, what never gets there to the question.
     run_trial : callable
     gates : tuple of str
+    schedule : SearchSchedule, optional
+        Instead of that of `DIGITS` and `FASHION`.
     """
     return tuple(
         Experiment(
@@ -114,7 +121,7 @@ def ways_back(
             gates=gates,
             searches=SEARCHES,
             seeds=10,
-            settings=settings,
+            settings=settings if schedule is None else replace(settings, schedule=schedule),
             smoke=smoke(settings.source),
             run_trial=run_trial,
             measures=(*WAY_BACK_MEASURES, *FINAL_MEASURES),
