@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from optuna import Study
     from optuna.distributions import BaseDistribution
     from optuna.storages import BaseStorage
+    from optuna.storages.journal import JournalFileSymlinkLock
     from optuna.trial import Trial as Draw
 
 FILE_NAME = "optuna.log"
@@ -79,6 +80,9 @@ class StudyJournal:
         if file.exists():
             # Optuna would append to a line that a killed run left unfinished, and could then read neither.
             cut_torn_line(file)
+            # It would also wait half a minute for a lock that such a run held to its end.
+            with suppress(RuntimeError):
+                _lock(file).release()
         journal = cls(file, plain(header), _storage(file), budget)
         studies = _studies(journal.storage)
         for study in studies:
@@ -176,7 +180,13 @@ def _storage(file: Path) -> BaseStorage:
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
-    return JournalStorage(JournalFileBackend(str(file)))
+    return JournalStorage(JournalFileBackend(str(file), lock_obj=_lock(file)))
+
+
+def _lock(file: Path) -> JournalFileSymlinkLock:
+    from optuna.storages.journal import JournalFileSymlinkLock
+
+    return JournalFileSymlinkLock(str(file))
 
 
 def _studies(storage: BaseStorage) -> list[Study]:
