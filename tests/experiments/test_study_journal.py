@@ -1,7 +1,5 @@
 import json
 import os
-import signal
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -10,6 +8,7 @@ import joblib
 import optuna
 import pandas as pd
 import pytest
+from killed_run import run_and_kill
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
@@ -79,8 +78,7 @@ def test_trials_in_parallel_give_the_same_table_and_studies(tmp_path, backend, m
 
 def test_a_killed_trial_is_run_again_and_no_finished_one(tmp_path):
     code = f"""
-import sys, time, dataclasses
-sys.path[:0] = {sys.path!r}
+import time, dataclasses
 import toy_experiment
 from moe_search.experiments.run import run_experiment
 def slow(settings, seed, gate, search):
@@ -88,16 +86,9 @@ def slow(settings, seed, gate, search):
     return toy_experiment.run_trial(settings, seed, gate, search)
 run_experiment(dataclasses.replace(toy_experiment.DRAWN, run_trial=slow), {str(tmp_path)!r}, seeds=30)
 """
-    process = subprocess.Popen([sys.executable, "-c", code])
     log = tmp_path / "optuna.log"
-    deadline = time.monotonic() + 60
     # Six trials begin, their seeds written down, of which the last never ends.
-    while not log.exists() or log.read_bytes().count(b'"user_attr":{"seed"') < 6:
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    run_and_kill(code, log, (b'"user_attr":{"seed"', 6))
     killed = studies(tmp_path)["Hash, search"].trials
     assert [trial.state for trial in killed] == [TrialState.COMPLETE, TrialState.RUNNING]
     assert len(read_journal(tmp_path).entries()) == 5
