@@ -70,7 +70,7 @@ class StudyJournal:
         OSError
             If the folder or the file cannot be written.
         ValueError
-            If the journal that is there is of another run.
+            If the journal that is there is of another run, or damaged.
         """
         require_optuna()
         from optuna.trial import TrialState
@@ -103,7 +103,7 @@ class StudyJournal:
         ImportError
             If Optuna is missing.
         ValueError
-            If no study in it names its experiment.
+            If no study in it names its experiment, or it is damaged.
         """
         file = folder / FILE_NAME
         if not file.is_file():
@@ -180,7 +180,10 @@ def _storage(file: Path) -> BaseStorage:
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
-    return JournalStorage(JournalFileBackend(str(file), lock_obj=_lock(file)))
+    try:
+        return JournalStorage(JournalFileBackend(str(file), lock_obj=_lock(file)))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} must be a journal of Optuna: it is damaged ({error!r})") from error
 
 
 def _lock(file: Path) -> JournalFileSymlinkLock:

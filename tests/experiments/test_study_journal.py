@@ -172,6 +172,17 @@ def test_nothing_to_read(tmp_path):
         read_journal(tmp_path)
 
 
+@pytest.mark.parametrize("line", ["nonsense", "[1]", '{"seed": 1}'])
+def test_damaged_journals(tmp_path, line):
+    run_experiment(DRAWN, tmp_path, seeds=1)
+    log = tmp_path / "optuna.log"
+    first, *others = log.read_text().splitlines()
+    log.write_text("\n".join([first, line, *others]) + "\n")
+    for use in (read_journal, lambda folder: run_experiment(DRAWN, folder, seeds=1)):
+        with pytest.raises(ValueError, match=r"optuna.log must be a journal of Optuna: it is damaged"):
+            use(tmp_path)
+
+
 def test_without_optuna(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(ImportError, match=r"optuna, which is missing: pip install 'moe-search\[experiments\]'"):
