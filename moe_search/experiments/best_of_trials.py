@@ -68,7 +68,7 @@ def trials_needed(losses: Sequence[float] | NDArray[np.float64], target: float) 
         As `expected_best`.
     """
     needed = _needed(expected_best(losses)[None], np.array([target]))[0]
-    return int(needed) if needed < math.inf else None
+    return math.ceil(needed) if needed < math.inf else None
 
 
 @dataclass(frozen=True)
@@ -77,16 +77,16 @@ class FewerTrials:
 
     Attributes
     ----------
-    needed : int or None
-        The least r whose expected best with the search is that of the budget without, or better; None if not even all
-        trials are enough.
+    needed : float or None
+        The least r whose expected best with the search is that of the budget without, the curve taken as straight
+        between whole numbers; None if not even all trials are enough.
     times : float
         The budget over `needed`: above 1, fewer trials are needed with the search; 0 if all are not enough.
     low, high : float
         The middle 90 % of `times` over bootstrap samples of the draws, both losses of a draw taken together.
     """
 
-    needed: int | None
+    needed: float | None
     times: float
     low: float
     high: float
@@ -122,9 +122,9 @@ def fewer_trials(
         raise ValueError(f"budget must be between 1 and {len(first)}, the number of draws, got {budget}")
     chosen = np.random.default_rng(seed).integers(len(first), size=(resamples, len(first)))
     resampled = budget / _needed(_curves(second[chosen]), _curves(first[chosen])[:, budget - 1])
-    needed = trials_needed(second, float(expected_best(first)[budget - 1]))
+    needed = float(_needed(expected_best(second)[None], expected_best(first)[budget - 1 : budget])[0])
     low, high = np.quantile(resampled, _ENDS)
-    return FewerTrials(needed, 0.0 if needed is None else budget / needed, float(low), float(high))
+    return FewerTrials(needed if needed < math.inf else None, budget / needed, float(low), float(high))
 
 
 _ENDS = ((1 - BAND) / 2, (1 + BAND) / 2)
@@ -149,9 +149,18 @@ def _curves(losses: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _needed(curves: NDArray[np.float64], targets: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return, for every row, the least r whose entry is at most the target, up to rounding; infinity if none is."""
-    reached = curves <= targets[:, None] + ROUNDING * np.abs(targets[:, None])
-    return np.where(reached.any(axis=1), reached.argmax(axis=1) + 1.0, math.inf)
+    """Return, for every row, the least r at which it is at most the target, up to rounding; infinity if it never is.
+
+    Between whole numbers of trials a row is straight, and before the first it is level.
+    """
+    targets = targets[:, None]
+    reached = curves <= targets + ROUNDING * np.abs(targets)
+    last = reached.argmax(axis=1)[:, None]
+    before, here = (np.take_along_axis(curves, at, axis=1) for at in (np.maximum(last - 1, 0), last))
+    falls = before > here
+    part = np.where(falls, (before - targets) / np.where(falls, before - here, 1.0), 1.0)
+    needed = np.where(last == 0, 1.0, last + np.clip(part, 0.0, 1.0))
+    return np.where(reached.any(axis=1), needed[:, 0], math.inf)
 
 
 def _checked(losses: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:

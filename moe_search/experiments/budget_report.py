@@ -61,7 +61,7 @@ def fewer_trials_table(losses: Losses) -> Table:
 
 
 def _saving(saved: FewerTrials) -> str:
-    needed = "none" if saved.needed is None else str(saved.needed)
+    needed = "none" if saved.needed is None else f"{saved.needed:.1f}"
     return f"{needed}: {saved.times:.2f} times fewer ({saved.low:.2f} to {saved.high:.2f})"
 
 

@@ -160,7 +160,7 @@ def test_report_of_a_random_search(tmp_path, monkeypatch):
     assert titles[1:3] == ["Best of r trials", "Trials that are as good as r without"]
     # Every draw is better with the search: one is as good as the best of two, and of all, without.
     row = dict(zip(tables(found)[2].columns, tables(found)[2].rows[0], strict=True))
-    assert row == {"gate, search": "Hash, search", "2": "1: 2.00 times fewer (2.00 to 2.00)"}
+    assert row == {"gate, search": "Hash, search", "2": "1.0: 2.00 times fewer (2.00 to 2.00)"}
     assert json.loads(make_report([found], "moe-search report").facts["toy, sizes"])["size"] == 3
 
 
