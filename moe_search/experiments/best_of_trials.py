@@ -15,7 +15,7 @@ BAND = 0.9
 """Part of the bootstrap samples within a band."""
 
 ROUNDING = 1e-12
-"""Relative: two sums of the same losses in another order are the same loss."""
+"""Relative to the largest loss: two sums of the same losses in another order are the same loss."""
 
 
 def expected_best(losses: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
@@ -154,7 +154,7 @@ def _needed(curves: NDArray[np.float64], targets: NDArray[np.float64]) -> NDArra
     Between whole numbers of trials a row is straight, and before the first it is level.
     """
     targets = targets[:, None]
-    reached = curves <= targets + ROUNDING * np.abs(targets)
+    reached = curves <= targets + ROUNDING * np.abs(curves).max(axis=1, keepdims=True)
     last = reached.argmax(axis=1)[:, None]
     before, here = (np.take_along_axis(curves, at, axis=1) for at in (np.maximum(last - 1, 0), last))
     falls = before > here
