@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
@@ -100,7 +101,7 @@ def ways_back(
     question: str,
     run_trial: RunTrial,
     gates: tuple[str, ...] = WAY_BACK_GATES,
-    schedule: SearchSchedule | None = None,
+    sizes: Sequence[TwoImageSettings] = (DIGITS, FASHION),
 ) -> tuple[Experiment, ...]:
     """Return experiments, one on digits and one on clothing, on the steps back to the loss of intact specialists.
 
@@ -110,8 +111,8 @@ def ways_back(
         The source of the images is added to name and title, what never gets there to the question.
     run_trial : callable
     gates : tuple of str
-    schedule : SearchSchedule, optional
-        Instead of that of `DIGITS` and `FASHION`.
+    sizes : sequence of TwoImageSettings
+        Of the experiments.
     """
     return tuple(
         Experiment(
@@ -121,7 +122,7 @@ def ways_back(
             gates=gates,
             searches=SEARCHES,
             seeds=10,
-            settings=settings if schedule is None else replace(settings, schedule=schedule),
+            settings=settings,
             smoke=smoke(settings.source),
             run_trial=run_trial,
             measures=(*WAY_BACK_MEASURES, *FINAL_MEASURES),
@@ -129,7 +130,7 @@ def ways_back(
             maps=MAPS,
             equal_time=EQUAL_TIME,
         )
-        for settings in (DIGITS, FASHION)
+        for settings in sizes
     )
 
 
