@@ -1,14 +1,11 @@
-"""Speed of the local search: deltas a second against the textbook, local optima against scipy, start-up.
+"""Speed of the local search: deltas a second against the textbook, local optima against scipy.
 
 Run ``python -m moe_search.bench.local_search_speed --qaplib FOLDER``. All ratios are taken in one run, on one core.
 """
 
 from __future__ import annotations
 
-import math
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Annotated
@@ -22,18 +19,10 @@ import moe_search as ms
 from moe_search.bench.qaplib_folder import best_known_values
 from moe_search.bench.textbook import SymmetricTextbookQuadratic, TextbookQuadratic
 
-TITLE = "Local search: deltas a second against the textbook, local optima against scipy's 2opt, start-up"
+TITLE = "Local search: deltas a second against the textbook, local optima against scipy's 2opt"
 Row = dict[str, float | str]
 ROUNDS = 5
 STARTS = 30
-FIRST_RESULT = """
-import sys, time
-started = time.perf_counter()
-import moe_search as ms
-result = ms.solve(ms.random_quadratic(30, seed=0), ms.LocalSearch(), ms.MaxIterations(1000))
-seconds = time.perf_counter() - started
-print(seconds, *[name for name in ("torch", "ortools", "matplotlib") if name in sys.modules])
-"""
 
 
 def deltas(problem: ms.QuadraticAssignment, seconds: float) -> float:
@@ -48,12 +37,11 @@ def measure(qaplib: Path | None, seconds: float) -> pd.DataFrame:
     Parameters
     ----------
     qaplib : Path or None
-        Folder of QAPLIB files with best_known.csv; without it only the start-up is measured.
+        Folder of QAPLIB files with best_known.csv; without it there are no rows.
     seconds : float
         Seconds for each measurement.
     """
-    rows = [] if qaplib is None else [*delta_rows(qaplib, seconds), *optimum_rows(qaplib, seconds)]
-    return pd.DataFrame([*rows, *start_up_rows()])
+    return pd.DataFrame([] if qaplib is None else [*delta_rows(qaplib, seconds), *optimum_rows(qaplib, seconds)])
 
 
 def delta_rows(folder: Path, seconds: float) -> list[Row]:
@@ -93,18 +81,6 @@ def optimum_rows(folder: Path, seconds: float) -> list[Row]:
         scipy_seconds = statistics.mean(times)
         row = _row("one local optimum, us", name, 1e6 * ours, "scipy 2opt", 1e6 * scipy_seconds, scipy_seconds / ours)
         rows.append(row | {"gap ours, %": gaps[0], "gap peer, %": gaps[1]})
-    return rows
-
-
-def start_up_rows() -> list[Row]:
-    """Measure import to first result in a new process, three times: after the first from a warm cache."""
-    rows: list[Row] = []
-    for process in ("first process", "second process", "third process"):
-        words = subprocess.run(
-            [sys.executable, "-c", FIRST_RESULT], check=True, capture_output=True, text=True
-        ).stdout.split()
-        row = _row("import to first result, s", process, float(words[0]), "", math.nan, math.nan)
-        rows.append(row | {"heavy modules loaded": ", ".join(words[1:]) or "none"})
     return rows
 
 

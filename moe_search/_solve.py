@@ -12,12 +12,9 @@ from moe_search.problems.linear import LinearAssignment
 from moe_search.problems.pairwise import PairwiseAssignment
 from moe_search.problems.problem import Problem, ordinary_value
 from moe_search.problems.quadratic import QuadraticAssignment
-from moe_search.solvers.branch_and_bound import BranchAndBound
 from moe_search.solvers.clock import Clock
 from moe_search.solvers.enumeration import Enumeration, number_of_permutations
-from moe_search.solvers.hungarian import Hungarian
 from moe_search.solvers.incumbent import OnImprovement, delayed
-from moe_search.solvers.iterated_local_search import IteratedLocalSearch
 from moe_search.solvers.lower_bounds import assignment_seconds, compile_bound, lower_bound
 from moe_search.solvers.result import Result, reached
 from moe_search.solvers.solver import Solver, require_callback
@@ -30,8 +27,6 @@ from moe_search.solvers.stop import (
     TargetValue,
     require_criterion,
 )
-from moe_search.solvers.tabu_search import TabuSearch
-from moe_search.solvers.transport import Transport
 
 BOUND_SHARE = 0.1
 MOST_BOUND_SECONDS = 5.0
@@ -135,17 +130,32 @@ def with_bound(result: Result, problem: Problem) -> Result:
 
 def default_solver(problem: Problem, seconds: float) -> Solver:
     """Return the solver that `solve` takes for a problem and a limit of `seconds` if none is given."""
-    hungarian = Hungarian()
+    # Each solver is imported where it is chosen: the kernels of all of them take longer to declare than one to load.
     if isinstance(problem, LinearAssignment):
+        from moe_search.solvers.hungarian import Hungarian
+        from moe_search.solvers.transport import Transport
+
+        hungarian = Hungarian()
         # Scipy's is faster where an expert holds one slot, but it cannot be stopped: it must end in time by itself.
         one_each = problem.capacity == 1 or problem.size <= HUNGARIAN_UP_TO
         in_time = hungarian.refuses(problem) is None and assignment_seconds(problem.size) <= seconds
         return hungarian if one_each and in_time else Transport()
-    if number_of_permutations(problem) <= ENUMERATE_UP_TO:
+    permutations = number_of_permutations(problem)
+    if permutations <= ENUMERATE_UP_TO:
         return Enumeration()
-    branching = BranchAndBound()
-    if number_of_permutations(problem) <= BRANCH_UP_TO.get(type(problem), 0) and branching.refuses(problem) is None:
-        return branching
-    tabu = TabuSearch()
+    if permutations <= BRANCH_UP_TO.get(type(problem), 0):
+        from moe_search.solvers.branch_and_bound import BranchAndBound
+
+        branching = BranchAndBound()
+        if branching.refuses(problem) is None:
+            return branching
     needed = TABU_MOVES_PER_SLOT * problem.block_size * problem.sweep_cost * SECONDS_PER_OPERATION
-    return tabu if needed <= seconds and tabu.refuses(problem) is None else IteratedLocalSearch()
+    if needed <= seconds:
+        from moe_search.solvers.tabu_search import TabuSearch
+
+        tabu = TabuSearch()
+        if tabu.refuses(problem) is None:
+            return tabu
+    from moe_search.solvers.iterated_local_search import IteratedLocalSearch
+
+    return IteratedLocalSearch()

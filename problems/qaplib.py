@@ -45,6 +45,9 @@ def read_qaplib(path: str | os.PathLike[str]) -> QuadraticAssignment:
         raise ValueError(
             f"{os.fspath(path)} is {fault}: n = {n} needs {expected} integers (n, A, B), got {len(numbers)}"
         )
+    largest = max(numbers[1:], key=abs)
+    if abs(largest) > np.iinfo(np.int64).max:
+        raise ValueError(f"{os.fspath(path)} must hold integers of 64 bits, got {largest}")
     flow, distance = np.array(numbers[1:], dtype=np.int64).reshape(2, n, n)
     return QuadraticAssignment(flow, distance)
 

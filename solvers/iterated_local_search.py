@@ -23,6 +23,8 @@ from moe_search.solvers.stop import StoppingCriterion
 
 Acceptance = Literal["better", "better_or_equal", "annealing", "restart"]
 LOG_LENGTH = 512
+# Of a perturbation: its swaps are no iterations, so that one without end would be a run without end.
+MOST_SWAPS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,8 @@ class IteratedLocalSearch(Solver):
         require_choice("improvement", self.improvement, get_args(Improvement))
         require_choice("acceptance", self.acceptance, get_args(Acceptance))
         require_count("strength", self.strength)
+        if self.strength > MOST_SWAPS:
+            raise ValueError(f"strength must be at most {MOST_SWAPS}, got {self.strength}")
         require_count("patience", self.patience)
         require_number("temperature", self.temperature, least=0.0)
         require_choice("dont_look", self.dont_look, (True, False))

@@ -43,10 +43,11 @@ class MultiStart(Solver):
     -----
     Run i has the i-th seed spawned from the given one, and of equal values the first run's is kept, so that the result
     depends on the seed alone, whatever `n_jobs`, as long as no clock ends a run. A limit of seconds is one for the
-    whole: where runs have to wait for each other, each gets its share. All other criteria hold for each run. All runs
-    start at `initial` if there is one. Iterations, moves, restarts and statistics are sums; the trajectory is that of
-    the best run. On threads every incumbent that is the best of all runs is shown, and Ctrl-C ends all runs and returns
-    the best; other backends show the result only, and pass Ctrl-C on.
+    whole: where runs have to wait for each other, each gets its share of what is left, and on threads no run begins
+    once nothing is. All other criteria hold for each run. All runs start at `initial` if there is one. Iterations,
+    moves, restarts and statistics are sums; the trajectory is that of the best run. On threads every incumbent that is
+    the best of all runs is shown, and Ctrl-C ends all runs and returns the best; other backends show the result only,
+    and pass Ctrl-C on.
     """
 
     solver: Solver
@@ -81,22 +82,29 @@ class MultiStart(Solver):
 
         clock = Clock()
         seeds = spawned_seeds(seed, self.runs)
-        waves = math.ceil(self.runs / max(effective_n_jobs(self.n_jobs), 1))
-        seconds = stop.start().allowance(Progress()).seconds
-        if waves > 1 and math.isfinite(seconds):
-            stop = AnyOf(MaxRuntime(max(seconds, 0.0) / waves), stop)
+        workers = max(effective_n_jobs(self.n_jobs), 1)
+        seconds = max(stop.start().allowance(Progress()).seconds, 0.0)
         if getattr(get_active_backend(prefer="threads")[0], "supports_sharedmem", False):
             board = _Board(on_improvement)
             watched = _Until(board.cancelled, stop)
             results: list[Result] = []
 
+            def one(number: int) -> Result | None:
+                left = seconds - clock.seconds()
+                if number and (left <= 0.0 or board.cancelled.is_set()):
+                    return None
+                waves = math.ceil((self.runs - number) / workers)
+                own = _limited(watched, max(left, 0.0) / waves) if waves > 1 else watched
+                return self.solver.run(problem, own, seeds[number], initial, board.take)
+
             def work() -> None:
-                tasks = [delayed(self.solver.run)(problem, watched, each, initial, board.take) for each in seeds]
-                results.extend(Parallel(n_jobs=self.n_jobs, backend="threading")(tasks))
+                found = Parallel(n_jobs=self.n_jobs, backend="threading")(map(delayed(one), range(self.runs)))
+                results.extend(result for result in found if result is not None)
 
             interrupted = run_watched(work, board.show, board.cancelled.set)
             return self._joined(problem, results, clock, seed, interrupted)
-        tasks = [delayed(self.solver.run)(problem, stop, each, initial, None) for each in seeds]
+        own = _limited(stop, seconds / math.ceil(self.runs / workers))
+        tasks = [delayed(self.solver.run)(problem, own, each, initial, None) for each in seeds]
         joined = self._joined(problem, Parallel(n_jobs=self.n_jobs, prefer="threads")(tasks), clock, seed, False)
         if on_improvement is None:
             return joined
@@ -142,6 +150,10 @@ def spawned_seeds(seed: int | np.random.SeedSequence, count: int) -> list[np.ran
     given = seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
     # SeedSequence.spawn counts its calls in the sequence: a copy starts afresh.
     return np.random.SeedSequence(given.entropy, spawn_key=given.spawn_key).spawn(count)
+
+
+def _limited(stop: StoppingCriterion, seconds: float) -> StoppingCriterion:
+    return AnyOf(MaxRuntime(seconds), stop) if math.isfinite(seconds) else stop
 
 
 class _Board:

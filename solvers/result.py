@@ -103,6 +103,7 @@ class Result:
 
     def summary(self) -> str:
         """Return a few lines of text with everything but the permutation, the trajectory and the statistics."""
+        versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         gap = "unknown" if self.gap is None else f"{100 * self.gap:.3f} %"
         rows = {
             "solver": self.solver,
@@ -116,6 +117,7 @@ class Result:
             "runtime": f"{self.runtime:.3f} s",
             "last gain": f"{self.trajectory[-1].seconds:.3f} s" if self.trajectory else "-",
             "seed": "-" if self.seed is None else str(self.seed),
+            "versions": versions,
         }
         return "\n".join(f"{name:<10} {text}" for name, text in rows.items())
 

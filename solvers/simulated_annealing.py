@@ -106,7 +106,8 @@ class SimulatedAnnealing(Solver):
         def begin_cooling() -> None:
             cooling = int(counters[COOLINGS])
             growth = min(cooling * math.log(self.growth), math.log(LONGEST_COOLING))
-            counters[LEFT] = min(max(int(self.sweeps * swaps * math.exp(growth)), 1), LONGEST_COOLING)
+            proposals = int(min(self.sweeps, LONGEST_COOLING) * swaps * math.exp(growth))
+            counters[LEFT] = min(max(proposals, 1), LONGEST_COOLING)
             start = self.hot if cooling == 0 else max(self.hot * self.reheat, self.cold)
             annealing.temperature[:] = start * scale, (self.cold / start) ** (1.0 / counters[LEFT])
             counters[COOLINGS] += 1

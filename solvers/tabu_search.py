@@ -67,13 +67,11 @@ class TabuSearch(Solver):
     aspiration: float = 5.0
 
     def __post_init__(self) -> None:
-        try:
-            low, high = self.tenure
-            numbers = float(low), float(high), float(self.aspiration)
-        except (TypeError, ValueError) as error:
+        numbers = [*self.tenure, self.aspiration] if isinstance(self.tenure, tuple | list) else []
+        if len(numbers) != 3 or any(isinstance(x, bool) or not isinstance(x, int | float) for x in numbers):
             raise TypeError(
                 f"tenure must be two numbers and aspiration one, got {self.tenure!r} and {self.aspiration!r}"
-            ) from error
+            )
         if not 0 <= numbers[0] <= numbers[1] < math.inf:
             raise ValueError(f"tenure must be 0 <= low <= high, got {self.tenure!r}")
         if not numbers[2] > 0:

@@ -38,6 +38,30 @@ def test_a_heuristic_solve_loads_no_torch_ortools_or_matplotlib():
     assert loaded == []
 
 
+def test_a_solve_declares_the_kernels_of_no_other_solver():
+    loaded = python(
+        "import json, sys, moe_search as ms;"
+        "ms.solve(ms.random_quadratic(30, seed=0), stop=ms.MaxIterations(100));"
+        "print(json.dumps([name for name in sys.modules if name.startswith('moe_search.solvers.')]))"
+    )
+    unused = {"branch_and_bound", "cp_sat", "descent", "expert_flow", "multi_start", "simulated_annealing", "transport"}
+    assert "moe_search.solvers.tabu_search" in loaded
+    assert not unused & {name.split(".")[-1] for name in loaded}
+
+
+@pytest.mark.parametrize("name", ms.solvers.__all__)
+def test_every_solver_name_is_there(name):
+    assert name in dir(ms.solvers)
+    assert getattr(ms.solvers, name).__name__ == name
+
+
+def test_an_unknown_solver_is_an_attribute_error():
+    with pytest.raises(AttributeError, match=r"module 'moe_search\.solvers' has no attribute 'AntColony'"):
+        _ = ms.solvers.AntColony
+    with pytest.raises(ImportError, match="AntColony"):
+        from moe_search.solvers import AntColony  # noqa: F401
+
+
 def test_a_second_process_compiles_nothing(tmp_path):
     code = """
 import json, moe_search as ms

@@ -9,17 +9,16 @@ from __future__ import annotations
 import copy
 from functools import lru_cache
 
-import torch
 from torch import Tensor
 
-from moe_search.demo.model import NUM_EXPERTS, TwoDigitsModel, make_gate, make_model
+from moe_search.demo.model import NUM_EXPERTS, TwoDigitsModel, make_model
 from moe_search.demo.specialists import train_specialists
 from moe_search.demo.training_run import evaluate
 from moe_search.experiments.cluster_gate import ClusterGate
 from moe_search.experiments.experiment import Numbers
 from moe_search.experiments.new_gate import SEEDS_APART
 from moe_search.experiments.two_image_trials import WAY_BACK_GATES, TwoImageSettings, load, train_on, ways_back
-from moe_search.experiments.warm_gate import clusters_of, warm_up
+from moe_search.experiments.warm_gate import clusters_of, make_warm_gate
 from moe_search.gates.gate import Gate
 
 RESTARTS = 10
@@ -55,20 +54,7 @@ def new_gate(settings: TwoImageSettings, seed: int, gate: str) -> Gate:
     parts, centres = _clusters(settings, seed, seed + SEEDS_APART)
     if gate == "Clusters":
         return ClusterGate(centres, NUM_EXPERTS)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed + SEEDS_APART)
-        made = make_gate(gate, inputs.shape[1], seed)
-    sizes = settings.model
-    warm_up(
-        made,
-        inputs,
-        parts,
-        steps=sizes.pretraining_epochs * len(inputs) // sizes.batch_size,
-        learning_rate=sizes.learning_rate,
-        batch_size=sizes.batch_size,
-        seed=seed,
-    )
-    return made
+    return make_warm_gate(gate, inputs, parts, settings.model, seed, seed + SEEDS_APART)
 
 
 @lru_cache(maxsize=2)

@@ -131,6 +131,7 @@ def train_by_steps(
     penalty: Callable[[], Tensor] | None = None,
     load_limit: float | None = None,
     on_search: OnSearch | None = None,
+    held: int = 0,
 ) -> StepRun:
     """Train a model in place.
 
@@ -164,6 +165,8 @@ def train_by_steps(
         Called after every forward; what it returns is added to the loss of the step.
     load_limit, on_search : optional
         Of `PermutationSearch`.
+    held : int
+        So many first steps leave the weights as they are: a search looks at their batches before a wrong map does harm.
 
     Returns
     -------
@@ -205,12 +208,13 @@ def train_by_steps(
         batch = next(batches)
         start, cpu_start = time.perf_counter(), time.process_time()
         model.train()
-        total = loss(forward(model, batch), batch.targets) + moe.regularization()
-        if penalty is not None:
-            total = total + penalty()
-        optimizer.zero_grad()
-        torch.autograd.backward(total)
-        optimizer.step()
+        if step > held:
+            total = loss(forward(model, batch), batch.targets) + moe.regularization()
+            if penalty is not None:
+                total = total + penalty()
+            optimizer.zero_grad()
+            torch.autograd.backward(total)
+            optimizer.step()
         if relaxation is not None:
             relaxation.step()
         if ours is not None:

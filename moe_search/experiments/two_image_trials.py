@@ -6,7 +6,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 
@@ -88,11 +88,24 @@ FASHION = TwoImageSettings(
     relaxation_steps=100,
 )
 
+Sized = TypeVar("Sized", bound=TwoImageSettings)
+
 
 def smoke(source: Literal["digits", "fashion"]) -> TwoImageSettings:
     """Return sizes that take seconds and only show that all works."""
-    model = replace(smoke_settings(), canvas=DIGITS.model.canvas if source == "digits" else FASHION.model.canvas)
-    return TwoImageSettings(source, model, 12, 1e-3, SearchSchedule(period=4, until=8, batches=2, iterations=100), 8)
+    return shrunk(DIGITS if source == "digits" else FASHION)
+
+
+def shrunk(settings: Sized) -> Sized:
+    """Return settings with sizes that take seconds and only show that all works."""
+    return replace(
+        settings,
+        model=replace(smoke_settings(), canvas=settings.model.canvas),
+        steps=12,
+        learning_rate=1e-3,
+        schedule=SearchSchedule(period=4, until=8, batches=2, iterations=100),
+        relaxation_steps=8,
+    )
 
 
 def ways_back(
@@ -123,7 +136,7 @@ def ways_back(
             searches=SEARCHES,
             seeds=10,
             settings=settings,
-            smoke=smoke(settings.source),
+            smoke=shrunk(settings),
             run_trial=run_trial,
             measures=(*WAY_BACK_MEASURES, *FINAL_MEASURES),
             curve=CURVE,
@@ -163,7 +176,13 @@ def _trained_specialists(settings: TwoImageSettings, seed: int, gate: str) -> tu
 
 
 def train_on(
-    model: TwoDigitsModel, settings: TwoImageSettings, seed: int, search: str, intact_loss: float | None
+    model: TwoDigitsModel,
+    settings: TwoImageSettings,
+    seed: int,
+    search: str,
+    intact_loss: float | None,
+    data: DataTensors | None = None,
+    held: int = 0,
 ) -> Numbers:
     """Train a model in place and return the numbers of the trial.
 
@@ -177,8 +196,12 @@ def train_on(
     intact_loss : float or None
         The loss whose first step is looked for. A run that never gets there counts with all its steps: what it would
         have needed is more.
+    data : DataTensors, optional
+        Those of `load` by default.
+    held : int
+        So many first steps leave the weights as they are; see `train_by_steps`.
     """
-    data = load(settings, seed)
+    data = load(settings, seed) if data is None else data
     run = train_by_steps(
         model,
         model.moe,
@@ -191,6 +214,7 @@ def train_on(
         schedule=settings.schedule,
         seed=seed,
         relaxation_steps=settings.relaxation_steps,
+        held=held,
     )
     model.load_state_dict(run.best)
     test = evaluate(model, data.test)

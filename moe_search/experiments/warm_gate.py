@@ -7,6 +7,8 @@ import torch
 from sklearn.cluster import KMeans
 from torch import Tensor
 
+from moe_search.demo.model import make_gate
+from moe_search.demo.settings import DemoSettings
 from moe_search.demo.specialists import misrouting
 from moe_search.gates.gate import Gate
 
@@ -21,6 +23,36 @@ def clusters_of(inputs: Tensor, count: int, seed: int, restarts: int = 1) -> tup
     """
     found = KMeans(count, n_init=restarts, random_state=seed).fit(inputs.numpy())
     return torch.from_numpy(found.labels_.astype(np.int64)), torch.from_numpy(found.cluster_centers_).to(inputs.dtype)
+
+
+def make_warm_gate(name: str, inputs: Tensor, parts: Tensor, sizes: DemoSettings, seed: int, weights_seed: int) -> Gate:
+    """Return a gate that was trained alone, as long as specialists are, to give the samples of part j to slot j.
+
+    Parameters
+    ----------
+    name : str
+        As in `make_gate`.
+    inputs, parts : Tensor
+        As in `warm_up`.
+    sizes : DemoSettings
+    seed : int
+        Decides the samples of every step.
+    weights_seed : int
+        Decides the weights that the gate begins with.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(weights_seed)
+        gate = make_gate(name, inputs.shape[1], seed)
+    warm_up(
+        gate,
+        inputs,
+        parts,
+        steps=sizes.pretraining_epochs * len(inputs) // sizes.batch_size,
+        learning_rate=sizes.learning_rate,
+        batch_size=sizes.batch_size,
+        seed=seed,
+    )
+    return gate
 
 
 def warm_up(

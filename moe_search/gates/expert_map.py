@@ -41,6 +41,12 @@ class ExpertMap(nn.Module):
     ValueError
         If a number is less than 1, or m is not a multiple of n.
 
+    Notes
+    -----
+    What something else writes to the buffer is checked at the next forward in eval mode, told by the version that torch
+    counts: a look at the entries each time would wait for the device. ``AveragedModel(use_buffers=True)`` averages it,
+    and the mean of two maps is none; with ``use_buffers=False`` it takes over the map of the model, which is right.
+
     Examples
     --------
     >>> from moe_search.gates.expert_map import ExpertMap
@@ -51,6 +57,9 @@ class ExpertMap(nn.Module):
     """
 
     experts: Tensor
+
+    # The buffer, and its version, that were last found to be a map.
+    _valid: tuple[Tensor, int] | None = None
 
     def __init__(
         self, num_experts: int, num_slots: int | None = None, num_selectors: int = 1, shared: bool = False
@@ -93,6 +102,7 @@ class ExpertMap(nn.Module):
         self._check("experts", new)
         with torch.no_grad():
             self.experts.copy_(new)
+        self._valid = None if self.experts.is_inference() else (self.experts, self.experts._version)
 
     def permutation(self) -> npt.NDArray[np.int64]:
         """Return the map as a permutation of slots to seats.
@@ -102,7 +112,13 @@ class ExpertMap(nn.Module):
         ndarray of int64, shape (rows * m,)
             ``p[t * m + s] = t * m + seat``, where seat // c is the expert. The seats of an expert go to its slots in
             the order of the slots.
+
+        Raises
+        ------
+        ValueError
+            If something else wrote to the buffer what is no map.
         """
+        self._check("experts", self.experts)
         experts = self.experts.cpu().numpy()
         rows, m = experts.shape
         seats = np.empty((rows, m), dtype=np.int64)
@@ -161,8 +177,11 @@ class ExpertMap(nn.Module):
         Raises
         ------
         ValueError
-            If the shape is another.
+            If the shape is another, or, in eval mode, something else wrote to the buffer what is no map.
         """
+        # In training mode DistributedDataParallel writes to all buffers at every step.
+        if not self.training and not torch.compiler.is_compiling():
+            self._require_map()
         if slot_weights.ndim != 3 or slot_weights.shape[1:] != (self.num_selectors, self.num_slots):
             raise ValueError(
                 f"slot_weights must have shape [B, {self.num_selectors}, {self.num_slots}], "
@@ -180,6 +199,31 @@ class ExpertMap(nn.Module):
             f"num_experts={self.num_experts}, num_slots={self.num_slots}, "
             f"num_selectors={self.num_selectors}, shared={self.shared}"
         )
+
+    def _require_map(self) -> None:
+        """Raise ValueError if the buffer holds no map; it is looked at only after it was written to."""
+        experts = self.experts
+        if experts.is_inference() or experts.is_meta:
+            return
+        if self._valid is not None and (self._valid[0] is not experts or self._valid[1] == experts._version):
+            return
+        try:
+            self._check("experts", experts)
+        except RuntimeError:
+            return  # inside of torch.func.vmap, where no number can be read
+        except ValueError as error:
+            raise ValueError(
+                f"the buffer of an expert map must be changed by the map alone, it was written to: {error} "
+                "(torch.optim.swa_utils.AveragedModel averages it unless use_buffers=False)"
+            ) from None
+        self._valid = experts, experts._version
+
+    def _apply(self, fn: Any, recurse: bool = True) -> ExpertMap:
+        self._valid = None
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_valid": None}
 
     def _what(self) -> str:
         rows = self.experts.shape[0]

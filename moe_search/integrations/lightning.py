@@ -7,10 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from moe_search.layers.mixture_of_experts import MixtureOfExperts
 from moe_search.training.permutation_search import PermutationSearch
-from moe_search.training.sample_losses import Loss
 from moe_search.training.search_record import SearchRecord
+from moe_search.training.tasks import Layer, TaskLoss
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -27,10 +26,11 @@ class LightningSearch(Callback):
 
     Parameters
     ----------
-    moe : MixtureOfExperts
+    moe : MixtureOfExperts or MultiGateMixtureOfExperts
         The layer, a submodule of the module that is trained.
-    loss : callable
-        ``loss(outputs, targets)``, a scalar tensor that is the mean over the samples, without penalties.
+    loss : callable, or sequence of callable
+        ``loss(outputs, targets)``, a scalar tensor that is the mean over the samples, without penalties; with several
+        gates the loss of a task, as `PermutationSearch` takes it.
     batch : callable, optional
         From a batch of the data loader to (inputs, targets) or (inputs, targets, ids); by default the batch itself.
     model : Module, optional
@@ -46,8 +46,8 @@ class LightningSearch(Callback):
 
     def __init__(
         self,
-        moe: MixtureOfExperts,
-        loss: Loss,
+        moe: Layer,
+        loss: TaskLoss,
         *,
         batch: Callable[[Any], Sequence[Tensor]] = tuple,
         model: nn.Module | None = None,

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moe_search.layers.mixture_of_experts import MixtureOfExperts
 from moe_search.training.permutation_search import PermutationSearch
-from moe_search.training.sample_losses import Loss
 from moe_search.training.search_record import SearchRecord
+from moe_search.training.tasks import Layer, TaskLoss
 
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -23,16 +22,18 @@ except ImportError as error:
 class TransformersSearch(TrainerCallback):
     """Search the expert map of a mixture layer while a `transformers.Trainer` trains the model.
 
-    Calls `PermutationSearch.step` after every optimizer step, with what the model was last given in training mode, and
-    `PermutationSearch.finish` at the end. With every checkpoint, each process saves its state in the checkpoint's
-    folder, as ``permutation_search-RANK.pt``; a run that resumes from a checkpoint in its ``output_dir`` takes it up.
+    Calls `PermutationSearch.step` after every optimizer step, with what the model was first given in training mode in
+    that step (in the last part of it, where gradients are accumulated), and `PermutationSearch.finish` at the end. With
+    every checkpoint, each process saves its state in the checkpoint's folder, as ``permutation_search-RANK.pt``; a run
+    that resumes from a checkpoint in its ``output_dir`` takes it up.
 
     Parameters
     ----------
-    moe : MixtureOfExperts
+    moe : MixtureOfExperts or MultiGateMixtureOfExperts
         The layer, a submodule of the model that is trained.
-    loss : callable
-        ``loss(outputs, targets)``, a scalar tensor that is the mean over the samples.
+    loss : callable, or sequence of callable
+        ``loss(outputs, targets)``, a scalar tensor that is the mean over the samples; with several gates the loss of a
+        task, as `PermutationSearch` takes it.
     inputs, targets : str
         Names under which the model is given its inputs and its targets. Other tensors it must not need.
     outputs : str
@@ -48,8 +49,8 @@ class TransformersSearch(TrainerCallback):
 
     def __init__(
         self,
-        moe: MixtureOfExperts,
-        loss: Loss,
+        moe: Layer,
+        loss: TaskLoss,
         *,
         inputs: str = "input_ids",
         targets: str = "labels",
@@ -84,7 +85,16 @@ class TransformersSearch(TrainerCallback):
                     f"a run that resumes at step {state.global_step} must find the state of its search in {path}"
                 )
             self.search.load_state_dict(torch.load(path, weights_only=True))
-        self._hook = model.register_forward_pre_hook(self._remember, with_kwargs=True)
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Watch what the model is given next."""
+        # Each time anew, by a hook that leaves when it has seen it: nothing tells a callback of a training that raises.
+        self._forget()
+        self._hook = kwargs["model"].register_forward_pre_hook(self._remember, with_kwargs=True)
+
+    on_substep_end = on_step_begin
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Count an optimizer step, and search if it is time."""
@@ -103,15 +113,19 @@ class TransformersSearch(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Decide on a search under way."""
+        self._forget()
+        if self.search is not None:
+            self.search.finish()
+
+    def _forget(self) -> None:
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
-        if self.search is not None:
-            self.search.finish()
 
     def _remember(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not model.training:
             return  # an evaluation, or the search's own forward
+        self._forget()
         for name in self._names:
             if not isinstance(kwargs.get(name), Tensor):
                 raise ValueError(f"the model must be given a tensor named {name}, got {', '.join(sorted(kwargs))}")

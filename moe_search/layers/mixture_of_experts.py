@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from moe_search.gates.batch_checks import require_samples
 from moe_search.gates.gate import Gate
 from moe_search.gates.slot_weights import SlotWeights
 from moe_search.layers.dispatch import Dispatch, known_dispatch
+from moe_search.layers.fastest_dispatch import fastest_dispatch
 from moe_search.layers.stacked_experts import StackedExperts
 
 
@@ -37,7 +39,9 @@ class MixtureOfExperts(nn.Module):
           `StackedExperts` with widths and a dtype that it takes; see `StackedExperts.refuses_grouped`.
         - "dense": every expert runs on every sample. An expert whose outputs overflow then spoils also the samples
           that give it weight 0.
-        - "auto": the fastest of these for the sizes at hand, as measured on CPU.
+        - "auto": the fastest of these for the sizes at hand, as measured on CPU. Where dense gives NaN or infinite
+          mixtures, "sorted" computes them anew, so that no expert spoils a sample that gives it weight 0; inside of
+          compiled code, where nothing can be looked at, it does.
 
     Attributes
     ----------
@@ -61,7 +65,8 @@ class MixtureOfExperts(nn.Module):
     compiled code, one graph without breaks, while "sorted" and "grouped" break it.
 
     An expert of modules of their own that no sample of a batch goes to gets no gradient: `DistributedDataParallel` then
-    needs ``find_unused_parameters=True``. With `StackedExperts` it does not.
+    needs ``find_unused_parameters=True``. With `StackedExperts` it does not. No gradient is made up for such an expert:
+    zeros, unlike none, let momentum and weight decay move an expert that no rank had a sample for.
 
     Under autocast, experts compute in its dtype, with all dispatches, and so does the mixture come out.
 
@@ -131,22 +136,22 @@ class MixtureOfExperts(nn.Module):
         return mixture
 
     def _mixture(self, inputs: Tensor, expert_weights: Tensor) -> Tensor:
-        path: str | None = self.dispatch
-        if path == "auto":
-            path = self._fastest(len(inputs))
-        dispatch = None if path == "dense" else Dispatch.of(expert_weights)
-        if path is None and dispatch is not None:
-            path = self._fastest(len(inputs), len(dispatch.samples))
-        if path == "dense" or dispatch is None:
-            return self.combine(expert_weights, self.expert_outputs(inputs))
+        path = self._fastest(expert_weights) if self.dispatch == "auto" else self.dispatch
+        if path == "dense":
+            mixture = self.combine(expert_weights, self.expert_outputs(inputs))
+            if self.dispatch == "dense" or _finite(mixture):
+                return mixture
+            # What is infinite may be an expert on samples that give it weight 0, and 0 times infinity is NaN.
+            path = "sorted"
+        dispatch = Dispatch.of(expert_weights)
         pairs = dispatch.gather(inputs)
         return dispatch.scatter(outputs_of_pairs(self.experts, pairs, dispatch.counts, grouped=path == "grouped"))
 
-    def _fastest(self, num_samples: int, num_pairs: int | None = None) -> str | None:
+    def _fastest(self, expert_weights: Tensor) -> str:
         if torch.compiler.is_compiling():
             return "dense"
         if isinstance(self.experts, StackedExperts):
-            return self.experts.fastest_dispatch(num_samples, num_pairs)
+            return fastest_dispatch(self.experts, expert_weights)
         # What they cost is not known, so none runs on a sample that it is not for.
         return "sorted"
 
@@ -230,6 +235,16 @@ def outputs_of_pairs(
         return experts.forward_sorted(inputs, counts, grouped=grouped)
     parts = zip(experts, torch.split(inputs, list(counts)), strict=True)
     return torch.cat(_outputs((e, expert, part) for e, (expert, part) in enumerate(parts) if len(part)))
+
+
+def _finite(mixture: Tensor) -> bool:
+    """Return whether no entry is NaN or infinite, by their sum: one number to read, at 1 to 4 % of a small layer."""
+    if torch.compiler.is_compiling():
+        return True
+    try:
+        return math.isfinite(mixture.detach().sum(dtype=torch.promote_types(mixture.dtype, torch.float32)).item())
+    except RuntimeError:
+        return True  # inside of torch.func.vmap, where no number can be read
 
 
 def _iterable(experts: Any) -> Iterable[Any]:

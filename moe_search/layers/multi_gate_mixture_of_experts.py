@@ -31,6 +31,7 @@ class MultiGateMixtureOfExperts(nn.Module):
         One for each task, each with ``num_experts`` equal to n. Gates of different kinds may stand side by side.
     shared_map : bool
         Whether all tasks use one expert map, that of the first gate. The gates' maps must then have the same sizes.
+        `PermutationSearch` takes this layer if it is shared, and searches it for all tasks together.
 
     Attributes
     ----------
@@ -153,13 +154,15 @@ class MultiGateMixtureOfExperts(nn.Module):
         IndexError
             If there is no such task.
         ValueError
-            If the map is shared with other tasks: what a map does to one of them does not say what it does to all.
+            If the map is shared with other tasks: what a map does to one of them does not say what it does to all. A
+            search then takes the layer itself, ``PermutationSearch(model, multi, loss=loss)``.
         """
         if not 0 <= t < len(self.tasks):
             raise IndexError(f"t must be a task, 0 .. {len(self.tasks) - 1}, got {t}")
         if self.shared_map and len(self.tasks) > 1:
             raise ValueError(
-                f"the map of task {t} is shared by all {len(self.tasks)} tasks: it cannot be searched for one of them"
+                f"the map of task {t} is shared by all {len(self.tasks)} tasks: it cannot be searched for one of them, "
+                "only for all, with the layer itself in the place of a task"
             )
         return cast(TaskMixture, self.tasks[t])
 

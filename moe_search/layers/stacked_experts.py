@@ -18,15 +18,6 @@ GROUPED_BYTES = 16
 GROUPED_DTYPES = {"cpu": (torch.float32, torch.bfloat16, torch.float16), "cuda": (torch.bfloat16,)}
 """What `grouped_mm` takes, by type of device."""
 
-DENSE_BELOW, DENSE_BELOW_GROUPED = 8_000_000, 3_000_000
-"""Multiplications of all experts on all samples that take no longer than sorting: against "sorted", and "grouped"."""
-
-FULL_DENSE_BELOW = 2_000_000_000
-"""Multiplications up to which samples that go to all experts are not sorted: beyond, the sorted rows fit the cache."""
-
-GROUPED_BELOW = 4_000_000
-"""Multiplications of an average expert below which calls, not products, take the time, so that one for all is best."""
-
 
 class StackedExperts(nn.Module):
     """n experts of the same shape: an affine map and an activation, or two affine maps with an activation between.
@@ -47,6 +38,9 @@ class StackedExperts(nn.Module):
     ----------
     weights, biases : ParameterList
         One entry for each affine map, of shape [n, out, in] and [n, out].
+
+    multiplications : int
+        Of one expert on one sample.
 
     Raises
     ------
@@ -85,6 +79,7 @@ class StackedExperts(nn.Module):
         self.activation = nn.Identity() if activation is None else activation()
         if not isinstance(self.activation, nn.Module):
             raise TypeError(f"activation must return a torch.nn.Module, got {type(self.activation).__name__}")
+        self.multiplications = sum(before * after for before, after in itertools.pairwise(self.widths))
         shapes = [(self.num_experts, after, before) for before, after in itertools.pairwise(self.widths)]
         self.weights = nn.ParameterList([torch.empty(shape) for shape in shapes])
         self.biases = nn.ParameterList([torch.empty(shape[:2]) for shape in shapes])
@@ -194,31 +189,6 @@ class StackedExperts(nn.Module):
             if i == 0:
                 outputs = self.activation(outputs)
         return outputs
-
-    def fastest_dispatch(self, num_samples: int, num_pairs: int | None = None) -> str | None:
-        """Return what is fastest for samples with so many pairs of sample and expert.
-
-        By the number of multiplications, with limits measured on a CPU core; see `bench.dispatch_speed`. On other
-        devices it is "grouped" where possible, which nothing here has measured.
-
-        Returns
-        -------
-        str or None
-            "dense", "sorted" or "grouped". None if that depends on the number of pairs, and it is not given.
-        """
-        refused = self.refuses_grouped() is not None
-        on_cpu = self.weights[0].device.type == "cpu"
-        row = sum(before * after for before, after in itertools.pairwise(self.widths))
-        dense = num_samples * self.num_experts * row
-        if on_cpu and dense <= (DENSE_BELOW if refused else DENSE_BELOW_GROUPED):
-            return "dense"
-        if num_pairs is None:
-            return None
-        if on_cpu and num_pairs == num_samples * self.num_experts and dense <= FULL_DENSE_BELOW:
-            return "dense"
-        if refused or (on_cpu and num_pairs * row > GROUPED_BELOW * self.num_experts):
-            return "sorted"
-        return "grouped"
 
     def refuses_grouped(self) -> str | None:
         """Return why `torch.nn.functional.grouped_mm` cannot run these experts, or None if it can.

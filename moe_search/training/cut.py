@@ -11,23 +11,25 @@ import torch
 from torch import Tensor, nn
 
 from moe_search.layers.mixture_of_experts import MixtureOfExperts
+from moe_search.layers.multi_gate_mixture_of_experts import MultiGateMixtureOfExperts
 from moe_search.training.batch import Batch
+from moe_search.training.tasks import Layer, Tasks
 
 
 @dataclass(frozen=True, eq=False)
 class Cut:
-    """What one forward of a model showed at its mixture layer.
+    """What one forward of a model showed at its mixture layer; by rows, as in `Tasks`, but for the inputs.
 
     Parameters
     ----------
     moe_inputs : Tensor
         What the layer took, shape [B, ...].
     slot_weights : Tensor
-        The weights of its gate, shape [B, T, m].
+        The weights of its gates, shape [rows, T, m].
     mixture : Tensor
-        What the layer returned, shape [B, ...].
+        What the layer returned, shape [rows, ...].
     outputs : Tensor
-        What the model returned, shape [B, ...].
+        What the model returned, shape [rows, ...].
     """
 
     moe_inputs: Tensor
@@ -36,12 +38,12 @@ class Cut:
     outputs: Tensor
 
 
-def check_model(model: nn.Module, moe: MixtureOfExperts) -> None:
+def check_model(model: nn.Module, moe: Layer) -> None:
     """Raise TypeError if one of the two is of another type, ValueError if ``moe`` is not inside ``model``."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    if not isinstance(moe, MixtureOfExperts):
-        raise TypeError(f"moe must be a MixtureOfExperts, got {type(moe).__name__}")
+    if not isinstance(moe, (MixtureOfExperts, MultiGateMixtureOfExperts)):
+        raise TypeError(f"moe must be a MixtureOfExperts or MultiGateMixtureOfExperts, got {type(moe).__name__}")
     if not any(module is moe for module in model.modules()):
         raise ValueError(f"moe must be a submodule of model, got one that {type(model).__name__} does not contain")
 
@@ -72,14 +74,16 @@ def forward(model: nn.Module, batch: Batch) -> Tensor:
     return outputs
 
 
-def cut(model: nn.Module, moe: MixtureOfExperts, batch: Batch) -> Cut:
+def cut(model: nn.Module, tasks: Tasks, batch: Batch) -> Cut:
     """Run ``model`` once and return what its mixture layer took and gave.
 
     Raises
     ------
     ValueError
-        If the layer does not run exactly once, or not on one row for each sample.
+        If the layer does not run exactly once, or not on one row for each sample, or if the model does not return one
+        output for each sample and task.
     """
+    moe = tasks.moe
     calls: list[tuple[Tensor, Tensor | None, Tensor]] = []
 
     def listen(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], mixture: Tensor) -> None:
@@ -99,22 +103,27 @@ def cut(model: nn.Module, moe: MixtureOfExperts, batch: Batch) -> Cut:
             f"moe must take one row for each sample of the batch, got {moe_inputs.shape[0]} rows "
             f"for {len(batch)} samples"
         )
-    return Cut(moe_inputs, moe.gate(moe_inputs, moe_ids).weights, mixture, outputs)
+    return Cut(
+        moe_inputs,
+        tasks.slot_weights(moe_inputs, moe_ids),
+        tasks.rows("the mixture", mixture),
+        tasks.rows("the outputs of model", outputs),
+    )
 
 
-def run_head(model: nn.Module, moe: MixtureOfExperts, batch: Batch, mixture: Tensor) -> Tensor:
-    """Return the outputs of ``model`` when ``moe`` returns ``mixture``, whatever it is given."""
+def run_head(model: nn.Module, tasks: Tasks, batch: Batch, mixture: Tensor) -> Tensor:
+    """Return the outputs of ``model`` when its layer returns ``mixture``, whatever it is given; both by rows."""
 
     def answer(*_args: Any, **_kwargs: Any) -> Tensor:
         # A copy, for heads that work in place.
-        return mixture.clone()
+        return tasks.by_sample(mixture).clone()
 
     # A forward hook would replace the output too, after having run the gate and the experts for nothing.
-    attributes = vars(moe)
+    attributes = vars(tasks.moe)
     own = attributes.get("forward")
     attributes["forward"] = answer
     try:
-        return forward(model, batch)
+        return tasks.rows("the outputs of model", forward(model, batch))
     finally:
         if own is None:
             del attributes["forward"]
@@ -122,30 +131,52 @@ def run_head(model: nn.Module, moe: MixtureOfExperts, batch: Batch, mixture: Ten
             attributes["forward"] = own
 
 
+def require_separate(model: nn.Module, tasks: Tasks, batch: Batch, cut: Cut) -> None:
+    """Raise ValueError unless the outputs of every task are the same whatever the mixtures of the other tasks are.
+
+    Only then is the loss a sum over rows. Tried by a forward of the head in which every sample has another mixture for
+    one of its tasks.
+    """
+    samples = torch.arange(len(batch), device=cut.mixture.device)
+    here = cut.outputs.flatten(1)
+    # A small batch does not change every task at once.
+    for first in range(0, tasks.count if tasks.count > 1 else 0, len(batch)):
+        changed = torch.zeros(len(here), dtype=torch.bool, device=here.device)
+        changed[samples * tasks.count + (samples + first) % tasks.count] = True
+        mixture = cut.mixture.clone()
+        mixture[changed] = 2 * mixture[changed] + 1
+        off = (run_head(model, tasks, batch, mixture).flatten(1) - here)[~changed].abs().max()
+        if not off <= torch.finfo(here.dtype).eps ** 0.5 * here.abs().max():
+            raise ValueError(
+                "the outputs of a task must depend on no mixture but its own for a shared map to be searched, "
+                f"got one that another task's mixture moves by {float(off):.3g}"
+            )
+
+
 def fold_head(
-    model: nn.Module, moe: MixtureOfExperts, batch: Batch, mixture: Tensor, expert_outputs: Tensor
+    model: nn.Module, tasks: Tasks, batch: Batch, mixture: Tensor, expert_outputs: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Fold the head, linearized around the mixture, into the outputs of the experts.
 
-    With the head o(z) of a sample and its mixture z0, expert e is given o(z0) + J (f_e - z0), where J is the Jacobian
-    of o at z0. Because the weights of a sample sum to 1, mixing these is the same as the linearized head of the mixed
+    With the head o(z) of a row and its mixture z0, expert e is given o(z0) + J (f_e - z0), where J is the Jacobian
+    of o at z0. Because the weights of a row sum to 1, mixing these is the same as the linearized head of the mixed
     f_e: exact for an affine head.
 
     Parameters
     ----------
-    model, moe, batch
-        The model, its mixture layer, and the samples.
+    model, tasks, batch
+        The model, its mixture layer by tasks, and the samples.
     mixture : Tensor
-        z0, shape [B, ...].
+        z0, shape [rows, ...].
     expert_outputs : Tensor
-        f_e, shape [B, n, ...].
+        f_e, shape [rows, n, ...].
 
     Returns
     -------
     outputs : Tensor
-        o(z0), shape [B, ...].
+        o(z0), shape [rows, ...].
     folded : Tensor
-        Shape [B, n, C], the axes of an output flattened to C.
+        Shape [rows, n, C], the axes of an output flattened to C.
 
     Raises
     ------
@@ -155,21 +186,21 @@ def fold_head(
     directions = (expert_outputs - mixture.unsqueeze(1)).flatten(2)
     with torch.enable_grad():
         point = mixture.detach().clone().requires_grad_()
-        outputs = run_head(model, moe, batch, point)
-        flat = outputs.reshape(len(batch), -1)
-        # No output depends on another sample: the gradient of a sum is a row of every sample's Jacobian.
+        outputs = run_head(model, tasks, batch, point)
+        flat = outputs.reshape(len(mixture), -1)
+        # No output depends on another sample or task: the gradient of a sum is a row of every one's Jacobian.
         totals = flat.sum(0)
     folded = flat.detach().unsqueeze(1).repeat(1, expert_outputs.shape[1], 1)
-    # As many rows at once as there are experts take no more memory than their outputs.
-    for rows in torch.split(torch.arange(len(totals), device=totals.device), expert_outputs.shape[1]):
-        jacobians = _rows(totals, point, rows).flatten(2)
-        folded[:, :, rows] += torch.einsum("cbd,bnd->bnc", jacobians, directions).to(folded.dtype)
+    # As many at once as there are experts take no more memory than their outputs.
+    for some in torch.split(torch.arange(len(totals), device=totals.device), expert_outputs.shape[1]):
+        jacobians = _gradients(totals, point, some).flatten(2)
+        folded[:, :, some] += torch.einsum("cbd,bnd->bnc", jacobians, directions).to(folded.dtype)
     return outputs.detach(), folded
 
 
-def _rows(totals: Tensor, point: Tensor, rows: Tensor) -> Tensor:
-    """Return the gradients of some of the totals, shape [rows, B, ...]."""
-    seeds = torch.nn.functional.one_hot(rows, len(totals)).to(totals.dtype)
+def _gradients(totals: Tensor, point: Tensor, some: Tensor) -> Tensor:
+    """Return the gradients of some of the totals, shape [totals, rows, ...]."""
+    seeds = torch.nn.functional.one_hot(some, len(totals)).to(totals.dtype)
     gradients: tuple[Tensor | None, ...] = (None,)
     if totals.requires_grad:
         try:

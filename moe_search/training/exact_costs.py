@@ -16,14 +16,14 @@ COPIES = 3
 
 
 def slot_costs(opened: Opened) -> NDArray[np.float64]:
-    """Return ``cost[s, e]``, the summed loss of the samples of slot s when expert e answers; shape (m, n).
+    """Return ``cost[s, e]``, the summed loss of the rows of slot s when expert e answers; shape (m, n).
 
     Parameters
     ----------
     opened : Opened
-        Every sample gives weight to one slot.
+        Every row, a sample and a task, gives weight to one slot.
     """
-    m, n = opened.num_slots, opened.moe.gate.num_experts
+    m, n = opened.num_slots, opened.tasks.expert_map.num_experts
     cost = np.zeros((m, n))
     for chunk in opened.chunks:
         slots = chunk.slot_weights[:, 0].argmax(1).cpu().numpy()
@@ -34,13 +34,13 @@ def slot_costs(opened: Opened) -> NDArray[np.float64]:
 
 
 def pair_costs(opened: Opened) -> NDArray[np.float64]:
-    """Return ``cost[s, t, e, f]``, the summed loss of the samples of slots s and t when e and f answer.
+    """Return ``cost[s, t, e, f]``, the summed loss of the rows of slots s and t when e and f answer.
 
     Parameters
     ----------
     opened : Opened
-        No sample gives weight to more than two slots. A sample with one slot s is in ``cost[s, s, e, e]``, one with
-        two is in that of its first slot and its second, s < t.
+        No row, a sample and a task, gives weight to more than two slots. A row with one slot s is in
+        ``cost[s, s, e, e]``, one with two is in that of its first slot and its second, s < t.
 
     Returns
     -------
@@ -51,7 +51,7 @@ def pair_costs(opened: Opened) -> NDArray[np.float64]:
     ValueError
         If the problem of these costs would take more than `PAIRWISE_BYTES`.
     """
-    m, n = opened.num_slots, opened.moe.gate.num_experts
+    m, n = opened.num_slots, opened.tasks.expert_map.num_experts
     size = 8 * COPIES * (m * n) ** 2
     if size > PAIRWISE_BYTES:
         raise ValueError(
@@ -63,7 +63,7 @@ def pair_costs(opened: Opened) -> NDArray[np.float64]:
     for chunk in opened.chunks:
         # A slot more, of weight 0: there may be only one.
         weights, slots = torch.nn.functional.pad(chunk.slot_weights.flatten(1), (0, 1)).topk(2, dim=1)
-        # The second of a sample with one slot has weight 0 and may be any: let it be the first.
+        # The second of a row with one slot has weight 0 and may be any: let it be the first.
         slots = torch.where(weights > 0, slots, slots[:, :1])
         order = slots.argsort(dim=1, stable=True)
         weights, slots = weights.gather(1, order), slots.gather(1, order)

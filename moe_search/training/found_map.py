@@ -130,6 +130,8 @@ class Underway:
     ----------
     batch : Batch
         The samples that will decide: those of the last step.
+    step, num_samples : int
+        The step that it began after, and the number of samples searched on.
     seconds : float
         How long training has waited for the search so far.
     found : Future of FoundMap or None
@@ -137,6 +139,8 @@ class Underway:
     """
 
     batch: Batch
+    step: int
+    num_samples: int
     seconds: float = 0.0
     found: Future[FoundMap] | None = None
 
@@ -150,21 +154,26 @@ class Underway:
         assert self.found is not None
         return self.found.result()
 
-    def state_dict(self) -> dict[str, Any] | None:
-        """Return the state once the solver has ended; None if it raised."""
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state once the solver has ended. If it raised, that of a search that found nothing.
+
+        The other ranks do not know that it raised, and will ask the first for its answer.
+        """
         found = None
         if self.found is not None:
-            if self.found.exception() is not None:
-                return None
-            found = self.wait().state_dict()
-        return {"batch": dict(self.batch.named()), "seconds": self.seconds, "found": found}
+            failed = self.found.exception() is not None
+            answer = nothing_found(self.step, self.num_samples, "failed") if failed else self.wait()
+            found = answer.state_dict()
+        numbers = {"step": self.step, "num_samples": self.num_samples, "seconds": self.seconds}
+        return {"batch": dict(self.batch.named()), **numbers, "found": found}
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any], device: torch.device) -> Underway:
         """Return the search of `state_dict`."""
         found = state["found"]
         future = None if found is None else at_once(lambda: FoundMap.from_state_dict(found))
-        return cls(Batch(**state["batch"]).to(device), float(state["seconds"]), future)
+        numbers = state["step"], state["num_samples"], float(state["seconds"])
+        return cls(Batch(**state["batch"]).to(device), *numbers, future)
 
 
 def at_once(compute: Callable[[], FoundMap]) -> Future[FoundMap]:

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from moe_search.layers.mixture_of_experts import MixtureOfExperts
 from moe_search.problems.linear import LinearAssignment
 from moe_search.problems.load_limited import LoadLimited
 from moe_search.problems.mixture import MixtureAssignment
@@ -23,7 +22,7 @@ from moe_search.training.mixture_arrays import Deviation, mixture_arrays, mixtur
 from moe_search.training.opened import Opened, open_batch
 from moe_search.training.ranks import ALONE, Ranks
 from moe_search.training.recognize_loss import RecognizedLoss, recognize_loss
-from moe_search.training.sample_losses import Loss
+from moe_search.training.tasks import Layer, TaskLoss, Tasks
 
 CHUNK_SIZE = 1024
 """Samples that go through the model at once, by default: enough to keep it busy, few for the experts' outputs."""
@@ -38,20 +37,21 @@ class Lowering:
     Parameters
     ----------
     problem : LinearAssignment, PairwiseAssignment or MixtureAssignment
-        Its value is the mean loss of the batch under a map. A `LoadLimited` one of these after `limit_load`.
+        Its value is the mean loss of the batch under a map, summed over tasks. A `LoadLimited` one of these after
+        `limit_load`.
     initial : ndarray of int64
         The permutation of the gate's present map.
     linearized : bool
         Whether the head is not affine, so that the problem holds its linearization around the present mixture. The
         value of `initial` is the true loss in any case.
     batch_loss : float
-        Mean loss of the batch under the present map, by a true forward.
+        Mean loss of the batch under the present map, summed over tasks, by a true forward.
     num_samples : int
         Number of samples in the batch.
-    loss : RecognizedLoss or None
-        What the loss was recognized as, for a `MixtureAssignment`; None for the others, which take any.
+    losses : tuple of RecognizedLoss or None
+        What the loss of every task was recognized as, for a `MixtureAssignment`; None for the others, which take any.
     slot_loads : ndarray of int64
-        Number of samples with weight on every slot, shape (size,).
+        Number of samples with weight on every slot, shape (size,); summed over tasks.
     """
 
     problem: LinearAssignment | PairwiseAssignment | MixtureAssignment | LoadLimited
@@ -59,16 +59,16 @@ class Lowering:
     linearized: bool
     batch_loss: float
     num_samples: int
-    loss: RecognizedLoss | None
+    losses: tuple[RecognizedLoss, ...] | None
     slot_loads: NDArray[np.int64]
 
 
 def lower(
     model: nn.Module,
-    moe: MixtureOfExperts,
+    moe: Layer,
     inputs: Tensor,
     targets: Tensor,
-    loss: Loss,
+    loss: TaskLoss,
     ids: Tensor | None = None,
     *,
     problem: ProblemKind = "auto",
@@ -89,7 +89,13 @@ def lower(
         No sample has more than two slots: `PairwiseAssignment`, exact through any head and any loss, at the price of a
         forward for each of the n^2 pairs of experts, and of memory for (m n)^2 costs.
 
-    The first of these that fits is made, or the one asked for. The model is run in eval mode and left as it was:
+    The first of these that fits is made, or the one asked for.
+
+    A `MultiGateMixtureOfExperts` whose tasks share a map gives one problem too, of the summed loss of the tasks: what
+    is said of a sample holds for each pair of a sample and a task, with the slot weights of the task's gate, the task's
+    loss, and the experts' outputs on the sample. The head of a task must see no mixture but its own, which is tried.
+
+    The model is run in eval mode and left as it was:
     training flags, gradients, buffers and random generators.
 
     Parameters
@@ -97,22 +103,25 @@ def lower(
     model : Module
         Called as ``model(inputs)``, or ``model(inputs, ids=ids)`` if ids are given. In eval mode, the output of a
         sample must not depend on the other samples of the batch.
-    moe : MixtureOfExperts
-        A submodule of `model` (or `model` itself) that runs once in a forward, on one row for each sample.
+    moe : MixtureOfExperts or MultiGateMixtureOfExperts
+        A submodule of `model` (or `model` itself) that runs once in a forward, on one row for each sample. One of
+        several gates must share their map; the model then returns outputs of shape [B, tasks, ...].
     inputs, targets : Tensor
-        Shape [B, ...], on the device of the model.
-    loss : callable
-        ``loss(outputs, targets)``, a scalar tensor that is the mean over the samples.
+        Shape [B, ...], on the device of the model; targets [B, tasks, ...] for a layer of several gates.
+    loss : callable, or sequence of callable
+        ``loss(outputs, targets)``, a scalar tensor that is the mean over the samples. For a layer of several gates, the
+        loss of a task, called with its ``outputs[:, t]`` and ``targets[:, t]``: one for all, or one for each. In a
+        ``mixture``, all must be of one kind; factors may differ.
     ids : Tensor, optional
         Shape [B], for gates that route by id.
     problem : {"auto", "linear", "mixture", "pairwise"}
         The class of the problem.
     max_samples : int, optional
         Only the last ``max_samples`` samples are looked at; all by default. A mixture holds n * D numbers for each of
-        them, D being the width of the model's outputs.
+        them, and for each task, D being the width of the model's outputs (for one task).
     chunk_size : int, default 1024
-        The most samples that go through the model, and through every expert, at once. It bounds what lowering takes
-        beside the arrays of the problem: the outputs of n experts on ``chunk_size`` samples.
+        The most samples (times tasks) that go through the model, and through every expert, at once. It bounds what
+        lowering takes beside the arrays of the problem: the outputs of n experts on ``chunk_size`` samples.
 
     Returns
     -------
@@ -125,44 +134,47 @@ def lower(
     ValueError
         If `moe` is not inside `model` or not run on one row for each sample, if the batch is empty, its parts differ in
         length or lie on another device than the model, if the loss is not the mean over the samples, if no class of
-        problem fits or not the one asked for, or if a pairwise problem would be too large.
+        problem fits or not the one asked for, or if a pairwise problem would be too large. With several gates also if
+        they do not share a map, if losses, targets or outputs are not as many as the tasks, if the outputs of a task
+        depend on the mixture of another, or, in a ``mixture``, not differentiably on its own.
     NonFiniteLossError
         If the loss, or what an expert answers, is NaN or infinite.
     """
     check_model(model, moe)
-    if not callable(loss):
-        raise TypeError(f"loss must be a callable (outputs, targets) -> scalar, got {type(loss).__name__}")
+    tasks = Tasks.of(moe, loss)
     require_problem_kind(problem)
     require_int("chunk_size", chunk_size, 1)
     batch = Batch(inputs, targets, ids)
     batch.require(1)
+    tasks.rows("targets", batch.targets)
     batch.check_device(model)
     if max_samples is not None:
         require_int("max_samples", max_samples, 1)
         batch = batch.last(max_samples)
-    lowering, _ = lower_batch(model, moe, batch, loss, problem, chunk_size)
+    lowering, _ = lower_batch(model, tasks, batch, problem, chunk_size)
     assert lowering is not None
     return lowering
 
 
 def lower_batch(
     model: nn.Module,
-    moe: MixtureOfExperts,
+    tasks: Tasks,
     batch: Batch,
-    loss: Loss,
     problem: ProblemKind,
     chunk_size: int,
-    known: RecognizedLoss | None = None,
+    known: tuple[RecognizedLoss, ...] | None = None,
     ranks: Ranks = ALONE,
-) -> tuple[Lowering | None, RecognizedLoss | None]:
+) -> tuple[Lowering | None, tuple[RecognizedLoss, ...] | None]:
     """Make the problem of the samples of all ranks together, from checked arguments.
 
     Parameters
     ----------
-    model, moe, batch, loss, problem, chunk_size
+    model, batch, problem, chunk_size
         As in `lower`; the batch is that of this rank.
-    known : RecognizedLoss, optional
-        What the loss was recognized as before: looked at first.
+    tasks : Tasks
+        The layer and the losses.
+    known : tuple of RecognizedLoss, optional
+        What the losses were recognized as before: looked at first.
     ranks : Ranks
         All of them must call this together.
 
@@ -170,8 +182,8 @@ def lower_batch(
     -------
     lowering : Lowering or None
         None on all ranks but the first.
-    recognized : RecognizedLoss or None
-        What the loss was recognized as, if it was looked at.
+    recognized : tuple of RecognizedLoss or None
+        What the losses were recognized as, if they were looked at.
 
     Raises
     ------
@@ -179,17 +191,18 @@ def lower_batch(
         As in `lower`, on all ranks if on one.
     """
     with frozen(model):
-        opened = ranks.agree(lambda: open_batch(model, moe, batch, loss, chunk_size))
+        opened = ranks.agree(lambda: open_batch(model, tasks, batch, chunk_size))
         losses = np.concatenate(ranks.collect(opened.losses))
+        num_samples = len(losses) // tasks.count
         slot_loads = ranks.sum(opened.slot_loads)
         made: LinearAssignment | PairwiseAssignment | MixtureAssignment | None
         deviation = Deviation()
         kind, recognized = _choose(problem, opened, known, ranks)
         if kind == "linear":
-            made = LinearAssignment(ranks.sum(ranks.agree(lambda: slot_costs(opened))) / len(losses))
+            made = LinearAssignment(ranks.sum(ranks.agree(lambda: slot_costs(opened))) / num_samples)
         elif kind == "pairwise":
-            costs = ranks.sum(ranks.agree(lambda: pair_costs(opened))) / len(losses)
-            made = PairwiseAssignment(costs, block_size=moe.gate.num_slots)
+            costs = ranks.sum(ranks.agree(lambda: pair_costs(opened))) / num_samples
+            made = PairwiseAssignment(costs, block_size=tasks.expert_map.num_slots)
         else:
             assert recognized is not None
             arrays = ranks.gather(ranks.agree(lambda: mixture_arrays(opened, recognized)))
@@ -198,9 +211,9 @@ def lower_batch(
                 deviation = deviation.joined(part.deviation)
     if made is None or ranks.index > 0:
         return None, recognized
-    initial = moe.gate.expert_map.permutation()
-    mean = float(losses.mean())
-    return Lowering(made, initial, not deviation.affine, mean, len(losses), recognized, slot_loads), recognized
+    initial = tasks.expert_map.permutation()
+    mean = float(losses.sum() / num_samples)
+    return Lowering(made, initial, not deviation.affine, mean, num_samples, recognized, slot_loads), recognized
 
 
 def require_problem_kind(problem: object) -> None:
@@ -210,16 +223,17 @@ def require_problem_kind(problem: object) -> None:
 
 
 def _choose(
-    problem: ProblemKind, opened: Opened, known: RecognizedLoss | None, ranks: Ranks
-) -> tuple[ProblemKind, RecognizedLoss | None]:
-    """Return the kind of problem that all ranks make, and what the loss was recognized as if it is a mixture."""
+    problem: ProblemKind, opened: Opened, known: tuple[RecognizedLoss, ...] | None, ranks: Ranks
+) -> tuple[ProblemKind, tuple[RecognizedLoss, ...] | None]:
+    """Return the kind of problem that all ranks make, and what the losses were recognized as if it is a mixture."""
     most = max(ranks.collect(opened.slots_per_sample))
-    one_slot = most == 1 and len(opened.moe.gate.expert_map.experts) == 1
+    map_rows = len(opened.tasks.expert_map.experts)
+    one_slot = most == 1 and map_rows == 1
     if problem == "linear" or (problem == "auto" and one_slot):
         if not one_slot:
             raise ValueError(
                 f"a linear problem must have one slot a sample and one row of slots, got up to {most} slots a sample "
-                f"and {len(opened.moe.gate.expert_map.experts)} rows"
+                f"and {map_rows} rows"
             )
         return "linear", None
     if problem != "pairwise":
@@ -234,13 +248,25 @@ def _choose(
     return "pairwise", None
 
 
-def _recognize(opened: Opened, known: RecognizedLoss | None) -> tuple[RecognizedLoss | None, ValueError | None]:
-    outputs, targets = opened.outputs, opened.targets
-    if known is not None:
-        known = known.with_targets(targets)
-        if known.fits(outputs, opened.losses):
-            return known, None
-    try:
-        return recognize_loss(opened.loss, outputs, targets), None
-    except ValueError as error:
-        return None, error
+def _recognize(
+    opened: Opened, known: tuple[RecognizedLoss, ...] | None
+) -> tuple[tuple[RecognizedLoss, ...] | None, ValueError | None]:
+    found: list[RecognizedLoss] = []
+    all_outputs, all_targets = opened.outputs, opened.targets
+    for t, loss in enumerate(opened.tasks.losses):
+        rows = opened.tasks.of_task(t)
+        outputs, targets = all_outputs[rows], all_targets[rows]
+        before = None if known is None else known[t].with_targets(targets)
+        if before is not None and before.fits(outputs, opened.losses[rows]):
+            found.append(before)
+            continue
+        try:
+            found.append(recognize_loss(loss, outputs, targets))
+        except ValueError as error:
+            return None, error
+    kinds = sorted({loss.name for loss in found})
+    if len(kinds) > 1:
+        return None, ValueError(
+            f"the losses of tasks that share a map must be of one kind to be searched as a mixture, got {kinds}"
+        )
+    return tuple(found), None

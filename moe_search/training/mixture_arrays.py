@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,21 +21,33 @@ from moe_search.training.sample_losses import NonFiniteLossError
 
 @dataclass(frozen=True, eq=False)
 class MixtureArrays:
-    """What a `MixtureAssignment` is made of, for the samples of one rank.
+    """What a `MixtureAssignment` is made of, for the rows of one rank: R = samples times tasks, as in `Tasks`.
 
     Parameters
     ----------
-    slot_weights : ndarray, shape (B, rows, m)
-    outputs : ndarray, shape (B, n, D)
-    loss : RecognizedLoss
+    slot_weights : ndarray, shape (R, map rows, m)
+    outputs : ndarray, shape (R, n, D)
+    losses : tuple of RecognizedLoss
+        One for each task, all of one name.
     deviation : Deviation
         How far the head is from affine.
     """
 
     slot_weights: NDArray[Any]
     outputs: NDArray[Any]
-    loss: RecognizedLoss
+    losses: tuple[RecognizedLoss, ...]
     deviation: Deviation
+
+    @property
+    def targets(self) -> NDArray[Any]:
+        """By rows, as `MixtureAssignment` takes them."""
+        of_tasks = [loss.targets for loss in self.losses]
+        return of_tasks[0] if len(of_tasks) == 1 else np.stack(of_tasks, 1).reshape(-1, *of_tasks[0].shape[1:])
+
+    @property
+    def sample_weights(self) -> NDArray[np.float64]:
+        """The factor of the loss of every row."""
+        return np.tile([loss.scale for loss in self.losses], len(self.outputs) // len(self.losses))
 
 
 @dataclass(frozen=True)
@@ -74,7 +87,7 @@ class Deviation:
         )
 
 
-def mixture_arrays(opened: Opened, loss: RecognizedLoss) -> MixtureArrays:
+def mixture_arrays(opened: Opened, losses: tuple[RecognizedLoss, ...]) -> MixtureArrays:
     """Run every expert on every sample and fold the head into what they answer.
 
     Raises
@@ -82,57 +95,66 @@ def mixture_arrays(opened: Opened, loss: RecognizedLoss) -> MixtureArrays:
     NonFiniteLossError
         If an answer is NaN or infinite.
     ValueError
-        As `fold_head`.
+        As `fold_head`; or if the outputs of one task do not depend differentiably on its mixture.
     """
+    tasks = opened.tasks
     slot_weights: NDArray[Any] | None = None
     outputs: NDArray[Any] | None = None
-    deviation = Deviation()
+    deviations = [Deviation()] * tasks.count
     for chunk in opened.chunks:
         answers = opened.expert_outputs(chunk)
-        folded = fold_head(opened.model, opened.moe, chunk.batch, chunk.cut.mixture, answers)[1]
+        folded = fold_head(opened.model, tasks, chunk.batch, chunk.cut.mixture, answers)[1]
         if not bool(folded.isfinite().all()):
             raise NonFiniteLossError("the outputs of every expert must be finite, got NaN or infinite ones")
-        deviation = deviation.joined(_deviation(opened, chunk, answers, folded))
+        here = _deviations(opened, chunk, answers, folded)
+        deviations = [old.joined(new) for old, new in zip(deviations, here, strict=True)]
         shape = (*folded.shape[:2], *chunk.cut.outputs.shape[1:])
-        flat, weights = loss.flatten(_numpy(folded).reshape(shape), leading=2), _numpy(chunk.slot_weights)
+        flat, weights = losses[0].flatten(_numpy(folded).reshape(shape), leading=2), _numpy(chunk.slot_weights)
         if slot_weights is None or outputs is None:
-            slot_weights = np.empty((opened.num_samples, *weights.shape[1:]), weights.dtype)
-            outputs = np.empty((opened.num_samples, *flat.shape[1:]), flat.dtype)
+            slot_weights = np.empty((opened.num_rows, *weights.shape[1:]), weights.dtype)
+            outputs = np.empty((opened.num_rows, *flat.shape[1:]), flat.dtype)
         slot_weights[chunk.start : chunk.stop], outputs[chunk.start : chunk.stop] = weights, flat
     assert slot_weights is not None
     assert outputs is not None
-    return MixtureArrays(slot_weights, outputs, loss, deviation)
+    for t, deviation in enumerate(deviations if tasks.count > 1 else ()):
+        of_task = outputs[tasks.of_task(t)]
+        if not deviation.affine and bool((of_task == of_task[:, :1]).all()):
+            raise ValueError(
+                f"the outputs of task {t} must depend on its mixture by differentiable operations, they do not"
+            )
+    return MixtureArrays(slot_weights, outputs, losses, functools.reduce(Deviation.joined, deviations))
 
 
 def mixture_problem(parts: Sequence[MixtureArrays]) -> MixtureAssignment:
-    """Return the problem of the samples of all ranks; its value is their mean loss."""
-    scales = np.concatenate([np.full(len(part.outputs), part.loss.scale) for part in parts])
+    """Return the problem of the samples of all ranks; its value is their mean loss, summed over tasks."""
+    weights = _joined([part.sample_weights for part in parts])
     return MixtureAssignment(
         _joined([part.slot_weights for part in parts]),
         _joined([part.outputs for part in parts]),
-        _joined([part.loss.targets for part in parts]),
-        parts[0].loss.name,
-        scales / len(scales),
+        _joined([part.targets for part in parts]),
+        parts[0].losses[0].name,
+        weights * len(parts[0].losses) / len(weights),
     )
 
 
-def _deviation(opened: Opened, chunk: Chunk, answers: Tensor, folded: Tensor) -> Deviation:
-    """Compare the true forward with the folded one under a second map."""
+def _deviations(opened: Opened, chunk: Chunk, answers: Tensor, folded: Tensor) -> list[Deviation]:
+    """Compare the true forward with the folded one under a second map, task by task."""
     n = answers.shape[1]
     if n == 1:
-        return Deviation()  # there is no second map
+        return [Deviation()] * opened.tasks.count  # there is no second map
     # Shifting the experts of every row by a random step gives a valid map that leaves no slot its expert.
-    experts = opened.moe.gate.expert_map.experts
+    experts = opened.tasks.expert_map.experts
     steps = torch.from_numpy(np.random.default_rng(0).integers(1, n, size=(len(experts), 1))).to(experts.device)
     shifted = ((experts + steps) % n).flatten()
     weights = chunk.slot_weights
     expert_weights = weights.new_zeros(len(weights), n).index_add(1, shifted, weights.flatten(1))
-    mixture = opened.moe.combine(expert_weights, answers)
-    true = run_head(opened.model, opened.moe, chunk.batch, mixture).flatten(1)
+    mixture = opened.tasks.combine(expert_weights, answers)
+    true = run_head(opened.model, opened.tasks, chunk.batch, mixture).flatten(1)
     predicted = torch.einsum("bn,bnc->bc", expert_weights.to(folded.dtype), folded)
-    here = chunk.cut.outputs.flatten(1)
-    error, change, size = ((true - predicted).abs().max(), (true - here).abs().max(), true.abs().max())
-    return Deviation(float(error), float(change), float(size), torch.finfo(true.dtype).eps)
+    error, change, size = (true - predicted).abs(), (true - chunk.cut.outputs.flatten(1)).abs(), true.abs()
+    eps = torch.finfo(true.dtype).eps
+    rows = [opened.tasks.of_task(t) for t in range(opened.tasks.count)]
+    return [Deviation(float(error[r].max()), float(change[r].max()), float(size[r].max()), eps) for r in rows]
 
 
 def _numpy(tensor: Tensor) -> NDArray[Any]:

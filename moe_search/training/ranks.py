@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -13,6 +13,10 @@ from torch import distributed
 from moe_search.training.sample_losses import NonFiniteLossError
 
 T = TypeVar("T")
+
+
+def _cpu() -> torch.device:
+    return torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -25,12 +29,12 @@ class Ranks:
     ----------
     group : ProcessGroup or None
         None for this process alone: then every method is the identity.
-    device : torch.device
-        Where tensors that are summed lie, as the group's backend needs it.
+    device : callable
+        Returns where tensors that are summed lie now, as the group's backend needs it: a model may move.
     """
 
     group: Any = None
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    device: Callable[[], torch.device] = _cpu
 
     @property
     def index(self) -> int:
@@ -66,7 +70,7 @@ class Ranks:
         """Return the sum of an array over the ranks, the same on all of them."""
         if self.group is None:
             return array
-        total = torch.from_numpy(array).to(self.device)
+        total = torch.from_numpy(array).to(self.device())
         distributed.all_reduce(total, group=self.group)
         return total.cpu().numpy()
 
@@ -86,7 +90,7 @@ class Ranks:
             return compute()
         value, error = _outcome(compute) if self.index == 0 else (None, None)
         sent: list[Any] = [value, _told(error)]
-        distributed.broadcast_object_list(sent, src=self._first, group=self.group, device=self.device)
+        distributed.broadcast_object_list(sent, src=self._first, group=self.group, device=self.device())
         _raise(error, [sent[1]])
         return sent[0]
 
@@ -98,7 +102,7 @@ class Ranks:
 ALONE = Ranks()
 
 
-def ranks_of(process_group: Any, device: torch.device) -> Ranks:
+def ranks_of(process_group: Any, device: Callable[[], torch.device]) -> Ranks:
     """Return the ranks of a process group; of the default one for None, if torch.distributed is initialized.
 
     Raises

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, TypeAlias
 
-Outcome: TypeAlias = Literal["committed", "refused", "no improvement", "not finite", "over the limit"]
+Outcome: TypeAlias = Literal["committed", "refused", "no improvement", "not finite", "over the limit", "failed"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class SearchRecord:
         ``"committed"``: the new map is in the gate. ``"refused"``: the second batch did not confirm the gain, the map
         stayed. ``"no improvement"``: the solver found nothing better. ``"not finite"``: a loss was NaN or infinite, the
         map stayed. ``"over the limit"``: no map keeps the load limit on the searched samples, the map stayed.
+        ``"failed"``: the solver raised before the state was saved that this run was loaded from, the map stayed.
     value_before, value_found : float or None
         Mean loss on the searched samples under the old and the found map (a prediction if ``linearized``).
     bound : float or None

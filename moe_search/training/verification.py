@@ -8,12 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from moe_search.layers.mixture_of_experts import MixtureOfExperts
 from moe_search.training.batch import Batch
 from moe_search.training.cut import forward
 from moe_search.training.frozen import frozen
 from moe_search.training.ranks import ALONE, Ranks
-from moe_search.training.sample_losses import Loss, sample_losses
+from moe_search.training.tasks import Tasks
 
 
 @dataclass(frozen=True)
@@ -34,18 +33,16 @@ class Verification:
     standard_error: float
     num_samples: int
 
-    @property
-    def confirmed(self) -> bool:
-        """Whether the gain is positive and larger than its standard error."""
-        return self.gain > 0 and self.gain > self.standard_error
+    def confirmed(self, confidence: float = 1.0) -> bool:
+        """Return whether the gain is positive and larger than ``confidence`` times its standard error."""
+        return self.gain > 0 and self.gain > confidence * self.standard_error
 
 
 def verify(
     model: nn.Module,
-    moe: MixtureOfExperts,
+    tasks: Tasks,
     permutation: NDArray[np.int64],
     batch: Batch,
-    loss: Loss,
     chunk_size: int | None = None,
     ranks: Ranks = ALONE,
 ) -> Verification:
@@ -53,14 +50,14 @@ def verify(
 
     Parameters
     ----------
-    model, moe : Module, MixtureOfExperts
-        The model and the mixture layer in it.
+    model : Module
+        The model.
+    tasks : Tasks
+        The mixture layer in it, and the losses. Those of the tasks of a sample are summed: samples are compared.
     permutation : ndarray of int64
         The new map, as `ExpertMap.assign_permutation` takes it.
     batch : Batch
         At least two samples.
-    loss : callable
-        ``loss(outputs, targets)``, a scalar tensor that is the mean over the samples.
     chunk_size : int, optional
         The most samples that go through the model at once; all by default.
     ranks : Ranks
@@ -78,11 +75,15 @@ def verify(
     batch.require(2, " to verify a map")
     size = chunk_size or len(batch)
     parts = [batch.part(start, min(start + size, len(batch))) for start in range(0, len(batch), size)]
-    expert_map = moe.gate.expert_map
+    expert_map = tasks.expert_map
     kept = expert_map.experts.clone()
 
     def losses() -> NDArray[np.float64]:
-        return np.concatenate([sample_losses(loss, forward(model, part), part.targets) for part in parts])
+        of_parts = []
+        for part in parts:
+            outputs = tasks.rows("the outputs of model", forward(model, part))
+            of_parts.append(tasks.row_losses(outputs, tasks.rows("targets", part.targets)))
+        return np.concatenate(of_parts).reshape(-1, tasks.count).sum(1)
 
     def gains_here() -> NDArray[np.float64]:
         with frozen(model):

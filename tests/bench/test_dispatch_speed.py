@@ -35,14 +35,18 @@ def test_what_is_left_out_is_said():
 
 def test_dense_is_left_out_where_it_would_take_minutes():
     large = dataclasses.replace(SMALL, samples=4096, width=256, hidden=512, num_experts=64)
-    with pytest.raises(ValueError, match="32 times the multiplications of the others"):
-        dispatch_speed.our_layer(large, large.router(), "dense")
+    layer = dispatch_speed.our_layer(large, large.router())
+    assert dispatch_speed.refuses(large, layer, "dense") == "32 times the multiplications of the others"
+    assert dispatch_speed.refuses(SMALL, layer, "dense") is None
 
 
 def test_grouped_is_left_out_where_shapes_do_not_align():
     odd = dataclasses.replace(SMALL, width=6)
-    with pytest.raises(ValueError, match="needs rows of a multiple of 16 bytes, got in_features=6"):
-        dispatch_speed.our_layer(odd, odd.router(), "grouped")
+    layer = dispatch_speed.our_layer(odd, odd.router())
+    refused = dispatch_speed.refuses(odd, layer, "grouped")
+    assert refused is not None
+    assert "needs rows of a multiple of 16 bytes, got in_features=6" in refused
+    assert dispatch_speed.refuses(odd, layer, "sorted") is None
 
 
 @pytest.mark.parametrize("peer", PEERS)

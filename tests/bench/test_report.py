@@ -129,7 +129,8 @@ def test_the_files_are_written(tmp_path):
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed")
 def test_a_browser_shows_the_report(tmp_path):
-    made, settings = comparison(THREE)
+    # Names as long as those of our solvers: a header that does not fit runs into the next one.
+    made, settings = comparison(THREE | {"IteratedLocalSearch": THREE["quick"], "SimulatedAnnealing": THREE["slow"]})
     html, *_ = write_comparison(made, make_report(made, settings, "moe-search bench"), tmp_path)
     quiet = ["--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", *quiet, "--timeout=20000"]
@@ -138,7 +139,7 @@ def test_a_browser_shows_the_report(tmp_path):
     script = """<script>
     const wide = document.documentElement.scrollWidth > window.innerWidth;
     const hidden = [...document.querySelectorAll("figure svg")].filter(e => e.getBoundingClientRect().height < 100);
-    const cut = [...document.querySelectorAll("p, li, h2")].filter(e => e.scrollWidth > e.clientWidth + 1);
+    const cut = [...document.querySelectorAll("p, li, h2, th, td")].filter(e => e.scrollWidth > e.clientWidth + 1);
     document.body.dataset.laidOut = JSON.stringify([wide, hidden.length, cut.length,
       document.querySelectorAll("figure svg").length, document.querySelectorAll("tbody tr").length]);
     </script></body>"""

@@ -226,3 +226,78 @@ def test_a_wrong_map_in_a_state_dict_is_refused(experts, fault, strict):
 def test_a_missing_map_is_named():
     with pytest.raises(RuntimeError, match=r"Missing key.*experts"):
         ExpertMap(2).load_state_dict({})
+
+
+class TestWrittenToFromOutside:
+    """Averages of models average their buffers too, and the mean of two maps is none."""
+
+    @staticmethod
+    def averaged(**options):
+        model = torch.nn.Sequential(ExpertMap(3))
+        model.register_parameter("scale", torch.nn.Parameter(torch.ones(1)))  # without any nothing is averaged
+        averaged = torch.optim.swa_utils.AveragedModel(model, **options)
+        for row in ([0, 1, 2], [2, 1, 0], [2, 0, 1]):
+            model[0].assign([row])
+            averaged.update_parameters(model)
+        return averaged.eval()
+
+    @pytest.mark.parametrize("seen", [False, True])
+    def test_an_averaged_map_is_refused(self, seen):
+        averaged = self.averaged(use_buffers=True)
+        fault = r"must be changed by the map alone, .* experts must hold every expert 1 times .*use_buffers=False"
+        if seen:
+            averaged = copy.deepcopy(averaged)
+            averaged.module[0].assign([[0, 1, 2]])
+            averaged(torch.ones(2, 1, 3))
+            averaged.module[0].experts.copy_(torch.tensor([[0, 0, 1]]))
+        for _ in range(2):
+            with pytest.raises(ValueError, match=fault):
+                averaged(torch.ones(2, 1, 3))
+        with pytest.raises(ValueError, match="experts must hold every expert 1 times"):
+            averaged.module[0].permutation()
+        with pytest.raises(RuntimeError, match="experts must hold every expert 1 times"):
+            ExpertMap(3).load_state_dict(averaged.module[0].state_dict())
+        averaged.module[0].assign([[2, 0, 1]])
+        assert averaged(torch.tensor([[[1.0, 2.0, 3.0]]])).tolist() == [[2.0, 3.0, 1.0]]
+
+    def test_without_buffers_the_map_is_that_of_the_model(self):
+        averaged = self.averaged()
+        assert averaged.module[0].experts.tolist() == [[2, 0, 1]]
+        assert averaged(torch.tensor([[[1.0, 2.0, 3.0]]])).tolist() == [[2.0, 3.0, 1.0]]
+
+    def test_the_map_is_looked_at_once_for_each_writing(self, monkeypatch):
+        looked = []
+        check = ExpertMap._check
+        monkeypatch.setattr(ExpertMap, "_check", lambda *args: (looked.append(1), check(*args))[1])
+        expert_map = ExpertMap(3).eval()
+        counts = []
+
+        def forward():
+            looked.clear()
+            expert_map(torch.ones(2, 1, 3))
+            counts.append(len(looked))
+
+        forward()
+        forward()
+        expert_map.experts.copy_(torch.tensor([[1, 2, 0]]))
+        forward()
+        forward()
+        expert_map.double()
+        forward()
+        expert_map.assign([[1, 0, 2]])  # has looked at it itself
+        forward()
+        expert_map.train().experts.copy_(torch.tensor([[0, 0, 0]]))  # as DistributedDataParallel does, if not so wrong
+        forward()
+        assert counts == [1, 0, 1, 0, 1, 0, 0]
+
+    def test_maps_go_through_vmap_and_inference_mode(self):
+        maps = [ExpertMap(3).eval() for _ in range(2)]
+        maps[1].assign([[1, 2, 0]])
+        weights = torch.tensor([[[1.0, 2.0, 3.0]]])
+        stacked = {"experts": torch.stack([each.experts for each in maps])}
+        mapped = torch.func.vmap(lambda state: torch.func.functional_call(ExpertMap(3).eval(), state, (weights,)))(
+            stacked
+        )
+        assert mapped.tolist() == [[[1.0, 2.0, 3.0]], [[3.0, 1.0, 2.0]]]
+        with torch.inference_mode():
+            assert ExpertMap(3).eval()(weights).tolist() == [[1.0, 2.0, 3.0]]

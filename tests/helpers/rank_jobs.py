@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from shared_map import make_shared
 from specialists import make
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
@@ -16,11 +17,18 @@ KINDS = {
     "top-2, any loss": "PairwiseAssignment",
     "top-2": "MixtureAssignment",
     "comet": "MixtureAssignment",
+    "shared map": "MixtureAssignment",
+    "shared map, any loss": "PairwiseAssignment",
 }
 
 
 def make_kind(kind):
     gate, _, any_loss = kind.partition(", ")
+    if gate == "shared map":
+        setting = make_shared(samples=SAMPLES * STEPS, noise=0.2)
+        setting.loss = torch.nn.SmoothL1Loss() if any_loss else setting.loss
+        setting.scramble()
+        return setting
     setting = make(gate, "deep" if any_loss else "linear", 4, 4, samples=SAMPLES * STEPS, noise=0.2)
     if any_loss:
         setting.loss = torch.nn.SmoothL1Loss()
@@ -125,10 +133,46 @@ def solver_fails(rank, _):
         return f"{type(error).__name__}: {error}"
 
 
+def failed_and_resumed(rank, _):
+    class Broken:
+        def solve(self, problem, stop, seed=0, initial=None):
+            raise KeyError("no such move")
+
+    def search(**options):
+        options = {"loss": setting.loss, "period": 3, "asynchronous": True, "stop": MaxIterations(50), **options}
+        return PermutationSearch(setting.model, setting.moe, **options)
+
+    setting = make_kind("top-2")
+    first, second = search(solver=Broken()), search()
+    for _ in range(3):
+        first.step(setting.inputs, setting.targets)
+    state = first.state_dict()
+    has_one = [None] * RANKS
+    distributed.all_gather_object(has_one, state["underway"] is not None)
+    if len(set(has_one)) > 1:
+        return "one rank would wait for the other"
+    second.load_state_dict(state)
+    for _ in range(3):
+        second.step(setting.inputs, setting.targets)
+    second.finish()
+    return [(record.step, record.outcome) for record in second.history]
+
+
+def model_moves(rank, kind):
+    setting = make_kind(kind)
+    weights = {name: tensor.clone() for name, tensor in setting.model.state_dict().items()}
+    setting.model.to("meta")
+    search = PermutationSearch(setting.model, setting.moe, loss=setting.loss, period=2, stop=MaxIterations(50))
+    setting.model.to_empty(device="cpu").load_state_dict(weights)
+    inputs, targets, ids = setting.batch()
+    search.step(inputs, targets, ids=ids)
+    return search.step(inputs, targets, ids=ids).outcome
+
+
 def explicit_group(rank, _):
     alone = [distributed.new_group([r]) for r in range(RANKS)]
     setting = make_kind("top-2")
-    found = ranks_of(alone[rank], torch.device("cpu")) is ALONE
+    found = ranks_of(alone[rank], lambda: torch.device("cpu")) is ALONE
     try:
         PermutationSearch(setting.model, setting.moe, loss=setting.loss, process_group=alone[1 - rank])
     except ValueError as error:
@@ -151,5 +195,7 @@ JOBS = [
     (one_rank_not_finite, None),
     (one_rank_too_small, None),
     (solver_fails, None),
+    (failed_and_resumed, None),
+    (model_moves, "hash, any loss"),
     (explicit_group, None),
 ]

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from shared_map import make_shared
 from specialists import make
 
 import moe_search as ms
@@ -84,6 +85,17 @@ def test_a_run_is_that_of_a_loop_written_out(tmp_path):
     assert [record.value_found for record in callback.history] == [record.value_found for record in search.history]
     for name, tensor in setting.model.state_dict().items():
         assert torch.equal(module.model.state_dict()[name], tensor), name
+
+
+def test_several_tasks_over_a_shared_map(tmp_path):
+    setting = make_shared(samples=SAMPLES * STEPS)
+    best = setting.expert_map.experts.clone()
+    setting.scramble(1)
+    losses = [torch.nn.MSELoss(), lambda outputs, targets: 2.0 * torch.nn.functional.mse_loss(outputs, targets)]
+    callback = LightningSearch(setting.moe, losses, period=3, stop=ms.MaxIterations(2_000))
+    fit(Module(setting), callback, tmp_path)
+    assert callback.history[0].outcome == "committed"
+    assert torch.equal(setting.expert_map.experts, best)
 
 
 def test_a_run_goes_on_from_a_checkpoint(tmp_path):

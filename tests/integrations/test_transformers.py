@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from shared_map import make_shared
 from specialists import make
 from torch import nn
 
@@ -83,6 +84,49 @@ def test_a_run_searches_and_leaves_no_hook(tmp_path):
     assert callback.history[0].outcome == "committed"
     assert model.setting.true_loss() < 0.1 * before
     assert not model._forward_pre_hooks
+
+
+class Broken(Rows):
+    """Rows that cannot be read after some."""
+
+    def __getitem__(self, row):
+        self.read = getattr(self, "read", 0) + 1
+        if self.read > 3 * SAMPLES:
+            raise OSError("unreadable")
+        return super().__getitem__(row)
+
+
+@pytest.mark.parametrize("fault", ["forward", "loss", "data", "search"])
+def test_a_run_that_raises_leaves_no_hook(tmp_path, fault):
+    model, callback = make_run()
+    rows = Broken(model.setting) if fault == "data" else None
+
+    def breaks(*_):
+        if callback.search.state_dict()["step"] == 2:
+            raise OSError("unreadable")
+
+    if fault == "forward":
+        model.model.register_forward_pre_hook(breaks)
+    elif fault == "loss":
+        loss = model.setting.loss
+        model.setting.loss = lambda outputs, targets: (breaks(), loss(outputs, targets))[1]
+    elif fault == "search":
+        callback._loss = lambda outputs, targets: torch.zeros(2)
+        callback._options["problem"] = "pairwise"
+    with pytest.raises((OSError, ValueError), match=r"unreadable|loss must return a scalar"):
+        train(model, callback, tmp_path, rows=rows)
+    assert not model._forward_pre_hooks
+
+
+def test_several_tasks_over_a_shared_map(tmp_path):
+    setting = make_shared(samples=SAMPLES * STEPS, loss=nn.MSELoss())
+    best = setting.expert_map.experts.clone()
+    setting.scramble(1)
+    options = {"inputs": "features", "period": 3, "stop": ms.MaxIterations(2_000)}
+    callback = TransformersSearch(setting.moe, setting.loss, **options)
+    train(Model(setting), callback, tmp_path)
+    assert callback.history[0].outcome == "committed"
+    assert torch.equal(setting.expert_map.experts, best)
 
 
 def test_a_run_goes_on_from_a_checkpoint(tmp_path):

@@ -1,5 +1,7 @@
 """The ways from samples to experts: equal in value and gradient, each with its own demands."""
 
+import copy
+
 import naive_gates
 import pytest
 import torch
@@ -13,6 +15,7 @@ from moe_search.gates.slot_weights import SlotWeights
 from moe_search.gates.softmax import Softmax
 from moe_search.gates.top_k import TopK
 from moe_search.layers.dispatch import DISPATCHES
+from moe_search.layers.fastest_dispatch import fastest_dispatch
 from moe_search.layers.mixture_of_experts import MixtureOfExperts
 from moe_search.layers.stacked_experts import StackedExperts
 
@@ -151,6 +154,49 @@ def test_modules_take_all_but_grouped(dispatch, training):
     assert torch.allclose(layer(inputs), expected, rtol=0, atol=1e-12)
 
 
+class TestInfiniteExperts:
+    """An expert whose outputs overflow, of which only the samples that give it weight must take notice."""
+
+    @staticmethod
+    def layer(dispatch, size=9):
+        experts = experts_of(4, 12, 0, torch.float32)
+        with torch.no_grad():
+            experts.biases[-1][2] = torch.inf
+        generator = torch.Generator().manual_seed(0)
+        rows = torch.rand(size, 4, generator=generator) * (torch.rand(size, 4, generator=generator) < 0.5)
+        rows[:, 0] += 0.1
+        assert 0 < (rows[:, 2] == 0).sum() < size
+        return MixtureOfExperts(experts, Given(rows), dispatch), rows
+
+    @pytest.mark.parametrize("dispatch", ["auto", "sorted", "grouped"])
+    def test_spoils_no_sample_that_gives_it_weight_0(self, dispatch):
+        layer, rows = self.layer(dispatch)
+        inputs = inputs_of(len(rows), 0, torch.float32)
+        assert fastest_dispatch(layer.experts, rows) == "dense"
+        mixture = layer(inputs)
+        spared = rows[:, 2] == 0
+        assert mixture.isfinite().all(1).tolist() == spared.tolist()
+        healthy = copy.deepcopy(layer.experts)
+        with torch.no_grad():
+            healthy.biases[-1][2] = 0.0
+        assert torch.allclose(mixture[spared], naive(healthy, rows, inputs)[spared], atol=1e-6)
+        mixture[spared].sum().backward()
+        for parameter in layer.experts.parameters():
+            assert parameter.grad[:2].isfinite().all()
+            assert (parameter.grad[:2] != 0).any()
+
+    def test_spoils_all_where_dense_is_asked_for(self):
+        layer, rows = self.layer("dense")
+        assert layer(inputs_of(len(rows), 0, torch.float32)).isnan().any(1)[rows[:, 2] == 0].all()
+
+    @pytest.mark.parametrize("dispatch", ["auto", "dense"])
+    def test_the_layer_goes_through_vmap(self, dispatch):
+        layer = MixtureOfExperts(experts_of(4, 12, 0, torch.float32), TopK(FEATURES, 4, 2), dispatch).eval()
+        inputs = inputs_of(12, 0, torch.float32)
+        mapped = torch.func.vmap(layer)(inputs.unflatten(0, (3, 4)))
+        assert torch.allclose(mapped.flatten(0, 1), layer(inputs), atol=1e-6)
+
+
 class TestRowsThatRun:
     """What conditional compute saves, counted where all experts pass: in the activation."""
 
@@ -183,29 +229,41 @@ class TestRowsThatRun:
         assert calls == [1]
 
 
-class TestAutoBySize:
+class TestFastestDispatch:
     """What `bench.dispatch_speed` has found fastest on a CPU."""
 
     @pytest.mark.parametrize(
-        ("sizes", "samples", "k", "path"),
+        ("sizes", "samples", "k", "gradients", "path"),
         [
-            ((4, 16, 32), 16, 1, "dense"),
-            ((8, 64, 128), 128, 1, "grouped"),
-            ((64, 64, 128), 128, 4, "grouped"),
-            ((8, 64, 128), 128, 8, "dense"),
-            ((8, 256, 512), 4096, 2, "sorted"),
-            ((8, 256, 512), 4096, 8, "sorted"),
-            ((64, 256, 512), 4096, 1, "sorted"),
+            ((4, 16, 32), 16, 1, True, "dense"),
+            ((8, 64, 128), 128, 1, True, "grouped"),
+            ((64, 64, 128), 128, 4, False, "grouped"),
+            ((8, 64, 128), 128, 8, True, "dense"),
+            ((8, 64, 128), 128, 4, False, "dense"),
+            ((8, 64, 128), 128, 4, True, "grouped"),
+            ((4, 64, 128), 256, 2, False, "sorted"),
+            ((4, 64, 128), 256, 2, True, "grouped"),
+            ((8, 256, 512), 4096, 2, True, "sorted"),
+            ((8, 256, 512), 4096, 8, True, "sorted"),
+            ((64, 256, 512), 4096, 1, False, "sorted"),
         ],
     )
-    def test_is_the_fastest(self, sizes, samples, k, path):
+    def test_is_the_fastest(self, sizes, samples, k, gradients, path):
         n, width, hidden = sizes
         experts = StackedExperts(n, width, width, hidden)
-        assert experts.fastest_dispatch(samples, k * samples) == path
+        weights = torch.zeros(samples, n)
+        weights[:, :k] = 1 / k
+        with torch.set_grad_enabled(gradients):
+            assert fastest_dispatch(experts, weights) == path
 
     def test_is_sorted_where_grouped_is_not_possible(self):
-        assert StackedExperts(8, 64, 64, 128).double().fastest_dispatch(128, 128) == "sorted"
-        assert StackedExperts(8, 62, 64, 128).fastest_dispatch(128, 128) == "sorted"
+        weights = torch.eye(8).repeat(16, 1)
+        assert fastest_dispatch(StackedExperts(8, 64, 64, 128).double(), weights.double()) == "sorted"
+        assert fastest_dispatch(StackedExperts(8, 62, 64, 128), weights) == "sorted"
+
+    def test_counts_the_multiplications_of_one_expert_on_one_sample(self):
+        assert StackedExperts(3, 5, 7).multiplications == 5 * 7
+        assert StackedExperts(3, 5, 7, hidden_features=11).multiplications == 5 * 11 + 11 * 7
 
 
 @pytest.mark.parametrize("name", ["sparse", "", None, 3, ["dense"]])

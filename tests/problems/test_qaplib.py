@@ -35,6 +35,8 @@ def test_round_trip(tmp_path):
         ("2 1 2 3 4 5 6 7 8 9", "too long: n = 2 needs 9 integers"),
         ("2 1 2 x 4 5 6 7 8", "expected integers only"),
         ("2 1 2 3.5 4 5 6 7 8", "expected integers only"),
+        ("1 99999999999999999999 1", "must hold integers of 64 bits, got 99999999999999999999"),
+        ("1 1 -9223372036854775809", "must hold integers of 64 bits, got -9223372036854775809"),
     ],
 )
 def test_malformed_instances(tmp_path, text, message):

@@ -171,6 +171,7 @@ def test_equal_costs_everywhere():
         ({"improvement": "last"}, ValueError, "improvement must be one of first, best, got 'last'"),
         ({"acceptance": "worse"}, ValueError, "acceptance must be one of better, .*, got 'worse'"),
         ({"strength": 0}, ValueError, "strength must be at least 1, got 0"),
+        ({"strength": 10**7}, ValueError, "strength must be at most 1000000, got 10000000"),
         ({"patience": 2.0}, TypeError, "patience must be an int, got float"),
         ({"temperature": -1}, ValueError, "temperature must be a finite number >= 0, got -1"),
         ({"temperature": "hot"}, TypeError, "temperature must be a number, got str"),

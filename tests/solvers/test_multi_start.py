@@ -71,6 +71,29 @@ def test_a_dask_cluster_finds_the_same():
         check()
 
 
+class Counted(LocalSearch):
+    """A local search that counts its runs."""
+
+    runs = 0
+
+    def run(self, *arguments):
+        type(self).runs += 1
+        return super().run(*arguments)
+
+
+def test_no_run_begins_once_the_time_is_up(monkeypatch):
+    monkeypatch.setattr(Counted, "runs", 0)
+    result = MultiStart(Counted(), 10_000, 1).solve(PROBLEM, MaxRuntime(0.01))
+    assert 1 <= Counted.runs < 10_000
+    assert result.value == PROBLEM.value(result.permutation)
+
+
+def test_the_first_run_begins_even_without_time(monkeypatch):
+    monkeypatch.setattr(Counted, "runs", 0)
+    assert MultiStart(Counted(), 3, 1).solve(PROBLEM, MaxRuntime(0.0)).restarts == 0
+    assert Counted.runs == 1
+
+
 def test_seeds_are_spawned_anew_at_every_call():
     sequence = np.random.SeedSequence(5, spawn_key=(2,))
     states = [[s.generate_state(1)[0] for s in spawned_seeds(sequence, 3)] for _ in range(2)]

@@ -1,5 +1,6 @@
 import json
 import math
+import platform
 
 import matplotlib as mpl
 import numpy as np
@@ -45,6 +46,7 @@ def test_summary_plot_and_immutability():
     result = LocalSearch().solve(random_quadratic(8, seed=1), MaxIterations(2000), seed=4)
     assert f"value      {result.value:,}" in result.summary()
     assert "bound      none" in result.summary()
+    assert f"versions   python {platform.python_version()}, moe-search " in result.summary()
     ax = result.plot()
     assert ax.get_xlabel() == "seconds"
     assert ax.lines[0].get_ydata()[-1] == result.value

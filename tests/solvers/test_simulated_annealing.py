@@ -112,6 +112,11 @@ def test_bad_parameters(arguments, error, message):
         SimulatedAnnealing(**arguments)
 
 
+def test_more_sweeps_than_a_float_can_count():
+    problem = QuadraticAssignment(np.ones((5, 5)), np.ones((5, 5)))
+    assert SimulatedAnnealing(sweeps=10**310).solve(problem, MaxIterations(100)).value == 25.0
+
+
 @needs_qaplib
 def test_published_optima():
     known = best_known()

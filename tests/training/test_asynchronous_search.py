@@ -19,14 +19,14 @@ class Gated:
     def solve(self, problem, stop, seed=0, initial=None):
         self.threads.append(threading.current_thread())
         self.begun.release()
-        assert self.free.wait(20)
+        assert self.free.wait(120)
         return LocalSearch().solve(problem, stop, seed, initial)
 
     def joined(self):
         """Let the search go and wait until its thread has ended."""
-        assert self.begun.acquire(timeout=20)
+        assert self.begun.acquire(timeout=120)
         self.free.set()
-        self.threads[-1].join(20)
+        self.threads[-1].join(120)
 
 
 def searching(setting, **options):
@@ -86,7 +86,7 @@ def test_one_search_is_under_way_at_a_time():
     threading.Timer(0.1, solver.free.set).start()
     record = step(search, setting)  # waits for the first search and begins the second
     assert record.step == 3
-    assert all(solver.begun.acquire(timeout=20) for _ in range(2))
+    assert all(solver.begun.acquire(timeout=120) for _ in range(2))
     assert len(solver.threads) == 2
     assert search.finish().step == 6
     assert [record.step for record in search.history] == [3, 6]
@@ -129,12 +129,19 @@ def test_what_the_solver_raises_comes_at_the_next_step():
     search = searching(setting, solver=Broken())
     for _ in range(3):
         step(search, setting)
-    assert search.state_dict()["underway"] is None
+    state = search.state_dict()
     with pytest.raises(KeyError, match="no such move"):
         step(search, setting)
     assert torch.equal(setting.expert_map.experts, before)
     assert step(search, setting) is None
     assert search.history == []
+
+    resumed = searching(setting)
+    resumed.load_state_dict(state)
+    record = step(resumed, setting)
+    assert (record.step, record.outcome, record.num_samples) == (3, "failed", len(setting.inputs))
+    assert resumed.history == [record]
+    assert torch.equal(setting.expert_map.experts, before)
 
 
 def test_a_loss_that_is_not_finite_begins_no_search():

@@ -1,28 +1,13 @@
 import numpy as np
 import pytest
-import torch
+from largest_tensor import Largest
 from specialists import FEATURES, make
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from moe_search.problems.mixture import MixtureAssignment
 from moe_search.training.lowering import lower
 
 N, CHUNK = 16, 30
-
-
-class Largest(TorchDispatchMode):
-    """Remembers the most elements of a tensor that any operator returned."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        outputs = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(outputs):
-            if isinstance(tensor, torch.Tensor):
-                self.elements = max(self.elements, tensor.numel())
-        return outputs
 
 
 def lowered(setting, **options):

@@ -38,7 +38,7 @@ def test_two_slots_a_sample_take_any_loss_through_any_head(head, n, m, loss):
     lowering = lowered(setting)
     assert isinstance(lowering.problem, PairwiseAssignment)
     assert not lowering.linearized
-    assert lowering.loss is None
+    assert lowering.losses is None
     assert lowering.problem.value(lowering.initial) == pytest.approx(setting.true_loss(), rel=1e-9)
     assert lowering.batch_loss == pytest.approx(setting.true_loss(), rel=1e-9)
     rng = np.random.default_rng(1)

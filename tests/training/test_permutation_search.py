@@ -322,9 +322,9 @@ def test_a_loss_that_changes_is_recognized_again():
 
 def test_a_layer_that_is_missing():
     setting = make("top-2")
-    with pytest.raises(TypeError, match="moe must be a MixtureOfExperts, got NoneType"):
+    with pytest.raises(TypeError, match=r"moe must be a MixtureOfExperts or .*, got NoneType"):
         PermutationSearch(setting.model, None, loss=setting.loss)
-    with pytest.raises(TypeError, match="moe must be a MixtureOfExperts, got TopK"):
+    with pytest.raises(TypeError, match=r"moe must be a MixtureOfExperts or .*, got TopK"):
         PermutationSearch(setting.model, setting.moe.gate, loss=setting.loss)
     with pytest.raises(ValueError, match="moe must be a submodule of model, got one that Linear does not contain"):
         PermutationSearch(nn.Linear(2, 2), setting.moe, loss=setting.loss)
@@ -449,11 +449,46 @@ def test_an_interrupt_of_the_solver_reaches_the_training():
     assert torch.equal(map_of(setting), before)
 
 
+def test_confidence_decides_how_many_standard_errors_it_takes():
+    def outcome(**options):
+        setting = make("top-2", samples=80)
+        setting.scramble()
+        search = searching(setting, period=2, **options)
+        step(search, setting, 0, 40)
+        return step(search, setting, 40)
+
+    first = outcome()
+    errors = first.verified_gain / first.standard_error
+    assert errors > 1
+    for confidence, expected in ((0, "committed"), (0.99 * errors, "committed"), (1.01 * errors, "refused")):
+        record = outcome(confidence=confidence)
+        assert record.outcome == expected
+        assert record.verified_gain == pytest.approx(first.verified_gain, rel=1e-12)
+
+
+@pytest.mark.parametrize("confidence", [1.0, 2.0])
+def test_few_maps_are_committed_on_random_labels(confidence):
+    """Of independent labels no map knows more than another: a normal deviate exceeds 1 with p = .16, 2 with p = .02."""
+    setting = make("hash", samples=40)
+    generator = torch.Generator().manual_seed(0)
+    search = searching(setting, period=2, until=400, confidence=confidence)
+    for _ in range(400):
+        search.step(setting.inputs, torch.randn(40, 4, generator=generator, dtype=torch.float64), ids=setting.ids)
+    decided = [record for record in search.history if record.verified_gain is not None]
+    assert len(decided) > 150
+    share = sum(record.outcome == "committed" for record in decided) / len(decided)
+    expected = {1.0: 0.159, 2.0: 0.023}[confidence]
+    assert share <= expected + 4 * (expected * (1 - expected) / len(decided)) ** 0.5
+
+
 def test_what_the_constructor_accepts():
     setting, other = make("top-2"), make("top-2")
+    for wrong, error in ((-0.1, ValueError), (float("nan"), ValueError), (float("inf"), ValueError), ([], TypeError)):
+        with pytest.raises(error, match="confidence must"):
+            searching(setting, confidence=wrong)
     with pytest.raises(ValueError, match="moe must be a submodule of model"):
         PermutationSearch(setting.model, other.moe, loss=setting.loss)
-    with pytest.raises(TypeError, match="moe must be a MixtureOfExperts, got Linear"):
+    with pytest.raises(TypeError, match="moe must be a MixtureOfExperts or MultiGateMixtureOfExperts, got Linear"):
         PermutationSearch(setting.model, nn.Linear(1, 1), loss=setting.loss)
     with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module"):
         PermutationSearch(len, setting.moe, loss=setting.loss)

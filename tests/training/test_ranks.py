@@ -73,6 +73,16 @@ def test_what_is_raised_on_one_rank_is_raised_on_all(found):
     assert other == f"RuntimeError: the search failed on another rank: {own}"
 
 
+def test_ranks_agree_on_a_saved_search_whose_solver_failed(found):
+    for rank in found["failed_and_resumed", None]:
+        assert rank[0] == (3, "failed")
+        assert [step for step, _ in rank] == [3, 6]
+
+
+def test_a_model_may_move_to_another_device_after_the_search_is_made(found):
+    assert found["model_moves", "hash, any loss"] == ("committed", "committed")
+
+
 def test_a_group_may_be_given(found):
     for ranks_alone, error in found["explicit_group", None]:
         assert ranks_alone

