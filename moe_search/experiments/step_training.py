@@ -53,7 +53,8 @@ class StepRun:
         Time of the searches of `PermutationSearch`.
     cpu_seconds : tuple of float
         Processor time that the process had spent on the steps, searches included, evaluations apart, at each of
-        `steps`: what runs are compared by at equal time, since it does not grow while others have the machine.
+        `steps`: what runs are compared by at equal time, since it does not grow while others have the machine. Empty
+        where it was not taken.
     """
 
     steps: tuple[int, ...]
@@ -64,7 +65,7 @@ class StepRun:
     committed: int
     seconds: float
     seconds_searching: float
-    cpu_seconds: tuple[float, ...]
+    cpu_seconds: tuple[float, ...] = ()
 
     def steps_to(self, loss: float) -> int | None:
         """Return the first of `steps` at which the loss is at most `loss`; None if there is none."""
