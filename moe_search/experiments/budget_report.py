@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from moe_search.experiments.best_of_trials import bootstrap_band, expected_best, trials_needed
+from moe_search.experiments.best_of_trials import FewerTrials, bootstrap_band, expected_best, fewer_trials
 from moe_search.plotting.loss_curves import LossCurve, LossPanel, loss_curves
 from moe_search.plotting.palette import MUTED, OKABE_ITO
 from moe_search.plotting.table import Table
@@ -20,30 +20,49 @@ Losses = Mapping[str, Mapping[str, Sequence[float]]]
 
 
 def budget_table(losses: Losses) -> Table:
-    """Return one row a gate and search: the expected best of r trials with its band, and the trials needed.
-
-    The last column is the least r whose expected best reaches that of all trials of the baseline.
-    """
+    """Return one row a gate and search: the expected best of r trials with its band."""
     most = max(len(values) for by_search in losses.values() for values in by_search.values())
     shown = [r for r in SHOWN if r <= most]
     rows = []
     for gate, by_search in losses.items():
-        baseline = next(iter(by_search.values()))
-        target = min(baseline)
         for search, values in by_search.items():
             curve, (low, high) = expected_best(values), bootstrap_band(values)
             cells = (
                 f"{curve[r - 1]:.3f} ({low[r - 1]:.3f} to {high[r - 1]:.3f})" if r <= len(values) else "-"
                 for r in shown
             )
-            needed = trials_needed(values, target)
-            rows.append((f"{gate}, {search}", *cells, f"more than {len(values)}" if needed is None else str(needed)))
-    columns = ("gate, search", *(f"best of {r}" for r in shown), "trials to the best without")
+            rows.append((f"{gate}, {search}", *cells))
+    note = "Expected best loss of r trials, and the middle 90 % over bootstrap samples of the trials."
+    return Table("Best of r trials", ("gate, search", *(f"best of {r}" for r in shown)), tuple(rows), note=note)
+
+
+def fewer_trials_table(losses: Losses) -> Table:
+    """Return one row a gate and search but the baseline: the trials that are as good as r of the baseline.
+
+    Parameters
+    ----------
+    losses : mapping
+        Of the same draws under all searches of a gate, in the same order.
+    """
+    least = min(len(values) for by_search in losses.values() for values in by_search.values())
+    shown = [r for r in SHOWN if 1 < r <= least]
+    rows = []
+    for gate, by_search in losses.items():
+        baseline, *searches = by_search
+        for search in searches:
+            saved = [fewer_trials(by_search[baseline], by_search[search], r) for r in shown]
+            rows.append((f"{gate}, {search}", *map(_saving, saved)))
     note = (
-        "Expected best loss of r trials, and the middle 90 % over bootstrap samples of the trials. Last column: the "
-        "least r whose expected best is as good as the best of all trials of the gate's first row."
+        "The least number of trials whose expected best is that of r trials of the gate without search, or better; how "
+        "many times fewer these are, and its middle 90 % over bootstrap samples of the draws, the losses of a draw "
+        "taken together. 0 times: not even all trials are as good."
     )
-    return Table("Best of r trials", columns, tuple(rows), note=note)
+    return Table("Trials that are as good as r without", ("gate, search", *map(str, shown)), tuple(rows), note=note)
+
+
+def _saving(saved: FewerTrials) -> str:
+    needed = "none" if saved.needed is None else f"{saved.needed:.1f}"
+    return f"{needed}: {saved.times:.2f} times fewer ({saved.low:.2f} to {saved.high:.2f})"
 
 
 def budget_figure(losses: Losses) -> Figure:

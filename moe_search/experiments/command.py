@@ -8,7 +8,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from moe_search.experiments.journal import Entry, Journal
+from moe_search.experiments.journal import Entry
+from moe_search.experiments.journals import read_journal
 from moe_search.experiments.registry import find_experiment
 from moe_search.experiments.report import Finished, tables
 from moe_search.experiments.run import RESULTS, run_experiment
@@ -69,7 +70,7 @@ def run_with_progress(
         run_experiment(
             experiment, folder, settings=settings, seeds=seeds, first_seed=first_seed, jobs=jobs, on_trial=on_trial
         )
-    journal = Journal.read(folder)
+    journal = read_journal(folder)
     finished = Finished(experiment, journal, journal.entries())
     for table in tables(finished):
         console.print(table.as_rich())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -53,6 +53,39 @@ class Trial:
 
 
 @dataclass(frozen=True)
+class Budget:
+    """A random search: every seed draws hyperparameters, the same under all searches, and the best draw counts.
+
+    Attributes
+    ----------
+    loss : str
+        The key of the loss whose best of r draws is of interest.
+    space : callable
+        From a gate to what is drawn for it: Optuna's distributions, by name.
+    """
+
+    loss: str
+    space: Callable[[str], Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class EqualTime:
+    """Two searches to compare by the losses that they reach in the same time, not in the same number of steps.
+
+    Attributes
+    ----------
+    peer, search : str
+        The loss of the second less that of the first is tested.
+    seconds : str
+        The key of the seconds spent at the steps of the curve, a list as long as it.
+    """
+
+    peer: str
+    search: str
+    seconds: str
+
+
+@dataclass(frozen=True)
 class Experiment:
     """A frozen description; `moe_search.experiments.run.run_experiment` runs it.
 
@@ -76,13 +109,16 @@ class Experiment:
         The keys of a curve's steps and losses, lists as long as each other, the same steps in all trials.
     maps : tuple of str
         The keys of expert maps, lists of the expert of every slot, in the order of time.
-    budget : str, optional
-        Where seeds are draws of hyperparameters: the key of the loss whose best of r draws is of interest.
+    budget : Budget, optional
+        Where seeds are draws of hyperparameters.
+    equal_time : EqualTime, optional
+        Of two of the searches; it takes a curve.
 
     Raises
     ------
     ValueError
-        If there is no gate, no search, no measure, or less than one seed.
+        If there is no gate, no search, no measure, or less than one seed, or no curve or search to compare at equal
+        time.
     """
 
     name: str
@@ -97,7 +133,8 @@ class Experiment:
     measures: tuple[Measure, ...]
     curve: tuple[str, str] | None = None
     maps: tuple[str, ...] = ()
-    budget: str | None = None
+    budget: Budget | None = None
+    equal_time: EqualTime | None = None
 
     def __post_init__(self) -> None:
         for what in ("gates", "searches", "measures"):
@@ -105,6 +142,12 @@ class Experiment:
                 raise ValueError(f"{what} of the experiment {self.name} must hold at least one, got none")
         if self.seeds < 1:
             raise ValueError(f"seeds must be at least 1, got {self.seeds}")
+        if self.equal_time is not None:
+            if self.curve is None:
+                raise ValueError(f"the experiment {self.name} must have a curve to be compared at equal time, got none")
+            for search in (self.equal_time.peer, self.equal_time.search):
+                if search not in self.searches:
+                    raise ValueError(f"equal_time must be of {', '.join(self.searches)}, got {search!r}")
 
     def trials(self, seeds: int, first_seed: int = 0) -> list[Trial]:
         """Return all trials, seed by seed, so that a run cut short has whole pairs."""

@@ -11,6 +11,7 @@ from moe_search.experiments.step_training import SEARCHES
 from moe_search.experiments.two_image_trials import (
     CURVE,
     DIGITS,
+    EQUAL_TIME,
     FINAL_MEASURES,
     MAPS,
     TwoImageSettings,
@@ -46,5 +47,6 @@ EXPERIMENTS = (
         measures=FINAL_MEASURES,
         curve=CURVE,
         maps=MAPS,
+        equal_time=EQUAL_TIME,
     ),
 )

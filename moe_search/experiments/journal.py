@@ -67,17 +67,12 @@ class Journal:
         """
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / FILE_NAME
-        plain = json.loads(json.dumps(header))
-        if not file.exists() or not _cut_torn_line(file):
-            _append(file, plain)
-            return cls(file, plain)
+        wanted = plain(header)
+        if not file.exists() or not cut_torn_line(file):
+            _append(file, wanted)
+            return cls(file, wanted)
         journal = cls.read(folder)
-        for key in identity:
-            if journal.header.get(key) != plain[key]:
-                raise ValueError(
-                    f"{file} is the journal of another run, with {key} {journal.header.get(key)!r} instead of "
-                    f"{plain[key]!r}: give another folder, or remove it"
-                )
+        require_same_run(file, journal.header, wanted, identity)
         return journal
 
     @classmethod
@@ -119,9 +114,47 @@ class Journal:
             found.setdefault(trial, entry)
         return found
 
+    def begin(self, trial: Trial) -> None:
+        """Write nothing: a trial that did not end is not in this journal."""
+
     def append(self, entry: Entry) -> None:
         """Write a finished trial to the disk; when this returns, it is there."""
         _append(self.file, {**asdict(entry.trial), "seconds": entry.seconds, "numbers": dict(entry.numbers)})
+
+
+def plain(header: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a header as it is read back from a journal."""
+    return json.loads(json.dumps(header))
+
+
+def require_same_run(
+    file: Path, found: Mapping[str, Any], wanted: Mapping[str, Any], identity: tuple[str, ...]
+) -> None:
+    """Raise ValueError if the header found in a journal is of another run than the header wanted.
+
+    Parameters
+    ----------
+    file : Path
+        Of the journal.
+    found, wanted : mapping
+    identity : tuple of str
+        The keys that must agree.
+    """
+    for key in identity:
+        if found.get(key) != wanted[key]:
+            raise ValueError(
+                f"{file} is the journal of another run, with {key} {found.get(key)!r} instead of {wanted[key]!r}: "
+                "give another folder, or remove it"
+            )
+
+
+def cut_torn_line(file: Path) -> bool:
+    """Cut off what stands after the last line end, and return whether anything is left."""
+    data = file.read_bytes()
+    whole = data.rfind(b"\n") + 1
+    if whole < len(data):
+        os.truncate(file, whole)
+    return whole > 0
 
 
 def _append(file: Path, values: Mapping[str, Any]) -> None:
@@ -140,15 +173,6 @@ def _append(file: Path, values: Mapping[str, Any]) -> None:
 def _lines(file: Path) -> list[str]:
     """Return the whole lines; what stands after the last line end was not finished."""
     return file.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
-
-
-def _cut_torn_line(file: Path) -> bool:
-    """Cut off what stands after the last line end, and return whether anything is left."""
-    data = file.read_bytes()
-    whole = data.rfind(b"\n") + 1
-    if whole < len(data):
-        os.truncate(file, whole)
-    return whole > 0
 
 
 def _parse(file: Path, number: int, line: str) -> Any:

@@ -22,6 +22,7 @@ HOMES = {
     "token-table": "token_table",
     "load-limit": "load_limit",
     "tuning-budget": "tuning_budget",
+    "tuning-budget-slots": "tuning_budget",
 }
 """The module of `moe_search.experiments` that holds an experiment in its ``EXPERIMENTS``."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections import defaultdict
 from collections.abc import Sequence
@@ -12,10 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from moe_search.experiments.budget_report import budget_figure, budget_table
+from moe_search.experiments.budget_report import budget_figure, budget_table, fewer_trials_table
+from moe_search.experiments.comparison_rows import comparison_columns, comparison_rows, mean_with_error
+from moe_search.experiments.equal_time import TimedRun, equal_time_table
 from moe_search.experiments.experiment import Experiment, Measure, Trial
-from moe_search.experiments.journal import FILE_NAME, Entry, Journal
-from moe_search.experiments.paired_statistics import PairedComparison, compare_differences, compare_ratios, holm
+from moe_search.experiments.journal import Entry
+from moe_search.experiments.journals import FILE_NAMES, TrialJournal, read_journal
+from moe_search.experiments.paired_statistics import compare_differences, compare_ratios
 from moe_search.experiments.registry import find_experiment
 from moe_search.experiments.run import plain_settings
 from moe_search.plotting.expert_maps import MapPanel, NamedMap, expert_maps
@@ -25,7 +27,6 @@ from moe_search.plotting.report import Report, ReportFigure, Section
 from moe_search.plotting.svg import figure_svg
 from moe_search.plotting.table import Table
 
-LOST_PRECISION = 1e-4
 MOST_SLOTS_DRAWN = 64
 
 HOW_TO_READ = (
@@ -41,7 +42,7 @@ class Finished:
     """An experiment with the trials in its journal."""
 
     experiment: Experiment
-    journal: Journal
+    journal: TrialJournal
     entries: dict[Trial, Entry]
 
     def numbers(self, gate: str, search: str, name: str) -> dict[int, float]:
@@ -59,13 +60,25 @@ class Finished:
         return [baseline[seed] for seed in seeds], [other[seed] for seed in seeds]
 
     def losses(self, name: str) -> dict[str, dict[str, list[float]]]:
-        """Return a number of all trials, by gate and search, as far as any ended."""
-        searches = self.experiment.searches
-        found = {
-            gate: {search: list(self.numbers(gate, search, name).values()) for search in searches}
-            for gate in self.experiment.gates
+        """Return a number of the seeds that ended under all searches, by gate and search, as far as there are any."""
+        found = {}
+        for gate in self.experiment.gates:
+            by_search = {search: self.numbers(gate, search, name) for search in self.experiment.searches}
+            seeds = sorted(set.intersection(*map(set, by_search.values())))
+            if seeds:
+                found[gate] = {search: [values[seed] for seed in seeds] for search, values in by_search.items()}
+        return found
+
+    def timed_runs(self, gate: str, search: str) -> dict[int, TimedRun]:
+        """Return the curves over time of a gate and search, by seed; journals of earlier versions hold none."""
+        rule, curve = self.experiment.equal_time, self.experiment.curve
+        if rule is None or curve is None:
+            return {}
+        return {
+            trial.seed: TimedRun(entry.numbers[rule.seconds], entry.numbers[curve[1]])  # type: ignore[arg-type]
+            for trial, entry in sorted(self.entries.items())
+            if (trial.gate, trial.search) == (gate, search) and rule.seconds in entry.numbers
         }
-        return {gate: by_search for gate, by_search in found.items() if all(by_search.values())}
 
 
 def read_finished(folder: str | os.PathLike[str]) -> list[Finished]:
@@ -79,17 +92,23 @@ def read_finished(folder: str | os.PathLike[str]) -> list[Finished]:
         If a journal is damaged, holds no trial, or is of an unknown experiment.
     """
     root = Path(folder)
-    folders = [root] if (root / FILE_NAME).is_file() else sorted(file.parent for file in root.glob(f"*/{FILE_NAME}"))
+    folders = [root] if _holds_journal(root) else sorted(filter(_holds_journal, root.glob("*/")))
     if not folders:
-        raise FileNotFoundError(f"no experiment was run in {root}: neither it nor a folder in it holds {FILE_NAME}")
+        raise FileNotFoundError(
+            f"no experiment was run in {root}: neither it nor a folder in it holds {' or '.join(FILE_NAMES)}"
+        )
     found = []
     for each in folders:
-        journal = Journal.read(each)
+        journal = read_journal(each)
         entries = journal.entries()
         if not entries:
             raise ValueError(f"{journal.file} must hold at least one finished trial, got none")
         found.append(Finished(find_experiment(journal.header["experiment"]), journal, entries))
     return found
+
+
+def _holds_journal(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in FILE_NAMES)
 
 
 def make_report(finished: Sequence[Finished], command: str) -> Report:
@@ -137,8 +156,7 @@ def section(finished: Finished) -> Section:
 def tables(finished: Finished) -> tuple[Table, ...]:
     """Return all tables about one experiment."""
     compared = (comparison_table(finished, measure) for measure in comparable(finished.experiment))
-    budget = () if finished.experiment.budget is None else (budget_table(finished.losses(finished.experiment.budget)),)
-    return results_table(finished), *budget, *compared
+    return results_table(finished), *_budget(finished), *compared, *_equal_time(finished)
 
 
 def comparable(experiment: Experiment) -> tuple[Measure, ...]:
@@ -155,7 +173,7 @@ def results_table(finished: Finished) -> Table:
             seeds = len(finished.numbers(gate, search, experiment.measures[0].name))
             if seeds:
                 cells = (
-                    _mean(list(finished.numbers(gate, search, measure.name).values()), measure.digits)
+                    mean_with_error(list(finished.numbers(gate, search, measure.name).values()), measure.digits)
                     for measure in experiment.measures
                 )
                 rows.append((f"{gate}, {search}", str(seeds), *cells))
@@ -177,44 +195,30 @@ def comparison_table(finished: Finished, measure: Measure) -> Table:
                     if measure.factor is None
                     else compare_ratios(baseline, other, measure.factor)
                 )
-    adjusted = holm([comparison.p for comparison in comparisons]) if comparisons else []
-    rows = [
-        (label, str(comparison.pairs), *_effect(comparison, measure), _p(comparison.p), _p(p), *_sizes(comparison))
-        for label, comparison, p in zip(labels, comparisons, adjusted, strict=True)
-    ]
-    baseline_name = experiment.searches[0]
-    effect = ("difference",) if measure.factor is None else ("times less", "68 % interval")
-    test = "p" if measure.factor is None else f"p of more than {measure.factor:g} times"
-    title = f"{measure.title}: against {baseline_name}, {measure.better} is better"
-    return Table(title, ("gate, search", "pairs", *effect, test, "Holm", "d_z", "r", "lower in"), tuple(rows))
+    rows = comparison_rows(comparisons, measure)
+    title = f"{measure.title}: against {experiment.searches[0]}, {measure.better} is better"
+    return Table(
+        title,
+        ("gate, search", *comparison_columns(measure)),
+        tuple((label, *row) for label, row in zip(labels, rows, strict=True)),
+    )
 
 
-def _effect(comparison: PairedComparison, measure: Measure) -> tuple[str, ...]:
-    if measure.factor is None:
-        return (_with_error(comparison.mean, comparison.error, measure.digits),)
-    mean = f"{math.exp(-comparison.mean):.1f}"
-    if math.isnan(comparison.error):
-        return (mean, "-")
-    low, high = (math.exp(-comparison.mean + sign * comparison.error) for sign in (-1, 1))
-    return (mean, f"{low:.1f} to {high:.1f}")
+def _budget(finished: Finished) -> tuple[Table, ...]:
+    budget = finished.experiment.budget
+    losses = {} if budget is None else finished.losses(budget.loss)
+    return (budget_table(losses), fewer_trials_table(losses)) if losses else ()
 
 
-def _sizes(comparison: PairedComparison) -> tuple[str, str, str]:
-    d = "-" if math.isnan(comparison.standardized) else f"{comparison.standardized:.2f}"
-    return d, f"{comparison.rank_biserial:.2f}", f"{comparison.lower} of {comparison.pairs}"
-
-
-def _mean(values: list[float], digits: int) -> str:
-    error = float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return _with_error(float(np.mean(values)), error, digits)
-
-
-def _with_error(mean: float, error: float, digits: int) -> str:
-    return f"{mean:.{digits}f}" if math.isnan(error) else f"{mean:.{digits}f} ± {error:.{digits}f}"
-
-
-def _p(p: float) -> str:
-    return f"{p:.4f}" if p >= LOST_PRECISION else f"< {LOST_PRECISION:g}"
+def _equal_time(finished: Finished) -> tuple[Table, ...]:
+    rule = finished.experiment.equal_time
+    if rule is None:
+        return ()
+    pairs = {}
+    for gate in finished.experiment.gates:
+        first, other = (finished.timed_runs(gate, search) for search in (rule.peer, rule.search))
+        pairs[gate] = [(first[seed], other[seed]) for seed in first if seed in other]
+    return (equal_time_table(pairs, rule.peer, rule.search),) if any(pairs.values()) else ()
 
 
 def _curves(finished: Finished) -> ReportFigure | None:
@@ -242,10 +246,12 @@ def _curves(finished: Finished) -> ReportFigure | None:
 
 
 def _best_of(finished: Finished) -> ReportFigure | None:
-    if finished.experiment.budget is None:
+    budget = finished.experiment.budget
+    losses = {} if budget is None else finished.losses(budget.loss)
+    if not losses:
         return None
     caption = "Expected best validation loss by the number of trials, and the middle 90 % of bootstrap samples."
-    figure = budget_figure(finished.losses(finished.experiment.budget))
+    figure = budget_figure(losses)
     return ReportFigure(figure_svg(figure, f"{finished.experiment.title}: {caption}"), caption)
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_search.experiments.experiment import Experiment, Trial
-from moe_search.experiments.journal import Entry, Journal
+from moe_search.experiments.journal import Entry
+from moe_search.experiments.journals import open_journal
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,7 +48,8 @@ def run_experiment(
     ----------
     experiment : Experiment
     folder : path-like
-        For ``journal.jsonl`` and ``results.parquet``; made if it is missing.
+        For ``journal.jsonl``, or ``optuna.log`` where hyperparameters are drawn, and ``results.parquet``; made if it is
+        missing.
     settings : frozen dataclass, optional
         Instead of ``experiment.settings``, such as ``experiment.smoke``.
     seeds : int, optional
@@ -67,7 +69,7 @@ def run_experiment(
     Raises
     ------
     ImportError
-        If joblib, pandas or pyarrow is missing.
+        If joblib, pandas or pyarrow is missing, or Optuna where hyperparameters are drawn.
     OSError
         If the folder cannot be written.
     ValueError
@@ -84,7 +86,7 @@ def run_experiment(
         raise ValueError(f"first_seed must not be negative, got {first_seed}")
     if jobs == 0:
         raise ValueError("jobs must be 1 or more, or -1 for one a processor, got 0")
-    journal = Journal.open(Path(folder), header(experiment, settings), IDENTITY)
+    journal = open_journal(experiment, Path(folder), header(experiment, settings), IDENTITY)
     finished = journal.entries()
     trials = experiment.trials(seeds, first_seed)
     missing = [trial for trial in trials if trial not in finished]
@@ -92,8 +94,13 @@ def run_experiment(
     if on_trial is not None:
         on_trial(done, len(trials), None)
     parallel = Parallel(n_jobs=jobs, return_as="generator_unordered")
-    calls = (delayed(run_one)(experiment, settings, trial) for trial in missing)
-    for entry in parallel(calls):
+
+    def calls() -> Iterator[Any]:
+        for trial in missing:
+            journal.begin(trial)
+            yield delayed(run_one)(experiment, settings, trial)
+
+    for entry in parallel(calls()):
         journal.append(entry)
         finished[entry.trial] = entry
         done += 1

@@ -51,6 +51,10 @@ class StepRun:
         Time of the steps, searches included, evaluations apart.
     seconds_searching : float
         Time of the searches of `PermutationSearch`.
+    cpu_seconds : tuple of float
+        Processor time that the process had spent on the steps, searches included, evaluations apart, at each of
+        `steps`: what runs are compared by at equal time, since it does not grow while others have the machine. Empty
+        where it was not taken.
     """
 
     steps: tuple[int, ...]
@@ -61,6 +65,7 @@ class StepRun:
     committed: int
     seconds: float
     seconds_searching: float
+    cpu_seconds: tuple[float, ...] = ()
 
     def steps_to(self, loss: float) -> int | None:
         """Return the first of `steps` at which the loss is at most `loss`; None if there is none."""
@@ -71,6 +76,7 @@ class StepRun:
         return {
             "steps": [float(step) for step in self.steps],
             "validation_losses": list(self.losses),
+            "cpu_seconds": list(self.cpu_seconds),
             "least_validation_loss": min(self.losses),
             "first_map": self.first_map.astype(float).tolist(),
             "last_map": self.last_map.astype(float).tolist(),
@@ -204,10 +210,11 @@ def train_by_steps(
     due = set(evaluated)
     losses = [validation_loss()]
     best = copy.deepcopy(model.state_dict())
-    seconds = 0.0
+    seconds = cpu = 0.0
+    cpu_seconds = [0.0]
     for step in range(1, steps + 1):
         batch = next(batches)
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         model.train()
         if step > held:
             total = loss(forward(model, batch), batch.targets) + moe.regularization()
@@ -223,7 +230,9 @@ def train_by_steps(
         if on_step is not None:
             on_step(step)
         seconds += time.perf_counter() - start
+        cpu += time.process_time() - cpu_start
         if step in due:
+            cpu_seconds.append(cpu)
             losses.append(validation_loss())
             if losses[-1] == min(losses):
                 best = copy.deepcopy(model.state_dict())
@@ -236,6 +245,7 @@ def train_by_steps(
         committed=0 if ours is None else sum(record.outcome in ("committed", "enforced") for record in ours.history),
         seconds=seconds,
         seconds_searching=0.0 if ours is None else ours.seconds,
+        cpu_seconds=tuple(cpu_seconds),
     )
 
 

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 
 from moe_search.demo.model import EXPERTS_PER_SAMPLE, NUM_EXPERTS, TwoDigitsModel, make_model, two_task_loss
 from moe_search.demo.settings import SearchSchedule
 from moe_search.demo.training_run import evaluate
-from moe_search.experiments.experiment import Experiment, Measure, Numbers
+from moe_search.experiments.experiment import Budget, Experiment, Measure, Numbers
 from moe_search.experiments.step_training import endless_batches, train_by_steps
-from moe_search.experiments.two_image_trials import DIGITS, TwoImageSettings, load, smoke
+from moe_search.experiments.study_journal import draw_parameters, require_optuna
+from moe_search.experiments.two_image_trials import DIGITS, MAPS, TwoImageSettings, load, smoke
 from moe_search.gates.comet import COMET
 from moe_search.gates.dselect_k import DSelectK
+from moe_search.gates.hash_routing import HashRouting
+from moe_search.gates.top_k import TopK
 from moe_search.training.batch import Batch
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
 
 LEARNING_RATES = (1e-4, 1e-2)
 BATCH_SIZES = (128, 256)
@@ -36,10 +43,16 @@ class TuningSettings:
         Its data, model and schedule; `steps` is for the batch size of its model, and larger batches get fewer steps.
     data_seed : int
         Of the data, the same for all trials: a trial differs in hyperparameters and first weights.
+    num_slots : int or None
+        Of the gate; one for each expert by default.
+    evaluations : int
+        How often the validation loss is taken in a run, after its start.
     """
 
     images: TwoImageSettings
     data_seed: int = 100
+    num_slots: int | None = None
+    evaluations: int = 20
 
 
 @dataclass(frozen=True)
@@ -62,6 +75,7 @@ def run_trial(settings: TuningSettings, seed: int, gate: str, search: str) -> Nu
     """
     drawn = draw(seed, gate)
     images = settings.images
+    steps = images.steps * min(BATCH_SIZES) // drawn.batch_size
     data = load(images, settings.data_seed)
     model = make_tuned_model(drawn, settings, seed, gate)
     run = train_by_steps(
@@ -70,11 +84,12 @@ def run_trial(settings: TuningSettings, seed: int, gate: str, search: str) -> Nu
         two_task_loss,
         endless_batches(Batch(data.train.inputs, data.train.targets), drawn.batch_size, seed),
         lambda: evaluate(model, data.validation).loss,
-        steps=images.steps * min(BATCH_SIZES) // drawn.batch_size,
+        steps=steps,
         learning_rate=drawn.learning_rate,
         search=search,
         schedule=images.schedule,
         seed=seed,
+        evaluated=tuple(round(steps * part / settings.evaluations) for part in range(settings.evaluations + 1)),
     )
     model.load_state_dict(run.best)
     test = evaluate(model, data.test)
@@ -88,6 +103,26 @@ def run_trial(settings: TuningSettings, seed: int, gate: str, search: str) -> Nu
     }
 
 
+def space(gate: str) -> dict[str, BaseDistribution]:
+    """Return what is drawn for a gate; the first two are drawn alike for all gates.
+
+    Raises
+    ------
+    ImportError
+        If Optuna is missing.
+    """
+    require_optuna()
+    from optuna.distributions import CategoricalDistribution, FloatDistribution
+
+    common: dict[str, BaseDistribution] = {
+        "learning_rate": FloatDistribution(*LEARNING_RATES, log=True),
+        "batch_size": CategoricalDistribution(BATCH_SIZES),
+    }
+    if gate not in SMOOTH:
+        return common
+    return common | {"gamma": CategoricalDistribution(GAMMAS), "entropy": CategoricalDistribution(ENTROPIES)}
+
+
 def draw(seed: int, gate: str) -> Hyperparameters:
     """Return the hyperparameters that Optuna's random sampler draws for a gate from a seed.
 
@@ -96,65 +131,76 @@ def draw(seed: int, gate: str) -> Hyperparameters:
     ImportError
         If Optuna is missing.
     """
-    try:
-        import optuna
-    except ImportError as error:
-        raise ImportError("tuning needs optuna, which is missing: pip install 'moe-search[experiments]'") from error
-    verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed)).ask()
-    finally:
-        optuna.logging.set_verbosity(verbosity)
-    smooth = gate in SMOOTH
-    return Hyperparameters(
-        learning_rate=trial.suggest_float("learning_rate", *LEARNING_RATES, log=True),
-        batch_size=trial.suggest_categorical("batch_size", BATCH_SIZES),
-        gamma=trial.suggest_categorical("gamma", GAMMAS) if smooth else 1.0,
-        entropy=trial.suggest_categorical("entropy", ENTROPIES) if smooth else 0.0,
-    )
+    return Hyperparameters(**{"gamma": 1.0, "entropy": 0.0} | draw_parameters(space(gate), seed))
 
 
 def make_tuned_model(drawn: Hyperparameters, settings: TuningSettings, seed: int, gate: str) -> TwoDigitsModel:
-    """Return a fresh model whose gate has the hyperparameters drawn."""
+    """Return a fresh model whose gate has the hyperparameters drawn, and the slots of the settings."""
     model = make_model(gate, settings.images.model, seed)
-    if gate in SMOOTH:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+    pixels, slots = settings.images.model.canvas**2, settings.num_slots
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if gate in SMOOTH:
             model.moe.gate = SMOOTH[gate](
-                settings.images.model.canvas**2,
+                pixels,
                 NUM_EXPERTS,
                 EXPERTS_PER_SAMPLE,
+                num_slots=slots,
                 gamma=drawn.gamma,
                 entropy=drawn.entropy,
                 shared_map=True,
             )
+        elif gate == "Top-k":
+            model.moe.gate = TopK(pixels, NUM_EXPERTS, EXPERTS_PER_SAMPLE, num_slots=slots)
+        else:
+            model.moe.gate = HashRouting(NUM_EXPERTS, num_slots=slots, in_features=pixels, seed=seed)
     return model
 
 
-EXPERIMENTS = (
-    Experiment(
-        name="tuning-budget",
-        title="Random search over hyperparameters, digits",
-        question=(
-            "Every seed draws a learning rate, a batch size and, for gates with a smooth step, gamma and the weight of "
-            "the entropy, from the published ranges. How good is the best of r trials, chosen by validation loss, with "
-            "and without search of the map, and how many trials does a loss take?"
-        ),
-        gates=("Top-k", "COMET"),
+MEASURES = (
+    Measure("least_validation_loss", "validation loss"),
+    Measure("test_loss", "test loss"),
+    Measure("training_seconds", "seconds of training", digits=1),
+)
+QUESTION = (
+    "Every seed draws a learning rate, a batch size and, for gates with a smooth step, gamma and the weight of the "
+    "entropy, from the published ranges. How good is the best of r trials, chosen by validation loss, with and without "
+    "search of the map, and how many trials does a loss take? The weights are fresh"
+)
+SETTINGS = TuningSettings(
+    replace(DIGITS, steps=300, schedule=SearchSchedule(period=30, until=150, batches=4, iterations=2000))
+)
+
+
+def tuning_experiment(name: str, title: str, question: str, num_slots: int | None) -> Experiment:
+    """Return a random search with as many slots as given, one for each expert by default."""
+    return Experiment(
+        name=name,
+        title=title,
+        question=question,
+        gates=("Hash", "Top-k", "DSelect-k", "COMET"),
         searches=("none", "search"),
-        seeds=50,
-        settings=TuningSettings(
-            replace(DIGITS, steps=400, schedule=SearchSchedule(period=40, until=200, batches=4, iterations=2000))
-        ),
-        smoke=TuningSettings(smoke("digits")),
+        seeds=60,
+        settings=replace(SETTINGS, num_slots=num_slots),
+        smoke=TuningSettings(smoke("digits"), num_slots=num_slots, evaluations=3),
         run_trial=run_trial,
-        measures=(
-            Measure("least_validation_loss", "validation loss"),
-            Measure("test_loss", "test loss"),
-            Measure("training_seconds", "seconds of training", digits=1),
-        ),
-        maps=("first_map", "last_map"),
-        budget="least_validation_loss",
+        measures=MEASURES,
+        maps=MAPS,
+        budget=Budget("least_validation_loss", space),
+    )
+
+
+EXPERIMENTS = (
+    tuning_experiment(
+        "tuning-budget",
+        "Random search over hyperparameters, digits",
+        f"{QUESTION}, the experts alike and as many as slots, so that a map found early is but another name for them.",
+        None,
+    ),
+    tuning_experiment(
+        "tuning-budget-slots",
+        "Random search over hyperparameters, four slots an expert, digits",
+        f"{QUESTION}; every expert has four slots, so that a map decides which slots share one.",
+        4 * NUM_EXPERTS,
     ),
 )

@@ -17,12 +17,13 @@ from moe_search.demo.settings import DemoSettings, SearchSchedule, smoke_setting
 from moe_search.demo.specialists import parts_of, train_specialists
 from moe_search.demo.tensors import DataTensors, to_tensors
 from moe_search.demo.training_run import evaluate
-from moe_search.experiments.experiment import Experiment, Measure, Numbers, RunTrial
+from moe_search.experiments.experiment import EqualTime, Experiment, Measure, Numbers, RunTrial
 from moe_search.experiments.step_training import SEARCHES, endless_batches, train_by_steps
 from moe_search.training.batch import Batch
 
 CURVE = ("steps", "validation_losses")
 MAPS = ("first_map", "last_map")
+EQUAL_TIME = EqualTime(peer="sinkhorn", search="search", seconds="cpu_seconds")
 
 FINAL_MEASURES = (
     Measure("test_loss", "test loss"),
@@ -140,6 +141,7 @@ def ways_back(
             measures=(*WAY_BACK_MEASURES, *FINAL_MEASURES),
             curve=CURVE,
             maps=MAPS,
+            equal_time=EQUAL_TIME,
         )
         for settings in sizes
     )

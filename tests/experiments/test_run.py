@@ -1,15 +1,13 @@
 import json
 import os
-import signal
-import subprocess
 import sys
-import time
 from dataclasses import replace
 
 import joblib
 import pandas as pd
 import pytest
 import toy_experiment
+from killed_run import run_and_kill
 from toy_experiment import TOY, ToySettings
 
 from moe_search.experiments.experiment import Experiment, Trial
@@ -74,8 +72,7 @@ def test_trials_in_parallel_give_the_same_table(tmp_path, backend, monkeypatch):
 
 def test_a_killed_run_loses_no_finished_trial(tmp_path):
     code = f"""
-import sys, time, dataclasses
-sys.path[:0] = {sys.path!r}
+import time, dataclasses
 import toy_experiment
 from moe_search.experiments.run import run_experiment
 def slow(settings, seed, gate, search):
@@ -83,15 +80,7 @@ def slow(settings, seed, gate, search):
     return toy_experiment.run_trial(settings, seed, gate, search)
 run_experiment(dataclasses.replace(toy_experiment.TOY, run_trial=slow), {str(tmp_path)!r}, seeds=30)
 """
-    process = subprocess.Popen([sys.executable, "-c", code])
-    journal = tmp_path / "journal.jsonl"
-    deadline = time.monotonic() + 60
-    while not journal.exists() or journal.read_bytes().count(b"\n") < 4:
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    run_and_kill(code, tmp_path / "journal.jsonl", (b"", 4))
     survived = Journal.read(tmp_path).entries()
     assert len(survived) >= 3
     traces = tmp_path / "traces"

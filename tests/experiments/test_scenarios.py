@@ -156,7 +156,7 @@ def test_endless_batches_show_every_sample_once_an_order():
 
 def test_steps_to_a_loss():
     one_map = np.arange(2)
-    run = StepRun((0, 1, 4), (3.0, 1.0, 0.5), {}, one_map, one_map, 0, 0.0, 0.0)
+    run = StepRun((0, 1, 4), (3.0, 1.0, 0.5), {}, one_map, one_map, 0, 0.0, 0.0, (0.0, 0.1, 0.4))
     assert [run.steps_to(loss) for loss in (5.0, 1.0, 0.7, 0.1)] == [0, 1, 4, None]
 
 

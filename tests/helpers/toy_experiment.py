@@ -1,9 +1,9 @@
 """An experiment without training: its trials are counted, and can be made to fail."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from moe_search.experiments.experiment import Experiment, Measure
+from moe_search.experiments.experiment import Budget, Experiment, Measure
 
 
 @dataclass(frozen=True)
@@ -47,3 +47,15 @@ TOY = Experiment(
     curve=("at", "losses"),
     maps=("map",),
 )
+
+
+def space(gate):
+    """Draw a rate for both gates, and a number for one of them."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution
+
+    rate = {"rate": FloatDistribution(0.1, 10.0, log=True)}
+    return rate if gate == "Hash" else rate | {"number": CategoricalDistribution((1, 2, 3))}
+
+
+DRAWN = replace(TOY, budget=Budget("loss", space))
+"""The same, its seeds draws of a random search."""
