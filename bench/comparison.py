@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,14 +15,12 @@ import numpy as np
 import pandas as pd
 
 from moe_search.bench.qaplib_folder import VARIABLE
-from moe_search.bench.run_cache import cache_folder
+from moe_search.bench.run_cache import cache_folder, work_folder
 from moe_search.bench.solver_file import solver_patterns
 from moe_search.bench.suites import SUITES
 
 BENCHMARK = Path(__file__).parent
 OBJECTIVE = "Assignment search"
-# benchopt stops a run after so many points of its curve; our runs end by themselves.
-MANY_POINTS = 1_000_000
 LATE_SHARE, LATE_SECONDS = 0.05, 0.05
 RUN_COLUMNS = (
     "dataset problem size solver repetition status reason value seconds bound best_known".split()  # noqa: SIM905
@@ -114,53 +111,45 @@ class Comparison:
 def run_comparison(settings: ComparisonSettings) -> Comparison:
     """Run what is not in the cache yet, and return the comparison.
 
-    A run that raises is marked failed and will be tried again next time; the others go on. A comparison that was
-    killed loses the runs in progress only.
+    A run that raises, or whose process dies, is marked failed and will be tried again next time; the others go on. A
+    comparison that was killed loses the runs in progress only.
 
     Raises
     ------
     ValueError
-        If there is no such solver or data set.
+        If there is no such solver or data set, or two of them have the same name.
     """
     import click
-    from benchopt import run_benchmark
     from benchopt.benchmark import Benchmark
 
+    from moe_search.bench.benchopt_runs import finish_runs
+
     cache = cache_folder()
-    work = Path(tempfile.mkdtemp(prefix="work-", dir=cache))
     environment = {"BENCHOPT_CACHE": str(cache)}
     if settings.qaplib is not None:
         environment[VARIABLE] = str(settings.qaplib.resolve())
     files = [pattern for path in settings.solver_files for pattern in solver_patterns(path, cache / "solver_files")]
-    datasets = list(settings.datasets or SUITES[settings.suite].datasets)
-    with _environment(environment):
+    with _environment(environment), work_folder(cache) as work:
         benchmark = Benchmark(BENCHMARK, seed=0)
-        solvers = list(settings.solvers) or ["*"]
         try:
-            chosen = benchmark.check_solver_patterns([*solvers, *files])
-            cells = _cells(chosen, benchmark.check_dataset_patterns(datasets), settings.limit)
+            solvers = benchmark.check_solver_patterns([*(settings.solvers or ["*"]), *files])
+            datasets = benchmark.check_dataset_patterns(list(settings.datasets or SUITES[settings.suite].datasets))
+            objectives = benchmark.check_objective_filters([f"{OBJECTIVE}[seconds={settings.limit}]"])
+            cells = _cells(solvers, datasets, settings.limit)
         except (click.ClickException, ValueError) as error:
             raise ValueError(getattr(error, "message", str(error))) from error
-        try:
-            output = run_benchmark(
-                benchmark,
-                solver_names=[*solvers, *files],
-                dataset_names=datasets,
-                objective_filters=[f"{OBJECTIVE}[seconds={settings.limit}]"],
-                max_runs=MANY_POINTS,
-                n_repetitions=settings.repetitions,
-                parallel_config={"backend": settings.backend, "n_jobs": settings.n_jobs},
-                plot_result=False,
-                show_progress=False,
-                output_file=str(work / "runs.parquet"),
-            )
-            rows = pd.read_parquet(output)
-        except RuntimeError:
-            # benchopt's word for a comparison of which no run came to an end.
-            rows = pd.DataFrame(columns=["dataset_name", "solver_name", "idx_rep", "time", "objective_value"])
-    comparison = collect(cells, rows, settings, _errors(work))
-    shutil.rmtree(work)
-    return comparison
+        rows, died = finish_runs(
+            benchmark,
+            solvers,
+            datasets,
+            objectives,
+            settings.repetitions,
+            settings.n_jobs,
+            settings.backend,
+            work / "runs",
+        )
+        errors = _errors(work) | {run_folder(*key): reason for key, reason in died.items()}
+        return collect(cells, rows, settings, errors)
 
 
 def collect(
@@ -176,7 +165,7 @@ def collect(
         The points that benchopt recorded.
     settings : ComparisonSettings
     errors : dict
-        What a run raised, by data set, solver and repetition as in the names of folders.
+        What a run raised, by data set, solver and repetition as in `run_folder`.
     """
     latest = settings.limit * (1 + LATE_SHARE) + LATE_SECONDS
     points = dict(iter(rows.groupby(["dataset_name", "solver_name", "idx_rep"])))
@@ -188,8 +177,8 @@ def collect(
             if cell["reason"] is not None:
                 run["status"] = "skipped"
             elif key not in points:
-                folder = _folder_name(cell["dataset"]), _folder_name(cell["solver"]), f"rep_{repetition}"
-                run |= {"status": "failed", "reason": errors.get(folder, "it raised; its output says what")}
+                reason = errors.get(run_folder(*key), "it raised; its output says what")
+                run |= {"status": "failed", "reason": reason}
             else:
                 group = points[key]
                 run["bound"] = group["objective_bound"].astype(float).max()
@@ -211,9 +200,12 @@ def _cells(solvers: Any, datasets: Any, seconds: float) -> list[dict[str, Any]]:
     from benchopt.benchmark import _list_parametrized_classes
 
     methods = [solver for solver, installed in _list_parametrized_classes(*solvers) if installed]
+    _require_names_of_their_own("solvers", [str(solver) for solver in methods])
+    there = [dataset for dataset, installed in _list_parametrized_classes(*datasets) if installed]
+    _require_names_of_their_own("data sets", [str(dataset) for dataset in there])
     cells = []
-    for dataset, installed in _list_parametrized_classes(*datasets):
-        data = dataset.get_data() if installed else {"problem": None}
+    for dataset in there:
+        data = dataset.get_data()
         problem = data["problem"]
         if problem is None:
             continue
@@ -234,6 +226,15 @@ def _cells(solvers: Any, datasets: Any, seconds: float) -> list[dict[str, Any]]:
     return cells
 
 
+def _require_names_of_their_own(what: str, names: list[str]) -> None:
+    """Refuse two of a name, as of a folder of a run: the tables could not keep them apart."""
+    counts = Counter(map(_folder_name, names))
+    twice = [name for name in names if counts[_folder_name(name)] > 1]
+    if twice:
+        named = ", ".join(sorted(set(twice)))
+        raise ValueError(f"{what} must have names of their own, got {len(twice)} named {named}")
+
+
 def _errors(work: Path) -> dict[tuple[str, ...], str]:
     """Return what `AnytimeSolver` wrote of runs that raised, by data set, solver and repetition."""
     found: dict[tuple[str, ...], str] = {}
@@ -241,6 +242,11 @@ def _errors(work: Path) -> dict[tuple[str, ...], str]:
         dataset, _, solver, repetition = path.parent.parts[-4:]
         found[dataset, solver, repetition] = path.read_text(encoding="utf-8")
     return found
+
+
+def run_folder(dataset: str, solver: str, repetition: int) -> tuple[str, str, str]:
+    """Return the names of the folders that a run may leave files in."""
+    return _folder_name(dataset), _folder_name(solver), f"rep_{repetition}"
 
 
 def _folder_name(name: str) -> str:

@@ -17,7 +17,7 @@ class Objective(BaseObjective):
 
     name = "Assignment search"
     requirements = ("pip::moe-search[bench]",)
-    min_benchopt_version = "1.9"
+    min_benchopt_version = "1.10"
     parameters = {"seconds": [1.0]}  # noqa: RUF012 (benchopt reads a plain dict)
     sampling_strategy = "callback"
     stopping_criterion = NoCriterion(strategy="callback")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
+import importlib
 import importlib.util
+import runpy
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -43,13 +46,13 @@ def solver_patterns(path: Path, folder: Path) -> list[str]:
     OSError
         If the file cannot be read.
     ValueError
-        If it is no Python file, or holds no solver.
+        If it is no Python file, cannot be imported by its name, or holds no solver.
     """
     path = path.resolve()
     if path.suffix != ".py" or set("[]") & set(str(path)):
         raise ValueError(f"a solver file must be a .py file without brackets in its path, got {path}")
     content = path.read_bytes()
-    if _is_benchopt_file(_load(path)):
+    if _is_benchopt_file(path, content):
         return [str(path)]
     digest = hashlib.sha256(content + str(path).encode()).hexdigest()[:12]
     folder.mkdir(parents=True, exist_ok=True)
@@ -67,9 +70,9 @@ def load_solvers(path: str | Path) -> dict[str, Solver]:
     Raises
     ------
     ValueError
-        If it holds neither.
+        If it cannot be imported by its name, or holds neither.
     """
-    module = _load(Path(path))
+    module = _import(Path(path))
     found = {name: value for name, value in vars(module).items() if isinstance(value, Solver)}
     if not found:
         classes = {
@@ -80,32 +83,49 @@ def load_solvers(path: str | Path) -> dict[str, Solver]:
         found = {name: kind() for name, kind in classes.items()}
     if not found:
         raise ValueError(f"{path} must hold a moe_search Solver, a class of one, or a benchopt Solver, got none")
-    if len(found) == 1:
-        (solver,) = found.values()
-        return {type(solver).__name__: solver}
     return found
 
 
-def _load(path: Path) -> ModuleType:
-    # Pickling and caching of what it defines go by the name in sys.modules.
-    name = f"moe_search_solver_file_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[name]
-        raise ValueError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
+def _import(path: Path) -> ModuleType:
+    """Import a file as a script beside it does: by its own name, with its folder first on the path of modules.
+
+    Numba's cache and pickles keep the names of modules, so a name of our own would make what the comparison leaves
+    behind useless to the user's scripts, and theirs to it.
+    """
+    name, folder = path.stem, str(path.parent)
+    if "." in name:
+        raise ValueError(f"a solver file must have a name that can be imported, without dots, got {path}")
+    module = sys.modules.get(name)
+    if module is None:
+        spec = importlib.util.find_spec(name)
+        _require_same_file(path, None if spec is None else spec.origin)
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
+        importlib.invalidate_caches()
+        try:
+            module = importlib.import_module(name)
+        except Exception as error:
+            raise ValueError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
+    _require_same_file(path, getattr(module, "__file__", None) or "built-in")
     return module
 
 
-def _is_benchopt_file(module: ModuleType) -> bool:
+def _require_same_file(path: Path, origin: str | None) -> None:
+    # A folder without __init__.py has no origin; a file of its name goes before it.
+    if origin is not None and Path(origin).resolve() != path:
+        raise ValueError(f"{path} must be renamed: there is another module {path.stem} already, {origin}")
+
+
+def _is_benchopt_file(path: Path, content: bytes) -> bool:
+    """Tell whether benchopt is to load the file itself.
+
+    Such files are not imported by name: benchopt does not, and often they are named after the library they wrap.
+    """
+    try:
+        classes = {node.name for node in ast.walk(ast.parse(content)) if isinstance(node, ast.ClassDef)}
+        solver = runpy.run_path(str(path)).get("Solver") if "Solver" in classes else None
+    except Exception as error:
+        raise ValueError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
     from benchopt import BaseSolver
 
-    solver = getattr(module, "Solver", None)
     return isinstance(solver, type) and issubclass(solver, BaseSolver)

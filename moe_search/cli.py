@@ -25,6 +25,7 @@ SOLVERS = {
     "iterated-local-search": "IteratedLocalSearch",
     "tabu-search": "TabuSearch",
     "simulated-annealing": "SimulatedAnnealing",
+    "multi-start": "MultiStart",
     "frank-wolfe": "FrankWolfe",
     "branch-and-bound": "BranchAndBound",
     "enumeration": "Enumeration",
@@ -83,7 +84,9 @@ def demo(
 def solve(
     file: Annotated[Path, typer.Argument(help="A problem in QAPLIB's .dat format.", metavar="FILE.dat")],
     time: Annotated[float, typer.Option(help="Seconds the solver may take.")] = 2.0,
-    solver: Annotated[str, typer.Option(help=f"One of {', '.join(SOLVERS)}.")] = "auto",
+    solver: Annotated[
+        str, typer.Option(help=f"One of {', '.join(SOLVERS)}. multi-start: four tabu searches side by side.")
+    ] = "auto",
     seed: Annotated[int, typer.Option(help="Source of all randomness.")] = 0,
     json: Annotated[Path | None, typer.Option(help="Where the result goes as JSON.", metavar="PATH")] = None,
 ) -> None:
@@ -217,7 +220,8 @@ def _solver(name: str) -> Solver | None:
         raise ValueError(f"--solver must be one of {', '.join(SOLVERS)}, got {name!r}")
     from moe_search import solvers
 
-    chosen: Solver = getattr(solvers, SOLVERS[name])()
+    kind = getattr(solvers, SOLVERS[name])
+    chosen: Solver = kind(solvers.TabuSearch()) if kind is solvers.MultiStart else kind()
     return chosen
 
 

@@ -20,7 +20,9 @@ def bench(tmp_path):
     def run(*arguments, check=True, start=False):
         environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
         # The package under test, also where another checkout is the installed one.
-        environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+        environment["PYTHONPATH"] = str(ROOT)
+        # A console script has not the current folder on its path, as python -c would.
+        environment["PYTHONSAFEPATH"] = "1"
         environment.pop("MOE_SEARCH_QAPLIB", None)
         if start:
             return subprocess.Popen(

@@ -4,6 +4,8 @@ import os
 import re
 import shlex
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -11,8 +13,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import moe_search
+from moe_search.bench.run_cache import work_folder
+from moe_search.bench.solver_file import load_solvers
 from moe_search.problems.random_instances import random_quadratic
+from moe_search.solvers.tabu_search import TabuSearch
 
+ROOT = Path(moe_search.__file__).parents[1]
 DATASETS = ("--dataset", "random-quadratic[size=7,seed=[0,1]]", "--dataset", "trained-gate[gate=hash]")
 
 SOLVERS_OF_MY_OWN = """
@@ -128,21 +135,60 @@ def test_a_killed_comparison_resumes_and_nothing_is_lost(bench, tmp_path):
     assert not (output / "runs.parquet").exists()
     bench(*arguments)
     table = runs(output)
-    assert set(table.loc[table["solver"] == "Shuffle", "status"]) == {"done"}
-    assert sorted(table.loc[table["solver"] == "Shuffle", "repetition"]) == list(range(6))
+    assert set(table.loc[table["solver"] == "shuffle", "status"]) == {"done"}
+    assert sorted(table.loc[table["solver"] == "shuffle", "repetition"]) == list(range(6))
     # Only the run in progress was done again.
     assert log.read_text().count("run") == 6 + 1
 
 
-def test_the_command_of_the_example_of_a_new_solver(bench, tmp_path):
+@pytest.mark.parametrize("first", ["the script", "the comparison"])
+def test_the_example_of_a_new_solver_runs_as_a_script_and_in_the_comparison(bench, tmp_path, first):
+    # Numba's cache of the kernel, which the first leaves to the second, holds the name of the module.
     text = (Path(__file__).parents[2] / "docs" / "new_solver.md").read_text(encoding="utf-8")
-    (tmp_path / "threshold_accepting.py").write_text(re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)[0])
+    file, script, *_ = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    (tmp_path / "threshold_accepting.py").write_text(file)
+    (tmp_path / "script.py").write_text(script)
     program, command, *arguments = shlex.split(re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL)[0])
     assert (program, command) == ("moe-search", "bench")
+
+    def run_script():
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, env=environment, capture_output=True)
+        assert done.returncode == 0, done.stderr.decode()
+        assert len(done.stdout.splitlines()) == 3
+
+    if first == "the script":
+        run_script()
     bench(*arguments, "--repetitions", "1", "--timeout", "0.05")
+    if first == "the comparison":
+        run_script()
     table = runs(tmp_path / "moe-search-bench")
     assert sorted(table["solver"]) == ["TabuSearch", "ThresholdAccepting"]
     assert list(table["status"]) == ["done", "done"]
+
+
+def test_a_solver_file_named_after_another_module_is_refused(bench, tmp_path):
+    own = "import moe_search as ms\n\nmine = ms.LocalSearch()\n"
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "own.py").write_text(own)
+    (tmp_path / "statistics.py").write_text(own)
+    (tmp_path / "own.2.py").write_text(own)
+    for files, message in (
+        (["a/own.py", "b/own.py"], "b/own.py must be renamed: there is another module own already, "),
+        (["statistics.py"], "statistics.py must be renamed: there is another module statistics already, "),
+        (["own.2.py"], "a solver file must have a name that can be imported, without dots, got "),
+    ):
+        arguments = [argument for file in files for argument in ("--solver-file", file)]
+        done = bench(*arguments, "--solver", "Hungarian", "--dataset", "random-quadratic[size=7]", check=False)
+        assert done.returncode == 2
+        assert message in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+    # benchopt loads its own files, and often they are named after the library they wrap.
+    (tmp_path / "statistics.py").write_text(BENCHOPT_FILE)
+    arguments = "--solver-file", "statistics.py", "--solver", "Hungarian", "--dataset", "trained-gate[gate=hash]"
+    bench(*arguments, "--repetitions", "1", "--timeout", "0.05", "--output", tmp_path / "out")
+    assert list(runs(tmp_path / "out")["status"]) == ["done", "done"]
 
 
 def test_dask_and_joblib_run_it_in_parallel(bench, tmp_path):
@@ -199,3 +245,93 @@ def test_unknown_solvers_and_bad_solver_files_are_refused(bench, tmp_path):
         assert done.returncode == 2
         assert message in done.stderr
         assert "Traceback" not in done.stderr
+
+
+KILLER = """
+import os
+from dataclasses import dataclass
+
+import moe_search as ms
+from moe_search.bench.proposals import Proposer
+
+
+@dataclass(frozen=True)
+class Exits(Proposer):
+    def proposals(self, problem, rng):
+        if problem.size == 6:
+            os._exit(3)
+        while True:
+            yield problem.random_permutation(rng)
+"""
+
+
+@pytest.mark.parametrize(("n_jobs", "backend"), [(1, "loky"), (2, "loky"), (2, "dask")])
+def test_a_solver_that_ends_its_process_is_marked_failed_alone(bench, tmp_path, n_jobs, backend):
+    if backend == "dask":
+        pytest.importorskip("distributed", reason="pip install 'moe-search[cluster]'")
+    (tmp_path / "killer.py").write_text(KILLER)
+    arguments = "--dataset", "random-quadratic[size=[6,7]]", "--solver", "random permutations"
+    arguments += "--solver-file", "killer.py", "--repetitions", "3", "--timeout", "0.2"
+    bench(*arguments, "--n-jobs", n_jobs, "--backend", backend, "--output", tmp_path / "out")
+    table = runs(tmp_path / "out")
+    assert len(table) == 2 * 2 * 3
+    died = (table["solver"] == "Exits") & (table["size"] == 6)
+    assert set(table.loc[~died, "status"]) == {"done"}
+    assert set(table.loc[died, "status"]) == {"failed"}
+    assert set(table.loc[died, "reason"]) == {"its process died" + ": EXIT(3)" * (backend == "loky")}
+
+
+LOCKS = """
+import sys
+import time
+
+from filelock import FileLock
+
+lock = FileLock(sys.argv[1])
+lock.acquire()
+print(flush=True)
+time.sleep(600)
+"""
+
+
+def test_folders_of_comparisons_that_were_killed_are_removed_and_no_other(tmp_path):
+    older, cache = tmp_path / "older", tmp_path / "newer"
+    dead, alive, cached = older / "work-dead", older / "work-alive", older / "bench" / "runs"
+    for folder in (dead / "runs", alive, cached, cache):
+        folder.mkdir(parents=True)
+    with subprocess.Popen([sys.executable, "-c", LOCKS, str(alive / "lock")], stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with work_folder(cache) as first, work_folder(cache) as second:
+            assert first != second
+            assert all(folder.is_dir() for folder in (first, second, alive, cached))
+            assert not dead.exists()
+        assert not first.exists()
+        assert not second.exists()
+        other.kill()
+
+    def fail():
+        with work_folder(cache) as third:
+            (third / "runs").mkdir()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert sorted(path.name for path in tmp_path.rglob("work-*")) == []
+    assert cached.is_dir()
+
+
+def test_solvers_of_one_name_are_refused_before_any_run(bench, tmp_path):
+    (tmp_path / "clash.py").write_text("import moe_search as ms\n\nTabuSearch = ms.TabuSearch(tenure=(0.9, 1.1))\n")
+    common = "--dataset", "random-quadratic[size=7]", "--solver", "TabuSearch"
+    done = bench(*common, "--solver-file", "clash.py", check=False)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line == "error: solvers must have names of their own, got 2 named TabuSearch"
+    assert not list((tmp_path / "cache").rglob("work-*"))
+
+
+def test_one_object_of_a_file_is_named_by_its_variable(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    path = tmp_path / "one_tabu_of_a_test.py"
+    path.write_text("import moe_search as ms\n\nmine = ms.TabuSearch(tenure=(0.9, 1.1))\n")
+    assert load_solvers(path) == {"mine": TabuSearch(tenure=(0.9, 1.1))}
