@@ -100,5 +100,6 @@ def require_fits(what: str, magnitude: int | Decimal) -> None:
             )
     elif magnitude > FLOAT64_MOST:
         raise ValueError(
-            f"{what} can reach {magnitude:.3e}, {FLOAT64_MOST:.0e} at most fits in float64 with room; scale the data down"
+            f"{what} can reach {magnitude:.3e}, {FLOAT64_MOST:.0e} at most fits in float64 with room;"
+            " scale the data down"
         )
