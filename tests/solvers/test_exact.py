@@ -11,7 +11,7 @@ from ortools.sat.python import cp_model
 from qaplib_files import FOLDER, best_known, needs_qaplib
 
 from moe_search import problems
-from moe_search.solvers import CpSat, Enumeration, Hungarian, MaxIterations, MaxRuntime, MinCostFlow, cp_sat
+from moe_search.solvers import CpSat, Enumeration, Hungarian, MaxIterations, MaxRuntime, MinCostFlow, Transport, cp_sat
 from moe_search.solvers.enumeration import is_last, next_swap, number_of_permutations
 from moe_search.solvers.grid import grid_scale
 
@@ -59,6 +59,17 @@ def test_exact_solvers_keep_their_bound_near_the_ends_of_the_range_of_floats(sol
     # On a grid that is too coarse there is a bound, if no proof.
     assert result.bound <= optimum <= result.value
     assert result.status == "feasible" or result.value == pytest.approx(optimum, rel=1e-9)
+
+
+@pytest.mark.parametrize("solver", [CpSat(), MinCostFlow(), Hungarian(), Transport()])
+def test_the_largest_floats_that_a_problem_takes_are_solved(solver):
+    largest = 1e300 / 16.01
+    cost = np.array([[1.0, -1.0], [-1.0, 1.0]]) * largest
+    with pytest.raises(ValueError, match="fits in float64 with room"):
+        problems.LinearAssignment(2.5 * cost)
+    result = solver.solve(problems.LinearAssignment(2.0 * cost), MaxRuntime(60.0))
+    assert (result.value, result.status) == (-4.0 * largest, "optimal")
+    assert result.gap <= 1e-9
 
 
 @pytest.mark.parametrize("number", [0.0, 0.3, 0.5, 1e-30, 1e-310, -7.0])
