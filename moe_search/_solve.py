@@ -109,6 +109,8 @@ def solve(
         stop = AnyOf(TargetValue(bound + slack), stop)
     spent = clock.seconds()
     result = chosen.solve(problem, Since(spent, stop), seed, initial, delayed(on_improvement, spent))
+    # The solver may have proved more, as one that runs an exact one does.
+    bound = max((each for each in (bound, result.bound) if each is not None), default=None)
     optimal = reached(result.value, bound, problem.integral, scale)
     return replace(
         result,

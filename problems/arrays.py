@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 INT64_MAX = 2**63 - 1
+# Float64 ends at 1.8e308: this leaves room for what solvers add to a total, such as potentials and penalties.
+FLOAT64_MOST = Decimal("1e300")
 
 
 def numeric_array(name: str, values: npt.ArrayLike, ndim: int) -> npt.NDArray[Any]:
@@ -78,14 +81,25 @@ def read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return array
 
 
-def largest_magnitude(array: npt.NDArray[Any]) -> int:
-    """Return max |a| of an integer array as a Python int, exact at the minimum of int64 too."""
-    return max(abs(int(array.max())), abs(int(array.min())))
+def largest_magnitude(array: npt.NDArray[Any]) -> int | Decimal:
+    """Return max |a| as a number whose products and sums do not overflow: a Python int for integers, else a Decimal."""
+    magnitude = max(abs(array.max().item()), abs(array.min().item()))
+    return magnitude if isinstance(magnitude, int) else Decimal(magnitude)
 
 
-def require_fits_int64(what: str, magnitude: int) -> None:
-    """Raise ValueError if a sum whose magnitude may reach `magnitude` could overflow 64-bit integers."""
-    if magnitude > INT64_MAX:
+def require_fits(what: str, magnitude: int | Decimal) -> None:
+    """Raise ValueError if a sum whose magnitude may reach `magnitude` could overflow.
+
+    An int stands for a sum of 64-bit integers, a Decimal for one of float64, which is to stay below 1e300.
+    """
+    if isinstance(magnitude, int):
+        if magnitude > INT64_MAX:
+            raise ValueError(
+                f"{what} can reach {Decimal(magnitude):.3e}, which overflows 64-bit integers;"
+                " scale the integers down or pass floats"
+            )
+    elif magnitude > FLOAT64_MOST:
         raise ValueError(
-            f"{what} can reach {magnitude:.3e}, which overflows 64-bit integers; scale the integers down or pass floats"
+            f"{what} can reach {magnitude:.3e}, {FLOAT64_MOST:.0e} at most fits in float64 with room;"
+            " scale the data down"
         )

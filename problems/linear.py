@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from moe_search.problems.arrays import largest_magnitude, numeric_array, require_fits_int64
+from moe_search.problems.arrays import largest_magnitude, numeric_array, require_fits
 from moe_search.problems.moves import commit_swap, exchange_seats, kernel, swap_delta
 from moe_search.problems.problem import Problem, expert_of_seat, inverse
 
@@ -27,7 +27,7 @@ class LinearAssignment(Problem):
     Raises
     ------
     ValueError
-        If the shape is wrong, m is not a multiple of n, a cost is NaN or infinite, or integer totals could overflow.
+        If the shape is wrong, m is not a multiple of n, a cost is NaN or infinite, or totals could overflow.
     TypeError
         If the costs are not real numbers.
 
@@ -50,8 +50,7 @@ class LinearAssignment(Problem):
         m, n = array.shape
         if m % n:
             raise ValueError(f"cost must have a multiple of n rows (slots) for n columns (experts), got shape {(m, n)}")
-        if array.dtype.kind == "i":
-            require_fits_int64("a sum of costs", 4 * m * largest_magnitude(array))
+        require_fits("a sum of costs", 4 * m * largest_magnitude(array))
         object.__setattr__(self, "cost", array)
 
     @property

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from moe_search.problems.arrays import numeric_array, read_only, require_fits_int64
+from moe_search.problems.arrays import largest_magnitude, numeric_array, read_only, require_fits
 from moe_search.problems.delta_matrix import DeltaMatrix, commit_swap_and_deltas, fill_deltas, fill_potential
 from moe_search.problems.load_limited_start import InfeasibleLimitsError, LoadLimits, find_start, repair
 from moe_search.problems.moves import commit_swap, kernel, swap_delta
@@ -53,7 +54,7 @@ class LoadLimited(Problem):
     Raises
     ------
     ValueError
-        If a shape is wrong, a number is NaN, infinite or negative, or integer totals could overflow.
+        If a shape is wrong, a number is NaN, infinite or negative, or totals could overflow.
     InfeasibleLimitsError
         A ValueError: if the loads sum to more than the limits, a slot weighs more than every limit, no feasible
         permutation exists for another reason, or none was found.
@@ -108,8 +109,7 @@ class LoadLimited(Problem):
             if array.min() < 0:
                 raise ValueError(f"{name} must not be negative, got {array.min()}")
         loads = read_only(np.tile(loads, size // loads.size))
-        if loads.dtype.kind == "i":
-            require_fits_int64("a sum of slot_loads", 2 * size * int(loads.max()))
+        require_fits("a sum of slot_loads", 2 * size * largest_magnitude(loads))
         # In Python, whose integers do not overflow.
         total, room = sum(loads.tolist()), sum(limits.tolist())
         if total > room * (1 + size * GRID):
@@ -134,15 +134,15 @@ class LoadLimited(Problem):
 
     def _penalties(self, low: int | float, high: int | float, total: int) -> tuple[int | float, int | float]:
         # Excess of the mean load of a slot costs about the whole range, so that a descent lessens it first.
+        what = "the value of a permutation beyond the limits"
         if self.integral:
             barrier = int(high) - int(low) + 1
             slope = max(1, barrier * self.size // max(total, 1))
-            require_fits_int64(
-                "the value of a permutation beyond the limits", 4 * (barrier + slope * total) + abs(int(low))
-            )
+            require_fits(what, 4 * (barrier + slope * total) + abs(int(low)))
             return barrier, slope
         # Twice the range: floats may leave it by rounding, but neither by half nor by much of themselves.
         range_ = 2.0 * (high - low) + 1e-6 * max(abs(low), abs(high)) or 1.0
+        require_fits(what, 4 * (1 + self.size) * Decimal(range_) + abs(Decimal(low)))
         return range_, range_ * self.size / max(total, 1)
 
     @property

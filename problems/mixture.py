@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from moe_search.problems.arrays import numeric_array, read_only
+from moe_search.problems.arrays import largest_magnitude, numeric_array, read_only, require_fits
 from moe_search.problems.moves import commit_swap, exchange_seats, kernel, swap_delta
 from moe_search.problems.pairwise import PairwiseAssignment
 from moe_search.problems.problem import Permutation, Problem, expert_of_seat, inverse
@@ -48,7 +49,7 @@ class MixtureAssignment(Problem):
     ------
     ValueError
         If shapes do not fit, a number is NaN or infinite, a weight is negative, a class or probability is out of range,
-        or the loss is unknown.
+        the loss is unknown, or totals could overflow.
     TypeError
         If numbers are not real, or class indices not integers.
 
@@ -91,6 +92,13 @@ class MixtureAssignment(Problem):
             if sample_weights.min() < 0:
                 raise ValueError(f"sample_weights must not be negative, got {sample_weights.min()}")
         targets = _checked_targets(self.targets, self.loss, batch, outputs.shape[2])
+        # Of the largest numbers, each one at least, so that no product of some of them overflows either.
+        size, one = weights[0].size, Decimal(1)
+        mixture = size * max(largest_magnitude(weights), one) * max(largest_magnitude(outputs), one)
+        square = outputs.shape[2] * (mixture + largest_magnitude(targets)) ** 2
+        # Summed over the pairs of slots too, as it is in the pairwise problem.
+        weight = max(batch * largest_magnitude(sample_weights), one)
+        require_fits("a sum of squared mixtures", 8 * size**2 * weight * square)
         for name, array in (
             ("slot_weights", weights),
             ("outputs", outputs),

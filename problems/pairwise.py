@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from moe_search.problems.arrays import largest_magnitude, numeric_array, read_only, require_fits_int64
+from moe_search.problems.arrays import largest_magnitude, numeric_array, read_only, require_fits
 from moe_search.problems.moves import commit_swap, exchange_seats, kernel, swap_delta
 from moe_search.problems.problem import Permutation, Problem, expert_of_seat, inverse
 
@@ -30,7 +30,7 @@ class PairwiseAssignment(Problem):
     Raises
     ------
     ValueError
-        If the shape or the block size is wrong, a cost is NaN or infinite, or integer totals could overflow.
+        If the shape or the block size is wrong, a cost is NaN or infinite, or totals could overflow.
     TypeError
         If the costs are not real numbers.
 
@@ -54,8 +54,7 @@ class PairwiseAssignment(Problem):
             raise ValueError(
                 f"block_size must divide the {m} slots and be a multiple of the {n} experts, got {self.block_size}"
             )
-        if cost.dtype.kind == "i":
-            require_fits_int64("the value of a permutation", 8 * m * m * largest_magnitude(cost))
+        require_fits("the value of a permutation", 8 * m * m * largest_magnitude(cost))
         coupling = cost.transpose(0, 2, 1, 3) + cost.transpose(1, 3, 0, 2)
         coupling[np.arange(m), :, np.arange(m), :] = 0
         object.__setattr__(self, "cost", cost)

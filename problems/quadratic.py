@@ -14,7 +14,7 @@ from moe_search.problems.arrays import (
     largest_magnitude,
     numeric_array,
     read_only,
-    require_fits_int64,
+    require_fits,
     square_matrix,
 )
 from moe_search.problems.delta_matrix import DeltaMatrix, empty_delta_matrix
@@ -39,8 +39,7 @@ class QuadraticAssignment(Problem):
     Raises
     ------
     ValueError
-        If a matrix is not square, the shapes differ, an entry is NaN or infinite, or integer totals could overflow
-        64 bits.
+        If a matrix is not square, the shapes differ, an entry is NaN or infinite, or totals could overflow.
     TypeError
         If the entries are not real numbers.
 
@@ -72,17 +71,15 @@ class QuadraticAssignment(Problem):
         if linear is not None and linear.shape != flow.shape:
             raise ValueError(f"linear must have the shape of flow, {flow.shape}, got {linear.shape}")
         parts = [a for a in (flow, distance, linear) if a is not None]
-        if all(a.dtype.kind == "i" for a in parts):
-            quadratic = flow.size * largest_magnitude(flow) * largest_magnitude(distance)
-            once = 0 if linear is None else flow.shape[0] * largest_magnitude(linear)
-            require_fits_int64("the value of a permutation", 4 * quadratic + 2 * once)
-        else:
+        if not all(a.dtype.kind == "i" for a in parts):
             flow, distance = (read_only(a.astype(np.float64)) for a in (flow, distance))
             linear = None if linear is None else read_only(linear.astype(np.float64))
-            with np.errstate(over="ignore"):
-                reach = np.abs(flow).sum() * np.abs(distance).max()
-            if not np.isfinite(4.0 * reach):
-                raise ValueError("flow and distance must have products that fit in float64, got larger ones")
+        flows, distances = largest_magnitude(flow), largest_magnitude(distance)
+        once = 0 if linear is None else flow.shape[0] * largest_magnitude(linear)
+        require_fits("the value of a permutation", 4 * flow.size * flows * distances + 2 * once)
+        # Sums of either that meet zeros, or numbers below one, in the other.
+        require_fits("a sum of flows", 4 * flow.size * flows)
+        require_fits("a sum of distances", 4 * flow.size * distances)
         for name, array in (("flow", flow), ("distance", distance), ("linear", linear)):
             object.__setattr__(self, name, array)
         object.__setattr__(self, "kernel_arrays", _kernel_arrays(flow, distance, linear))

@@ -94,7 +94,9 @@ class BranchAndBound(Solver):
         run.interrupted = found.status == "interrupted"
         relaxation = relax(pairs, run.clock)
         scale = relaxation.scale
-        step = relaxation.step if problem.integral else max(float(run.tolerance), 1e-14 * reach(pairs))
+        # An improvement is one where all costs are zero too, or too small for their rounding to be a number.
+        rounding = max(float(run.tolerance), 1e-14 * reach(pairs), math.ulp(0.0))
+        step = relaxation.step if problem.integral else rounding
         totals = scale * run.value, scale * step
         tree = empty_tree(
             relaxation.linear, problem.block_size, run.incumbent, totals, relaxation.slots, relaxation.seats
@@ -268,7 +270,8 @@ def _pairwise_reach(problem: PairwiseAssignment) -> int | float:
 
 def largest(array: npt.NDArray[Any]) -> int | float:
     """Return max |a|, exact for integers."""
-    return largest_magnitude(array) if array.dtype.kind == "i" else float(np.abs(array).max())
+    magnitude = largest_magnitude(array)
+    return magnitude if isinstance(magnitude, int) else float(magnitude)
 
 
 def round_up(bound: Any, relaxation: Relaxation, integral: bool) -> int | float | None:

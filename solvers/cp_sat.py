@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import importlib
 import math
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from moe_search.problems.arrays import largest_magnitude
 from moe_search.problems.linear import LinearAssignment
 from moe_search.problems.load_limited import LoadLimited
 from moe_search.problems.mixture import MixtureAssignment
 from moe_search.problems.pairwise import PairwiseAssignment
-from moe_search.problems.problem import Permutation, Problem, seats_by_expert
+from moe_search.problems.problem import Permutation, Problem, ordinary_value, seats_by_expert
 from moe_search.problems.quadratic import QuadraticAssignment
 from moe_search.solvers.background import run_watched
 from moe_search.solvers.clock import Clock
 from moe_search.solvers.gilmore_lawler import gilmore_lawler, pairwise_gilmore_lawler
+from moe_search.solvers.grid import grid_scale
 from moe_search.solvers.hungarian import EXACT_IN_FLOAT64
 from moe_search.solvers.incumbent import Incumbent, OnImprovement
 from moe_search.solvers.random_state import random_state
@@ -35,6 +37,8 @@ MOST_TERMS = 200_000
 MOST_PRODUCTS = 20_000_000
 # Floats become integers on a grid whose whole range spans this. From 2**39 on, CP-SAT calls some models infeasible.
 GRID = 2.0**38
+# CP-SAT calls models invalid somewhat above; their sums could overflow its arithmetic.
+LARGEST_SUM = 2**62
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ class CpSat(Solver):
             raise ValueError(f"workers must be at least 1, got {self.workers}")
 
     def refuses(self, problem: Problem) -> str | None:
-        """Refuse losses that are not sums over pairs of slots, unknown classes, and models too large to build."""
+        """Refuse losses that are not sums over pairs of slots, unknown classes, and models or integers too large."""
         problem = without_limits(problem)
         if isinstance(problem, MixtureAssignment):
             if problem.loss != "squared":
@@ -88,6 +92,11 @@ class CpSat(Solver):
         terms = number_of_terms(problem)
         if terms > MOST_TERMS:
             return f"the model would have {terms:,} terms, {MOST_TERMS:,} at most; LocalSearch takes any size"
+        if problem.integral and largest_sum(problem) > LARGEST_SUM:
+            return (
+                f"its integer costs add up to {largest_sum(problem):.3e} over all slots and experts,"
+                f" {LARGEST_SUM:.3e} at most; scale them down or pass floats"
+            )
         return None
 
     def run(
@@ -167,6 +176,29 @@ def number_of_terms(problem: Problem) -> int:
         return problem.size**2 + int(np.count_nonzero(problem.flow)) * problem.size**2
     assert isinstance(problem, (PairwiseAssignment, MixtureAssignment))
     return (problem.size * problem.num_experts) ** 2
+
+
+def largest_sum(problem: Problem) -> int | Decimal:
+    """Return a number that no sum of all costs in the objective, or in the row of a slot, of a model exceeds."""
+    m, n = problem.size, problem.block_size // problem.capacity
+    if isinstance(problem, LinearAssignment):
+        return m * n * largest_magnitude(problem.cost)
+    unary = m * n * largest_magnitude(pairs_of(problem).unary)
+    if isinstance(problem, QuadraticAssignment):
+        return unary + m * m * n * largest_magnitude(problem.flow) * largest_magnitude(problem.distance)
+    assert isinstance(problem, PairwiseAssignment)
+    return unary + m * m * n * largest_magnitude(problem.coupling)
+
+
+def reported_bound(status: cp_model.CpSolverStatus, bound: float) -> float | None:
+    """Return the bound on the objective that CP-SAT reports; None if it has none.
+
+    Its answer reads 0 where none is set: while it presolves, and of a model that it calls invalid or infeasible.
+    """
+    from ortools.sat.python.cp_model import FEASIBLE, OPTIMAL, UNKNOWN
+
+    set_ = status in (OPTIMAL, FEASIBLE) or (status == UNKNOWN and bound != 0)
+    return bound if set_ and math.isfinite(bound) else None
 
 
 class _Search:
@@ -250,7 +282,16 @@ class _Search:
         self.conflicts = solver.num_conflicts
         # CP-SAT reports its integer bound as a float, which holds the last digits of none beyond 2**53.
         exact = status == OPTIMAL and self.problem.integral
-        self.bound = self.value if exact else model.lower_bound(solver.best_objective_bound)
+        reported = reported_bound(status, solver.best_objective_bound)
+        self.bound = self.value if exact else self._below_value(model.lower_bound(reported))
+
+    def _below_value(self, bound: int | float | None) -> int | float | None:
+        if bound is None or bound <= self.value:
+            return bound
+        # Above a value that was reached a bound can only be by rounding; beyond that it is none.
+        integral = self.problem.integral
+        scale = 0.0 if integral else ordinary_value(without_limits(self.problem))
+        return self.value if reached(bound, self.value, integral, scale) else None
 
     def accept(self, permutation: Permutation, conflicts: int) -> None:
         value = self.problem.value(permutation)
@@ -298,15 +339,12 @@ class _Model:
         self.x = [[model.new_bool_var(f"x{s},{e}") for e in range(n)] for s in range(m)]
         reach = float(np.abs(self.costs.unary).sum())
         self.scale = 1.0
-        self.rounded = 0
+        # What rounding to the grid has added at most to the objective of any permutation, in grid steps.
+        self.rounded = 0.0
         self.root_bound: int | None = None
         if not problem.integral:
-            tables = [float(np.abs(self.costs.table(s, t)).max()) for s, t in self.costs.pairs.tolist()]
-            reach += sum(tables)
-            # A range near the least of floats has a coarser grid rather than an infinite scale.
-            self.scale = min(GRID / max(reach, sys.float_info.min), sys.float_info.max) if reach > 0 else 1.0
-            # Each slot and each pair is off by half a grid step at most.
-            self.rounded = m + len(tables)
+            reach += sum(float(np.abs(self.costs.table(s, t)).max()) for s, t in self.costs.pairs.tolist())
+            self.scale = grid_scale(reach, GRID)
 
     def build(self) -> Iterator[None]:
         """Add constraints and objective, a table or a row at a time."""
@@ -326,7 +364,7 @@ class _Model:
                 loads = zip(x, self.limits.slot_load.tolist(), strict=True)
                 model.add(sum(load * slot[e] for slot, load in loads) <= limit)
         terms, coefficients = [], []
-        unary = self._integers(self.costs.unary)
+        unary = self._integers(self.costs.unary, each_slot=True)
         for s in range(m):
             terms += x[s]
             coefficients += unary[s].tolist()
@@ -401,17 +439,20 @@ class _Model:
         """Whether two slots may have one expert."""
         return self.costs.capacity > 1 or s // self.costs.block_size != t // self.costs.block_size
 
-    def _integers(self, costs: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    def _integers(self, costs: npt.NDArray[Any], each_slot: bool = False) -> npt.NDArray[np.int64]:
+        """Return costs of which one is paid, or one of each row, as integers."""
         if self.problem.integral:
             return costs.astype(np.int64)
-        return np.rint(costs * self.scale).astype(np.int64)
+        scaled = costs * self.scale
+        on_grid = np.rint(scaled)
+        self.rounded += float((on_grid - scaled).max(axis=1 if each_slot else None).sum())
+        return on_grid.astype(np.int64)
 
-    def lower_bound(self, objective: float) -> int | float | None:
-        """Return a bound on the problem's values from a bound on the model's objective."""
-        if not math.isfinite(objective):
-            return None
+    def lower_bound(self, objective: float | None) -> int | float | None:
+        """Return a bound on the problem's values from one on the model's objective; the bound at the root if None."""
+        if objective is None:
+            return self.root_bound
         if self.problem.integral:
-            # While CP-SAT still presolves its bound is a trivial one.
             bound = round(objective if abs(objective) < EXACT_IN_FLOAT64 else math.nextafter(objective, -math.inf))
             return bound if self.root_bound is None else max(bound, self.root_bound)
         return (objective - self.rounded) / self.scale

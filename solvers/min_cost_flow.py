@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,6 +10,7 @@ import numpy as np
 from moe_search.problems.linear import LinearAssignment
 from moe_search.problems.problem import Permutation, Problem, seats_by_expert
 from moe_search.solvers.clock import Clock
+from moe_search.solvers.grid import grid_scale
 from moe_search.solvers.incumbent import OnImprovement
 from moe_search.solvers.result import Result, Status, reached
 from moe_search.solvers.single_step import single_step_result
@@ -57,19 +57,14 @@ class MinCostFlow(Solver):
         clock = Clock()
         m, n = problem.cost.shape
         reduced = problem.cost - problem.cost.min(axis=1, keepdims=True)
-        scale = 1.0
-        if not problem.integral:
-            largest = float(reduced.max())
-            if largest > 0:
-                # A range near the least of floats has a coarser grid rather than an infinite scale.
-                scale = min(_largest_unit_cost(problem) / max(largest, sys.float_info.min), sys.float_info.max)
-            reduced = np.rint(reduced * scale)
+        scale = 1.0 if problem.integral else grid_scale(float(reduced.max()), float(_largest_unit_cost(problem)))
+        on_grid = reduced if problem.integral else np.rint(reduced * scale)
         flow = SimpleMinCostFlow()
         arcs = flow.add_arcs_with_capacity_and_unit_cost(
             np.repeat(np.arange(m), n),
             np.tile(m + np.arange(n), m),
             np.ones(m * n, dtype=np.int64),
-            reduced.astype(np.int64).ravel(),
+            on_grid.astype(np.int64).ravel(),
         )
         flow.set_nodes_supplies(np.arange(m + n), np.repeat([1, -problem.capacity], [m, n]))
         status = flow.solve()
@@ -78,8 +73,11 @@ class MinCostFlow(Solver):
         experts = flow.flows(arcs).reshape(m, n).argmax(axis=1)
         permutation = seats_by_expert(experts)
         value = problem.value(permutation)
-        # Each cost is off by half a grid step at most, in the optimum and in what was found.
-        bound = value if problem.integral else value - m / scale
+        bound = value
+        if not problem.integral:
+            # What rounding has added at most to any assignment, less what it has added to the one found.
+            added = on_grid - reduced * scale
+            bound -= float((added.max(axis=1) - added[np.arange(m), experts]).sum()) / scale
         label: Status = "optimal" if reached(value, bound, problem.integral) else "feasible"
         return single_step_result(clock, permutation, value, bound, label, repr(self), on_improvement)
 

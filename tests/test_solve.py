@@ -7,6 +7,7 @@ from naive import permutations
 
 import moe_search as ms
 from moe_search._solve import default_solver
+from moe_search.solvers.lower_bounds import lower_bound
 
 
 @pytest.mark.parametrize("name", INSTANCES)
@@ -158,6 +159,16 @@ def test_a_value_that_meets_the_bound_ends_the_search():
     result = ms.solve(problem, stop=ms.MaxRuntime(60.0))
     assert result.status == "optimal"
     assert result.runtime < 30
+
+
+def test_the_larger_of_two_bounds_is_kept():
+    problem = ms.random_quadratic(6, seed=0)
+    solver = ms.MultiStart(ms.BranchAndBound(), 2)
+    result = ms.solve(problem, solver, ms.MaxIterations(10_000))
+    assert (result.bound, result.gap, result.status) == (result.value, 0.0, "optimal")
+    # After one node branch and bound has proved less than Gilmore and Lawler's bound of the whole, or as much.
+    early = ms.solve(problem, solver, ms.MaxIterations(1))
+    assert early.bound == max(lower_bound(problem, 1.0), solver.solve(problem, ms.MaxIterations(1)).bound)
 
 
 def test_initial_and_seed_are_passed_on():

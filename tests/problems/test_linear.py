@@ -26,6 +26,12 @@ def test_hand_computed():
         ([[2**70, 0], [0, 0]], ValueError, "at most 64 bits"),
         ([[2**63, 0], [0, -1]], ValueError, "at most 64 bits"),
         ([[2**61, 0], [0, 0]], ValueError, "overflows 64-bit integers"),
+        (
+            np.full((2, 2), 1.7e308),
+            ValueError,
+            r"a sum of costs can reach 1.360e\+309, 1e\+300 at most fits in float64",
+        ),
+        ([[1.7e308, -1.7e308]] * 2, ValueError, "fits in float64 with room; scale the data down"),
     ],
 )
 def test_bad_costs(cost, error, message):

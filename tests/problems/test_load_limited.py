@@ -189,6 +189,7 @@ LINEAR = problems.LinearAssignment([[1, 2], [3, 4], [5, 6], [7, 8]])
         (LINEAR, [5, 0, 0, 0], 4, ValueError, "limits must hold one of at least 5, the load of slot 0, got 4 at most"),
         (LINEAR, [3, 3, 3, 0], 5, ValueError, "limits must leave room for a permutation, but each puts"),
         (LINEAR, [2**62] * 4, 2**62, ValueError, "a sum of slot_loads can reach"),
+        (LINEAR, [1e308] * 4, 1.7e308, ValueError, r"a sum of slot_loads can reach 8.000e\+308, 1e\+300 at most"),
     ],
 )
 def test_what_is_refused(inner, loads, limits, error, fault):
@@ -204,4 +205,7 @@ def test_limits_on_limits_and_classes_without_a_range_are_refused():
 def test_penalties_that_overflow_are_refused():
     inner = problems.LinearAssignment(np.array([[0, 2**60 - 1], [0, 0]]))
     with pytest.raises(ValueError, match=r"beyond the limits can reach .* overflows 64-bit integers"):
+        LoadLimited(inner, [1, 2], 2)
+    inner = problems.LinearAssignment([[0.0, 1e299], [0.0, 0.0]])
+    with pytest.raises(ValueError, match=r"beyond the limits can reach 2.400e\+300, 1e\+300 at most fits in float64"):
         LoadLimited(inner, [1, 2], 2)

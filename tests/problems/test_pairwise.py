@@ -43,3 +43,5 @@ def test_bad_numbers():
         PairwiseAssignment(np.full((2, 2, 2, 2), np.nan))
     with pytest.raises(ValueError, match="overflows 64-bit integers"):
         PairwiseAssignment(np.full((2, 2, 2, 2), 2**60))
+    with pytest.raises(ValueError, match=r"the value of a permutation can reach 5.440e\+309, 1e\+300 at most fits"):
+        PairwiseAssignment(np.full((2, 2, 2, 2), -1.7e308))

@@ -34,7 +34,11 @@ def test_small_integers_are_held_in_32_bits_and_large_ones_in_64():
         (([[0, 2**40], [2**40, 0]], [[0, 2**40], [2**40, 0]]), ValueError, "overflows 64-bit integers"),
         (([[0, -(2**40)], [1, 0]], [[0, 2**40], [1, 0]]), ValueError, "overflows 64-bit integers"),
         (([[0, -(2**63)], [1, 0]], [[0, 1], [1, 0]]), ValueError, "overflows 64-bit integers"),
-        (([[0, 1e200], [1, 0]], [[0, 1e200], [1, 0]]), ValueError, "fit in float64"),
+        (([[0, 1e200], [1, 0]], [[0, 1e200], [1, 0]]), ValueError, r"can reach 1.600e\+401, 1e\+300 at most fits"),
+        ((np.zeros((2, 2)), np.zeros((2, 2)), np.full((2, 2), 1.7e308)), ValueError, r"can reach 6.800e\+308"),
+        ((np.full((2, 2), 1e-300), np.full((2, 2), 1.7e308)), ValueError, r"a sum of distances can reach 2.720e\+309"),
+        ((np.full((2, 2), 1.7e308), np.zeros((2, 2))), ValueError, r"a sum of flows can reach 2.720e\+309"),
+        ((np.full((2, 2), 2**62), np.zeros((2, 2), int)), ValueError, "a sum of flows .* overflows 64-bit integers"),
         (([["x", "y"], ["z", "w"]], [[0, 1], [1, 0]]), TypeError, "integers or real numbers"),
     ],
 )

@@ -72,6 +72,16 @@ def test_the_tree_finds_the_optimum_without_a_heuristic(name, monkeypatch):
         assert BranchAndBound().solve(problem, LONG, seed=seed).value == pytest.approx(optimum, rel=1e-12)
 
 
+@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("number", [0.0, 1.0, 5e-324])
+def test_a_value_that_is_no_less_is_no_improvement(size, number):
+    flat = np.full((size, size), number)
+    for problem in (problems.LinearAssignment(flat), problems.QuadraticAssignment(flat, flat)):
+        result = BranchAndBound().solve(problem, LONG)
+        assert [point.value for point in result.trajectory] == [result.value]
+        assert (result.bound, result.status) == (result.value, "optimal")
+
+
 def test_it_agrees_with_cp_sat_on_pairwise_problems_with_capacity():
     problem = problems.random_pairwise(6, 3, seed=4)
     assert BranchAndBound().solve(problem, LONG).value == CpSat().solve(problem, LONG).value

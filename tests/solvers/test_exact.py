@@ -1,13 +1,19 @@
 """Exact solvers beyond the contract: published optima, capacities, rounding, what they cannot take."""
 
+import math
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from naive import permutations
+from ortools.sat.python import cp_model
 from qaplib_files import FOLDER, best_known, needs_qaplib
 
 from moe_search import problems
-from moe_search.solvers import CpSat, Enumeration, Hungarian, MaxIterations, MaxRuntime, MinCostFlow, cp_sat
+from moe_search.solvers import CpSat, Enumeration, Hungarian, MaxIterations, MaxRuntime, MinCostFlow, Transport, cp_sat
 from moe_search.solvers.enumeration import is_last, next_swap, number_of_permutations
+from moe_search.solvers.grid import grid_scale
 
 
 @needs_qaplib
@@ -53,6 +59,117 @@ def test_exact_solvers_keep_their_bound_near_the_ends_of_the_range_of_floats(sol
     # On a grid that is too coarse there is a bound, if no proof.
     assert result.bound <= optimum <= result.value
     assert result.status == "feasible" or result.value == pytest.approx(optimum, rel=1e-9)
+
+
+@pytest.mark.parametrize("solver", [CpSat(), MinCostFlow(), Hungarian(), Transport()])
+def test_the_largest_floats_that_a_problem_takes_are_solved(solver):
+    largest = 1e300 / 16.01
+    cost = np.array([[1.0, -1.0], [-1.0, 1.0]]) * largest
+    with pytest.raises(ValueError, match="fits in float64 with room"):
+        problems.LinearAssignment(2.5 * cost)
+    result = solver.solve(problems.LinearAssignment(2.0 * cost), MaxRuntime(60.0))
+    assert (result.value, result.status) == (-4.0 * largest, "optimal")
+    assert result.gap <= 1e-9
+
+
+@pytest.mark.parametrize("number", [0.0, 0.3, 0.5, 1e-30, 1e-310, -7.0])
+def test_equal_floats_leave_no_gap(number):
+    flat = np.full((3, 3), number)
+    every = [problems.LinearAssignment(flat), problems.QuadraticAssignment(flat, flat)]
+    every += [problems.PairwiseAssignment(np.full((3, 3, 3, 3), number)), problems.LoadLimited(every[0], [1] * 3, 1)]
+    for problem in every:
+        for solver in (MinCostFlow(), Hungarian(), CpSat()):
+            if solver.refuses(problem) is None:
+                result = solver.solve(problem, MaxRuntime(60.0))
+                assert (result.value, result.gap, result.status) == (problem.value(range(3)), 0.0, "optimal")
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 10**6), exponent=st.integers(-320, 290), shift=st.sampled_from([0, 1000, -1000]))
+def test_the_bound_of_the_flow_takes_rounding_in(seed, exponent, shift):
+    cost = (np.random.default_rng(seed).random((6, 3)) + shift) * 10.0**exponent
+    problem = problems.LinearAssignment(cost)
+    result = MinCostFlow().solve(problem, MaxRuntime(60.0))
+    optimum = Hungarian().solve(problem, MaxRuntime(60.0)).value
+    assert result.bound <= optimum + 1e-12 * abs(optimum)
+    assert result.value >= optimum - 1e-12 * abs(optimum)
+
+
+@settings(max_examples=100, deadline=None)
+@given(reach=st.floats(5e-324, 1e300), exponent=st.integers(10, 60), part=st.floats(1.0, 1.99))
+def test_the_scale_of_a_grid_is_a_power_of_two_that_uses_it(reach, exponent, part):
+    steps = part * 2.0**exponent
+    scale = grid_scale(reach, steps)
+    assert math.frexp(scale)[0] == 0.5
+    assert reach * scale <= steps
+    assert reach * scale >= steps / 4 or reach < 1e-290
+    assert grid_scale(0.0, steps) == 1.0
+
+
+NEGATIVE = -np.random.default_rng(0).integers(1, 50, (2, 6, 6))
+BELOW_ZERO = {
+    "linear": problems.LinearAssignment(NEGATIVE[0]),
+    "linear float": problems.LinearAssignment(NEGATIVE[0] * 0.1),
+    "quadratic": problems.QuadraticAssignment(NEGATIVE[0], -NEGATIVE[1]),
+    "quadratic float": problems.QuadraticAssignment(NEGATIVE[0] * 0.1, -NEGATIVE[1]),
+    "pairwise float": problems.PairwiseAssignment(-np.random.default_rng(0).random((4, 4, 4, 4))),
+    "load-limited": problems.LoadLimited(problems.LinearAssignment(NEGATIVE[0]), [1, 2, 3, 4, 5, 6], 6),
+}
+
+
+@pytest.mark.parametrize("problem", BELOW_ZERO.values(), ids=BELOW_ZERO.keys())
+def test_cp_sat_that_has_no_bound_yet_proves_nothing(monkeypatch, problem):
+    class Presolving(cp_model.CpSolver):
+        """Stopped while it presolves: every number that it answers is unset."""
+
+        best_objective_bound = 0.0
+        num_conflicts = 0
+
+        def solve(self, model, solution_callback=None):
+            return cp_model.UNKNOWN
+
+    monkeypatch.setattr(cp_model, "CpSolver", Presolving)
+    result = CpSat().solve(problem, MaxRuntime(60.0))
+    optimum = Enumeration().solve(problem, MaxRuntime(60.0)).value
+    assert result.bound is None or result.bound <= optimum
+    assert result.status == "feasible"
+
+
+@pytest.mark.parametrize("problem", BELOW_ZERO.values(), ids=BELOW_ZERO.keys())
+def test_cp_sat_proves_no_more_than_the_optimum_in_any_time(problem):
+    optimum = Enumeration().solve(problem, MaxRuntime(60.0)).value
+    for seconds in (0.001, 0.003, 0.01, 0.02, 0.03, 0.05, 0.1):
+        result = CpSat().solve(problem, MaxRuntime(seconds))
+        assert result.bound is None or result.bound <= optimum + 1e-9 * abs(optimum)
+        assert result.status == "feasible" or result.value == pytest.approx(optimum, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("status", "bound", "expected"),
+    [
+        (cp_model.UNKNOWN, 0.0, None),
+        (cp_model.UNKNOWN, -7.0, -7.0),
+        (cp_model.UNKNOWN, -math.inf, None),
+        (cp_model.MODEL_INVALID, 0.0, None),
+        (cp_model.INFEASIBLE, 3.0, None),
+        (cp_model.FEASIBLE, 0.0, 0.0),
+        (cp_model.OPTIMAL, -7.0, -7.0),
+    ],
+)
+def test_an_unset_number_is_no_bound(status, bound, expected):
+    assert cp_sat.reported_bound(status, bound) == expected
+
+
+SIGNS = np.array([[1, -1, -1, 1], [-1, 1, 1, 1], [1, -1, 1, 1], [1, 1, 1, -1]])
+
+
+def test_cp_sat_solves_integers_up_to_its_limit_and_refuses_larger_ones():
+    largest = problems.LinearAssignment(SIGNS * 2**58)
+    result = CpSat().solve(largest, MaxRuntime(60.0))
+    assert (result.value, result.bound, result.status) == (-(2**60), -(2**60), "optimal")
+    larger = problems.LinearAssignment(SIGNS * ((2**63 - 1) // 16))
+    with pytest.raises(ValueError, match=r"integer costs add up to 9.223e\+18 over .*, 4.612e\+18 at most"):
+        CpSat().solve(larger, MaxRuntime(1.0))
 
 
 @pytest.mark.parametrize("seed", [10, 53, 2736])
