@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from moe_search.gates.expert_map import ExpertMap
 from moe_search.layers.mixture_of_experts import MixtureOfExperts
 from moe_search.layers.multi_gate_mixture_of_experts import MultiGateMixtureOfExperts
 from moe_search.training.batch import Batch
@@ -39,13 +40,18 @@ class Cut:
 
 
 def check_model(model: nn.Module, moe: Layer) -> None:
-    """Raise TypeError if one of the two is of another type, ValueError if ``moe`` is not inside ``model``."""
+    """Raise TypeError if one of the two, or a gate, is of another type, ValueError if ``moe`` is not in ``model``."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if not isinstance(moe, (MixtureOfExperts, MultiGateMixtureOfExperts)):
         raise TypeError(f"moe must be a MixtureOfExperts or MultiGateMixtureOfExperts, got {type(moe).__name__}")
     if not any(module is moe for module in model.modules()):
         raise ValueError(f"moe must be a submodule of model, got one that {type(model).__name__} does not contain")
+    for mixture in [moe] if isinstance(moe, MixtureOfExperts) else moe.tasks:
+        gate = getattr(mixture, "gate", None)
+        # A gate compiled as a copy is no Gate, but has its map.
+        if not isinstance(getattr(gate, "expert_map", None), ExpertMap):
+            raise TypeError(f"the gate of moe must be a Gate, got {type(gate).__name__}")
 
 
 def forward(model: nn.Module, batch: Batch) -> Tensor:
