@@ -10,8 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from moe_search.gates.expert_map import ExpertMap
+from moe_search.gates.slot_weights import SlotWeights
 from moe_search.layers.mixture_of_experts import MixtureOfExperts
 from moe_search.layers.multi_gate_mixture_of_experts import MultiGateMixtureOfExperts
+from moe_search.training.autocast import Autocast, without_autocast
 from moe_search.training.batch import Batch
 from moe_search.training.tasks import Layer, Tasks
 
@@ -25,7 +28,9 @@ class Cut:
     moe_inputs : Tensor
         What the layer took, shape [B, ...].
     slot_weights : Tensor
-        The weights of its gates, shape [rows, T, m].
+        What its gates returned, shape [rows, T, m]; float32 where that is less, and of a sum of 1 as before rounding.
+    autocast : Autocast
+        The state of autocast that its gates ran in: a model may enter it on its way to the layer.
     mixture : Tensor
         What the layer returned, shape [rows, ...].
     outputs : Tensor
@@ -34,18 +39,30 @@ class Cut:
 
     moe_inputs: Tensor
     slot_weights: Tensor
+    autocast: Autocast
     mixture: Tensor
     outputs: Tensor
 
+    @property
+    def eps(self) -> float:
+        """Machine epsilon of the outputs, or of what they were made of where that has a larger one."""
+        dtypes = {self.mixture.dtype, self.outputs.dtype} | ({self.autocast.dtype} if self.autocast.enabled else set())
+        return max(torch.finfo(dtype).eps for dtype in dtypes)
+
 
 def check_model(model: nn.Module, moe: Layer) -> None:
-    """Raise TypeError if one of the two is of another type, ValueError if ``moe`` is not inside ``model``."""
+    """Raise TypeError if one of the two, or a gate, is of another type, ValueError if ``moe`` is not in ``model``."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if not isinstance(moe, (MixtureOfExperts, MultiGateMixtureOfExperts)):
         raise TypeError(f"moe must be a MixtureOfExperts or MultiGateMixtureOfExperts, got {type(moe).__name__}")
     if not any(module is moe for module in model.modules()):
         raise ValueError(f"moe must be a submodule of model, got one that {type(model).__name__} does not contain")
+    for mixture in [moe] if isinstance(moe, MixtureOfExperts) else moe.tasks:
+        gate = getattr(mixture, "gate", None)
+        # A gate compiled as a copy is no Gate, but has its map.
+        if not isinstance(getattr(gate, "expert_map", None), ExpertMap):
+            raise TypeError(f"the gate of moe must be a Gate, got {type(gate).__name__}")
 
 
 def forward(model: nn.Module, batch: Batch) -> Tensor:
@@ -80,24 +97,36 @@ def cut(model: nn.Module, tasks: Tasks, batch: Batch) -> Cut:
     Raises
     ------
     ValueError
-        If the layer does not run exactly once, or not on one row for each sample, or if the model does not return one
-        output for each sample and task.
+        If the layer does not run exactly once, or without its gates, or not on one row for each sample, or if the model
+        does not return one output for each sample and task.
     """
     moe = tasks.moe
-    calls: list[tuple[Tensor, Tensor | None, Tensor]] = []
+    routings: dict[nn.Module, tuple[Tensor, Autocast]] = {}
+    calls: list[tuple[Tensor, list[tuple[Tensor, Autocast]], Tensor]] = []
+
+    def listen_to_gate(gate: nn.Module, _: tuple[Any, ...], routing: SlotWeights) -> None:
+        routings[gate] = routing.weights, Autocast.here(tasks.device())
 
     def listen(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], mixture: Tensor) -> None:
         bound = inspect.signature(moe.forward).bind(*args, **kwargs).arguments
-        calls.append((bound["inputs"], bound.get("ids"), mixture))
+        # Of gates that other layers use too, the call before this one is that of the layer.
+        # A copy, for heads that work in place.
+        calls.append((bound["inputs"], [routings[gate] for gate in tasks.gates if gate in routings], mixture.clone()))
 
-    hook = moe.register_forward_hook(listen, with_kwargs=True)
+    hooks = [gate.register_forward_hook(listen_to_gate) for gate in tasks.gates]
+    hooks.append(moe.register_forward_hook(listen, with_kwargs=True))
     try:
         outputs = forward(model, batch)
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
     if len(calls) != 1:
         raise ValueError(f"moe must run exactly once in a forward of model, it was seen {len(calls)} times")
-    moe_inputs, moe_ids, mixture = calls[0]
+    moe_inputs, of_gates, mixture = calls[0]
+    if len(of_gates) < tasks.count:
+        raise ValueError(
+            f"moe must call its gates in a forward of model, it was seen to call {len(of_gates)} of {tasks.count}"
+        )
     if moe_inputs.shape[0] != len(batch):
         raise ValueError(
             f"moe must take one row for each sample of the batch, got {moe_inputs.shape[0]} rows "
@@ -105,7 +134,8 @@ def cut(model: nn.Module, tasks: Tasks, batch: Batch) -> Cut:
         )
     return Cut(
         moe_inputs,
-        tasks.slot_weights(moe_inputs, moe_ids),
+        _summing_to_one(torch.stack([weights for weights, _ in of_gates], 1).flatten(0, 1)),
+        of_gates[0][1],
         tasks.rows("the mixture", mixture),
         tasks.rows("the outputs of model", outputs),
     )
@@ -154,48 +184,59 @@ def require_separate(model: nn.Module, tasks: Tasks, batch: Batch, cut: Cut) -> 
 
 
 def fold_head(
-    model: nn.Module, tasks: Tasks, batch: Batch, mixture: Tensor, expert_outputs: Tensor
-) -> tuple[Tensor, Tensor]:
+    model: nn.Module, tasks: Tasks, batch: Batch, cut: Cut, expert_weights: Tensor, expert_outputs: Tensor
+) -> Tensor:
     """Fold the head, linearized around the mixture, into the outputs of the experts.
 
-    With the head o(z) of a row and its mixture z0, expert e is given o(z0) + J (f_e - z0), where J is the Jacobian
-    of o at z0. Because the weights of a row sum to 1, mixing these is the same as the linearized head of the mixed
-    f_e: exact for an affine head.
+    With the head o(z) of a row and its mixture z0, expert e is given o(z0) + J (f_e - sum_e w_e f_e), where J is the
+    Jacobian of o at z0. Because the weights w of a row sum to 1, mixing these is the same as the linearized head of the
+    mixed f_e: exact for an affine head. The sum is z0 but for rounding; with the sum itself, the present weights mix
+    what experts are given to o(z0) in half precision too.
 
     Parameters
     ----------
     model, tasks, batch
         The model, its mixture layer by tasks, and the samples.
-    mixture : Tensor
-        z0, shape [rows, ...].
+    cut : Cut
+        What they showed at the layer: z0 and o(z0).
+    expert_weights : Tensor
+        w, of the present map, shape [rows, n].
     expert_outputs : Tensor
         f_e, shape [rows, n, ...].
 
     Returns
     -------
-    outputs : Tensor
-        o(z0), shape [rows, ...].
-    folded : Tensor
-        Shape [rows, n, C], the axes of an output flattened to C.
+    Tensor
+        Shape [rows, n, C], the axes of an output flattened to C; float32 where the outputs have less.
 
     Raises
     ------
     ValueError
         If the outputs do not depend differentiably on the mixture.
     """
-    directions = (expert_outputs - mixture.unsqueeze(1)).flatten(2)
     with torch.enable_grad():
-        point = mixture.detach().clone().requires_grad_()
-        outputs = run_head(model, tasks, batch, point)
-        flat = outputs.reshape(len(mixture), -1)
+        point = cut.mixture.detach().clone().requires_grad_()
         # No output depends on another sample or task: the gradient of a sum is a row of every one's Jacobian.
-        totals = flat.sum(0)
-    folded = flat.detach().unsqueeze(1).repeat(1, expert_outputs.shape[1], 1)
-    # As many at once as there are experts take no more memory than their outputs.
-    for some in torch.split(torch.arange(len(totals), device=totals.device), expert_outputs.shape[1]):
-        jacobians = _gradients(totals, point, some).flatten(2)
-        folded[:, :, some] += torch.einsum("cbd,bnd->bnc", jacobians, directions).to(folded.dtype)
-    return outputs.detach(), folded
+        totals = run_head(model, tasks, batch, point).reshape(len(point), -1).sum(0)
+    with without_autocast(point.device):
+        answers = _at_least_single(expert_outputs).flatten(2)
+        directions = answers - torch.einsum("bn,bnd->bd", expert_weights.to(answers.dtype), answers).unsqueeze(1)
+        folded = _at_least_single(cut.outputs).reshape(len(point), 1, -1).repeat(1, answers.shape[1], 1)
+        # As many at once as there are experts take no more memory than their outputs.
+        for some in torch.split(torch.arange(len(totals), device=totals.device), answers.shape[1]):
+            jacobians = _gradients(totals, point, some).flatten(2).to(directions.dtype)
+            folded[:, :, some] += torch.einsum("cbd,bnd->bnc", jacobians, directions).to(folded.dtype)
+    return folded
+
+
+def _summing_to_one(weights: Tensor) -> Tensor:
+    wide = _at_least_single(weights)
+    # In half precision they sum to 1 within some thousandths, and the folded outputs of a row would be off by as much.
+    return weights if wide is weights else wide / wide.sum((1, 2), keepdim=True)
+
+
+def _at_least_single(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _gradients(totals: Tensor, point: Tensor, some: Tensor) -> Tensor:

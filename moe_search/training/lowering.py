@@ -43,7 +43,7 @@ class Lowering:
         The permutation of the gate's present map.
     linearized : bool
         Whether the head is not affine, so that the problem holds its linearization around the present mixture. The
-        value of `initial` is the true loss in any case.
+        value of `initial` is the true loss in any case, to rounding in the precision of the model, autocast or not.
     batch_loss : float
         Mean loss of the batch under the present map, summed over tasks, by a true forward.
     num_samples : int
@@ -94,6 +94,8 @@ def lower(
     A `MultiGateMixtureOfExperts` whose tasks share a map gives one problem too, of the summed loss of the tasks: what
     is said of a sample holds for each pair of a sample and a task, with the slot weights of the task's gate, the task's
     loss, and the experts' outputs on the sample. The head of a task must see no mixture but its own, which is tried.
+
+    Where the model enters autocast on its way to the layer, or leaves it, the experts are run as they are there.
 
     The model is run in eval mode and left as it was:
     training flags, gradients, buffers and random generators.

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from moe_search.problems.mixture import MixtureAssignment
+from moe_search.training.as_numpy import as_numpy
+from moe_search.training.autocast import without_autocast
 from moe_search.training.cut import fold_head, run_head
 from moe_search.training.opened import Chunk, Opened
 from moe_search.training.recognize_loss import RecognizedLoss
@@ -103,17 +105,18 @@ def mixture_arrays(opened: Opened, losses: tuple[RecognizedLoss, ...]) -> Mixtur
     deviations = [Deviation()] * tasks.count
     for chunk in opened.chunks:
         answers = opened.expert_outputs(chunk)
-        folded = fold_head(opened.model, tasks, chunk.batch, chunk.cut.mixture, answers)[1]
+        weights = _expert_weights(chunk.slot_weights, tasks.expert_map.experts, answers.shape[1])
+        folded = fold_head(opened.model, tasks, chunk.batch, chunk.cut, weights, answers)
         if not bool(folded.isfinite().all()):
             raise NonFiniteLossError("the outputs of every expert must be finite, got NaN or infinite ones")
         here = _deviations(opened, chunk, answers, folded)
         deviations = [old.joined(new) for old, new in zip(deviations, here, strict=True)]
         shape = (*folded.shape[:2], *chunk.cut.outputs.shape[1:])
-        flat, weights = losses[0].flatten(_numpy(folded).reshape(shape), leading=2), _numpy(chunk.slot_weights)
+        flat, of_slots = losses[0].flatten(as_numpy(folded).reshape(shape), leading=2), as_numpy(chunk.slot_weights)
         if slot_weights is None or outputs is None:
-            slot_weights = np.empty((opened.num_rows, *weights.shape[1:]), weights.dtype)
+            slot_weights = np.empty((opened.num_rows, *of_slots.shape[1:]), of_slots.dtype)
             outputs = np.empty((opened.num_rows, *flat.shape[1:]), flat.dtype)
-        slot_weights[chunk.start : chunk.stop], outputs[chunk.start : chunk.stop] = weights, flat
+        slot_weights[chunk.start : chunk.stop], outputs[chunk.start : chunk.stop] = of_slots, flat
     assert slot_weights is not None
     assert outputs is not None
     for t, deviation in enumerate(deviations if tasks.count > 1 else ()):
@@ -145,21 +148,20 @@ def _deviations(opened: Opened, chunk: Chunk, answers: Tensor, folded: Tensor) -
     # Shifting the experts of every row by a random step gives a valid map that leaves no slot its expert.
     experts = opened.tasks.expert_map.experts
     steps = torch.from_numpy(np.random.default_rng(0).integers(1, n, size=(len(experts), 1))).to(experts.device)
-    shifted = ((experts + steps) % n).flatten()
-    weights = chunk.slot_weights
-    expert_weights = weights.new_zeros(len(weights), n).index_add(1, shifted, weights.flatten(1))
-    mixture = opened.tasks.combine(expert_weights, answers)
+    expert_weights = _expert_weights(chunk.slot_weights, (experts + steps) % n, n)
+    with chunk.cut.autocast.again():
+        mixture = opened.tasks.combine(expert_weights, answers).to(chunk.cut.mixture.dtype)
     true = run_head(opened.model, opened.tasks, chunk.batch, mixture).flatten(1)
-    predicted = torch.einsum("bn,bnc->bc", expert_weights.to(folded.dtype), folded)
+    with without_autocast(true.device):
+        predicted = torch.einsum("bn,bnc->bc", expert_weights.to(folded.dtype), folded)
     error, change, size = (true - predicted).abs(), (true - chunk.cut.outputs.flatten(1)).abs(), true.abs()
-    eps = torch.finfo(true.dtype).eps
     rows = [opened.tasks.of_task(t) for t in range(opened.tasks.count)]
-    return [Deviation(float(error[r].max()), float(change[r].max()), float(size[r].max()), eps) for r in rows]
+    return [Deviation(float(error[r].max()), float(change[r].max()), float(size[r].max()), chunk.cut.eps) for r in rows]
 
 
-def _numpy(tensor: Tensor) -> NDArray[Any]:
-    # numpy has no bfloat16.
-    return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32)).cpu().numpy()
+def _expert_weights(slot_weights: Tensor, experts: Tensor, n: int) -> Tensor:
+    """Return what slots, shape [R, map rows, m], give to n experts under a map, shape [R, n]."""
+    return slot_weights.new_zeros(len(slot_weights), n).index_add(1, experts.flatten(), slot_weights.flatten(1))
 
 
 def _joined(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:

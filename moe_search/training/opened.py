@@ -103,8 +103,9 @@ class Opened:
         return torch.cat([chunk.targets for chunk in self.chunks])
 
     def expert_outputs(self, chunk: Chunk) -> Tensor:
-        """Run every expert on the samples of a chunk; shape [R, n, ...]."""
-        return self.tasks.expert_outputs(chunk.cut.moe_inputs)
+        """Run every expert on the samples of a chunk, in the precision of the layer; shape [R, n, ...]."""
+        with chunk.cut.autocast.again():
+            return self.tasks.expert_outputs(chunk.cut.moe_inputs)
 
     def alternatives(self, chunk: Chunk, count: int) -> Iterator[slice]:
         """Split ``count`` mixtures of every row of a chunk such that few enough go through the model at once."""
@@ -118,6 +119,7 @@ class Opened:
         repeated = chunk.batch.repeat(count)
         # Every copy of a sample is followed by the next; the rows of a copy are its tasks.
         rows = mixtures.reshape(-1, tasks, *mixtures.shape[1:]).transpose(1, 2).flatten(0, 2)
+        rows = rows.to(chunk.cut.mixture.dtype)
         outputs = run_head(self.model, self.tasks, repeated, rows)
         losses = self.tasks.row_losses(outputs, self.tasks.rows("targets", repeated.targets))
         return losses.reshape(-1, count, tasks).swapaxes(1, 2).reshape(-1, count)

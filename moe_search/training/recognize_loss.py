@@ -13,6 +13,7 @@ from torch import Tensor
 
 from moe_search.problems.mixture import Loss as LossName
 from moe_search.problems.mixture import MixtureAssignment
+from moe_search.training.as_numpy import as_numpy
 from moe_search.training.sample_losses import Loss, NonFiniteLossError, sample_losses
 
 NOISE_LEVELS = (0.1, 1.0, 10.0)
@@ -57,7 +58,7 @@ class RecognizedLoss:
 
     def with_targets(self, targets: Tensor) -> RecognizedLoss:
         """Return the same loss for the targets of other samples, shape [B, ...]."""
-        return replace(self, targets=_shaped(self.name, targets.detach().cpu().numpy()))
+        return replace(self, targets=_shaped(self.name, as_numpy(targets)))
 
     def flatten(self, outputs: NDArray[np.float64], leading: int) -> NDArray[np.float64]:
         """Return ``outputs`` with all but the ``leading`` axes in the one axis D of `MixtureAssignment`."""
@@ -98,7 +99,7 @@ def recognize_loss(loss: Loss, outputs: Tensor, targets: Tensor) -> RecognizedLo
         noise = torch.from_numpy(rng.standard_normal(shape)).to(given.device, dtype)
         trials.append(given + level * size * noise)
     measured = [sample_losses(loss, given, targets)]
-    candidates = list(_candidates(shape, targets.detach().cpu().numpy()))
+    candidates = list(_candidates(shape, as_numpy(targets)))
     try:
         measured += [sample_losses(loss, trial, targets) for trial in trials[1:]]
     except NonFiniteLossError:

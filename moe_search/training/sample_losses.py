@@ -46,9 +46,8 @@ def sample_losses(loss: Loss, outputs: Tensor, targets: Tensor) -> NDArray[np.fl
     NonFiniteLossError
         If the loss of the batch is NaN or infinite.
     """
-    if outputs.dtype in (torch.float16, torch.bfloat16):
-        # Half precision has too few digits to tell one loss from another, or a small gain from none.
-        outputs = outputs.float()
+    # Half precision has too few digits to tell one loss from another, or a small gain from none.
+    outputs, targets = (t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for t in (outputs, targets))
     # One sample has the same mean and sum; the same sample twice has not.
     repeats = 2 if len(outputs) == 1 else 1
     of_batch = loss(torch.cat([outputs] * repeats), torch.cat([targets] * repeats))

@@ -73,17 +73,18 @@ class Tasks:
         return len(self.losses)
 
     @property
+    def gates(self) -> list[Gate]:
+        """One for each task."""
+        return _gates(self.moe)
+
+    @property
     def expert_map(self) -> ExpertMap:
         """The map that is searched."""
-        return _gates(self.moe)[0].expert_map
+        return self.gates[0].expert_map
 
     def device(self) -> torch.device:
         """Return where the map lies now."""
         return self.expert_map.experts.device
-
-    def slot_weights(self, inputs: Tensor, ids: Tensor | None) -> Tensor:
-        """Return the weights that the gates give to slots, shape [rows, selectors, m]."""
-        return torch.stack([gate(inputs, ids).weights for gate in _gates(self.moe)], 1).flatten(0, 1)
 
     def expert_outputs(self, inputs: Tensor) -> Tensor:
         """Run every expert on every sample; shape [rows, n, ...], the same for all tasks of a sample."""

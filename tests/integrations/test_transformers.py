@@ -50,7 +50,7 @@ def make_run(**options):
     return Model(setting), TransformersSearch(setting.moe, setting.loss, inputs="features", **options)
 
 
-def train(model, callback, folder, resume=None, steps=STEPS, save_steps=0, rows=None, accumulate=1):
+def train(model, callback, folder, resume=None, steps=STEPS, save_steps=0, rows=None, accumulate=1, bf16=False):
     arguments = transformers.TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
@@ -60,6 +60,7 @@ def train(model, callback, folder, resume=None, steps=STEPS, save_steps=0, rows=
         save_steps=save_steps or 500,
         report_to=[],
         use_cpu=True,
+        bf16=bf16,
         disable_tqdm=True,
         logging_strategy="no",
         lr_scheduler_type="constant",
@@ -84,6 +85,20 @@ def test_a_run_searches_and_leaves_no_hook(tmp_path):
     assert callback.history[0].outcome == "committed"
     assert model.setting.true_loss() < 0.1 * before
     assert not model._forward_pre_hooks
+
+
+@pytest.mark.parametrize("gate", ["top-1", "top-2", "comet"])
+def test_a_run_under_autocast(tmp_path, gate):
+    setting = make(gate, samples=SAMPLES * STEPS, dtype=torch.float32)
+    setting.scramble()
+    callback = TransformersSearch(setting.moe, setting.loss, inputs="features", period=3, stop=ms.MaxIterations(2_000))
+    before, model, dtypes = setting.true_loss(), Model(setting), set()
+    setting.moe.register_forward_hook(lambda _module, _args, mixture: dtypes.add(mixture.dtype))
+    train(model, callback, tmp_path, bf16=True)
+    assert dtypes == {torch.bfloat16}
+    assert [record.step for record in callback.history] == [3, 6]
+    assert callback.history[0].outcome == "committed"
+    assert setting.true_loss() < 0.1 * before
 
 
 class Broken(Rows):

@@ -181,6 +181,26 @@ def test_outputs_of_several_tasks(gate, shape, loss):
         assert lowering.problem.value(permutation) == pytest.approx(setting.true_loss(), rel=1e-9)
 
 
+def test_a_head_that_works_in_place_is_linearized_around_what_it_was_given():
+    class Doubling(Model):
+        def forward(self, inputs, ids=None):
+            mixture = self.moe(inputs, ids)
+            mixture *= 2.0
+            return self.head(mixture)
+
+    class Twice(nn.Module):
+        def forward(self, inputs):
+            return 2.0 * inputs
+
+    setting = make("top-2", "deep")
+    setting.model = Doubling(setting.moe, setting.model.head)
+    setting.scramble()
+    lowering = lowered(setting)
+    doubled = Model(setting.moe, nn.Sequential(Twice(), setting.model.head))
+    expected = lower(doubled, setting.moe, setting.inputs, setting.targets, setting.loss).problem
+    np.testing.assert_allclose(lowering.problem.outputs, expected.outputs, rtol=1e-9)
+
+
 @pytest.mark.parametrize("gate", ["top-1", "top-2"])
 def test_heads_that_work_in_place_or_look_at_the_inputs(gate):
     class Residual(Model):

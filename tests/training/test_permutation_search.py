@@ -6,12 +6,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from shared_map import make_shared
 from specialists import make
 from torch import nn
 
 from moe_search.solvers.hungarian import Hungarian
 from moe_search.solvers.local_search import LocalSearch
 from moe_search.solvers.stop import MaxIterations
+from moe_search.training.lowering import lower
 from moe_search.training.permutation_search import PermutationSearch
 from moe_search.training.search_record import SearchRecord
 
@@ -328,6 +330,20 @@ def test_a_layer_that_is_missing():
         PermutationSearch(setting.model, setting.moe.gate, loss=setting.loss)
     with pytest.raises(ValueError, match="moe must be a submodule of model, got one that Linear does not contain"):
         PermutationSearch(nn.Linear(2, 2), setting.moe, loss=setting.loss)
+
+
+@pytest.mark.parametrize("gate", [None, nn.Linear(6, 4)], ids=["none", "a layer"])
+def test_a_gate_that_is_missing(gate):
+    setting, several = make("top-2"), make_shared()
+    setting.moe.gate = several.moe.tasks[1].gate = gate
+    for broken in (setting, several):
+        with pytest.raises(TypeError, match=f"the gate of moe must be a Gate, got {type(gate).__name__}"):
+            PermutationSearch(broken.model, broken.moe, loss=broken.loss)
+        with pytest.raises(TypeError, match=f"the gate of moe must be a Gate, got {type(gate).__name__}"):
+            lower(broken.model, broken.moe, broken.inputs, broken.targets, broken.loss)
+    del setting.moe.gate
+    with pytest.raises(TypeError, match="the gate of moe must be a Gate, got NoneType"):
+        PermutationSearch(setting.model, setting.moe, loss=setting.loss)
 
 
 def test_the_map_of_a_model_restored_with_other_sizes():

@@ -53,6 +53,9 @@ CASES = {
     "bce, one column": (nn.BCEWithLogitsLoss(), outputs_of(B, 1), halves(B, 1), "bce", 1.0),
     "double": (nn.CrossEntropyLoss(), outputs_of(B, C).double(), classes(B), "cross_entropy", 1.0),
     "half precision": (nn.CrossEntropyLoss(), outputs_of(B, C).bfloat16(), classes(B), "cross_entropy", 1.0),
+    "squared, half precision": (nn.MSELoss(), outputs_of(B, D).bfloat16(), halves(B, D).bfloat16(), "squared", 1 / D),
+    "targets of half precision": (nn.MSELoss(), outputs_of(B, D), outputs_of(B, D).bfloat16(), "squared", 1 / D),
+    "bce, half precision": (nn.BCEWithLogitsLoss(), outputs_of(B, D), halves(B, D).bfloat16(), "bce", 1 / D),
     "one sample": (nn.CrossEntropyLoss(), outputs_of(1, C), classes(1), "cross_entropy", 1.0),
 }  # fmt: skip
 
@@ -67,6 +70,8 @@ def test_an_accepted_loss_is_recognized_and_scaled(case):
     other = (outputs * 0.7 + 0.2).to(torch.promote_types(outputs.dtype, torch.float32))
     flat = found.flatten(other.double().numpy(), leading=1)
     problem = MixtureAssignment(np.ones((len(flat), 1, 1)), flat[:, None], found.targets, found.name)
+    # Of targets in half precision, torch computes a loss in half precision.
+    targets = targets.float() if targets.is_floating_point() else targets
     assert found.scale * problem.value([0]) == pytest.approx(float(loss(other, targets)), rel=1e-5)
 
 

@@ -43,6 +43,10 @@ def test_half_precision_is_computed_in_single():
     half = outputs.to(torch.bfloat16)
     expected = one_by_one(functional.cross_entropy, half.float(), targets)
     np.testing.assert_allclose(sample_losses(functional.cross_entropy, half, targets), expected, rtol=1e-6)
+    # One of single precision too, with targets of half.
+    of_logits, probabilities = functional.binary_cross_entropy_with_logits, outputs.sigmoid().to(torch.bfloat16)
+    expected = one_by_one(of_logits, outputs, probabilities.float())
+    np.testing.assert_allclose(sample_losses(of_logits, outputs, probabilities), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("samples", [1, 7])
