@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from moe_search.gates.batch_checks import require_samples
 from moe_search.gates.gate import Gate
 from moe_search.gates.slot_weights import SlotWeights
+from moe_search.gates.values_hidden import values_hidden
 from moe_search.layers.dispatch import Dispatch
 from moe_search.layers.mixture_of_experts import MixtureOfExperts, outputs_of_pairs
 from moe_search.layers.stacked_experts import StackedExperts
@@ -20,8 +21,8 @@ from moe_search.layers.stacked_experts import StackedExperts
 class MultiGateMixtureOfExperts(nn.Module):
     """Mixes the same experts once for each task: ``sum_e w[b, t, e] f_e(x_b)``, the weights of task t by its own gate.
 
-    An expert runs once, on the samples that any of the gates gives it weight for; inside of compiled code on all, where
-    a choice would break the graph.
+    An expert runs once, on the samples that any of the gates gives it weight for; inside of compiled code and of
+    `torch.func.vmap` on all, where no choice can be made.
 
     Parameters
     ----------
@@ -125,8 +126,8 @@ class MultiGateMixtureOfExperts(nn.Module):
 
     def _mixtures(self, inputs: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
         """Return the mixture of every task, for its weights of the experts of shape [B, n]."""
-        if torch.compiler.is_compiling():
-            # Sizes that depend on the weights would break the graph.
+        if values_hidden():
+            # Sizes that depend on the weights cannot be told.
             outputs = self.expert_outputs(inputs)
             return [cast(TaskMixture, self.tasks[0]).combine(w, outputs) for w in weights]
         # All experts that any task needs for a sample, each once.
