@@ -32,7 +32,8 @@ class MixtureOfExperts(nn.Module):
     gate : Gate
         With ``num_experts`` equal to n.
     dispatch : {"auto", "dense", "sorted", "grouped"}
-        How samples reach their experts. All give the same outputs and gradients, to rounding.
+        How samples reach their experts. All give the same outputs and gradients, to rounding, as long as no expert has
+        infinite ones.
 
         - "sorted": the pairs of a sample and an expert with a weight other than 0 are sorted by expert, and one expert
           after another runs on its own.
@@ -42,7 +43,10 @@ class MixtureOfExperts(nn.Module):
           that give it weight 0.
         - "auto": the fastest of these for the sizes at hand, as measured on CPU. Where dense gives NaN or infinite
           mixtures, "sorted" computes them anew, so that no expert spoils a sample that gives it weight 0; inside of
-          compiled code and of `torch.func.vmap`, where nothing can be looked at, it does.
+          compiled code and of `torch.func.vmap`, where nothing can be looked at, it does. This holds for values, not
+          for gradients: an expert whose values are finite and whose gradient is not, as of a square root at 0, spoils
+          the gradients of itself and of the inputs also by samples that give it weight 0, where dense is the fastest.
+          With "sorted" and "grouped" it never does.
 
     Attributes
     ----------
