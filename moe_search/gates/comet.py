@@ -11,6 +11,7 @@ from moe_search.gates.gate import Gate
 from moe_search.gates.live_leaves import live_leaves
 from moe_search.gates.slot_weights import SlotWeights
 from moe_search.gates.smooth_step import smooth_step
+from moe_search.gates.values_hidden import values_hidden
 
 DESCENT_SLOTS = 64
 """Slots of a tree from which on, on a CPU, descending into its live branches costs less than looking at all of it."""
@@ -164,7 +165,7 @@ class COMET(Gate):
             and not torch.is_grad_enabled()
             and len(inputs) * self.k * self.num_slots >= DESCENT_LEAVES
             and inputs.device.type == "cpu"
-            and not torch.compiler.is_compiling()
+            and not values_hidden()
         )
 
     def _start_small(self) -> None:

@@ -67,7 +67,10 @@ class DSelectK(Gate):
     the mixture of experts with applications to multi-task learning, section 3 and its extension to numbers of experts
     other than powers of two. The published gate does not divide by c, so that its weights sum to less than 1
     until the penalty has done its work; and it sums penalties over the batch, where ours is a mean. A sample whose
-    selectors are all on codes of no slot has c = 0: all its slots get the same weight.
+    selectors are all on codes of no slot has c = 0: all its slots get the same weight. Nor does it get any gradient,
+    since p is constant there: the second term, whose slope grows steeply on the way, turns selectors back before they
+    arrive, but brings none back from there, where a step too long or ``zeta = 0`` may leave them.
+    ``probabilities.sum(2)`` shows it: it should come to 1, and is 0 there.
 
     It starts as published: what makes z is uniform within gamma / 100 of 0, what makes w within 0.05, weights and bias
     alike. Every sample uses all experts at first.

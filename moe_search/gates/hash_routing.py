@@ -12,6 +12,7 @@ from moe_search.gates.arguments import positive_integer
 from moe_search.gates.batch_checks import require_device, require_samples
 from moe_search.gates.gate import Gate
 from moe_search.gates.slot_weights import SlotWeights
+from moe_search.gates.values_hidden import values_hidden
 
 SPARE_BITS = 6
 """Bits of a code beyond those that tell the slots apart: codes are not equally frequent, 64 or more a slot even out."""
@@ -141,8 +142,8 @@ class HashRouting(Gate):
                 f"ids must have shape ({inputs.shape[0]},), one for each sample of inputs, got shape {tuple(ids.shape)}"
             )
         require_device("ids", ids, device, "gate")
-        # Reading numbers off a tensor would break a compiled graph: there, the table's own lookup refuses wrong ids.
-        if not torch.compiler.is_compiling():
+        # Where no number can be read, the table's own lookup refuses wrong ids.
+        if not values_hidden():
             least, most = ids.min().item(), ids.max().item()
             assert self.vocabulary is not None
             if least < 0 or most >= self.vocabulary:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from moe_search.gates.batch_checks import require_samples
 from moe_search.gates.gate import Gate
 from moe_search.gates.slot_weights import SlotWeights
+from moe_search.gates.values_hidden import values_hidden
 from moe_search.layers.dispatch import Dispatch, known_dispatch
 from moe_search.layers.fastest_dispatch import fastest_dispatch
 from moe_search.layers.stacked_experts import StackedExperts
@@ -31,7 +32,8 @@ class MixtureOfExperts(nn.Module):
     gate : Gate
         With ``num_experts`` equal to n.
     dispatch : {"auto", "dense", "sorted", "grouped"}
-        How samples reach their experts. All give the same outputs and gradients, to rounding.
+        How samples reach their experts. All give the same outputs and gradients, to rounding, as long as no expert has
+        infinite ones.
 
         - "sorted": the pairs of a sample and an expert with a weight other than 0 are sorted by expert, and one expert
           after another runs on its own.
@@ -41,7 +43,10 @@ class MixtureOfExperts(nn.Module):
           that give it weight 0.
         - "auto": the fastest of these for the sizes at hand, as measured on CPU. Where dense gives NaN or infinite
           mixtures, "sorted" computes them anew, so that no expert spoils a sample that gives it weight 0; inside of
-          compiled code, where nothing can be looked at, it does.
+          compiled code and of `torch.func.vmap`, where nothing can be looked at, it does. This holds for values, not
+          for gradients: an expert whose values are finite and whose gradient is not, as of a square root at 0, spoils
+          the gradients of itself and of the inputs also by samples that give it weight 0, where dense is the fastest.
+          With "sorted" and "grouped" it never does.
 
     Attributes
     ----------
@@ -62,7 +67,8 @@ class MixtureOfExperts(nn.Module):
     Notes
     -----
     Sorting takes sizes that depend on the weights, which `torch.compile` cannot trace: "auto" is "dense" inside of
-    compiled code, one graph without breaks, while "sorted" and "grouped" break it.
+    compiled code, one graph without breaks, while "sorted" and "grouped" break it. It is "dense" inside of
+    `torch.func.vmap` too, which takes no such sizes either.
 
     An expert of modules of their own that no sample of a batch goes to gets no gradient: `DistributedDataParallel` then
     needs ``find_unused_parameters=True``. With `StackedExperts` it does not. No gradient is made up for such an expert:
@@ -148,7 +154,7 @@ class MixtureOfExperts(nn.Module):
         return dispatch.scatter(outputs_of_pairs(self.experts, pairs, dispatch.counts, grouped=path == "grouped"))
 
     def _fastest(self, expert_weights: Tensor) -> str:
-        if torch.compiler.is_compiling():
+        if values_hidden():
             return "dense"
         if isinstance(self.experts, StackedExperts):
             return fastest_dispatch(self.experts, expert_weights)
@@ -239,12 +245,12 @@ def outputs_of_pairs(
 
 def _finite(mixture: Tensor) -> bool:
     """Return whether no entry is NaN or infinite, by their sum: one number to read, at 1 to 4 % of a small layer."""
-    if torch.compiler.is_compiling():
+    if values_hidden():
         return True
     try:
         return math.isfinite(mixture.detach().sum(dtype=torch.promote_types(mixture.dtype, torch.float32)).item())
     except RuntimeError:
-        return True  # inside of torch.func.vmap, where no number can be read
+        return True  # a fake tensor, which has no numbers
 
 
 def _iterable(experts: Any) -> Iterable[Any]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from moe_search.gates.batch_checks import require_samples
 from moe_search.gates.gate import Gate
 from moe_search.gates.slot_weights import SlotWeights
+from moe_search.gates.values_hidden import values_hidden
 from moe_search.layers.dispatch import Dispatch
 from moe_search.layers.mixture_of_experts import MixtureOfExperts, outputs_of_pairs
 from moe_search.layers.stacked_experts import StackedExperts
@@ -20,8 +21,8 @@ from moe_search.layers.stacked_experts import StackedExperts
 class MultiGateMixtureOfExperts(nn.Module):
     """Mixes the same experts once for each task: ``sum_e w[b, t, e] f_e(x_b)``, the weights of task t by its own gate.
 
-    An expert runs once, on the samples that any of the gates gives it weight for; inside of compiled code on all, where
-    a choice would break the graph.
+    An expert runs once, on the samples that any of the gates gives it weight for; inside of compiled code and of
+    `torch.func.vmap` on all, where no choice can be made.
 
     Parameters
     ----------
@@ -30,14 +31,17 @@ class MultiGateMixtureOfExperts(nn.Module):
     gates : iterable of Gate
         One for each task, each with ``num_experts`` equal to n. Gates of different kinds may stand side by side.
     shared_map : bool
-        Whether all tasks use one expert map, that of the first gate. The gates' maps must then have the same sizes.
-        `PermutationSearch` takes this layer if it is shared, and searches it for all tasks together.
+        Whether all tasks use one expert map, that of the first gate. The gates' maps must then be their own and have
+        the same sizes: a `SinkhornPermutation` learns one for its gate alone, and a gate of another layer with a shared
+        map has none any more. `PermutationSearch` takes this layer if it is shared, and searches it for all tasks
+        together.
 
     Attributes
     ----------
     experts : StackedExperts or ModuleList
     tasks : ModuleList of TaskMixture
-        The layer as one task sees it; the experts are in the state dict once, with this layer.
+        The layer as one task sees it, which `RoutingStatistics` can watch; the experts are in the state dict once, with
+        this layer.
 
     Raises
     ------
@@ -45,7 +49,7 @@ class MultiGateMixtureOfExperts(nn.Module):
         If a gate is none, or an expert is no module.
     ValueError
         If there are no gates, one comes twice, the number of experts is not that of every gate, or maps to be shared
-        differ in size.
+        differ in size or are not the gates' own.
 
     Notes
     -----
@@ -81,14 +85,9 @@ class MultiGateMixtureOfExperts(nn.Module):
         self.tasks = nn.ModuleList(TaskMixture(self.experts, gate) for gate in of_tasks)
         self.shared_map = bool(shared_map)
         if self.shared_map:
-            first = of_tasks[0].expert_map
-            for t, gate in enumerate(of_tasks[1:], start=1):
-                if gate.expert_map.extra_repr() != first.extra_repr():
-                    raise ValueError(
-                        f"gates must have maps of the same sizes to share one, got ({first.extra_repr()}) in gate 0 "
-                        f"and ({gate.expert_map.extra_repr()}) in gate {t}"
-                    )
-                _lend(gate, "expert_map", first)
+            _require_sharable(of_tasks)
+            for gate in of_tasks[1:]:
+                _lend(gate, "expert_map", of_tasks[0].expert_map)
 
     def forward(self, inputs: Tensor, ids: Tensor | None = None) -> Tensor:
         """Return the mixture of every sample for every task.
@@ -125,8 +124,8 @@ class MultiGateMixtureOfExperts(nn.Module):
 
     def _mixtures(self, inputs: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
         """Return the mixture of every task, for its weights of the experts of shape [B, n]."""
-        if torch.compiler.is_compiling():
-            # Sizes that depend on the weights would break the graph.
+        if values_hidden():
+            # Sizes that depend on the weights cannot be told.
             outputs = self.expert_outputs(inputs)
             return [cast(TaskMixture, self.tasks[0]).combine(w, outputs) for w in weights]
         # All experts that any task needs for a sample, each once.
@@ -155,14 +154,15 @@ class MultiGateMixtureOfExperts(nn.Module):
             If there is no such task.
         ValueError
             If the map is shared with other tasks: what a map does to one of them does not say what it does to all. A
-            search then takes the layer itself, ``PermutationSearch(model, multi, loss=loss)``.
+            search then takes the layer itself, ``PermutationSearch(model, multi, loss=loss)``. For anything but a
+            search there is ``multi.tasks[t]``.
         """
         if not 0 <= t < len(self.tasks):
             raise IndexError(f"t must be a task, 0 .. {len(self.tasks) - 1}, got {t}")
         if self.shared_map and len(self.tasks) > 1:
             raise ValueError(
                 f"the map of task {t} is shared by all {len(self.tasks)} tasks: it cannot be searched for one of them, "
-                "only for all, with the layer itself in the place of a task"
+                f"only for all, with the layer itself in the place of a task; for all but a search there is tasks[{t}]"
             )
         return cast(TaskMixture, self.tasks[t])
 
@@ -207,6 +207,22 @@ class TaskMixture(MixtureOfExperts):
         if self.training:
             self.routing = routing
         return mixture
+
+
+def _require_sharable(gates: Sequence[Gate]) -> None:
+    """Raise ValueError unless the maps of all gates are their own and of the same sizes."""
+    first = gates[0].expert_map
+    for t, gate in enumerate(gates):
+        if "expert_map" not in gate._modules:
+            raise ValueError(
+                f"gates must have maps of their own to share one, got in gate {t} a {type(gate).__name__} with the map "
+                "of another module: a gate of another layer with a shared map, or a gate around one that learns its map"
+            )
+        if gate.expert_map.extra_repr() != first.extra_repr():
+            raise ValueError(
+                f"gates must have maps of the same sizes to share one, got ({first.extra_repr()}) in gate 0 "
+                f"and ({gate.expert_map.extra_repr()}) in gate {t}"
+            )
 
 
 def _lend(module: nn.Module, name: str, submodule: Any) -> None:

@@ -33,7 +33,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
     token = _searching.set(True)
     try:
         with (
-            _as_written(),
+            as_written(),
             torch.no_grad(),
             torch.random.fork_rng(devices=[device.index or 0 for device in devices], device_type=kind),
         ):
@@ -46,6 +46,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
         _searching.reset(token)
 
 
-def _as_written() -> AbstractContextManager[None]:
+def as_written() -> AbstractContextManager[None]:
+    """Within the context, compiled code runs as it was written."""
     # Without dynamo nothing is compiled, and loading it takes seconds.
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()

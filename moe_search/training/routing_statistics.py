@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -13,8 +13,10 @@ from torch import Tensor
 from moe_search.gates.expert_map import ExpertMap
 from moe_search.gates.slot_weights import SlotWeights
 from moe_search.layers.mixture_of_experts import MixtureOfExperts
+from moe_search.layers.multi_gate_mixture_of_experts import MultiGateMixtureOfExperts
 from moe_search.plotting.table import Table
-from moe_search.training.frozen import searching
+from moe_search.training.frozen import as_written, searching
+from moe_search.training.tasks import Layer
 
 if TYPE_CHECKING:
     import rich.table
@@ -152,28 +154,36 @@ class RoutingStatistics:
         self._num_samples += len(weights)
 
     @contextmanager
-    def watch(self, moe: MixtureOfExperts) -> Iterator[RoutingStatistics]:
+    def watch(self, moe: Layer) -> Iterator[RoutingStatistics]:
         """Within the context, add every batch that goes through the gate of a layer, in training and in eval mode.
 
-        What a search of the layer's map runs through it, under maps that it may refuse, is left out.
+        What a search of the layer's map runs through it, under maps that it may refuse, is left out. Compiled code runs
+        as it was written, at its speed uncompiled, all of the process: what was compiled before calls no hook.
+
+        Parameters
+        ----------
+        moe : MixtureOfExperts or MultiGateMixtureOfExperts
+            A layer of several gates counts all its tasks together, a sample once for each. One task of it is
+            ``multi.tasks[t]``, with a shared map too.
 
         Raises
         ------
         TypeError
-            If `moe` is not a `MixtureOfExperts`.
+            If `moe` is neither.
         """
-        if not isinstance(moe, MixtureOfExperts):
-            raise TypeError(f"moe must be a MixtureOfExperts, got {type(moe).__name__}")
+        if not isinstance(moe, (MixtureOfExperts, MultiGateMixtureOfExperts)):
+            raise TypeError(f"moe must be a MixtureOfExperts or MultiGateMixtureOfExperts, got {type(moe).__name__}")
 
         def add(gate: Any, _: Any, slot_weights: SlotWeights) -> None:
             if not searching():
                 self.update(slot_weights, gate.expert_map)
 
-        handle = moe.gate.register_forward_hook(add)
-        try:
+        layers = [moe] if isinstance(moe, MixtureOfExperts) else [cast(MixtureOfExperts, task) for task in moe.tasks]
+        with ExitStack() as entered:
+            entered.enter_context(as_written())
+            for layer in layers:
+                entered.callback(layer.gate.register_forward_hook(add).remove)
             yield self
-        finally:
-            handle.remove()
 
     def summary(self) -> RoutingSummary:
         """Return what was added up so far, on the CPU.

@@ -136,6 +136,7 @@ class SinkhornPermutation(Gate):
         self.log_weights = nn.Parameter(torch.empty(rows, m, m).uniform_(-INITIAL_RANGE, INITIAL_RANGE))
         self._step = 0
         self.finished = False
+        self._learned = True
 
     @property
     def temperature(self) -> float:
@@ -210,10 +211,11 @@ class SinkhornPermutation(Gate):
         if not isinstance(state, Tensor) or state.shape != (2,) or state.is_floating_point() or int(state.min()) < 0:
             raise ValueError(f"the extra state must be two integers from 0 on, step and finished, got {state!r}")
         self._step, finished = state.tolist()
-        self.finished = False
-        self.log_weights.requires_grad_(True)
         if finished:
             self._finish()
+        elif self.finished:
+            self.finished = False
+            self.log_weights.requires_grad_(self._learned)
 
     def extra_repr(self) -> str:
         """Return the schedule, for `repr`."""
@@ -227,6 +229,9 @@ class SinkhornPermutation(Gate):
         self.expert_map.assign(self.expert_map.experts.gather(1, seats.to(self.expert_map.experts.device)))
 
     def _finish(self) -> None:
+        if not self.finished:
+            # A state from before the end gives the gradient back, but not to one who had none.
+            self._learned = self.log_weights.requires_grad
         self.finished = True
         self.log_weights.requires_grad_(False)
         self.log_weights.grad = None

@@ -112,6 +112,22 @@ def test_a_sample_out_of_reach_has_equal_weights_and_no_gradient():
     assert gate.values.grad.tolist() == [0.0, 0.0, 0.0]
 
 
+@pytest.mark.parametrize(("zeta", "turns_back"), [(1.0, True), (0.0, False)])
+def test_the_second_term_turns_selectors_back_from_codes_of_no_slot(zeta, turns_back):
+    # The loss pulls both bits to 1, the code of no slot.
+    gate = static([[0.0, 0.0]], [0.0], 3, entropy=0.0, zeta=zeta)
+    optimizer = torch.optim.Adam(gate.parameters(), lr=0.02)
+    for _ in range(200):
+        loss = gate.penalty(gate(INPUTS)) - 10.0 * gate.values[:2].sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    routing = gate(INPUTS)
+    assert bool((routing.probabilities.sum(2) > 0.1).all()) == turns_back
+    slope = torch.autograd.grad(gate.penalty(routing) + routing.weights[0, 0, 0], gate.values)[0]
+    assert bool((slope[:2] != 0).all()) == turns_back
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     st.lists(st.sampled_from([-2.0, -0.5, -0.4999999, -1e-8, 0.0, 0.3, 0.4999999, 0.5, 2.0]), min_size=6, max_size=6),

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch._subclasses import FakeTensorMode
 
 from moe_search.gates.gate import Gate
 from moe_search.gates.hash_routing import HashRouting
@@ -189,12 +190,29 @@ class TestInfiniteExperts:
         layer, rows = self.layer("dense")
         assert layer(inputs_of(len(rows), 0, torch.float32)).isnan().any(1)[rows[:, 2] == 0].all()
 
-    @pytest.mark.parametrize("dispatch", ["auto", "dense"])
-    def test_the_layer_goes_through_vmap(self, dispatch):
-        layer = MixtureOfExperts(experts_of(4, 12, 0, torch.float32), TopK(FEATURES, 4, 2), dispatch).eval()
-        inputs = inputs_of(12, 0, torch.float32)
-        mapped = torch.func.vmap(layer)(inputs.unflatten(0, (3, 4)))
-        assert torch.allclose(mapped.flatten(0, 1), layer(inputs), atol=1e-6)
+    @pytest.mark.parametrize("dispatch", DISPATCHES)
+    def test_with_finite_values_spoils_gradients_only_where_it_may_run_on_all_samples(self, dispatch):
+        class Root(nn.Module):
+            def forward(self, values):
+                return values.abs().sqrt()
+
+        experts = StackedExperts(4, FEATURES, OUTPUTS, activation=Root)
+        with torch.no_grad():
+            for parameter in experts.parameters():
+                parameter[2] = 0.0
+        rows = torch.eye(4)[[0, 1, 3, 3, 0]]
+        assert fastest_dispatch(experts, rows) == "dense"
+        inputs = inputs_of(5, 0, torch.float32)
+        mixture, gradients = run(MixtureOfExperts(experts, Given(rows), dispatch), inputs)
+        with torch.no_grad():
+            assert torch.allclose(mixture, naive(experts, rows, inputs), atol=1e-6)
+        finite = [bool(gradient.isfinite().all()) for gradient in gradients]
+        assert all(finite) == (dispatch in ("sorted", "grouped")), finite
+
+    def test_are_not_looked_for_in_fake_tensors(self):
+        with FakeTensorMode():
+            layer = MixtureOfExperts(StackedExperts(4, FEATURES, OUTPUTS, 12), TopK(FEATURES, 4, 2))
+            assert layer(torch.randn(5, FEATURES)).shape == (5, OUTPUTS)
 
 
 class TestRowsThatRun:

@@ -21,6 +21,7 @@ from moe_search.solvers.enumeration import Enumeration
 from moe_search.solvers.stop import MaxRuntime
 from moe_search.training.lowering import lower
 from moe_search.training.permutation_search import PermutationSearch
+from moe_search.training.sinkhorn import SinkhornPermutation
 
 FEATURES, OUTPUTS, VOCABULARY = 4, 3, 20
 
@@ -211,6 +212,22 @@ class TestSharedMap:
         first = COMET(FEATURES, 3, 2, 6, shared_map=True)
         with pytest.raises(ValueError, match=r"gates must have maps of the same sizes .* in gate 0 and .* in gate 1"):
             MultiGateMixtureOfExperts(StackedExperts(3, FEATURES, OUTPUTS), [first, other], shared_map=True)
+
+    @pytest.mark.parametrize("place", [0, 1])
+    def test_needs_maps_that_are_the_gates_own(self, place):
+        experts = StackedExperts(3, FEATURES, OUTPUTS)
+        gates = [TopK(FEATURES, 3, 2), Softmax(FEATURES, 3)]
+        MultiGateMixtureOfExperts(experts, gates, shared_map=True)
+        for other in (gates[1], SinkhornPermutation(TopK(FEATURES, 3, 2), steps=3)):
+            fresh = [TopK(FEATURES, 3, 1), TopK(FEATURES, 3, 2)]
+            asked = fresh[:]
+            asked.insert(place, other)
+            fault = f"gates must have maps of their own to share one, got in gate {place} a {type(other).__name__} with"
+            with pytest.raises(ValueError, match=fault):
+                MultiGateMixtureOfExperts(experts, asked, shared_map=True)
+            assert fresh[0].expert_map is not fresh[1].expert_map
+            assert "expert_map" in dict(fresh[1].named_children())
+            assert MultiGateMixtureOfExperts(experts, asked)(torch.randn(2, FEATURES)).shape == (2, 3, OUTPUTS)
 
 
 class TwoHeads(nn.Module):

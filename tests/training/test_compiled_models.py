@@ -1,4 +1,4 @@
-"""A search of a model that is trained compiled."""
+"""A search of a model that is trained compiled, and its statistics."""
 
 import copy
 
@@ -12,6 +12,7 @@ from moe_search.layers.mixture_of_experts import MixtureOfExperts
 from moe_search.layers.stacked_experts import StackedExperts
 from moe_search.solvers.stop import MaxIterations
 from moe_search.training.permutation_search import PermutationSearch
+from moe_search.training.routing_statistics import RoutingStatistics
 
 
 @pytest.fixture(autouse=True)
@@ -51,3 +52,28 @@ def test_a_compiled_model_is_searched_as_the_one_it_was_compiled_from(compiled):
         assert torch.allclose(model(inputs), targets, atol=1e-6)
     assert [record.outcome for record in records[0]] == ["committed", "no improvement", "no improvement"]
     assert [record.outcome for record in records[1]] == [record.outcome for record in records[0]]
+
+
+@pytest.mark.parametrize("compiled", [as_a_copy, in_place])
+@pytest.mark.parametrize("batches_before", [0, 1])
+def test_a_layer_is_watched_before_and_after_it_was_compiled(compiled, batches_before):
+    moe = MixtureOfExperts(StackedExperts(4, 6, 5), TopK(6, 4, k=2))
+    layer, inputs, statistics = compiled(moe), torch.randn(9, 6), RoutingStatistics()
+    for _ in range(batches_before):
+        layer(inputs)
+    for entered in (1, 2):
+        with statistics.watch(moe):
+            layer(inputs)
+        layer(inputs)
+        assert statistics.summary().num_samples == 9 * entered
+    assert statistics.summary().load.sum() == 2 * 2 * 9
+
+
+def test_code_compiled_while_a_layer_is_watched_counts_no_longer_than_that():
+    moe = MixtureOfExperts(StackedExperts(4, 6, 5), TopK(6, 4, k=2))
+    inputs, statistics = torch.randn(9, 6), RoutingStatistics()
+    with statistics.watch(moe):
+        layer = torch.compile(moe, backend="eager")
+        layer(inputs)
+    layer(inputs)
+    assert statistics.summary().num_samples == 9

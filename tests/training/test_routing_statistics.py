@@ -18,6 +18,7 @@ from moe_search.gates.slot_weights import SlotWeights
 from moe_search.gates.softmax import Softmax
 from moe_search.gates.top_k import TopK
 from moe_search.layers.mixture_of_experts import MixtureOfExperts
+from moe_search.layers.multi_gate_mixture_of_experts import MultiGateMixtureOfExperts
 from moe_search.layers.stacked_experts import StackedExperts
 from moe_search.solvers.stop import MaxIterations
 from moe_search.training.permutation_search import PermutationSearch
@@ -112,6 +113,25 @@ def test_watching_a_layer_adds_what_goes_through_its_gate_in_both_modes():
         statistics.summary()
 
 
+@pytest.mark.parametrize("shared_map", [False, True])
+def test_watching_a_layer_of_several_gates_adds_up_its_tasks(shared_map):
+    gates = [GATES[name](4, 8) for name in ("top-1", "softmax", "top-2")]
+    multi = MultiGateMixtureOfExperts(StackedExperts(4, FEATURES, 3), gates, shared_map=shared_map)
+    multi.tasks[0].gate.expert_map.scramble(torch.Generator().manual_seed(0))
+    inputs, together, of_task = torch.randn(8, FEATURES), RoutingStatistics(), RoutingStatistics()
+    with together.watch(multi), of_task.watch(multi.tasks[2]):
+        multi(inputs)
+        multi.eval()(inputs[:3])
+    for statistics, tasks in ((together, gates), (of_task, gates[2:])):
+        expected = RoutingStatistics()
+        for gate in tasks:
+            expected.update(gate(inputs), gate.expert_map)
+            expected.update(gate(inputs[:3]), gate.expert_map)
+        assert statistics.summary().num_samples == 11 * len(tasks)
+        assert torch.equal(statistics.summary().co_activation, expected.summary().co_activation)
+    assert not any(gate._forward_hooks for gate in gates)
+
+
 def test_watching_a_layer_leaves_out_what_a_search_runs_through_it():
     setting = make("top-2", samples=20)
     search = PermutationSearch(setting.model, setting.moe, loss=setting.loss, period=2, stop=MaxIterations(100))
@@ -156,6 +176,6 @@ def test_what_update_accepts():
     statistics.update(hand([[0.5, 0.5]]), ExpertMap(2))
     with pytest.raises(ValueError, match="expert_map must have 2 experts as in earlier batches, got 1"):
         statistics.update(hand([[0.5, 0.5]]), ExpertMap(1, 2))
-    with pytest.raises(TypeError, match="moe must be a MixtureOfExperts, got TopK"), statistics.watch(TopK(2, 2, 1)):
-        pass
+    with pytest.raises(TypeError, match=r"moe must be a .* or MultiGateMixtureOfExperts, got TopK"):
+        statistics.watch(TopK(2, 2, 1)).__enter__()
     assert statistics.summary().num_samples == 1

@@ -190,6 +190,24 @@ def test_step_and_finished_are_in_the_state_dict(make_gate):
     assert soft.log_weights.requires_grad
 
 
+@pytest.mark.parametrize("learned", [True, False])
+def test_a_state_leaves_a_frozen_permutation_frozen(learned):
+    def make(finished=False):
+        gate = wrapped(GATES["comet-2"], steps=1).requires_grad_(learned)
+        if finished:
+            gate.step()
+        return gate
+
+    for states in ([False], [True, False], [True, True, False], [False, True, False]):
+        gate = make()
+        for finished in states:
+            round_trip(make(finished), gate)
+            assert gate.finished == finished
+            assert gate.log_weights.requires_grad == (learned and not finished)
+    thawed = make(finished=True).requires_grad_(True)
+    assert not round_trip(make(finished=True), thawed).log_weights.requires_grad
+
+
 def test_the_map_is_in_the_state_dict_once():
     gate = wrapped(GATES["comet-2"])
     assert [key for key in gate.state_dict() if key.endswith("experts")] == ["gate.expert_map.experts"]
