@@ -238,7 +238,7 @@ def test_a_time_limit_is_kept_on_large_problems(name, large):
     start = np.arange(large.size)
     solver.solve(large, MaxRuntime(0.01), initial=start)  # compiles
     overruns = []
-    for _ in range(3):  # another process may hold the machine
+    for _ in range(10):  # another process may hold the machine
         before = time.perf_counter()
         result = solver.solve(large, MaxRuntime(0.2), initial=start)
         overruns.append(time.perf_counter() - before - 0.2)
