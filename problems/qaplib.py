@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from moe_search.problems.arrays import INT64_MAX
 from moe_search.problems.problem import Permutation
 from moe_search.problems.quadratic import QuadraticAssignment
 
@@ -46,7 +47,7 @@ def read_qaplib(path: str | os.PathLike[str]) -> QuadraticAssignment:
             f"{os.fspath(path)} is {fault}: n = {n} needs {expected} integers (n, A, B), got {len(numbers)}"
         )
     largest = max(numbers[1:], key=abs)
-    if abs(largest) > np.iinfo(np.int64).max:
+    if abs(largest) > INT64_MAX:
         raise ValueError(f"{os.fspath(path)} must hold integers of 64 bits, got {largest}")
     flow, distance = np.array(numbers[1:], dtype=np.int64).reshape(2, n, n)
     return QuadraticAssignment(flow, distance)

@@ -13,7 +13,7 @@ from moe_search.demo.settings import SearchSchedule
 from moe_search.demo.training_run import evaluate
 from moe_search.experiments.experiment import Experiment, Measure, Numbers
 from moe_search.experiments.step_training import endless_batches, train_by_steps
-from moe_search.experiments.two_image_trials import CURVE, DIGITS, MAPS, TwoImageSettings, load, smoke
+from moe_search.experiments.two_image_trials import CURVE, DIGITS, MAPS, TwoImageSettings, load, run_numbers, smoke
 from moe_search.experiments.warm_gate import clusters_of, warm_up
 from moe_search.gates.top_k import TopK
 from moe_search.solvers.result import Result
@@ -97,12 +97,9 @@ def run_trial(settings: LoadLimitSettings, seed: int, gate: str, search: str) ->
         on_search=note_limit,
         gate_rate=None if search in ("none", "penalty") else settings.gate_rate,
     )
-    model.load_state_dict(run.best)
+    numbers = run_numbers(run, model, data)
     loads = loads_of_experts(model, data.test.inputs)
-    test = evaluate(model, data.test)
-    return run.numbers() | {
-        "test_loss": test.loss,
-        "accuracy": sum(test.accuracies) / len(test.accuracies),
+    return numbers | {
         "first_highest_load": _highest(first_loads),
         "highest_load": _highest(loads),
         "training_load": _highest(loads_of_experts(model, data.train.inputs)),

@@ -13,7 +13,7 @@ from moe_search.demo.training_run import evaluate
 from moe_search.experiments.experiment import Budget, Experiment, Measure, Numbers
 from moe_search.experiments.step_training import endless_batches, train_by_steps
 from moe_search.experiments.study_journal import draw_parameters, require_optuna
-from moe_search.experiments.two_image_trials import DIGITS, MAPS, TwoImageSettings, load, smoke
+from moe_search.experiments.two_image_trials import DIGITS, MAPS, TwoImageSettings, load, run_numbers, smoke
 from moe_search.gates.comet import COMET
 from moe_search.gates.dselect_k import DSelectK
 from moe_search.gates.hash_routing import HashRouting
@@ -91,15 +91,11 @@ def run_trial(settings: TuningSettings, seed: int, gate: str, search: str) -> Nu
         seed=seed,
         evaluated=tuple(round(steps * part / settings.evaluations) for part in range(settings.evaluations + 1)),
     )
-    model.load_state_dict(run.best)
-    test = evaluate(model, data.test)
-    return run.numbers() | {
+    return run_numbers(run, model, data) | {
         "learning_rate": drawn.learning_rate,
         "batch_size": float(drawn.batch_size),
         "gamma": drawn.gamma,
         "entropy": drawn.entropy,
-        "test_loss": test.loss,
-        "accuracy": sum(test.accuracies) / len(test.accuracies),
     }
 
 

@@ -18,7 +18,7 @@ from moe_search.demo.specialists import parts_of, train_specialists
 from moe_search.demo.tensors import DataTensors, to_tensors
 from moe_search.demo.training_run import evaluate
 from moe_search.experiments.experiment import EqualTime, Experiment, Measure, Numbers, RunTrial
-from moe_search.experiments.step_training import SEARCHES, endless_batches, train_by_steps
+from moe_search.experiments.step_training import SEARCHES, StepRun, endless_batches, train_by_steps
 from moe_search.training.batch import Batch
 
 CURVE = ("steps", "validation_losses")
@@ -216,9 +216,7 @@ def train_on(
         relaxation_steps=settings.relaxation_steps,
         held=held,
     )
-    model.load_state_dict(run.best)
-    test = evaluate(model, data.test)
-    numbers = run.numbers() | {"test_loss": test.loss, "accuracy": sum(test.accuracies) / len(test.accuracies)}
+    numbers = run_numbers(run, model, data)
     if intact_loss is not None:
         reached = run.steps_to(intact_loss)
         numbers |= {
@@ -227,6 +225,13 @@ def train_on(
             "steps_to_intact": float(settings.steps if reached is None else max(reached, 1)),
         }
     return numbers
+
+
+def run_numbers(run: StepRun, model: TwoDigitsModel, data: DataTensors) -> dict[str, float | list[float]]:
+    """Return the numbers of a run and those of its best model on the test data; the model is left as that."""
+    model.load_state_dict(run.best)
+    test = evaluate(model, data.test)
+    return run.numbers() | {"test_loss": test.loss, "accuracy": sum(test.accuracies) / len(test.accuracies)}
 
 
 def _nothing() -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_search.gates.arguments import positive_integer
+from moe_search.gates.values_hidden import values_hidden
 
 
 class ExpertMap(nn.Module):
@@ -180,7 +181,7 @@ class ExpertMap(nn.Module):
             If the shape is another, or, in eval mode, something else wrote to the buffer what is no map.
         """
         # In training mode DistributedDataParallel writes to all buffers at every step.
-        if not self.training and not torch.compiler.is_compiling():
+        if not self.training and not values_hidden():
             self._require_map()
         if slot_weights.ndim != 3 or slot_weights.shape[1:] != (self.num_selectors, self.num_slots):
             raise ValueError(
@@ -210,7 +211,7 @@ class ExpertMap(nn.Module):
         try:
             self._check("experts", experts)
         except RuntimeError:
-            return  # inside of torch.func.vmap, where no number can be read
+            return  # a fake tensor, which has no numbers
         except ValueError as error:
             raise ValueError(
                 f"the buffer of an expert map must be changed by the map alone, it was written to: {error} "

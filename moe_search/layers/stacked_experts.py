@@ -38,7 +38,6 @@ class StackedExperts(nn.Module):
     ----------
     weights, biases : ParameterList
         One entry for each affine map, of shape [n, out, in] and [n, out].
-
     multiplications : int
         Of one expert on one sample.
 

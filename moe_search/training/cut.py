@@ -12,11 +12,10 @@ from torch import Tensor, nn
 
 from moe_search.gates.expert_map import ExpertMap
 from moe_search.gates.slot_weights import SlotWeights
-from moe_search.layers.mixture_of_experts import MixtureOfExperts
-from moe_search.layers.multi_gate_mixture_of_experts import MultiGateMixtureOfExperts
+from moe_search.training.at_least_single import at_least_single
 from moe_search.training.autocast import Autocast, without_autocast
 from moe_search.training.batch import Batch
-from moe_search.training.tasks import Layer, Tasks
+from moe_search.training.tasks import Layer, Tasks, mixtures_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,11 +53,10 @@ def check_model(model: nn.Module, moe: Layer) -> None:
     """Raise TypeError if one of the two, or a gate, is of another type, ValueError if ``moe`` is not in ``model``."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    if not isinstance(moe, (MixtureOfExperts, MultiGateMixtureOfExperts)):
-        raise TypeError(f"moe must be a MixtureOfExperts or MultiGateMixtureOfExperts, got {type(moe).__name__}")
+    mixtures = mixtures_of(moe)
     if not any(module is moe for module in model.modules()):
         raise ValueError(f"moe must be a submodule of model, got one that {type(model).__name__} does not contain")
-    for mixture in [moe] if isinstance(moe, MixtureOfExperts) else moe.tasks:
+    for mixture in mixtures:
         gate = getattr(mixture, "gate", None)
         # A gate compiled as a copy is no Gate, but has its map.
         if not isinstance(getattr(gate, "expert_map", None), ExpertMap):
@@ -219,9 +217,9 @@ def fold_head(
         # No output depends on another sample or task: the gradient of a sum is a row of every one's Jacobian.
         totals = run_head(model, tasks, batch, point).reshape(len(point), -1).sum(0)
     with without_autocast(point.device):
-        answers = _at_least_single(expert_outputs).flatten(2)
+        answers = at_least_single(expert_outputs).flatten(2)
         directions = answers - torch.einsum("bn,bnd->bd", expert_weights.to(answers.dtype), answers).unsqueeze(1)
-        folded = _at_least_single(cut.outputs).reshape(len(point), 1, -1).repeat(1, answers.shape[1], 1)
+        folded = at_least_single(cut.outputs).reshape(len(point), 1, -1).repeat(1, answers.shape[1], 1)
         # As many at once as there are experts take no more memory than their outputs.
         for some in torch.split(torch.arange(len(totals), device=totals.device), answers.shape[1]):
             jacobians = _gradients(totals, point, some).flatten(2).to(directions.dtype)
@@ -230,13 +228,9 @@ def fold_head(
 
 
 def _summing_to_one(weights: Tensor) -> Tensor:
-    wide = _at_least_single(weights)
+    wide = at_least_single(weights)
     # In half precision they sum to 1 within some thousandths, and the folded outputs of a row would be off by as much.
     return weights if wide is weights else wide / wide.sum((1, 2), keepdim=True)
-
-
-def _at_least_single(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _gradients(totals: Tensor, point: Tensor, some: Tensor) -> Tensor:

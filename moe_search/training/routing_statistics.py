@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from moe_search.gates.expert_map import ExpertMap
 from moe_search.gates.slot_weights import SlotWeights
-from moe_search.layers.mixture_of_experts import MixtureOfExperts
-from moe_search.layers.multi_gate_mixture_of_experts import MultiGateMixtureOfExperts
 from moe_search.plotting.table import Table
 from moe_search.training.frozen import as_written, searching
-from moe_search.training.tasks import Layer
+from moe_search.training.tasks import Layer, mixtures_of
 
 if TYPE_CHECKING:
     import rich.table
@@ -171,14 +169,12 @@ class RoutingStatistics:
         TypeError
             If `moe` is neither.
         """
-        if not isinstance(moe, (MixtureOfExperts, MultiGateMixtureOfExperts)):
-            raise TypeError(f"moe must be a MixtureOfExperts or MultiGateMixtureOfExperts, got {type(moe).__name__}")
+        layers = mixtures_of(moe)
 
         def add(gate: Any, _: Any, slot_weights: SlotWeights) -> None:
             if not searching():
                 self.update(slot_weights, gate.expert_map)
 
-        layers = [moe] if isinstance(moe, MixtureOfExperts) else [cast(MixtureOfExperts, task) for task in moe.tasks]
         with ExitStack() as entered:
             entered.enter_context(as_written())
             for layer in layers:

@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from moe_search.training.at_least_single import at_least_single
+
 Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """``loss(outputs, targets)``: a scalar tensor, the mean over the samples of a batch."""
 
@@ -47,7 +49,7 @@ def sample_losses(loss: Loss, outputs: Tensor, targets: Tensor) -> NDArray[np.fl
         If the loss of the batch is NaN or infinite.
     """
     # Half precision has too few digits to tell one loss from another, or a small gain from none.
-    outputs, targets = (t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for t in (outputs, targets))
+    outputs, targets = at_least_single(outputs), at_least_single(targets)
     # One sample has the same mean and sum; the same sample twice has not.
     repeats = 2 if len(outputs) == 1 else 1
     of_batch = loss(torch.cat([outputs] * repeats), torch.cat([targets] * repeats))

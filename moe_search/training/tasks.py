@@ -52,8 +52,9 @@ class Tasks:
         ValueError
             If the layer has several maps, or the losses are not as many as its tasks.
         """
-        count = len(_gates(moe))
-        if len({id(gate.expert_map) for gate in _gates(moe)}) > 1:
+        mixtures = mixtures_of(moe)
+        count = len(mixtures)
+        if len({id(mixture.gate.expert_map) for mixture in mixtures}) > 1:
             raise ValueError(
                 f"moe must have one map to be searched, got {count} tasks with maps of their own: "
                 "search each of them, moe.task(t), or share the map"
@@ -75,7 +76,7 @@ class Tasks:
     @property
     def gates(self) -> list[Gate]:
         """One for each task."""
-        return _gates(self.moe)
+        return [mixture.gate for mixture in mixtures_of(self.moe)]
 
     @property
     def expert_map(self) -> ExpertMap:
@@ -93,8 +94,7 @@ class Tasks:
 
     def combine(self, expert_weights: Tensor, expert_outputs: Tensor) -> Tensor:
         """Mix outputs of experts, shape [rows, n, ...], with weights of shape [rows, n]."""
-        layer = self.moe if isinstance(self.moe, MixtureOfExperts) else cast(MixtureOfExperts, self.moe.tasks[0])
-        return layer.combine(expert_weights, expert_outputs)
+        return mixtures_of(self.moe)[0].combine(expert_weights, expert_outputs)
 
     def rows(self, what: str, tensor: Tensor) -> Tensor:
         """Return a tensor by rows that comes by samples: [B, ...], of a layer of several gates [B, tasks, ...].
@@ -131,5 +131,16 @@ class Tasks:
         return losses
 
 
-def _gates(moe: Layer) -> list[Gate]:
-    return [moe.gate] if isinstance(moe, MixtureOfExperts) else [cast(MixtureOfExperts, t).gate for t in moe.tasks]
+def mixtures_of(moe: Layer) -> list[MixtureOfExperts]:
+    """Return a layer as each of its tasks sees it.
+
+    Raises
+    ------
+    TypeError
+        If `moe` is no such layer.
+    """
+    if isinstance(moe, MixtureOfExperts):
+        return [moe]
+    if not isinstance(moe, MultiGateMixtureOfExperts):
+        raise TypeError(f"moe must be a MixtureOfExperts or MultiGateMixtureOfExperts, got {type(moe).__name__}")
+    return [cast(MixtureOfExperts, task) for task in moe.tasks]
