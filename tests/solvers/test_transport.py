@@ -135,12 +135,10 @@ def test_a_time_limit_is_kept_and_slices_do_not_change_the_result(monkeypatch):
     initial = np.arange(problem.size)
     Transport().solve(problem, MaxRuntime(0.01), initial=initial)  # compiles
     overruns = []
-    for _ in range(3):  # another process may hold the machine
-        before = time.perf_counter()
+    for _ in range(3):
+        used = time.thread_time()
         result = Transport().solve(problem, MaxRuntime(0.03), initial=initial)
-        overruns.append(time.perf_counter() - before - 0.03)
-        if overruns[-1] <= 0.05:
-            break
+        overruns.append(time.thread_time() - used - 0.03)
     assert min(overruns) <= 0.05
     assert result.value <= problem.value(initial)
     whole = Transport().solve(problem, LONG)

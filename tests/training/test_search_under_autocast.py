@@ -150,10 +150,23 @@ def test_a_model_that_leaves_autocast_is_searched_in_full_precision(gate):
         assert lowering.problem.value(permutation) == pytest.approx(expected.problem.value(permutation), rel=1e-6)
 
 
+@pytest.fixture
+def accelerate():
+    # Its settings are the process's: a Trainer of another test leaves them, and refuses them changed.
+    accelerate = pytest.importorskip("accelerate")
+    states = (accelerate.state.AcceleratorState, accelerate.state.PartialState, accelerate.state.GradientState)
+    before = [dict(state._shared_state) for state in states]
+    for state in states:
+        state._shared_state.clear()
+    yield accelerate
+    for state, shared in zip(states, before, strict=True):
+        state._shared_state.clear()
+        state._shared_state.update(shared)
+
+
 @pytest.mark.parametrize("gate", ["top-1", "top-2"])
 @pytest.mark.parametrize("prepared", ["model", "layer"])
-def test_a_model_prepared_by_accelerate(prepared, gate):
-    accelerate = pytest.importorskip("accelerate")
+def test_a_model_prepared_by_accelerate(accelerate, prepared, gate):
     setting = make(gate, "linear" if prepared == "model" else "none", dtype=torch.float32)
     setting.scramble()
     model = setting.model if prepared == "model" else setting.moe
