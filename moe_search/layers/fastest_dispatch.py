@@ -20,9 +20,13 @@ HALF_DENSE_BELOW, HALF_DENSE_BELOW_EACH, HALF_DENSE_SAMPLES = 20_000_000, 2_500_
 """Multiplications of all experts and of each, and samples, that take no longer than sorting where samples go to half of
 the experts or more and there is no backward pass."""
 
-GROUPED_BELOW, GROUPED_BELOW_FORWARD = 4_000_000, 2_000_000
-"""Multiplications of an average expert below which calls, not products, take the time, so that one for all is best:
-with a backward pass, and without."""
+GROUPED_BELOW, GROUPED_ROWS = 3_000_000, 80
+"""Multiplications, or samples, of an average expert below which one call for all is best if a backward pass follows:
+calls, or the gradients of the weights, take the time, not products."""
+
+GROUPED_BELOW_FORWARD, GROUPED_ROWS_FORWARD, GROUPED_BELOW_FORWARD_ALL = 1_500_000, 40, 24_000_000
+"""Multiplications of an average expert below which one call for all is best without a backward pass, if there are as
+few samples of an average expert, or multiplications of all."""
 
 GROUPED_EXPERTS_FORWARD = 8
 """Experts below which one call for all takes no less than a call for each, without a backward pass."""
@@ -66,7 +70,11 @@ def fastest_dispatch(experts: StackedExperts, expert_weights: Tensor) -> str:
         and len(expert_weights) <= HALF_DENSE_SAMPLES
     ):
         return "dense"
-    if refused or (forward_only and n < GROUPED_EXPERTS_FORWARD):
+    if refused:
         return "sorted"
-    most = n * (GROUPED_BELOW_FORWARD if forward_only else GROUPED_BELOW)
-    return "sorted" if num_pairs * experts.multiplications > most else "grouped"
+    all_ = num_pairs * experts.multiplications
+    each = all_ / n
+    if not forward_only:
+        return "grouped" if each <= GROUPED_BELOW or num_pairs <= n * GROUPED_ROWS else "sorted"
+    few = num_pairs <= n * GROUPED_ROWS_FORWARD or all_ <= GROUPED_BELOW_FORWARD_ALL
+    return "grouped" if n >= GROUPED_EXPERTS_FORWARD and each <= GROUPED_BELOW_FORWARD and few else "sorted"
