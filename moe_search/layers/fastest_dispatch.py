@@ -48,16 +48,12 @@ def fastest_dispatch(experts: StackedExperts, expert_weights: Tensor) -> str:
     str
         "dense", "sorted" or "grouped".
     """
-    on_cpu = expert_weights.device.type == "cpu"
-    n = experts.num_experts
-    all_pairs = expert_weights.numel()
-    dense = all_pairs * experts.multiplications
-    if on_cpu and dense <= DENSE_BELOW_GROUPED:
-        return "dense"
-    refused = experts.refuses_grouped() is not None
-    if not on_cpu:
-        return "sorted" if refused else "grouped"
-    if refused and dense <= DENSE_BELOW:
+    all_pairs, multiplications = expert_weights.numel(), experts.multiplications
+    n = expert_weights.shape[1]
+    dense = all_pairs * multiplications
+    if expert_weights.device.type != "cpu":
+        return "grouped" if experts.refuses_grouped() is None else "sorted"
+    if dense <= DENSE_BELOW_GROUPED:
         return "dense"
     num_pairs = int(expert_weights.count_nonzero())
     if num_pairs == all_pairs and dense <= FULL_DENSE_BELOW:
@@ -70,9 +66,10 @@ def fastest_dispatch(experts: StackedExperts, expert_weights: Tensor) -> str:
         and len(expert_weights) <= HALF_DENSE_SAMPLES
     ):
         return "dense"
-    if refused:
-        return "sorted"
-    all_ = num_pairs * experts.multiplications
+    # Asked last: it takes longer than all else here.
+    if experts.refuses_grouped() is not None:
+        return "dense" if dense <= DENSE_BELOW else "sorted"
+    all_ = num_pairs * multiplications
     each = all_ / n
     if not forward_only:
         return "grouped" if each <= GROUPED_BELOW or num_pairs <= n * GROUPED_ROWS else "sorted"
