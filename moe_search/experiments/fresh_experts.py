@@ -39,7 +39,7 @@ EXPERIMENTS = (
             DIGITS,
             steps=500,
             learning_rate=3e-3,
-            schedule=SearchSchedule(period=50, until=300, batches=4, iterations=2000),
+            schedule=SearchSchedule(period=50, until=300, batches=1, iterations=300),
             relaxation_steps=300,
         ),
         smoke=smoke("digits"),
