@@ -62,6 +62,7 @@ if TYPE_CHECKING:
         Transport,
     )
     from moe_search.training import (
+        LossFreeBalancing,
         Lowering,
         PermutationSearch,
         RoutingStatistics,
@@ -139,6 +140,7 @@ _HOMES = {
         "Transport",
     ),
     "training": (
+        "LossFreeBalancing",
         "Lowering",
         "PermutationSearch",
         "RoutingStatistics",
@@ -175,6 +177,7 @@ __all__ = [
     "LinearAssignment",
     "LoadLimited",
     "LocalSearch",
+    "LossFreeBalancing",
     "Lowering",
     "MaxIterations",
     "MaxRuntime",

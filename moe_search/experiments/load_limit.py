@@ -19,12 +19,13 @@ from moe_search.gates.top_k import TopK
 from moe_search.solvers.result import Result
 from moe_search.training.balance import load_balancing_loss
 from moe_search.training.batch import Batch
+from moe_search.training.loss_free_balancing import LossFreeBalancing
 from moe_search.training.lowering import Lowering
 from moe_search.training.search_record import SearchRecord
 
-SEARCHES = ("none", "penalty", "slow", "slow penalty", "search")
-"""The gate alone; with `load_balancing_loss`; both with a slow gate; a slow gate with
-`PermutationSearch(load_limit=...)`."""
+SEARCHES = ("none", "penalty", "slow", "biases", "maps", "search")
+"""The gate alone; with `load_balancing_loss`; a slow gate alone, with `LossFreeBalancing`, with
+`PermutationSearch(load_limit=...)` and with both."""
 
 
 @dataclass(frozen=True)
@@ -38,24 +39,28 @@ class LoadLimitSettings:
     slots_per_expert : int
         Many: a map can move load only slot by slot.
     gate_rate : float
-        Learning rate of a slow gate. At the rate of all else, the gate goes on to crowd single slots, with more samples
-        each than an expert may bear, and then no map keeps the limit.
+        Learning rate of a slow gate. At the rate of all else, the gate crowds samples faster than biases spread them.
     crowded : int
         Experts whose slots the gate begins with: one k-means cluster of the images a slot.
     warming_steps : int
         That the gate alone is trained to send the clusters there.
     load_limit : float
-        That is asked for, in multiples of the mean load: less than 1.25, for the samples that were not searched on.
+        That a search asks for, in multiples of the mean load.
+    bias_rate, expert_limit, slot_limit : float
+        Of `LossFreeBalancing`.
     penalty_weight : float
         Of the penalty; 0.01 in Switch transformers.
     """
 
     images: TwoImageSettings
     slots_per_expert: int = 32
-    gate_rate: float = 3e-4
+    gate_rate: float = 1e-3
     crowded: int = 3
     warming_steps: int = 200
-    load_limit: float = 1.15
+    load_limit: float = 1.1
+    bias_rate: float = 0.03
+    expert_limit: float = 1.1
+    slot_limit: float = 0.6
     penalty_weight: float = 0.01
 
 
@@ -76,6 +81,9 @@ def run_trial(settings: LoadLimitSettings, seed: int, gate: str, search: str) ->
     model = crowded_model(settings, seed)
     first_loads = loads_of_experts(model, data.test.inputs)
     limits: list[float] = []
+    balancing = LossFreeBalancing(
+        model.moe, rate=settings.bias_rate, expert_limit=settings.expert_limit, slot_limit=settings.slot_limit
+    )
 
     def note_limit(record: SearchRecord, lowering: Lowering, result: Result) -> None:
         assert record.load_limit is not None
@@ -89,12 +97,13 @@ def run_trial(settings: LoadLimitSettings, seed: int, gate: str, search: str) ->
         lambda: evaluate(model, data.validation).loss,
         steps=images.steps,
         learning_rate=images.learning_rate,
-        search="search" if search == "search" else "none",
+        search="search" if search in ("maps", "search") else "none",
         schedule=images.schedule,
         seed=seed,
-        penalty=_penalty(model, settings.penalty_weight) if "penalty" in search else None,
+        penalty=_penalty(model, settings.penalty_weight) if search == "penalty" else None,
         load_limit=settings.load_limit,
         on_search=note_limit,
+        on_step=(lambda _: balancing.step()) if search in ("biases", "search") else None,
         gate_rate=None if search in ("none", "penalty") else settings.gate_rate,
     )
     numbers = run_numbers(run, model, data)
@@ -157,10 +166,10 @@ EXPERIMENTS = (
         title="A crowded Top-k gate under a load limit, digits",
         question=(
             "A Top-k gate begins with all samples on the slots of three experts out of eight. Do maps under a load "
-            "limit of 1.25 times the mean, without any auxiliary loss, give the same loss or a better one, and how "
-            "evenly are the experts used? Penalty: the auxiliary loss of Switch transformers, weight 0.01. Search: "
-            "PermutationSearch(load_limit=1.15), with a gate that learns ten times more slowly than all else, so that "
-            "single slots stay light enough for some map to keep the limit. Slow: such a gate without search."
+            "limit, without any auxiliary loss, give the same loss or a better one at a load of 1.25 times the mean? "
+            "Penalty: the auxiliary loss of Switch transformers, weight 0.01. Slow: a gate that learns three times "
+            "more slowly than all else; such a gate with LossFreeBalancing (biases), with "
+            "PermutationSearch(load_limit=1.1) in the first 200 steps (maps), and with both (search)."
         ),
         gates=("Top-k",),
         searches=SEARCHES,
@@ -173,7 +182,7 @@ EXPERIMENTS = (
                 steps=1000,
                 learning_rate=3e-3,
                 # Many samples: the loads of few break a limit by chance, and each time the map must change.
-                schedule=SearchSchedule(period=20, until=1000, batches=20, iterations=500),
+                schedule=SearchSchedule(period=20, until=200, batches=20, iterations=500),
             )
         ),
         smoke=LoadLimitSettings(smoke("digits"), slots_per_expert=8),

@@ -2,6 +2,7 @@
 
 from moe_search.training.balance import importance_loss, load_balancing_loss, router_z_loss, smooth_load_loss
 from moe_search.training.load_limit import limit_load
+from moe_search.training.loss_free_balancing import LossFreeBalancing
 from moe_search.training.lowering import Lowering, lower
 from moe_search.training.neuron_importance import neuron_importance
 from moe_search.training.permutation_search import PermutationSearch
@@ -11,6 +12,7 @@ from moe_search.training.search_record import SearchRecord
 from moe_search.training.sinkhorn import SinkhornPermutation
 
 __all__ = [
+    "LossFreeBalancing",
     "Lowering",
     "PermutationSearch",
     "RoutingStatistics",

@@ -41,11 +41,20 @@ def test_a_penalty_of_weight_0_is_none(settings):
 def test_a_limit_that_only_few_samples_break_by_chance_is_kept(settings):
     schedule = SearchSchedule(period=4, until=12, batches=12, iterations=200)
     wide = replace(settings, load_limit=1.2, images=replace(settings.images, schedule=schedule))
-    alone, searched = (load_limit.run_trial(wide, 0, "Top-k", search) for search in ("slow", "search"))
+    alone, searched = (load_limit.run_trial(wide, 0, "Top-k", search) for search in ("slow", "maps"))
     assert alone["raised_limits"] == 0
     assert searched["committed"] > 0
     assert searched["training_load"] < alone["training_load"]
     assert searched["dead_experts"] <= alone["dead_experts"]
+
+
+def test_biases_of_rate_0_are_none(settings):
+    losses = {
+        (rate, search): load_limit.run_trial(replace(settings, bias_rate=rate), 0, "Top-k", search)["validation_losses"]
+        for rate, search in ((0.0, "biases"), (0.5, "biases"), (0.5, "slow"), (0.0, "search"), (0.5, "maps"))
+    }
+    assert losses[0.0, "biases"] == losses[0.5, "slow"] != losses[0.5, "biases"]
+    assert losses[0.0, "search"] == losses[0.5, "maps"]
 
 
 def test_a_gate_of_rate_0_learns_nothing(settings):
@@ -66,14 +75,14 @@ def test_a_gate_of_rate_0_learns_nothing(settings):
 
 def test_limits_that_no_map_keeps_are_counted(settings):
     tight = replace(settings, load_limit=1.0)  # the mean itself, which integers hardly meet
-    assert load_limit.run_trial(tight, 0, "Top-k", "search")["raised_limits"] > 0
+    assert load_limit.run_trial(tight, 0, "Top-k", "maps")["raised_limits"] > 0
 
 
 @pytest.mark.parametrize(
     ("gate", "search", "message"),
     [
         ("Hash", "none", "gate must be Top-k, got 'Hash'"),
-        ("Top-k", "magic", "search must be one of none, penalty, slow, slow penalty, search, got 'magic'"),
+        ("Top-k", "magic", "search must be one of none, penalty, slow, biases, maps, search, got 'magic'"),
     ],
 )
 def test_unknown_names(settings, gate, search, message):

@@ -33,3 +33,22 @@ def chosen_again(logits, noisy, scale, k):
 def co_activation(expert_weights):
     n = len(expert_weights[0])
     return [[sum(sample[e] > 0 and sample[f] > 0 for sample in expert_weights) for f in range(n)] for e in range(n)]
+
+
+def lowered_biases(weight, biases, experts, inputs, k, n, past_loads, rate, memory, expert_limit, slot_limit):
+    """Biases of the slots of a Top-k gate after a batch, and the running averages of their loads."""
+    m = len(biases)
+    counts = [0] * m
+    for x in inputs:
+        logits = [biases[s] + sum(w * a for w, a in zip(weight[s], x, strict=True)) for s in range(m)]
+        for s in sorted(range(m), key=lambda s: -logits[s])[:k]:
+            counts[s] += 1
+    loads = [count / (sum(counts) / n) for count in counts]
+    if past_loads is not None:
+        loads = [memory * past + (1 - memory) * now for past, now in zip(past_loads, loads, strict=True)]
+    lowered = []
+    for s in range(m):
+        own = sum(loads[t] for t in range(m) if experts[t] == experts[s])
+        times = (own > expert_limit) + (slot_limit is not None and loads[s] > slot_limit)
+        lowered.append(biases[s] - times * rate)
+    return lowered, loads

@@ -1,0 +1,145 @@
+"""Balance without a penalty: the biases of a Top-k gate are lowered where samples crowd."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moe_search.gates.arguments import number_from_zero, positive_number
+from moe_search.gates.top_k import TopK
+from moe_search.layers.mixture_of_experts import MixtureOfExperts
+from moe_search.training.ranks import ranks_of
+
+
+class LossFreeBalancing:
+    """Lower the biases of slots whose expert, or that alone, bear more than a limit of the load.
+
+    Call `step` once for every batch, after the optimizer's. Loads are running averages over batches, in multiples of
+    the mean load of an expert: the load of a slot is the number of samples with weight on it. Every step that the load
+    of an expert is above ``expert_limit`` lowers the bias of each of its slots by ``rate``, and every step that the
+    load of one slot is above ``slot_limit`` the bias of that slot, once more if both are.
+
+    It holds a balance that is there; it does not bring one about where experts lie idle, whose slots have nothing to
+    offer yet. With `PermutationSearch(load_limit=...)`, searches of the first steps spread the slots over the experts,
+    this keeps what they reached, and single slots small enough for some map to keep the limit.
+
+    Parameters
+    ----------
+    moe : MixtureOfExperts
+        With a `TopK` gate.
+    rate : float, default 0.02
+        By how much a bias is lowered in a step.
+    expert_limit : float, default 1.1
+        In multiples of the mean load of an expert.
+    slot_limit : float, optional
+        In the same unit. An expert can have no less load than one slot; by default slots have no limit of their own.
+    memory : float, default 0.95
+        Weight of the past in the running averages, in [0, 1).
+    process_group : ProcessGroup, optional
+        Whose ranks train the layer together, so that loads are those of all; the default one if `torch.distributed` is
+        initialized. Every rank then changes its biases alike.
+
+    Attributes
+    ----------
+    slot_loads : Tensor or None
+        Running averages, shape [m]; None before the first step.
+
+    Raises
+    ------
+    TypeError
+        If the layer is no `MixtureOfExperts` with a `TopK` gate, or a number is none.
+    ValueError
+        If a number is out of range.
+
+    Notes
+    -----
+    After Wang, Gao, Zhao, Sun and Dai (2024), Auxiliary-loss-free load balancing strategy for mixture-of-experts,
+    arXiv 2408.15664, algorithm 1. There a bias of every expert moves by the sign of its excess, up as well as down, and
+    counts in the choice of experts alone; here slots are only lowered, above a limit, and by the bias of the gate
+    itself, which the optimizer trains and which counts in the weights.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import moe_search as ms
+    >>> moe = ms.MixtureOfExperts(ms.StackedExperts(4, 8, 3), ms.TopK(8, 4, k=1))
+    >>> balancing = ms.LossFreeBalancing(moe)
+    >>> loss = moe(torch.randn(32, 8)).square().mean()  # and the backward pass, and the optimizer's step
+    >>> balancing.step()
+    >>> float(balancing.slot_loads.sum())
+    4.0
+    """
+
+    def __init__(
+        self,
+        moe: MixtureOfExperts,
+        *,
+        rate: float = 0.02,
+        expert_limit: float = 1.1,
+        slot_limit: float | None = None,
+        memory: float = 0.95,
+        process_group: Any = None,
+    ) -> None:
+        if not isinstance(moe, MixtureOfExperts) or not isinstance(moe.gate, TopK):
+            what = f"a gate {type(moe.gate).__name__}" if isinstance(moe, MixtureOfExperts) else type(moe).__name__
+            raise TypeError(f"moe must be a MixtureOfExperts with a TopK gate, got {what}")
+        self.moe = moe
+        self.rate = number_from_zero("rate", rate)
+        self.expert_limit = positive_number("expert_limit", expert_limit)
+        self.slot_limit = None if slot_limit is None else positive_number("slot_limit", slot_limit)
+        self.memory = number_from_zero("memory", memory)
+        if self.expert_limit < 1:
+            raise ValueError(f"expert_limit must be at least 1, the mean load, got {expert_limit}")
+        if self.memory >= 1:
+            raise ValueError(f"memory must be less than 1, got {memory}")
+        self._ranks = ranks_of(process_group, lambda: moe.gate.expert_map.experts.device)
+        self.slot_loads: Tensor | None = None
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Take the loads of the last forward in training mode, and lower biases.
+
+        In a process group, all ranks call it together.
+
+        Raises
+        ------
+        ValueError
+            If there was no such forward.
+        """
+        gate, routing = self.moe.gate, self.moe.routing
+        assert isinstance(gate, TopK)
+        if routing is None:
+            raise ValueError("moe must have run in training mode before a step, got no routing")
+        bias = gate.linear.bias
+        counts = (routing.weights.detach() > 0).sum((0, 1))
+        counts = torch.from_numpy(self._ranks.sum(counts.cpu().numpy())).to(bias.device)
+        loads = counts.double() * (gate.num_experts / counts.sum())
+        if self.slot_loads is not None:
+            past = self.slot_loads.to(bias.device)
+            loads = self.memory * past + (1 - self.memory) * loads
+        self.slot_loads = loads
+        experts = gate.expert_map.experts[0]
+        expert_loads = loads.new_zeros(gate.num_experts).index_add_(0, experts, loads)
+        excesses = (expert_loads > self.expert_limit)[experts].to(bias.dtype)
+        if self.slot_limit is not None:
+            excesses += loads > self.slot_limit
+        bias.sub_(self.rate * excesses)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a run needs to go on as if it had not stopped: the running averages."""
+        return {"slot_loads": None if self.slot_loads is None else self.slot_loads.clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where a state was saved.
+
+        Raises
+        ------
+        ValueError
+            If it is of a layer with another number of slots.
+        """
+        loads = state["slot_loads"]
+        if loads is not None and loads.shape != (self.moe.gate.num_slots,):
+            raise ValueError(f"slot_loads must have shape ({self.moe.gate.num_slots},), got {tuple(loads.shape)}")
+        self.slot_loads = None if loads is None else loads.clone()
