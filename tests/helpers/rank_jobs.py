@@ -8,6 +8,7 @@ from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from moe_search.solvers.stop import MaxIterations
+from moe_search.training.loss_free_balancing import LossFreeBalancing
 from moe_search.training.permutation_search import PermutationSearch
 from moe_search.training.ranks import ALONE, ranks_of
 
@@ -96,6 +97,21 @@ def limited_run(rank, kind):
     size = SAMPLES // RANKS
     model = DistributedDataParallel(setting.model)
     return trained(setting, model, (rank * size, (rank + 1) * size), load_limit=1.0)
+
+
+def balanced(part):
+    """Biases and loads after steps on a part of every batch."""
+    setting = make_kind("top-2")
+    balancing = LossFreeBalancing(setting.moe, rate=0.1, expert_limit=1.0, memory=0.5)
+    for i in range(STEPS):
+        setting.moe(setting.batch(SAMPLES * i + part[0], SAMPLES * i + part[1])[0])
+        balancing.step()
+    return setting.moe.gate.linear.bias.detach().clone(), balancing.slot_loads
+
+
+def balanced_run(rank, _):
+    size = SAMPLES // RANKS
+    return balanced((rank * size, (rank + 1) * size))
 
 
 def one_rank_not_finite(rank, _):
@@ -193,6 +209,7 @@ JOBS = [
     *((joined_run, kind) for kind in KINDS),
     (asynchronous_run, "top-2"),
     (limited_run, "comet"),
+    (balanced_run, None),
     (one_rank_not_finite, None),
     (one_rank_too_small, None),
     (solver_fails, None),

@@ -4,7 +4,7 @@ import functools
 
 import pytest
 import torch
-from rank_jobs import JOBS, KINDS, RANKS, SAMPLES, child, make_kind, trained
+from rank_jobs import JOBS, KINDS, RANKS, SAMPLES, balanced, child, make_kind, trained
 from torch import multiprocessing
 
 from moe_search.training.permutation_search import PermutationSearch
@@ -59,6 +59,14 @@ def test_a_limit_on_the_samples_of_all_ranks_is_kept_on_all(found):
     first, second = found["limited_run", "comet"]
     assert {record[2] for record in first["records"]} & {"committed", "enforced"}
     assert_same(first, second)
+
+
+def test_biases_are_lowered_by_the_loads_of_all_ranks(found):
+    biases, loads = balanced((0, SAMPLES))
+    for rank in found["balanced_run", None]:
+        assert torch.equal(rank[0], biases)
+        torch.testing.assert_close(rank[1], loads)
+    assert not torch.equal(biases, make_kind("top-2").moe.gate.linear.bias)
 
 
 def test_a_loss_that_is_not_finite_on_one_rank_ends_the_search_on_all(found):
