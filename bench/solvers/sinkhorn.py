@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from moe_search.bench.anytime_solver import AnytimeSolver
-from moe_search.bench.sinkhorn import SinkhornRelaxation
+from moe_search.solvers.solver import Solver as SearchSolver
 
 
 class Solver(AnytimeSolver):
@@ -11,6 +11,9 @@ class Solver(AnytimeSolver):
 
     name = "Sinkhorn"
 
-    def method(self) -> SinkhornRelaxation:
+    def method(self) -> SearchSolver:
         """Return the solver to run."""
+        # torch takes seconds to import, and benchopt imports the files of all solvers in every process.
+        from moe_search.bench.sinkhorn import SinkhornRelaxation
+
         return SinkhornRelaxation()
