@@ -86,7 +86,7 @@ def run_trial(settings: LoadLimitSettings, seed: int, gate: str, search: str) ->
     )
 
     def note_limit(record: SearchRecord, lowering: Lowering, result: Result) -> None:
-        assert record.load_limit is not None
+        assert isinstance(record.load_limit, float)
         limits.append(record.load_limit)
 
     run = train_by_steps(

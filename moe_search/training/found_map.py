@@ -20,7 +20,7 @@ from moe_search.solvers.result import Result
 from moe_search.solvers.solver import Solver
 from moe_search.solvers.stop import StoppingCriterion
 from moe_search.training.batch import Batch
-from moe_search.training.load_limit import limit_load_if_possible, mean_load
+from moe_search.training.load_limit import LoadLimit, limit_load_if_possible, mean_load
 from moe_search.training.lowering import Lowering
 from moe_search.training.search_record import Outcome, SearchRecord
 
@@ -78,7 +78,7 @@ def find_map(
     stop: StoppingCriterion,
     seed: int,
     step: int,
-    load_limit: float | None = None,
+    load_limit: LoadLimit | None = None,
 ) -> FoundMap:
     """Solve a lowered layer from its present map, under a load limit if one is given.
 
@@ -88,11 +88,13 @@ def find_map(
         If the solver took the Ctrl-C that was meant for the training around it.
     """
     kind, before = type(lowering.problem).__name__, float(lowering.problem.value(lowering.initial))
-    limit, enforced = None, False
+    limit: float | tuple[float, ...] | None = None
+    enforced = False
     if load_limit is not None:
         lowering = limit_load_if_possible(lowering, load_limit)
         assert isinstance(lowering.problem, LoadLimited)
-        limit = float(lowering.problem.limits[0]) / mean_load(lowering)
+        each = tuple((lowering.problem.limits / mean_load(lowering)).tolist())
+        limit = each[0] if np.ndim(load_limit) == 0 else each
         enforced = not lowering.problem.feasible(lowering.initial)
     if solver is None:
         linear = isinstance(lowering.problem, LinearAssignment)

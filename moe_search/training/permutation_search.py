@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -20,7 +20,7 @@ from moe_search.training.arguments import require_int
 from moe_search.training.batch import Batch, concatenate
 from moe_search.training.cut import check_model
 from moe_search.training.found_map import Underway, at_once, find_map, nothing_found, on_thread
-from moe_search.training.load_limit import require_load_limit
+from moe_search.training.load_limit import LoadLimit, require_load_limit
 from moe_search.training.lowering import CHUNK_SIZE, Lowering, ProblemKind, lower_batch, require_problem_kind
 from moe_search.training.ranks import ranks_of
 from moe_search.training.recognize_loss import RecognizedLoss
@@ -95,13 +95,14 @@ class PermutationSearch:
         They call `step` together, each with its part of the batch. The problem is that of the samples of all ranks
         (costs are summed, the arrays of a mixture gathered on the first rank), solved on the first rank, verified on
         the samples of all, and its map the same on all. What fails on one rank is raised on all.
-    load_limit : float, optional
-        The most that an expert may bear, in multiples of the mean load, at least 1. Its load is the number of samples
+    load_limit : float or sequence of n floats, optional
+        The most that an expert may bear, in multiples of the mean load: one number for all, at least 1, or one for
+        each, at least 1 in the mean. Its load is the number of samples
         searched on with weight on one of its slots (once for each such slot, and task). No map that breaks the limit is
         committed, however good. While the present map breaks it there, the best map found that keeps it is taken
         whether it lowers the loss or not, and recorded as ``"enforced"`` where no gain is confirmed. Where no map can
-        keep it, because few slots have most of the samples, the limit of this search is raised to the lowest that a map
-        was found for; the record says to what.
+        keep it, because few slots have most of the samples, the limit of this search is raised to the lowest, or limits
+        of their own to the lowest multiple, that a map was found for; the record says to what.
     confidence : float, default 1.0
         How many of its standard errors the decrease of the mean loss on the second batch must exceed, at least 0. On
         random labels, where no map is better than another, 15 to 16 % of the maps found were committed at 1.0 and 2 %
@@ -140,7 +141,7 @@ class PermutationSearch:
         chunk_size: int = CHUNK_SIZE,
         asynchronous: bool = False,
         process_group: Any = None,
-        load_limit: float | None = None,
+        load_limit: LoadLimit | None = None,
         confidence: float = 1.0,
     ) -> None:
         if isinstance(model, DistributedDataParallel):
@@ -161,7 +162,7 @@ class PermutationSearch:
             raise TypeError(f"on_search must be a callable (record, lowering, result), got {type(on_search).__name__}")
         require_problem_kind(problem)
         if load_limit is not None:
-            require_load_limit(load_limit)
+            require_load_limit(load_limit, tasks.expert_map.num_experts)
         self._model = model
         self._tasks = tasks
         self._period = int(period)
@@ -175,7 +176,7 @@ class PermutationSearch:
         self._chunk_size = int(chunk_size)
         self._run = on_thread if asynchronous else at_once
         self._asynchronous = bool(asynchronous)
-        self._load_limit = load_limit
+        self._load_limit: LoadLimit | None = tuple(load_limit) if isinstance(load_limit, Sequence) else load_limit
         self._confidence = number_from_zero("confidence", confidence)
         self._ranks = ranks_of(process_group, tasks.device)
         self._seed = int(seed)

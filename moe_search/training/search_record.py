@@ -43,9 +43,9 @@ class SearchRecord:
         Whether the head was not affine, so that its linearization was searched.
     num_samples : int
         Number of samples searched on.
-    load_limit : float or None
-        The limit on the load of an expert that was searched under, in multiples of the mean; more than the one asked
-        for where no map keeps that. None if there was none.
+    load_limit : float, tuple of float or None
+        The limit on the load of all experts, or of each, that was searched under, in multiples of the mean; more than
+        what was asked for where no map keeps that. None if there was none.
     """
 
     step: int
@@ -62,7 +62,7 @@ class SearchRecord:
     seconds_solving: float
     linearized: bool
     num_samples: int
-    load_limit: float | None = None
+    load_limit: float | tuple[float, ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as a plain dict of numbers and strings."""
@@ -80,4 +80,5 @@ class SearchRecord:
         names = [field.name for field in fields(cls)]
         if set(values) != set(names):
             raise ValueError(f"a search record must have the fields {names}, got {sorted(values)}")
-        return cls(**values)
+        limit = values["load_limit"]
+        return cls(**{**values, "load_limit": tuple(limit) if isinstance(limit, list) else limit})

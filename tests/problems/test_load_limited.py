@@ -10,7 +10,7 @@ from moe_search import problems
 from moe_search.problems import InfeasibleLimitsError, LoadLimited, value_range
 from moe_search.problems import load_limited_start as starts
 from moe_search.problems.delta_matrix import commit_swap_and_deltas, fill_deltas, fill_potential
-from moe_search.problems.lowest_limit import lowest_limit
+from moe_search.problems.lowest_limit import lowest_limit, lowest_multiple
 from moe_search.problems.moves import swap_delta
 
 every_inner = pytest.mark.parametrize("build", INNER.values(), ids=INNER.keys())
@@ -123,6 +123,34 @@ def test_the_lowest_limit_is_kept_bounded_and_no_worse_than_before(data, n, capa
     assert least <= limit <= highest(near.tolist())
     inner = problems.PairwiseAssignment(np.zeros((m * blocks, m * blocks, n, n)), block_size=m)
     assert LoadLimited(inner, loads, limit, start=found).start.tolist() == found.tolist()
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data(), n=st.integers(1, 3), capacity=st.integers(1, 3), blocks=st.integers(1, 2))
+def test_lowest_limits_in_proportion_are_kept_bounded_and_no_worse_than_before(data, n, capacity, blocks):
+    m, loads = draw_loads(data, n, capacity, blocks)
+    limits = starts.LoadLimits(np.array(loads), np.zeros(n, dtype=np.int64), m, capacity)
+    shares = data.draw(st.lists(st.floats(0.2, 3.0), min_size=n, max_size=n))
+    every = list(permutations(m * blocks, m))
+    near = every[data.draw(st.integers(0, len(every) - 1))]
+
+    def multiple(p):
+        return max(load / share for load, share in zip(loads_of_experts(loads, n, m, p), shares, strict=True))
+
+    found_limits, found = lowest_multiple(limits, np.array(shares), np.array(near))
+    assert tuple(found.tolist()) in map(tuple, every)
+    assert min(map(multiple, every)) <= multiple(found.tolist()) <= multiple(near)
+    borne = loads_of_experts(loads, n, m, found.tolist())
+    for limit, load, share in zip(found_limits.tolist(), borne, shares, strict=True):
+        assert load <= limit <= multiple(found.tolist()) * share * (1 + 1e-9) + 1e-9
+
+
+def test_lowest_limits_in_proportion_by_hand():
+    # Expert 0 may bear twice as much: 8 + 4 against 6 is a multiple of 6, and no less is possible.
+    limits = starts.LoadLimits(np.array([8, 4, 6, 0]), np.zeros(2, dtype=np.int64), 4, 2)
+    found_limits, found = lowest_multiple(limits, np.array([2.0, 1.0]), np.array([2, 3, 0, 1]))
+    assert found_limits.tolist() == [12, 6]
+    assert sorted(found[:2].tolist()) == [0, 1]
 
 
 @pytest.mark.parametrize("seed", range(5))

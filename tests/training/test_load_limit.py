@@ -1,5 +1,6 @@
 import dataclasses
 import itertools
+import json
 
 import naive
 import numpy as np
@@ -68,6 +69,63 @@ def test_slots_weigh_their_samples_and_limits_are_multiples_of_the_mean(kind, na
     assert problem.limits.tolist() == pytest.approx([load_limit * sum(loads) / 4] * 4)
     assert problem.slot_loads.tolist() == loads
     assert problem.loads(lowering.initial).tolist() == loads_of_map(setting, loads)
+
+
+@every_kind
+def test_every_expert_may_have_a_limit_of_its_own(kind, name):
+    setting = make_kind(kind)
+    inputs, targets, ids = setting.batch()
+    lowering = lower(setting.model, setting.moe, inputs, targets, setting.loss, ids)
+    problem = limit_load(lowering, [4.0, 1.5, 2, 0.9]).problem
+    mean = sum(naive_slot_loads(setting)) / 4
+    assert problem.limits.tolist() == pytest.approx([4.0 * mean, 1.5 * mean, 2 * mean, 0.9 * mean])
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_search_keeps_limits_of_its_own_for_every_expert(asynchronous):
+    limits = [2.0, 1.2, 1.0, 0.6]
+    setting = make_kind(("top-2", 8, None))
+    setting.scramble(seed=4)
+    search = searching(setting, load_limit=limits, asynchronous=asynchronous, seed=1)
+    loads = naive_slot_loads(setting, 0, 60)
+    mean = sum(loads) / 4
+    lowering = lower(setting.model, setting.moe, *setting.batch(0, 60)[:2], setting.loss)
+    kept = [
+        lowering.problem.value(p)
+        for p in itertools.permutations(range(8))
+        if all(
+            load <= limit * mean + 1e-9
+            for load, limit in zip(naive.loads_of_experts(loads, 4, 8, p), limits, strict=True)
+        )
+    ]
+    step(search, setting, 0, 60)
+    record = step(search, setting, 60, 120) or search.finish()
+    assert record.load_limit == pytest.approx(tuple(limits))
+    assert record.value_found == pytest.approx(min(kept))
+    assert SearchRecord.from_dict(json.loads(json.dumps(record.to_dict()))) == record
+    assert record.outcome in ("committed", "enforced")
+    for load, limit in zip(loads_of_map(setting, loads), limits, strict=True):
+        assert load <= limit * mean
+
+
+def test_where_no_map_keeps_limits_in_proportion_their_lowest_multiple_is_kept():
+    setting = crowded(heavy=15)
+    loads = naive_slot_loads(setting, 0, 100)
+    mean = sum(loads) / 4
+    limits = [0.7, 0.7, 0.7, 1.9]
+    search = searching(setting, load_limit=limits)
+    step(search, setting, 0, 100)
+    record = step(search, setting, 100, 200)
+
+    def multiple(p):
+        borne = naive.loads_of_experts(loads, 4, 8, p)
+        return max(load / (limit * mean) for load, limit in zip(borne, limits, strict=True))
+
+    lowest = min(multiple(p) for p in itertools.permutations(range(8)))
+    assert lowest > 1
+    assert max(got / asked for got, asked in zip(record.load_limit, limits, strict=True)) == pytest.approx(lowest)
+    for load, limit in zip(loads_of_map(setting, loads), record.load_limit, strict=True):
+        assert load <= limit * mean + 1e-9
 
 
 def searching(setting, **options):
@@ -252,6 +310,10 @@ def test_what_the_limit_may_be():
         (-1, ValueError, "load_limit must be greater than 0, got -1.0"),
         (np.nan, ValueError, "load_limit must be finite, got nan"),
         ("much", TypeError, "load_limit must be a number, got 'much'"),
+        ([1.0, 2.0], ValueError, "load_limit must be a number, or 4 of them, one for each expert, got 2"),
+        ([1.0, 2.0, 0.5, 0.4], ValueError, "load_limit must be at least 1 in the mean, the mean load, got 0.975"),
+        ([1.0, 2.0, 0.0, 4.0], ValueError, r"load_limit\[2\] must be greater than 0, got 0.0"),
+        ([1.0, 2.0, "x", 4.0], TypeError, r"load_limit\[2\] must be a number, got 'x'"),
     ):
         with pytest.raises(error, match=fault):
             searching(setting, load_limit=wrong)
