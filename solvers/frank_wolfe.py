@@ -9,6 +9,7 @@ import numpy as np
 from moe_search.problems.problem import Permutation, Problem
 from moe_search.problems.quadratic import QuadraticAssignment
 from moe_search.solvers.incumbent import OnImprovement
+from moe_search.solvers.parameters import require_count
 from moe_search.solvers.result import Result
 from moe_search.solvers.search_run import SearchRun, Slice
 from moe_search.solvers.solver import Solver
@@ -49,10 +50,7 @@ class FrankWolfe(Solver):
     steps: int = 30
 
     def __post_init__(self) -> None:
-        if isinstance(self.steps, bool) or not isinstance(self.steps, int):
-            raise TypeError(f"steps must be an int, got {type(self.steps).__name__}")
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}")
+        require_count("steps", self.steps)
 
     def refuses(self, problem: Problem) -> str | None:
         """Refuse other classes, and linear terms."""
