@@ -36,10 +36,11 @@ if TYPE_CHECKING:
 
 MOST_TERMS = 200_000
 MOST_PRODUCTS = 20_000_000
-# Floats become integers on a grid whose whole range spans this.
-GRID = 2.0**38
-# Presolving loses the optimum of some models of larger coefficients: of 8 % of those with load limits at 2**38, of 2 %
-# at 2**36 and of none at 2**34. Without it none was lost, up to 2**42.
+# Floats become integers on a grid whose whole range spans this, with load limits and without: with them CP-SAT errs on
+# models of larger coefficients. At 2**36 and beyond, presolving loses the optimum of 2 to 8 % of them, and without it
+# many are called infeasible where a limit forces a slot; at 2**34 neither was seen.
+GRID, LIMITED_GRID = 2.0**38, 2.0**34
+# Integers have no grid to choose. Larger ones are not presolved.
 LARGEST_PRESOLVED_SUM = 2**31
 # CP-SAT calls models invalid somewhat above; their sums could overflow its arithmetic.
 LARGEST_SUM = 2**62
@@ -64,7 +65,8 @@ class CpSat(Solver):
     Sparse problems: one table of allowed assignments, with its cost, for each pair of slots that pays anything. Dense
     ones: one variable ``w_s >= sum cost(s, t, e, f) x_tf`` if ``x_se`` for each slot, after Kaufman and Broeckx,
     tightened by the Gilmore-Lawler bound. Squared mixtures are solved as pairwise ones, and load limits are linear
-    constraints. Float costs are rounded to a grid, and the bound takes the rounding in. An iteration is one conflict.
+    constraints. Float costs are rounded to a grid of 2^-38 of their range, of 2^-34 under load limits; the bound takes
+    the rounding in, and an optimum is one up to that. An iteration is one conflict.
     Proofs take a minute for n = 9 dense and n = 12 sparse facilities; larger problems get a bound and what was found.
 
     References
@@ -227,6 +229,7 @@ class _Search:
         self.improved_at = 0
         self.moves = 0
         self.interrupted = False
+        self.proved = False
 
     def progress(self) -> Progress:
         return Progress(self.clock.seconds(), self.conflicts, float(self.value), self.improved_at)
@@ -261,7 +264,7 @@ class _Search:
             self.interrupted = True
 
     def _run(self, solver: cp_model.CpSolver, model: _Model) -> None:
-        from ortools.sat.python.cp_model import OPTIMAL
+        from ortools.sat.python.cp_model import INFEASIBLE, OPTIMAL
 
         found = _solutions(self, model)
 
@@ -270,6 +273,10 @@ class _Search:
         def search() -> None:
             nonlocal status
             status = solver.solve(model.model, found)
+            if status == INFEASIBLE:
+                # No problem is.
+                solver.parameters.cp_model_presolve = not model.presolved
+                status = solver.solve(model.model, found)
 
         def look() -> None:
             self._show()
@@ -282,6 +289,9 @@ class _Search:
         exact = status == OPTIMAL and self.problem.integral
         reported = reported_bound(status, solver.best_objective_bound)
         self.bound = self.value if exact else self._below_value(model.lower_bound(reported))
+        # An optimum on the grid is one of the problem, up to the grid.
+        steps = 0.0 if self.problem.integral else model.rounded + model.lost
+        self.proved = status == OPTIMAL and self.bound is not None and self.value <= self.bound + steps / model.scale
 
     def _below_value(self, bound: int | float | None) -> int | float | None:
         if bound is None or bound <= self.value:
@@ -308,7 +318,7 @@ class _Search:
             self.on_improvement(latest)
 
     def result(self, solver: str, seed: int | None) -> Result:
-        proved = reached(self.value, self.bound, self.problem.integral)
+        proved = self.proved or reached(self.value, self.bound, self.problem.integral)
         status: Status = "optimal" if proved else "feasible"
         return Result(
             permutation=self.incumbent,
@@ -335,16 +345,16 @@ class _Model:
         self.costs = pairs_of(self.problem)
         m, n = self.costs.unary.shape
         self.x = [[model.new_bool_var(f"x{s},{e}") for e in range(n)] for s in range(m)]
-        reach = float(np.abs(self.costs.unary).sum())
+        reach = float(np.abs(self.costs.unary).max(axis=1, initial=0.0).sum())
         self.scale = 1.0
-        # What rounding to the grid has added at most to the objective of any permutation, in grid steps.
-        self.rounded = 0.0
+        # What rounding to the grid has added at most to the objective of any permutation, or taken, in grid steps.
+        self.rounded = self.lost = 0.0
         self.root_bound: int | None = None
         loads = 0 if self.limits is None else int(self.limits.slot_load.sum())
         self.presolved = problem.integral and max(largest_sum(self.problem), loads) <= LARGEST_PRESOLVED_SUM
         if not problem.integral:
             reach += sum(float(np.abs(self.costs.table(s, t)).max()) for s, t in self.costs.pairs.tolist())
-            self.scale = grid_scale(reach, GRID)
+            self.scale = grid_scale(reach, GRID if self.limits is None else LIMITED_GRID)
 
     def build(self) -> Iterator[None]:
         """Add constraints and objective, a table or a row at a time."""
@@ -407,9 +417,12 @@ class _Model:
             low, high = int(tables.min(axis=2).sum(axis=1).min()), int(tables.max(axis=2).sum(axis=1).max())
             row = self.model.new_int_var(low, high, f"w{s}")
             variables = [self.x[t][f] for t in others for f in range(n)]
-            for e in range(n):
+            experts = self._possible(s)
+            for e in experts:
                 expression = cp_model.LinearExpr.weighted_sum(variables, tables[e].ravel().tolist())
-                self.model.add(row >= expression).only_enforce_if(self.x[s][e])
+                constraint = self.model.add(row >= expression)
+                if len(experts) > 1:
+                    constraint.only_enforce_if(self.x[s][e])
             if least is not None:
                 self.model.add(row >= cp_model.LinearExpr.weighted_sum(self.x[s], least[s].tolist()))
             rows.append(row)
@@ -419,6 +432,13 @@ class _Model:
             self.model.add(
                 sum(rows) + cp_model.LinearExpr.weighted_sum(slots, unary.ravel().tolist()) >= self.root_bound
             )
+
+    def _possible(self, s: int) -> list[int]:
+        """Return the experts that can bear slot s at all."""
+        experts = range(len(self.x[s]))
+        if self.limits is None:
+            return list(experts)
+        return [e for e in experts if self.limits.slot_load[s] <= self.limits.limit[e]]
 
     def _half(self, s: int, t: int) -> npt.NDArray[Any]:
         """Return what row s pays for its pair with t; the rows of s and t together pay the pair."""
@@ -445,7 +465,9 @@ class _Model:
             return costs.astype(np.int64)
         scaled = costs * self.scale
         on_grid = np.rint(scaled)
-        self.rounded += float((on_grid - scaled).max(axis=1 if each_slot else None).sum())
+        added, axis = on_grid - scaled, 1 if each_slot else None
+        self.rounded += float(added.max(axis=axis).sum())
+        self.lost -= float(added.min(axis=axis).sum())
         return on_grid.astype(np.int64)
 
     def lower_bound(self, objective: float | None) -> int | float | None:

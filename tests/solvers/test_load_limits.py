@@ -34,6 +34,19 @@ def test_exact_solvers_find_the_best_feasible_permutation(seed, slack, name):
     assert lower_bound(problem, 1.0) == lower_bound(problem.problem, 1.0) <= best + 1e-9 * abs(best)
 
 
+@pytest.mark.parametrize("scale", [None, 10**7])
+@pytest.mark.parametrize("seed", range(0, 40, 4))
+def test_cp_sat_solves_problems_whose_limits_force_a_slot(scale, seed):
+    # On a grid of 2**38, without presolving, it called most of the models of floats infeasible.
+    inner = problems.random_pairwise(3, 3, seed=seed, integral=scale is not None)
+    if scale is not None:
+        inner = problems.PairwiseAssignment(inner.cost * scale, block_size=3)
+    problem = LoadLimited(inner, [0, 0, 4], [4, 0, 0])
+    result, exact = (solver.solve(problem, MaxRuntime(60.0)) for solver in (CpSat(), Enumeration()))
+    assert result.status == "optimal"
+    assert result.value == pytest.approx(exact.value, rel=1e-9)
+
+
 def infeasible(problem):
     every = itertools.permutations(range(problem.size))
     return next(p for p in every if naive_excess(problem, p) > 0)
