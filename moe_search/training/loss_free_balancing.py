@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from moe_search.gates.arguments import number_from_zero, positive_number
+from moe_search.gates.slot_weights import SlotWeights
 from moe_search.gates.top_k import TopK
 from moe_search.layers.mixture_of_experts import MixtureOfExperts
 from moe_search.training.ranks import ranks_of
@@ -16,10 +18,11 @@ from moe_search.training.ranks import ranks_of
 class LossFreeBalancing:
     """Lower the biases of slots whose expert, or that alone, bear more than a limit of the load.
 
-    Call `step` once for every batch, after the optimizer's. Loads are running averages over batches, in multiples of
-    the mean load of an expert: the load of a slot is the number of samples with weight on it. Every step that the load
-    of an expert is above ``expert_limit`` lowers the bias of each of its slots by ``rate``, and every step that the
-    load of one slot is above ``slot_limit`` the bias of that slot, once more if both are.
+    Call `step` once for every forward in training mode, after the optimizer's step if there is one. Loads are running
+    averages over batches, in multiples of the mean load of an expert: the load of a slot is the number of samples with
+    weight on it. Every step that the load of an expert is above ``expert_limit`` lowers the bias of each of its slots
+    by ``rate``, and every step that the load of one slot is above ``slot_limit`` the bias of that slot, once more if
+    both are.
 
     It holds a balance that is there; it does not bring one about where experts lie idle, whose slots have nothing to
     offer yet. With `PermutationSearch(load_limit=...)`, searches of the first steps spread the slots over the experts,
@@ -34,7 +37,8 @@ class LossFreeBalancing:
     expert_limit : float, default 1.1
         In multiples of the mean load of an expert.
     slot_limit : float, optional
-        In the same unit. An expert can have no less load than one slot; by default slots have no limit of their own.
+        In the same unit, at least n / m. An expert can have no less load than one slot; by default slots have no limit
+        of their own.
     memory : float, default 0.95
         Weight of the past in the running averages, in [0, 1).
     process_group : ProcessGroup, optional
@@ -49,7 +53,8 @@ class LossFreeBalancing:
     Raises
     ------
     TypeError
-        If the layer is no `MixtureOfExperts` with a `TopK` gate, or a number is none.
+        If the layer is no `MixtureOfExperts` with a `TopK` gate, as it is within `DistributedDataParallel` and
+        torch.compile, its biases are of half precision, or a number is none.
     ValueError
         If a number is out of range.
 
@@ -58,7 +63,8 @@ class LossFreeBalancing:
     After Wang, Gao, Zhao, Sun and Dai (2024), Auxiliary-loss-free load balancing strategy for mixture-of-experts,
     arXiv 2408.15664, algorithm 1. There a bias of every expert moves by the sign of its excess, up as well as down, and
     counts in the choice of experts alone; here slots are only lowered, above a limit, and by the bias of the gate
-    itself, which the optimizer trains and which counts in the weights.
+    itself, which the optimizer trains (a frozen one is lowered too) and which counts in the weights. Biases are not
+    raised again: what all have lost in common changes no weight, but `router_z_loss` sees it.
 
     Examples
     --------
@@ -82,64 +88,87 @@ class LossFreeBalancing:
         memory: float = 0.95,
         process_group: Any = None,
     ) -> None:
-        if not isinstance(moe, MixtureOfExperts) or not isinstance(moe.gate, TopK):
-            what = f"a gate {type(moe.gate).__name__}" if isinstance(moe, MixtureOfExperts) else type(moe).__name__
-            raise TypeError(f"moe must be a MixtureOfExperts with a TopK gate, got {what}")
+        gate = _top_k(moe)
         self.moe = moe
         self.rate = number_from_zero("rate", rate)
         self.expert_limit = positive_number("expert_limit", expert_limit)
         self.slot_limit = None if slot_limit is None else positive_number("slot_limit", slot_limit)
         self.memory = number_from_zero("memory", memory)
+        if self.slot_limit is not None and self.slot_limit < gate.num_experts / gate.num_slots:
+            mean = gate.num_experts / gate.num_slots
+            raise ValueError(f"slot_limit must be at least {mean:.6g}, the mean load of a slot, got {slot_limit}")
         if self.expert_limit < 1:
             raise ValueError(f"expert_limit must be at least 1, the mean load, got {expert_limit}")
         if self.memory >= 1:
             raise ValueError(f"memory must be less than 1, got {memory}")
         self._ranks = ranks_of(process_group, lambda: moe.gate.expert_map.experts.device)
+        self._taken: SlotWeights | None = None
         self.slot_loads: Tensor | None = None
 
     @torch.no_grad()
     def step(self) -> None:
         """Take the loads of the last forward in training mode, and lower biases.
 
-        In a process group, all ranks call it together.
+        A batch that gives no slot any weight, because its logits are NaN, is left out. In a process group, all ranks
+        call it together.
 
         Raises
         ------
+        TypeError
+            If the layer has another kind of gate now, or biases of half precision, in which small steps are lost.
         ValueError
-            If there was no such forward.
+            If there was no such forward since the last step.
         """
-        gate, routing = self.moe.gate, self.moe.routing
-        assert isinstance(gate, TopK)
-        if routing is None:
-            raise ValueError("moe must have run in training mode before a step, got no routing")
-        bias = gate.linear.bias
-        counts = (routing.weights.detach() > 0).sum((0, 1))
-        counts = torch.from_numpy(self._ranks.sum(counts.cpu().numpy())).to(bias.device)
+        gate, routing = _top_k(self.moe), self.moe.routing
+        if routing is None or routing is self._taken:
+            since = "a step" if routing is None else "another step"
+            raise ValueError(f"moe must have run in training mode before {since}, got no routing")
+        self._taken = routing
+        counts = torch.from_numpy(self._ranks.sum((routing.weights.detach() > 0).sum((0, 1)).cpu().numpy()))
+        if not counts.any():
+            return
+        # On the CPU, where sums have one order: all ranks must come to the same biases.
         loads = counts.double() * (gate.num_experts / counts.sum())
         if self.slot_loads is not None:
-            past = self.slot_loads.to(bias.device)
-            loads = self.memory * past + (1 - self.memory) * loads
+            loads = self.memory * self.slot_loads + (1 - self.memory) * loads
         self.slot_loads = loads
-        experts = gate.expert_map.experts[0]
+        experts = gate.expert_map.experts[0].cpu()
         expert_loads = loads.new_zeros(gate.num_experts).index_add_(0, experts, loads)
-        excesses = (expert_loads > self.expert_limit)[experts].to(bias.dtype)
+        times = (expert_loads > self.expert_limit)[experts].double()
         if self.slot_limit is not None:
-            excesses += loads > self.slot_limit
-        bias.sub_(self.rate * excesses)
+            times += loads > self.slot_limit
+        gate.linear.bias.sub_((self.rate * times).to(gate.linear.bias))
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a run needs to go on as if it had not stopped: the running averages."""
-        return {"slot_loads": None if self.slot_loads is None else self.slot_loads.clone()}
+        loads = None if self.slot_loads is None else self.slot_loads.clone()
+        return {"num_experts": self.moe.gate.num_experts, "slot_loads": loads}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where a state was saved.
 
         Raises
         ------
-        ValueError
-            If it is of a layer with another number of slots.
+        TypeError, ValueError
+            If it is no such state, or that of a layer with other numbers of experts or slots.
         """
-        loads = state["slot_loads"]
-        if loads is not None and loads.shape != (self.moe.gate.num_slots,):
-            raise ValueError(f"slot_loads must have shape ({self.moe.gate.num_slots},), got {tuple(loads.shape)}")
-        self.slot_loads = None if loads is None else loads.clone()
+        if not isinstance(state, Mapping):
+            raise TypeError(f"state must be a dict of state_dict(), got {type(state).__name__}")
+        if set(state) != {"num_experts", "slot_loads"}:
+            raise ValueError(f"state must have the keys num_experts and slot_loads, got {sorted(map(str, state))}")
+        gate, loads = self.moe.gate, state["slot_loads"]
+        if state["num_experts"] != gate.num_experts:
+            raise ValueError(f"num_experts must be {gate.num_experts}, got {state['num_experts']}")
+        if loads is not None and loads.shape != (gate.num_slots,):
+            raise ValueError(f"slot_loads must have shape ({gate.num_slots},), got {tuple(loads.shape)}")
+        self.slot_loads = None if loads is None else loads.cpu().double().clone()
+
+
+def _top_k(moe: Any) -> TopK:
+    if not isinstance(moe, MixtureOfExperts) or not isinstance(moe.gate, TopK):
+        what = f"a gate {type(moe.gate).__name__}" if isinstance(moe, MixtureOfExperts) else type(moe).__name__
+        raise TypeError(f"moe must be a MixtureOfExperts with a TopK gate, got {what}")
+    dtype = moe.gate.linear.bias.dtype
+    if dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"the biases of the gate must be of float32 or float64, also under autocast, got {dtype}")
+    return moe.gate

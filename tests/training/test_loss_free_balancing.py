@@ -28,7 +28,7 @@ def batches(seed, count, size=12):
 @given(
     seed=st.integers(0, 10**6),
     expert_limit=st.sampled_from([1.0, 1.1, 1.5]),
-    slot_limit=st.sampled_from([None, 0.4, 0.8]),
+    slot_limit=st.sampled_from([None, 0.5, 0.8]),
     memory=st.sampled_from([0.0, 0.5, 0.95]),
 )
 def test_biases_are_those_of_the_formula(seed, expert_limit, slot_limit, memory):
@@ -96,14 +96,20 @@ def test_a_run_that_loads_its_state_goes_on_as_if_it_had_not_stopped(tmp_path):
     whole = run(first, LossFreeBalancing(first), batches(1, 6))
     second = copy.deepcopy(moe)
     balancing = LossFreeBalancing(second)
-    assert balancing.state_dict() == {"slot_loads": None}
+    assert balancing.state_dict() == {"num_experts": 3, "slot_loads": None}
     run(second, balancing, batches(1, 6)[:3])
     ms.save_state(balancing.state_dict(), tmp_path / "state.safetensors")
     again = LossFreeBalancing(second)
     again.load_state_dict(ms.load_state(tmp_path / "state.safetensors"))
     assert run(second, again, batches(1, 6)[3:]) == whole
-    with pytest.raises(ValueError, match=re.escape("slot_loads must have shape (4,), got (6,)")):
-        LossFreeBalancing(make(n=2, m=4)).load_state_dict(balancing.state_dict())
+    with pytest.raises(ValueError, match=re.escape("slot_loads must have shape (3,), got (6,)")):
+        LossFreeBalancing(make(m=3)).load_state_dict(balancing.state_dict())
+    with pytest.raises(ValueError, match="num_experts must be 2, got 3"):
+        LossFreeBalancing(make(n=2)).load_state_dict(balancing.state_dict())
+    with pytest.raises(ValueError, match="state must have the keys num_experts and slot_loads, got "):
+        again.load_state_dict({})
+    with pytest.raises(TypeError, match=r"state must be a dict of state_dict\(\), got list"):
+        again.load_state_dict([])
 
 
 @pytest.mark.parametrize(
@@ -113,6 +119,7 @@ def test_a_run_that_loads_its_state_goes_on_as_if_it_had_not_stopped(tmp_path):
         ({"rate": "x"}, TypeError, "rate must be"),
         ({"expert_limit": 0.9}, ValueError, "expert_limit must be at least 1, the mean load, got 0.9"),
         ({"slot_limit": 0.0}, ValueError, "slot_limit must be"),
+        ({"slot_limit": 0.49}, ValueError, "slot_limit must be at least 0.5, the mean load of a slot, got 0.49"),
         ({"memory": 1.0}, ValueError, "memory must be less than 1, got 1.0"),
         ({"process_group": 3}, TypeError, "process_group must be"),
     ],
@@ -128,5 +135,39 @@ def test_other_layers_and_a_step_without_a_forward_are_refused():
         LossFreeBalancing(ms.MixtureOfExperts(experts, ms.Softmax(5, 4)))
     with pytest.raises(TypeError, match="moe must be a MixtureOfExperts with a TopK gate, got StackedExperts"):
         LossFreeBalancing(experts)
+    moe = make()
+    balancing = LossFreeBalancing(moe)
     with pytest.raises(ValueError, match="moe must have run in training mode before a step, got no routing"):
-        LossFreeBalancing(make()).step()
+        balancing.step()
+    moe(batches(0, 1)[0])
+    balancing.step()
+    moe.eval()(batches(0, 1)[0])
+    with pytest.raises(ValueError, match="moe must have run in training mode before another step, got no routing"):
+        balancing.step()
+    moe.gate = ms.SinkhornPermutation(moe.gate, steps=1)
+    with pytest.raises(TypeError, match="moe must be a MixtureOfExperts with a TopK gate, got a gate SinkhornPerm"):
+        balancing.step()
+
+
+def test_biases_of_half_precision_are_refused():
+    moe = make()
+    balancing = LossFreeBalancing(moe)
+    moe.bfloat16()
+    moe(batches(0, 1)[0].bfloat16())
+    message = "the biases of the gate must be of float32 or float64, also under autocast, got torch.bfloat16"
+    with pytest.raises(TypeError, match=message):
+        balancing.step()
+    with pytest.raises(TypeError, match=message):
+        LossFreeBalancing(moe)
+
+
+def test_a_batch_that_is_not_a_number_is_left_out():
+    moe = make()
+    balancing = LossFreeBalancing(moe)
+    moe(batches(0, 1)[0])
+    balancing.step()
+    loads, biases = balancing.slot_loads, moe.gate.linear.bias.tolist()
+    moe(torch.full((4, 5), torch.nan, dtype=torch.float64))
+    balancing.step()
+    assert torch.equal(balancing.slot_loads, loads)
+    assert moe.gate.linear.bias.tolist() == biases
