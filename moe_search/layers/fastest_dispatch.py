@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 DENSE_BELOW, DENSE_BELOW_GROUPED = 8_000_000, 3_000_000
 """Multiplications of all experts on all samples that take no longer than sorting: against "sorted", and "grouped"."""
 
+DENSE_WEIGHTS = 600_000
+"""Weights of all experts beyond which reading those of idle ones, and their gradients, take the time of few samples."""
+
 FULL_DENSE_BELOW = 2_000_000_000
 """Multiplications up to which samples that go to all experts are not sorted: beyond, the sorted rows fit the cache."""
 
@@ -53,7 +56,8 @@ def fastest_dispatch(experts: StackedExperts, expert_weights: Tensor) -> str:
     dense = all_pairs * multiplications
     if expert_weights.device.type != "cpu":
         return "grouped" if experts.refuses_grouped() is None else "sorted"
-    if dense <= DENSE_BELOW_GROUPED:
+    light = multiplications * n <= DENSE_WEIGHTS
+    if light and dense <= DENSE_BELOW_GROUPED:
         return "dense"
     num_pairs = int(expert_weights.count_nonzero())
     if num_pairs == all_pairs and dense <= FULL_DENSE_BELOW:
@@ -68,7 +72,7 @@ def fastest_dispatch(experts: StackedExperts, expert_weights: Tensor) -> str:
         return "dense"
     # Asked last: it takes longer than all else here.
     if experts.refuses_grouped() is not None:
-        return "dense" if dense <= DENSE_BELOW else "sorted"
+        return "dense" if light and dense <= DENSE_BELOW else "sorted"
     all_ = num_pairs * multiplications
     each = all_ / n
     if not forward_only:

@@ -264,6 +264,10 @@ class TestFastestDispatch:
             ((8, 256, 512), 4096, 2, True, "sorted"),
             ((8, 256, 512), 4096, 8, True, "sorted"),
             ((64, 256, 512), 4096, 1, False, "sorted"),
+            ((64, 256, 512), 4096, 1, True, "grouped"),
+            ((64, 64, 128), 1024, 4, False, "sorted"),
+            ((4, 512, 512), 1, 1, False, "sorted"),
+            ((4, 512, 512), 1, 1, True, "grouped"),
         ],
     )
     def test_is_the_fastest(self, sizes, samples, k, gradients, path):
