@@ -238,13 +238,17 @@ def test_a_time_limit_is_kept_on_large_problems(name, large):
     start = np.arange(large.size)
     solver.solve(large, MaxRuntime(0.01), initial=start)  # compiles
     # In processor time, which no other process takes: what a solver still does beyond the limit.
-    overruns = []
+    overruns, runtimes, unseen = [], [], []
     for _ in range(3):
         before, used = time.perf_counter(), time.thread_time()
         result = solver.solve(large, MaxRuntime(0.2), initial=start)
         overruns.append(time.thread_time() - used - 0.2)
-        assert result.runtime == pytest.approx(time.perf_counter() - before, abs=0.1)
+        runtimes.append(result.runtime)
+        unseen.append(time.perf_counter() - before - result.runtime)
     assert min(overruns) <= 0.05
+    assert min(unseen) <= 0.02
+    # On the clock, whatever else runs.
+    assert min(runtimes) <= 1.0
     assert result.runtime >= 0.2 or result.status == "optimal"
     assert result.value <= large.value(start)
 
