@@ -417,12 +417,9 @@ class _Model:
             low, high = int(tables.min(axis=2).sum(axis=1).min()), int(tables.max(axis=2).sum(axis=1).max())
             row = self.model.new_int_var(low, high, f"w{s}")
             variables = [self.x[t][f] for t in others for f in range(n)]
-            experts = self._possible(s)
-            for e in experts:
+            for e in range(n):
                 expression = cp_model.LinearExpr.weighted_sum(variables, tables[e].ravel().tolist())
-                constraint = self.model.add(row >= expression)
-                if len(experts) > 1:
-                    constraint.only_enforce_if(self.x[s][e])
+                self.model.add(row >= expression).only_enforce_if(self.x[s][e])
             if least is not None:
                 self.model.add(row >= cp_model.LinearExpr.weighted_sum(self.x[s], least[s].tolist()))
             rows.append(row)
@@ -432,13 +429,6 @@ class _Model:
             self.model.add(
                 sum(rows) + cp_model.LinearExpr.weighted_sum(slots, unary.ravel().tolist()) >= self.root_bound
             )
-
-    def _possible(self, s: int) -> list[int]:
-        """Return the experts that can bear slot s at all."""
-        experts = range(len(self.x[s]))
-        if self.limits is None:
-            return list(experts)
-        return [e for e in experts if self.limits.slot_load[s] <= self.limits.limit[e]]
 
     def _half(self, s: int, t: int) -> npt.NDArray[Any]:
         """Return what row s pays for its pair with t; the rows of s and t together pay the pair."""
