@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor
@@ -102,7 +103,8 @@ class LossFreeBalancing:
         if self.memory >= 1:
             raise ValueError(f"memory must be less than 1, got {memory}")
         self._ranks = ranks_of(process_group, lambda: moe.gate.expert_map.experts.device)
-        self._taken: SlotWeights | None = None
+        # Weakly, so that no batch is kept for it.
+        self._taken: ReferenceType[SlotWeights] | None = None
         self.slot_loads: Tensor | None = None
 
     @torch.no_grad()
@@ -120,10 +122,10 @@ class LossFreeBalancing:
             If there was no such forward since the last step.
         """
         gate, routing = _top_k(self.moe), self.moe.routing
-        if routing is None or routing is self._taken:
+        if routing is None or (self._taken is not None and routing is self._taken()):
             since = "a step" if routing is None else "another step"
             raise ValueError(f"moe must have run in training mode before {since}, got no routing")
-        self._taken = routing
+        self._taken = ref(routing)
         counts = torch.from_numpy(self._ranks.sum((routing.weights.detach() > 0).sum((0, 1)).cpu().numpy()))
         if not counts.any():
             return
