@@ -23,11 +23,11 @@ HALF_DENSE_BELOW, HALF_DENSE_BELOW_EACH, HALF_DENSE_SAMPLES = 20_000_000, 2_500_
 """Multiplications of all experts and of each, and samples, that take no longer than sorting where samples go to half of
 the experts or more and there is no backward pass."""
 
-GROUPED_BELOW, GROUPED_ROWS = 3_000_000, 80
+GROUPED_BELOW, GROUPED_ROWS = 6_000_000, 128
 """Multiplications, or samples, of an average expert below which one call for all is best if a backward pass follows:
 calls, or the gradients of the weights, take the time, not products."""
 
-GROUPED_BELOW_FORWARD, GROUPED_ROWS_FORWARD, GROUPED_BELOW_FORWARD_ALL = 1_500_000, 40, 24_000_000
+GROUPED_BELOW_FORWARD, GROUPED_ROWS_FORWARD, GROUPED_BELOW_FORWARD_ALL = 4_500_000, 64, 24_000_000
 """Multiplications of an average expert below which one call for all is best without a backward pass, if there are as
 few samples of an average expert, or multiplications of all."""
 
@@ -54,7 +54,7 @@ def fastest_dispatch(experts: StackedExperts, expert_weights: Tensor) -> str:
     all_pairs, multiplications = expert_weights.numel(), experts.multiplications
     n = expert_weights.shape[1]
     dense = all_pairs * multiplications
-    if expert_weights.device.type != "cpu":
+    if not expert_weights.is_cpu:
         return "grouped" if experts.refuses_grouped() is None else "sorted"
     light = multiplications * n <= DENSE_WEIGHTS
     if light and dense <= DENSE_BELOW_GROUPED:
@@ -70,12 +70,14 @@ def fastest_dispatch(experts: StackedExperts, expert_weights: Tensor) -> str:
         and len(expert_weights) <= HALF_DENSE_SAMPLES
     ):
         return "dense"
-    # Asked last: it takes longer than all else here.
-    if experts.refuses_grouped() is not None:
-        return "dense" if light and dense <= DENSE_BELOW else "sorted"
     all_ = num_pairs * multiplications
     each = all_ / n
-    if not forward_only:
-        return "grouped" if each <= GROUPED_BELOW or num_pairs <= n * GROUPED_ROWS else "sorted"
-    few = num_pairs <= n * GROUPED_ROWS_FORWARD or all_ <= GROUPED_BELOW_FORWARD_ALL
-    return "grouped" if n >= GROUPED_EXPERTS_FORWARD and each <= GROUPED_BELOW_FORWARD and few else "sorted"
+    if forward_only:
+        few = num_pairs <= n * GROUPED_ROWS_FORWARD or all_ <= GROUPED_BELOW_FORWARD_ALL
+        grouped = n >= GROUPED_EXPERTS_FORWARD and each <= GROUPED_BELOW_FORWARD and few
+    else:
+        grouped = each <= GROUPED_BELOW or num_pairs <= n * GROUPED_ROWS
+    # Asked only where it decides: it takes longer than all else here.
+    if grouped and experts.refuses_grouped() is None:
+        return "grouped"
+    return "dense" if light and grouped and dense <= DENSE_BELOW else "sorted"
