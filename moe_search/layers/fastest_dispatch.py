@@ -77,7 +77,8 @@ def fastest_dispatch(experts: StackedExperts, expert_weights: Tensor) -> str:
         grouped = n >= GROUPED_EXPERTS_FORWARD and each <= GROUPED_BELOW_FORWARD and few
     else:
         grouped = each <= GROUPED_BELOW or num_pairs <= n * GROUPED_ROWS
+    small = light and dense <= DENSE_BELOW
     # Asked only where it decides: it takes longer than all else here.
-    if grouped and experts.refuses_grouped() is None:
-        return "grouped"
-    return "dense" if light and grouped and dense <= DENSE_BELOW else "sorted"
+    if (grouped or small) and experts.refuses_grouped() is not None:
+        return "dense" if small else "sorted"
+    return "grouped" if grouped else "sorted"
