@@ -25,7 +25,7 @@ from moe_search.solvers.gilmore_lawler import gilmore_lawler, pairwise_gilmore_l
 from moe_search.solvers.grid import grid_scale
 from moe_search.solvers.hungarian import EXACT_IN_FLOAT64
 from moe_search.solvers.incumbent import Incumbent, OnImprovement
-from moe_search.solvers.parameters import require_count
+from moe_search.solvers.parameters import require_count, store_plain
 from moe_search.solvers.random_state import random_state
 from moe_search.solvers.result import Result, Status, TrajectoryPoint, reached
 from moe_search.solvers.solver import Solver, reported_seed
@@ -79,6 +79,7 @@ class CpSat(Solver):
     workers: int = 1
 
     def __post_init__(self) -> None:
+        store_plain(self)
         require_count("workers", self.workers)
 
     def refuses(self, problem: Problem) -> str | None:

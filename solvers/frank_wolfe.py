@@ -9,7 +9,7 @@ import numpy as np
 from moe_search.problems.problem import Permutation, Problem
 from moe_search.problems.quadratic import QuadraticAssignment
 from moe_search.solvers.incumbent import OnImprovement
-from moe_search.solvers.parameters import require_count
+from moe_search.solvers.parameters import require_count, store_plain
 from moe_search.solvers.result import Result
 from moe_search.solvers.search_run import SearchRun, Slice
 from moe_search.solvers.solver import Solver
@@ -50,6 +50,7 @@ class FrankWolfe(Solver):
     steps: int = 30
 
     def __post_init__(self) -> None:
+        store_plain(self)
         require_count("steps", self.steps)
 
     def refuses(self, problem: Problem) -> str | None:

@@ -13,7 +13,7 @@ from moe_search.solvers.descent import CURSOR, Descent, enter, move_statistics
 from moe_search.solvers.incumbent import OnImprovement
 from moe_search.solvers.iterated_descent import ACCEPTED, FRESH, PERTURBATIONS, Iterated, iterate_slice
 from moe_search.solvers.local_search import Improvement, Neighborhood
-from moe_search.solvers.parameters import require_choice, require_count, require_number
+from moe_search.solvers.parameters import require_choice, require_count, require_number, store_plain
 from moe_search.solvers.random_state import random_state
 from moe_search.solvers.result import Result
 from moe_search.solvers.sampled_deltas import mean_delta
@@ -75,6 +75,7 @@ class IteratedLocalSearch(Solver):
     dont_look: bool = True
 
     def __post_init__(self) -> None:
+        store_plain(self)
         require_choice("neighborhood", self.neighborhood, get_args(Neighborhood))
         require_choice("improvement", self.improvement, get_args(Improvement))
         require_choice("acceptance", self.acceptance, get_args(Acceptance))

@@ -10,6 +10,7 @@ import numpy as np
 from moe_search.problems.problem import Permutation, Problem
 from moe_search.solvers.descent import CURSOR, LOG_LENGTH, Descent, enter, move_statistics, search_slice
 from moe_search.solvers.incumbent import OnImprovement
+from moe_search.solvers.parameters import store_plain
 from moe_search.solvers.random_state import random_state
 from moe_search.solvers.result import Result
 from moe_search.solvers.search_run import SearchRun, Slice
@@ -63,6 +64,7 @@ class LocalSearch(Solver):
     restarts: bool = True
 
     def __post_init__(self) -> None:
+        store_plain(self)
         for name, choices in (("neighborhood", get_args(Neighborhood)), ("improvement", get_args(Improvement))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")

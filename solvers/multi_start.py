@@ -14,7 +14,7 @@ from moe_search.problems.problem import Permutation, Problem
 from moe_search.solvers.background import run_watched
 from moe_search.solvers.clock import Clock
 from moe_search.solvers.incumbent import Incumbent, OnImprovement
-from moe_search.solvers.parameters import require_count
+from moe_search.solvers.parameters import require_count, store_plain
 from moe_search.solvers.result import Result, Status, reached
 from moe_search.solvers.solver import Solver, reported_seed
 from moe_search.solvers.stop import Allowance, AnyOf, MaxRuntime, Progress, Stopper, StoppingCriterion
@@ -55,6 +55,7 @@ class MultiStart(Solver):
     n_jobs: int = -1
 
     def __post_init__(self) -> None:
+        store_plain(self)
         if not isinstance(self.solver, Solver):
             raise TypeError(f"solver must be a Solver such as TabuSearch(), got {type(self.solver).__name__}")
         require_count("runs", self.runs)

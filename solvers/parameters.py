@@ -2,9 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
+
+
+def store_plain(solver: Any) -> None:
+    """Make Python's numbers of numpy's in the fields of a frozen dataclass, and in tuples there.
+
+    A sweep over ``np.arange`` then means what one over ``range`` does: in arithmetic, which does not wrap around, in
+    `repr` and in JSON.
+    """
+    for field in dataclasses.fields(solver):
+        given = getattr(solver, field.name)
+        plain = tuple(map(_plain, given)) if isinstance(given, tuple) else _plain(given)
+        object.__setattr__(solver, field.name, plain)
+
+
+def _plain(given: Any) -> Any:
+    return given.item() if isinstance(given, np.generic) else given
 
 
 def require_choice(name: str, given: Any, choices: Sequence[Any]) -> None:

@@ -13,7 +13,7 @@ from numba import njit
 from moe_search.problems.moves import commit_swap, copy_permutation, swap_delta
 from moe_search.problems.problem import Permutation, Problem
 from moe_search.solvers.incumbent import OnImprovement
-from moe_search.solvers.parameters import require_count, require_number
+from moe_search.solvers.parameters import require_count, require_number, store_plain
 from moe_search.solvers.random_state import metropolis, random_state
 from moe_search.solvers.result import Result
 from moe_search.solvers.sampled_deltas import mean_delta
@@ -69,6 +69,7 @@ class SimulatedAnnealing(Solver):
     reheat: float = 0.7
 
     def __post_init__(self) -> None:
+        store_plain(self)
         require_number("hot", self.hot, least=0.0, strict=True)
         require_number("cold", self.cold, least=0.0, strict=True)
         require_count("sweeps", self.sweeps)

@@ -14,6 +14,7 @@ from moe_search.problems.delta_matrix import DeltaMatrix, commit_swap_and_deltas
 from moe_search.problems.moves import copy_permutation
 from moe_search.problems.problem import Permutation, Problem
 from moe_search.solvers.incumbent import OnImprovement
+from moe_search.solvers.parameters import store_plain
 from moe_search.solvers.random_state import random_state, random_unit
 from moe_search.solvers.result import Result
 from moe_search.solvers.search_run import SearchRun, Slice
@@ -67,6 +68,7 @@ class TabuSearch(Solver):
     aspiration: float = 5.0
 
     def __post_init__(self) -> None:
+        store_plain(self)
         numbers = [*self.tenure, self.aspiration] if isinstance(self.tenure, tuple | list) else []
         if len(numbers) != 3 or any(isinstance(x, bool) or not isinstance(x, int | float) for x in numbers):
             raise TypeError(

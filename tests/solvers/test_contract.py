@@ -1,5 +1,6 @@
 """What every solver must do, on every problem class it takes."""
 
+import dataclasses
 import itertools
 import re
 import time
@@ -206,6 +207,22 @@ def test_bad_arguments_are_refused_before_any_work(solver, arguments, error, mes
     good = {"problem": PROBLEMS["linear"], "stop": MaxRuntime(60.0)}
     with pytest.raises(error, match=message):
         solver.solve(**(good | arguments))
+
+
+def of_numpy(given):
+    """Return a parameter, and those of a tuple, as a sweep over numpy arrays gives them."""
+    if isinstance(given, tuple):
+        return tuple(map(of_numpy, given))
+    return np.array(given)[()] if isinstance(given, bool | int | float | str) else given
+
+
+@every_solver
+def test_parameters_may_be_numbers_of_numpy(solver):
+    parameters = {field.name: getattr(solver, field.name) for field in dataclasses.fields(solver)}
+    made = type(solver)(**{name: of_numpy(given) for name, given in parameters.items()})
+    assert made == solver
+    assert repr(made) == repr(solver)
+    assert not any(isinstance(getattr(made, name), np.generic) for name in parameters)
 
 
 LARGE = {
