@@ -37,7 +37,7 @@ TITLE = "Mixture layer: dispatch by size against dense, sorted and grouped, and 
 PEERS = ("mixtral", "mixtral_grouped", "lucidrains")
 BAR = 1.1
 LEAST_ROUNDS = 5
-"""In which all take turns; of the close ones alone there are at least twice as many."""
+"""In which all take turns; of the close ones alone there are at least four times as many."""
 
 CLOSE = 1.3
 """Times of the best up to which a dispatch may still turn out to be the best."""
@@ -202,7 +202,7 @@ def measure_case(case: Case, seconds: float, device: str = "cpu", seed: int = 0)
     case : Case
     seconds : float
         Time for the rounds of all, of which there are at least 5, after one to warm up; and again for those of the
-        close ones, of which there are at least 10.
+        close ones, of which there are at least 20.
     device : str
         Where layers run.
     seed : int
@@ -238,7 +238,7 @@ def measure_case(case: Case, seconds: float, device: str = "cpu", seed: int = 0)
     times = {name: statistics.median(of) for name, of in _take_turns(steps, seconds, device, LEAST_ROUNDS).items()}
     given = {name: times[name] for name in DISPATCHES if name in times and name != "auto"}
     close = {name: steps[name] for name in given if times[name] <= CLOSE * min(given.values())}
-    rounds = _take_turns({"auto": steps["auto"]} | close, seconds, device, 2 * LEAST_ROUNDS)
+    rounds = _take_turns({"auto": steps["auto"]} | close, seconds, device, 4 * LEAST_ROUNDS)
     best = min(close, key=lambda name: statistics.median(rounds[name][::2]))
     ratios = np.array(rounds["auto"][1::2]) / np.array(rounds[best][1::2])
     ratio = float(np.median(ratios))

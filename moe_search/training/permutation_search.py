@@ -97,12 +97,12 @@ class PermutationSearch:
         the samples of all, and its map the same on all. What fails on one rank is raised on all.
     load_limit : float or sequence of n floats, optional
         The most that an expert may bear, in multiples of the mean load: one number for all, at least 1, or one for
-        each, at least 1 in the mean. Its load is the number of samples
-        searched on with weight on one of its slots (once for each such slot, and task). No map that breaks the limit is
-        committed, however good. While the present map breaks it there, the best map found that keeps it is taken
-        whether it lowers the loss or not, and recorded as ``"enforced"`` where no gain is confirmed. Where no map can
-        keep it, because few slots have most of the samples, the limit of this search is raised to the lowest, or limits
-        of their own to the lowest multiple, that a map was found for; the record says to what.
+        each, at least 1 in the mean. Its load is the number of samples searched on with weight on one of its slots
+        (once for each such slot, and task). No map that breaks the limit is committed, however good. While the present
+        map breaks it there, the best map found that keeps it is taken whether it lowers the loss or not, and recorded
+        as ``"enforced"`` where no gain is confirmed. Where no map can keep it, because few slots have most of the
+        samples, the limit of this search is raised to the lowest, or limits of their own to the lowest multiple, that a
+        map was found for; the record says to what.
     confidence : float, default 1.0
         How many of its standard errors the decrease of the mean loss on the second batch must exceed, at least 0. On
         random labels, where no map is better than another, 15 to 16 % of the maps found were committed at 1.0 and 2 %
