@@ -19,7 +19,7 @@ test: $(BIN)/pytest
 	$(BIN)/mypy
 	NUMBA_DISABLE_JIT=1 $(BIN)/pytest -q tests/problems
 	# One thread a worker: those of several workers wait for each other, five times as long in k-means.
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadgroup --no-loadscope-reorder
 
 bench: $(BIN)/benchopt
 	$(BIN)/python -m moe_search.bench.speed $(BENCH_ARGS)

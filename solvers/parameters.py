@@ -1,4 +1,4 @@
-"""Checks of the parameters of solvers."""
+"""Checks of the parameters of solvers and stopping criteria."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from typing import Any
 import numpy as np
 
 
-def store_plain(solver: Any) -> None:
-    """Make Python's numbers of numpy's in the fields of a frozen dataclass, and in tuples there.
+def store_plain(given: Any) -> None:
+    """Make Python's numbers of numpy's in the fields of a frozen dataclass, and tuples of lists, which it cannot hash.
 
     A sweep over ``np.arange`` then means what one over ``range`` does: in arithmetic, which does not wrap around, in
-    `repr` and in JSON.
+    `repr` and in JSON. Fields that a constructor does not take are left alone.
     """
-    for field in dataclasses.fields(solver):
-        given = getattr(solver, field.name)
-        plain = tuple(map(_plain, given)) if isinstance(given, tuple) else _plain(given)
-        object.__setattr__(solver, field.name, plain)
+    for field in dataclasses.fields(given):
+        if field.init:
+            value = getattr(given, field.name)
+            plain = tuple(map(_plain, value)) if type(value) in (tuple, list) else _plain(value)
+            object.__setattr__(given, field.name, plain)
 
 
-def _plain(given: Any) -> Any:
-    return given.item() if isinstance(given, np.generic) else given
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def require_choice(name: str, given: Any, choices: Sequence[Any]) -> None:

@@ -7,6 +7,8 @@ import numbers
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+from moe_search.solvers.parameters import store_plain
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -78,6 +80,7 @@ class MaxRuntime(StoppingCriterion):
     seconds: float
 
     def __post_init__(self) -> None:
+        store_plain(self)
         _require_number("seconds", self.seconds)
         if not self.seconds >= 0:
             raise ValueError(f"seconds must be a number >= 0, got {self.seconds}")
@@ -100,6 +103,7 @@ class MaxIterations(StoppingCriterion):
     iterations: int
 
     def __post_init__(self) -> None:
+        store_plain(self)
         _require_count("iterations", self.iterations)
 
     def allowance(self, progress: Progress) -> Allowance:
@@ -120,6 +124,7 @@ class NoImprovement(StoppingCriterion):
     iterations: int
 
     def __post_init__(self) -> None:
+        store_plain(self)
         _require_count("iterations", self.iterations)
 
     def allowance(self, progress: Progress) -> Allowance:
@@ -140,6 +145,7 @@ class TargetValue(StoppingCriterion):
     value: float
 
     def __post_init__(self) -> None:
+        store_plain(self)
         _require_number("value", self.value)
         if math.isnan(self.value):
             raise ValueError("value must be a number, got nan")

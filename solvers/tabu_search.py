@@ -69,7 +69,7 @@ class TabuSearch(Solver):
 
     def __post_init__(self) -> None:
         store_plain(self)
-        numbers = [*self.tenure, self.aspiration] if isinstance(self.tenure, tuple | list) else []
+        numbers = [*self.tenure, self.aspiration] if isinstance(self.tenure, tuple) else []
         if len(numbers) != 3 or any(isinstance(x, bool) or not isinstance(x, int | float) for x in numbers):
             raise TypeError(
                 f"tenure must be two numbers and aspiration one, got {self.tenure!r} and {self.aspiration!r}"

@@ -49,17 +49,23 @@ def fastest_dispatch(experts: StackedExperts, expert_weights: Tensor) -> str:
     Returns
     -------
     str
-        "dense", "sorted" or "grouped".
+        "dense", "sorted" or "grouped"; "dense" for fake tensors and those of the device "meta", whose weights nobody
+        can count.
     """
     all_pairs, multiplications = expert_weights.numel(), experts.multiplications
     n = expert_weights.shape[1]
     dense = all_pairs * multiplications
+    if expert_weights.is_meta:
+        return "dense"
     if not expert_weights.is_cpu:
         return "grouped" if experts.refuses_grouped() is None else "sorted"
     light = multiplications * n <= DENSE_WEIGHTS
     if light and dense <= DENSE_BELOW_GROUPED:
         return "dense"
-    num_pairs = int(expert_weights.count_nonzero())
+    try:
+        num_pairs = int(expert_weights.count_nonzero())
+    except RuntimeError:
+        return "dense"  # a fake tensor, which has no numbers
     if num_pairs == all_pairs and dense <= FULL_DENSE_BELOW:
         return "dense"
     forward_only = not torch.is_grad_enabled()

@@ -38,7 +38,8 @@ class MixtureOfExperts(nn.Module):
         - "sorted": the pairs of a sample and an expert with a weight other than 0 are sorted by expert, and one expert
           after another runs on its own.
         - "grouped": sorted too, but all experts run in one call of `torch.nn.functional.grouped_mm`. Needs
-          `StackedExperts` with widths and a dtype that it takes; see `StackedExperts.refuses_grouped`.
+          `StackedExperts` with widths and a dtype that it takes, and has no derivatives in forward mode; see
+          `StackedExperts.refuses_grouped`.
         - "dense": every expert runs on every sample. An expert whose outputs overflow then spoils also the samples
           that give it weight 0.
         - "auto": the fastest of these for the sizes at hand, as measured on CPU. Where dense gives NaN or infinite
@@ -142,7 +143,7 @@ class MixtureOfExperts(nn.Module):
         return mixture
 
     def _mixture(self, inputs: Tensor, expert_weights: Tensor) -> Tensor:
-        choosing = self.dispatch == "auto" and not values_hidden()
+        choosing = known_dispatch(self.dispatch) == "auto" and not values_hidden()
         path = self._fastest(expert_weights) if choosing else self.dispatch
         if path in ("dense", "auto"):
             mixture = self.combine(expert_weights, self.expert_outputs(inputs))
@@ -235,7 +236,16 @@ def outputs_of_pairs(
         The number of samples of every expert.
     grouped : bool
         As in `StackedExperts.forward_sorted`; of no meaning for modules.
+
+    Raises
+    ------
+    ValueError
+        If no expert has a sample, and what modules would return is not known.
     """
+    if not len(inputs):
+        if isinstance(experts, StackedExperts):
+            return experts.no_outputs(inputs)
+        raise ValueError("expert_weights must be other than 0 for at least one sample and expert, got zeros only")
     if isinstance(experts, StackedExperts):
         return experts.forward_sorted(inputs, counts, grouped=grouped)
     parts = zip(experts, torch.split(inputs, list(counts)), strict=True)
@@ -248,7 +258,7 @@ def _finite(mixture: Tensor) -> bool:
         # In single precision, whatever the entries are: where it cannot hold their sum, they are only computed anew.
         return math.isfinite(mixture.sum(dtype=torch.float32).item())
     except RuntimeError:
-        return True  # a fake tensor, which has no numbers
+        return True  # a fake tensor, or one of the device "meta": they have no numbers
 
 
 def _iterable(experts: Any) -> Iterable[Any]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from moe_search.gates.arguments import positive_integer
 from moe_search.gates.batch_checks import require_device, require_dtype, require_samples
@@ -163,6 +164,10 @@ class StackedExperts(nn.Module):
             )
         return self._grouped(inputs, counts) if grouped else self._one_by_one(inputs, counts)
 
+    def no_outputs(self, inputs: Tensor) -> Tensor:
+        """Return the outputs of no sample, shape [0, out_features], in the precision of those of inputs like these."""
+        return inputs.new_zeros(0, self.out_features, dtype=_product_dtype(inputs))
+
     def _one_by_one(self, inputs: Tensor, counts: Sequence[int]) -> Tensor:
         # Unbound once: the backward pass of an index, expert by expert, would fill a whole stack of zeros for each.
         weights = list(zip(*(weight.unbind(0) for weight in self.weights), strict=True))
@@ -192,8 +197,11 @@ class StackedExperts(nn.Module):
     def refuses_grouped(self) -> str | None:
         """Return why `torch.nn.functional.grouped_mm` cannot run these experts, or None if it can.
 
-        It is asked with autocast as it is now: that decides the precision.
+        It is asked with autocast as it is now, which decides the precision, and inside or outside of forward-mode
+        derivatives (`torch.func.jvp`, `torch.autograd.forward_ad`), which it has none of.
         """
+        if forward_ad._current_level >= 0:
+            return "needs derivatives in reverse mode: torch.nn.functional.grouped_mm has none in forward mode"
         if not hasattr(nn.functional, "grouped_mm"):
             return f"needs torch.nn.functional.grouped_mm, which torch {torch.__version__} lacks"
         weight = self.weights[0]

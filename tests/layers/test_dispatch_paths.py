@@ -1,6 +1,7 @@
 """The ways from samples to experts: equal in value and gradient, each with its own demands."""
 
 import copy
+from types import SimpleNamespace
 
 import naive_gates
 import pytest
@@ -9,12 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch._subclasses import FakeTensorMode
+from torch.autograd import forward_ad
 
 from moe_search.gates.gate import Gate
 from moe_search.gates.hash_routing import HashRouting
 from moe_search.gates.slot_weights import SlotWeights
 from moe_search.gates.softmax import Softmax
 from moe_search.gates.top_k import TopK
+from moe_search.layers import stacked_experts
 from moe_search.layers.dispatch import DISPATCHES
 from moe_search.layers.fastest_dispatch import fastest_dispatch
 from moe_search.layers.mixture_of_experts import MixtureOfExperts
@@ -209,10 +212,12 @@ class TestInfiniteExperts:
         finite = [bool(gradient.isfinite().all()) for gradient in gradients]
         assert all(finite) == (dispatch in ("sorted", "grouped")), finite
 
-    def test_are_not_looked_for_in_fake_tensors(self):
-        with FakeTensorMode():
-            layer = MixtureOfExperts(StackedExperts(4, FEATURES, OUTPUTS, 12), TopK(FEATURES, 4, 2))
-            assert layer(torch.randn(5, FEATURES)).shape == (5, OUTPUTS)
+    @pytest.mark.parametrize(("hidden", "size"), [(12, 5), (256, 512)])
+    @pytest.mark.parametrize("mode", [FakeTensorMode, lambda: torch.device("meta")])
+    def test_are_not_looked_for_where_there_are_no_numbers(self, mode, hidden, size):
+        with mode():
+            layer = MixtureOfExperts(StackedExperts(64, FEATURES, OUTPUTS, hidden), TopK(FEATURES, 64, 2))
+            assert layer(torch.randn(size, FEATURES)).shape == (size, OUTPUTS)
 
 
 class TestRowsThatRun:
@@ -265,6 +270,7 @@ class TestFastestDispatch:
             ((8, 256, 512), 4096, 8, True, "sorted"),
             ((64, 256, 512), 4096, 1, False, "sorted"),
             ((64, 256, 512), 4096, 1, True, "grouped"),
+            ((16, 64, 128), 2048, 2, True, "grouped"),
             ((64, 64, 128), 1024, 4, False, "grouped"),
             ((8, 128, 256), 1024, 1, False, "sorted"),
             ((8, 128, 256), 1024, 1, True, "grouped"),
@@ -287,9 +293,92 @@ class TestFastestDispatch:
         assert fastest_dispatch(StackedExperts(8, 64, 64, 128).double(), weights.double()) == "sorted"
         assert fastest_dispatch(StackedExperts(8, 62, 64, 128), weights) == "sorted"
 
+    @pytest.mark.parametrize("gradients", [True, False])
+    @pytest.mark.parametrize(
+        ("sizes", "samples", "path"),
+        [
+            ((8, 16, 32), 600, "dense"),
+            ((8, 32, 32), 256, "dense"),
+            ((4, 64, 64), 200, "dense"),
+            ((4, 64, 64), 300, "sorted"),
+        ],
+    )
+    def test_is_dense_where_the_layer_is_small_and_grouped_is_not_possible(self, sizes, samples, gradients, path):
+        n, width, hidden = sizes
+        experts = StackedExperts(n, width, width, hidden).double()
+        with torch.set_grad_enabled(gradients):
+            assert fastest_dispatch(experts, torch.eye(n, dtype=torch.float64)[torch.arange(samples) % n]) == path
+
+    @pytest.mark.parametrize(("width", "path"), [(64, "grouped"), (62, "sorted")])
+    def test_is_grouped_where_possible_on_other_devices(self, monkeypatch, width, path):
+        monkeypatch.setitem(stacked_experts.GROUPED_DTYPES, "mps", (torch.float32,))
+        experts = StackedExperts(8, width, 64, 128)
+        # A device that no tensor needs to be on: a question to the tensor is all that is asked.
+        weights = torch.eye(8)[torch.arange(9000) % 8]
+        elsewhere = SimpleNamespace(
+            numel=weights.numel, shape=weights.shape, is_cpu=False, is_meta=False, device=SimpleNamespace(type="mps")
+        )
+        assert fastest_dispatch(experts, elsewhere) == path
+
     def test_counts_the_multiplications_of_one_expert_on_one_sample(self):
         assert StackedExperts(3, 5, 7).multiplications == 5 * 7
         assert StackedExperts(3, 5, 7, hidden_features=11).multiplications == 5 * 11 + 11 * 7
+
+
+# Of torch itself, in the first derivative in forward mode.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+class TestForwardMode:
+    """Derivatives in forward mode, which torch.nn.functional.grouped_mm has none of."""
+
+    @pytest.mark.parametrize("gradients", [True, False])
+    def test_auto_has_them_at_every_size(self, gradients):
+        layer = MixtureOfExperts(StackedExperts(8, 64, 64, 128), TopK(64, 8, 1))
+        inputs, tangent = torch.randn(2, 512, 64).unbind(0)
+        weights = layer.gate.expert_map(layer.gate(inputs).weights)
+        with torch.set_grad_enabled(gradients):
+            assert fastest_dispatch(layer.experts, weights) == "grouped"
+            derivatives = []
+            for dispatch in ("auto", "sorted", "dense"):
+                layer.dispatch = dispatch
+                derivatives.append(torch.func.jvp(layer, (inputs,), (tangent,))[1])
+                with forward_ad.dual_level():
+                    dual = layer(forward_ad.make_dual(inputs, tangent))
+                    derivatives.append(forward_ad.unpack_dual(dual).tangent)
+        assert derivatives[0].abs().max() > 0
+        for derivative in derivatives[1:]:
+            assert torch.allclose(derivative, derivatives[0], atol=1e-5)
+
+    def test_grouped_says_that_it_has_none(self):
+        layer = MixtureOfExperts(StackedExperts(8, 64, 64, 128), TopK(64, 8, 1), "grouped")
+        inputs = torch.randn(512, 64)
+        with pytest.raises(ValueError, match=r'dispatch="grouped" needs .* in reverse mode: .* none in forward'):
+            torch.func.jvp(layer, (inputs,), (inputs,))
+
+
+@every_dispatch
+@pytest.mark.parametrize("size", [6, 9000])
+@pytest.mark.parametrize("autocast", [True, False])
+def test_a_gate_that_gives_no_weight(dispatch, size, autocast):
+    layer = MixtureOfExperts(StackedExperts(4, FEATURES, 8, 16), Given(torch.zeros(size, 4)), dispatch)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        mixture = layer(inputs_of(size, 0, torch.float32))
+    assert mixture.dtype == (torch.bfloat16 if autocast else torch.float32)
+    assert mixture.shape == (size, 8)
+    assert (mixture == 0).all()
+    mixture.sum().backward()
+
+
+def test_modules_without_a_sample_are_an_error():
+    layer = MixtureOfExperts([nn.Linear(FEATURES, OUTPUTS) for _ in range(4)], Given(torch.zeros(6, 4)))
+    with pytest.raises(ValueError, match="expert_weights must be other than 0 for at least one sample and expert, got"):
+        layer(inputs_of(6, 0, torch.float32))
+
+
+def test_unknown_dispatch_of_later():
+    layer = MixtureOfExperts(experts_of(3, 5, 0), TopK(FEATURES, 3, 2).double())
+    layer.dispatch = "Sorted"
+    with pytest.raises(ValueError, match=r"dispatch must be one of 'auto', 'dense', 'sorted', 'grouped', got 'Sorted'"):
+        layer(inputs_of(5, 0))
 
 
 @pytest.mark.parametrize("name", ["sparse", "", None, 3, ["dense"]])

@@ -27,6 +27,22 @@ def test_numbers_of_numpy_are_numbers():
     assert TargetValue(np.array([7, 3]).min()).stops(Progress(value=3.0))
 
 
+@pytest.mark.parametrize(
+    ("of_numpy", "plain"),
+    [
+        (MaxIterations(np.int8(100)), MaxIterations(100)),
+        (NoImprovement(np.uint8(100)), NoImprovement(100)),
+        (MaxRuntime(np.float16(0.5)), MaxRuntime(0.5)),
+        (TargetValue(np.float16(3.0)), TargetValue(3.0)),
+    ],
+)
+def test_numbers_of_numpy_do_not_wrap_around(of_numpy, plain):
+    far = Progress(seconds=1e9, iterations=10**9, improved_at=10**8)
+    assert of_numpy == plain
+    assert repr(of_numpy) == repr(plain)
+    assert of_numpy.allowance(far) == plain.allowance(far)
+
+
 def test_any_of_takes_the_least():
     stop = AnyOf(MaxRuntime(2.0), MaxIterations(10), TargetValue(-1.0))
     assert stop.start().allowance(Progress(seconds=0.5, iterations=4)) == Allowance(1.5, 6, -1.0)

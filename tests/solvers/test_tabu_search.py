@@ -1,3 +1,6 @@
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 from qaplib_files import FOLDER, best_known, needs_qaplib
@@ -11,6 +14,11 @@ from moe_search.problems import (
     read_qaplib,
 )
 from moe_search.solvers import MaxIterations, MaxRuntime, TabuSearch, tabu_search
+
+
+class Pair(NamedTuple):
+    first: int
+    second: int
 
 
 def naive_tabu(problem, p, iterations, tenures, aspiration):
@@ -139,3 +147,25 @@ def test_published_optima():
     for name in ("nug30", "sko42", "bur26a", "tai25b", "kra30a"):
         result = TabuSearch().solve(read_qaplib(FOLDER / f"{name}.dat"), MaxIterations(100_000), seed=1)
         assert result.value <= 1.001 * known[name], name
+
+
+def test_a_list_of_tenures_is_a_tuple():
+    listed = TabuSearch(tenure=list(np.linspace(0.0, 8.0, 2)))
+    assert listed == TabuSearch()
+    assert hash(listed) == hash(TabuSearch())
+    assert repr(listed) == repr(TabuSearch())
+
+
+def test_a_class_of_a_user_may_have_fields_of_its_own():
+    @dataclass(frozen=True)
+    class Mine(TabuSearch):
+        pair: Pair = field(default_factory=lambda: Pair(1, 2))
+        cache: dict = field(init=False, repr=False)
+
+        def __post_init__(self):
+            super().__post_init__()
+            object.__setattr__(self, "cache", {})
+
+    assert Mine(aspiration=np.int64(7)).pair.second == 2
+    assert repr(Mine(aspiration=np.int64(7)).aspiration) == "7"
+    assert Mine().cache == {}
