@@ -34,6 +34,13 @@ from moe_search.layers.dispatch import DISPATCHES
 from moe_search.layers.fastest_dispatch import fastest_dispatch
 
 TITLE = "Mixture layer: dispatch by size against dense, sorted and grouped, and against published layers"
+NOTES = """\
+- Times are medians of the rounds in which all take turns. The ratio of "auto" to the best is of other rounds, of "auto"
+  and the close ones alone: it is not the quotient of two times of its row, which may be of a slower minute.
+- Where the chosen dispatch is the best one, what exceeds 1 is the time of choosing, and noise: see the standard error,
+  by bootstrap of rounds, which knows nothing of a machine that is slower for many of them.
+- The ratios of peers are quotients of the medians, without an error of their own.
+"""
 PEERS = ("mixtral", "mixtral_grouped", "lucidrains")
 BAR = 1.1
 LEAST_ROUNDS = 5

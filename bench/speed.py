@@ -1,7 +1,8 @@
 """Every speed benchmark of this folder, in one run: tables in the terminal, as parquet and as Markdown.
 
 Run ``python -m moe_search.bench.speed``, or ``make bench`` from a checkout. A speed benchmark is a module of this
-folder with a ``TITLE`` and a function ``measure(qaplib, seconds)`` that returns a DataFrame, one row a measurement.
+folder with a ``TITLE`` and a function ``measure(qaplib, seconds)`` that returns a DataFrame, one row a measurement. It
+may have ``NOTES`` too, which a reader of the table needs.
 """
 
 from __future__ import annotations
@@ -35,8 +36,10 @@ def as_table(title: str, measured: pd.DataFrame) -> Table:
     return Table(title, tuple(map(str, measured.columns)), rows)
 
 
-def write_measurements(name: str, table: Table, measured: pd.DataFrame, facts: dict[str, str], folder: Path) -> None:
-    """Write NAME.parquet, and NAME.md with what a reader needs to know of the machine.
+def write_measurements(
+    name: str, table: Table, measured: pd.DataFrame, facts: dict[str, str], folder: Path, notes: str = ""
+) -> None:
+    """Write NAME.parquet, and NAME.md with what a reader needs to know of the numbers and the machine.
 
     Raises
     ------
@@ -48,7 +51,7 @@ def write_measurements(name: str, table: Table, measured: pd.DataFrame, facts: d
     stored.attrs = facts
     stored.to_parquet(folder / f"{name}.parquet")
     lines = "".join(f"- {key}: {value}\n" for key, value in facts.items())
-    (folder / f"{name}.md").write_text(f"{table.as_markdown()}\n{lines}", encoding="utf-8")
+    (folder / f"{name}.md").write_text(f"{table.as_markdown()}\n{notes}{lines}", encoding="utf-8")
 
 
 def main(
@@ -80,9 +83,11 @@ def main(
             failed.append(name)
             continue
         table = as_table(module.TITLE, measured)
+        notes = getattr(module, "NOTES", "")
         console.print(table.as_rich())
+        console.print(notes, markup=False)
         facts = {"Seconds for each measurement": f"{seconds:g}"} | machine_facts()
-        write_measurements(name, table, measured, facts, output)
+        write_measurements(name, table, measured, facts, output, notes)
     if failed:
         raise typer.Exit(1)
 

@@ -21,11 +21,11 @@ def test_measurements_are_written_with_the_facts(tmp_path):
     measured["met"] = [True, False]
     table = speed.as_table("A title", measured)
     assert table.rows == (("a|b", "1,234,567", "6", "yes"), ("c", "0.01235", "-", "no"))
-    speed.write_measurements("name", table, measured, {"Processor": "mine"}, tmp_path / "results")
+    speed.write_measurements("name", table, measured, {"Processor": "mine"}, tmp_path / "results", "- A note.\n")
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "results" / "name.parquet"), measured)
     text = (tmp_path / "results" / "name.md").read_text()
     assert "| a\\|b | 1,234,567 | 6 | yes |" in text
-    assert "- Processor: mine" in text
+    assert "\n\n- A note.\n- Processor: mine\n" in text
 
 
 def test_a_benchmark_that_raises_does_not_keep_the_others_from_running(monkeypatch, tmp_path):
