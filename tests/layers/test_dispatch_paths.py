@@ -267,6 +267,8 @@ class TestFastestDispatch:
             ((4, 64, 128), 256, 2, False, "sorted"),
             ((4, 64, 128), 256, 2, True, "grouped"),
             ((8, 256, 512), 4096, 2, True, "sorted"),
+            ((64, 64, 128), 128, 64, True, "dense"),
+            ((16, 128, 256), 1024, 16, False, "sorted"),
             ((8, 256, 512), 4096, 8, True, "sorted"),
             ((64, 256, 512), 4096, 1, False, "sorted"),
             ((64, 256, 512), 4096, 1, True, "grouped"),
