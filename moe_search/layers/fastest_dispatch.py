@@ -17,8 +17,8 @@ DENSE_WEIGHTS = 600_000
 """Weights of all experts beyond which reading those of idle ones, and their gradients, take the time of few samples."""
 
 FULL_DENSE_BELOW = 300_000_000
-"""Multiplications up to which samples that go to all experts are not sorted: beyond, what one expert after another makes
-of them fits the cache, and what all make at once does not."""
+"""Multiplications up to which samples that go to all experts are not sorted: beyond, what one expert after another
+makes of them fits the cache, and what all make at once does not."""
 
 HALF_DENSE_BELOW, HALF_DENSE_BELOW_EACH, HALF_DENSE_SAMPLES = 20_000_000, 2_500_000, 256
 """Multiplications of all experts and of each, and samples, that take no longer than sorting where samples go to half of
