@@ -143,6 +143,7 @@ class MixtureOfExperts(nn.Module):
         return mixture
 
     def _mixture(self, inputs: Tensor, expert_weights: Tensor) -> Tensor:
+        # "auto" remains where no number can be read off the weights: all experts run on all samples then.
         choosing = known_dispatch(self.dispatch) == "auto" and not values_hidden()
         path = self._fastest(expert_weights) if choosing else self.dispatch
         if path in ("dense", "auto"):
