@@ -5,7 +5,7 @@ BENCH_ARGS ?=
 BIN := $(VENV)/bin
 
 # Numba's cache does not notice an edited kernel in another file, so every state of the sources gets a cache of its own.
-SOURCES := $(shell cat problems/*.py solvers/*.py bench/*.py | cksum | cut -d ' ' -f 1)
+SOURCES := $(shell find -L problems solvers bench -name '*.py' | sort | xargs cat | cksum | cut -d ' ' -f 1)
 export NUMBA_CACHE_DIR ?= $(CURDIR)/.numba_cache/$(SOURCES)
 
 .PHONY: demo test bench clean

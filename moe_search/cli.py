@@ -15,8 +15,8 @@ import typer
 
 if TYPE_CHECKING:
     from moe_search.problems.quadratic import QuadraticAssignment
-    from moe_search.solvers.result import Result
-    from moe_search.solvers.solver import Solver
+    from moe_search.solvers.engine.result import Result
+    from moe_search.solvers.engine.solver import Solver
 
 # Name on the command line -> class; "auto" is the choice of `moe_search.solve`.
 SOLVERS = {
@@ -62,7 +62,7 @@ def demo(
             from moe_search.plotting.picture_file import check_picture_file
 
             check_picture_file(picture, "picture")
-        from moe_search.demo.settings import DemoSettings, smoke_settings
+        from moe_search.bench.demo.settings import DemoSettings, smoke_settings
 
         settings = smoke_settings() if smoke else DemoSettings()
         settings = replace(
@@ -70,12 +70,12 @@ def demo(
             seeds=settings.seeds if seeds is None else seeds,
             epochs=settings.epochs if epochs is None else epochs,
         )
-        from moe_search.demo.device import find_device
+        from moe_search.bench.demo.device import find_device
 
         torch_device = find_device(device)
     from rich.console import Console
 
-    from moe_search.demo.run import run_demo
+    from moe_search.bench.demo.run import run_demo
 
     run_demo(settings, torch_device, report, shlex.join(["moe-search", *sys.argv[1:]]), Console(), picture)
 
@@ -103,7 +103,7 @@ def solve(
             check_output_file(json, "--json")
         from moe_search import solve as solve_problem
         from moe_search.problems.qaplib import read_qaplib
-        from moe_search.solvers.stop import MaxRuntime
+        from moe_search.solvers.engine.stop import MaxRuntime
 
         problem = read_qaplib(file)
         result = solve_problem(problem, chosen, MaxRuntime(time), seed=seed)
@@ -140,8 +140,8 @@ def bench(
 ) -> None:
     """Compare solvers: run them, resume what was killed, and write an HTML report with statistics."""
     with _one_line_errors(), _missing_extras():
-        from moe_search.bench.comparison import ComparisonSettings, run_comparison
-        from moe_search.bench.comparison_report import make_report, write_comparison
+        from moe_search.bench.comparison.comparison import ComparisonSettings, run_comparison
+        from moe_search.bench.comparison.report import make_report, write_comparison
         from moe_search.plotting.output_file import check_output_file
 
         settings = ComparisonSettings(
@@ -188,7 +188,7 @@ def experiment(
 ) -> None:
     """Run an experiment; started again after a kill, it goes on where it stopped."""
     with _one_line_errors():
-        from moe_search.experiments.command import run_with_progress
+        from moe_search.bench.experiments.command import run_with_progress
 
         run_with_progress(name, smoke, seeds, first_seed, jobs, output, data)
 
@@ -202,7 +202,7 @@ def report(
 ) -> None:
     """Make one HTML page of the experiments in a folder: statistics, curves and maps."""
     with _one_line_errors():
-        from moe_search.experiments.report import make_report, read_finished
+        from moe_search.bench.experiments.report import make_report, read_finished
         from moe_search.plotting.output_file import check_output_file
         from moe_search.plotting.report import write_report
 

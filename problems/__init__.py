@@ -1,32 +1,5 @@
-"""What is minimized: problem classes over permutations, their kernels, instances and files."""
+"""What is minimized: problem classes, their kernels, instances and files."""
 
-from moe_search.problems import mixture_deltas, quadratic_deltas  # noqa: F401  (they register their kernels)
-from moe_search.problems.linear import LinearAssignment
-from moe_search.problems.load_limited import LoadLimited
-from moe_search.problems.load_limited_start import InfeasibleLimitsError
-from moe_search.problems.mixture import MixtureAssignment
-from moe_search.problems.pairwise import PairwiseAssignment
-from moe_search.problems.problem import Problem
-from moe_search.problems.qaplib import read_qaplib, read_qaplib_solution, write_qaplib, write_qaplib_solution
-from moe_search.problems.quadratic import QuadraticAssignment
-from moe_search.problems.random_instances import random_linear, random_mixture, random_pairwise, random_quadratic
-from moe_search.problems.value_range import value_range
+import lazy_loader
 
-__all__ = [
-    "InfeasibleLimitsError",
-    "LinearAssignment",
-    "LoadLimited",
-    "MixtureAssignment",
-    "PairwiseAssignment",
-    "Problem",
-    "QuadraticAssignment",
-    "random_linear",
-    "random_mixture",
-    "random_pairwise",
-    "random_quadratic",
-    "read_qaplib",
-    "read_qaplib_solution",
-    "value_range",
-    "write_qaplib",
-    "write_qaplib_solution",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from moe_search.cli import SOLVERS, app
 from moe_search.problems.qaplib import read_qaplib, write_qaplib
 from moe_search.problems.random_instances import random_quadratic
-from moe_search.solvers.result import Result
+from moe_search.solvers.engine.result import Result
 
 
 @pytest.fixture

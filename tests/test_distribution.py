@@ -20,7 +20,7 @@ SOLVE = """
 import json, sys
 import problems, solvers
 import moe_search as ms
-from moe_search.solvers import descent
+from moe_search.solvers.heuristic import descent
 result = ms.solve(ms.random_quadratic(12, seed=0), ms.LocalSearch(), ms.MaxIterations(50_000))
 print(json.dumps({
     "file": ms.__file__,
@@ -80,7 +80,7 @@ def sources():
             first = inside.parts[0] if inside.parts else ""
             if name == "moe_search" and first in ("problems", "solvers", "bench"):
                 continue
-            if path.suffix in (".py", ".html", ".npz", ".typed") and "__pycache__" not in inside.parts:
+            if path.suffix in (".py", ".pyi", ".html", ".npz", ".typed") and "__pycache__" not in inside.parts:
                 found.add(f"{name}/{inside.as_posix()}")
     return found
 
@@ -95,7 +95,13 @@ def test_the_source_distribution_holds_the_folders_once(distributions):
     (path,) = distributions.glob("*.tar.gz")
     with tarfile.open(path) as archive:
         names = {name.split("/", 1)[-1] for name in archive.getnames()}
-    assert {"problems/linear.py", "solvers/descent.py", "moe_search/py.typed", "LICENSE", "README.md"} <= names
+    assert {
+        "problems/linear.py",
+        "solvers/heuristic/descent.py",
+        "moe_search/py.typed",
+        "LICENSE",
+        "README.md",
+    } <= names
 
 
 def test_nothing_of_ours_is_at_the_top_of_site_packages_but_the_package(clean):

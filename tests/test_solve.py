@@ -6,8 +6,8 @@ from instances import INSTANCES, naive_value
 from naive import permutations
 
 import moe_search as ms
-from moe_search._solve import default_solver
-from moe_search.solvers.lower_bounds import lower_bound
+from moe_search.api import default_solver
+from moe_search.solvers.bounds.lower_bounds import lower_bound
 
 
 @pytest.mark.parametrize("name", INSTANCES)

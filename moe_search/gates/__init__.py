@@ -1,25 +1,5 @@
-"""Gates: torch modules from inputs to slot weights, each with its expert map."""
+"""Gates: inputs to weights over the slots that hold the experts."""
 
-from moe_search.gates.comet import COMET
-from moe_search.gates.dselect_k import DSelectK
-from moe_search.gates.expert_map import ExpertMap
-from moe_search.gates.gate import Gate
-from moe_search.gates.hash_routing import HashRouting
-from moe_search.gates.official_comet import load_official_comet
-from moe_search.gates.official_dselect_k import load_official_dselect_k
-from moe_search.gates.slot_weights import SlotWeights
-from moe_search.gates.softmax import Softmax
-from moe_search.gates.top_k import TopK
+import lazy_loader
 
-__all__ = [
-    "COMET",
-    "DSelectK",
-    "ExpertMap",
-    "Gate",
-    "HashRouting",
-    "SlotWeights",
-    "Softmax",
-    "TopK",
-    "load_official_comet",
-    "load_official_dselect_k",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from moe_search.training.permutation_search import PermutationSearch
-from moe_search.training.search_record import SearchRecord
-from moe_search.training.tasks import Layer, TaskLoss
+from moe_search.training.lowering.tasks import Layer, TaskLoss
+from moe_search.training.search.permutation_search import PermutationSearch
+from moe_search.training.search.search_record import SearchRecord
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer

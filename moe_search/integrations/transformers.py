@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moe_search.training.permutation_search import PermutationSearch
-from moe_search.training.search_record import SearchRecord
-from moe_search.training.tasks import Layer, TaskLoss
+from moe_search.training.lowering.tasks import Layer, TaskLoss
+from moe_search.training.search.permutation_search import PermutationSearch
+from moe_search.training.search.search_record import SearchRecord
 
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments

@@ -1,1 +1,5 @@
 """Figures, tables and the HTML report; one figure a file."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

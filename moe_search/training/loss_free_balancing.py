@@ -13,7 +13,7 @@ from moe_search.gates.arguments import number_from_zero, positive_number
 from moe_search.gates.slot_weights import SlotWeights
 from moe_search.gates.top_k import TopK
 from moe_search.layers.mixture_of_experts import MixtureOfExperts
-from moe_search.training.ranks import ranks_of
+from moe_search.training.lowering.process_group import ranks_of
 
 
 class LossFreeBalancing:

@@ -6,8 +6,7 @@ import io
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from moe_search.gates.comet import COMET
 from moe_search.gates.dselect_k import DSelectK

@@ -3,8 +3,7 @@ import math
 import naive_gates
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from moe_search.gates.dselect_k import DSelectK, code_probabilities
 from moe_search.gates.slot_weights import SlotWeights

@@ -4,8 +4,7 @@ import naive_gates
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from moe_search.gates.expert_map import ExpertMap
 

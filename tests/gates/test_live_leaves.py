@@ -1,7 +1,6 @@
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from moe_search.gates import live_leaves as module
 from moe_search.gates.comet import COMET, DESCENT_LEAVES, DESCENT_SLOTS, leaf_probabilities

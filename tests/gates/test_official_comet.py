@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import moe_search as ms
-from moe_search.bench.recursive_comet import RecursiveCOMET
+from moe_search.bench.peers.recursive_comet import RecursiveCOMET
 from moe_search.gates.official_comet import leaves_by_recursion, load_official_comet
 
 LEFT, RIGHT = True, False

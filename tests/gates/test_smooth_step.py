@@ -1,8 +1,7 @@
 import naive_gates
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from moe_search.gates.smooth_step import smooth_step
 

@@ -3,8 +3,7 @@ import math
 import naive_gates
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from moe_search.gates.top_k import TopK
 

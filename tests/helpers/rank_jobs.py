@@ -7,10 +7,10 @@ from specialists import make
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
-from moe_search.solvers.stop import MaxIterations
+from moe_search.solvers.engine.stop import MaxIterations
 from moe_search.training.loss_free_balancing import LossFreeBalancing
-from moe_search.training.permutation_search import PermutationSearch
-from moe_search.training.ranks import ALONE, ranks_of
+from moe_search.training.lowering.process_group import ALONE, ranks_of
+from moe_search.training.search.permutation_search import PermutationSearch
 
 RANKS, STEPS, SAMPLES = 2, 7, 32
 KINDS = {

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from moe_search.experiments.experiment import Budget, Experiment, Measure
+from moe_search.bench.experiments.experiment import Budget, Experiment, Measure
 
 
 @dataclass(frozen=True)

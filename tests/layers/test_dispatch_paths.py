@@ -6,8 +6,7 @@ from types import SimpleNamespace
 import naive_gates
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad

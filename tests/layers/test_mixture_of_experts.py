@@ -6,8 +6,7 @@ import naive_gates
 import pytest
 import torch
 from every_gate import FEATURES, GATES, OUTPUTS, VOCABULARY, batch, every_gate
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import nn
 
 from moe_search.gates.comet import COMET

@@ -5,8 +5,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import nn
 
 from moe_search.gates.comet import COMET
@@ -17,10 +16,10 @@ from moe_search.gates.top_k import TopK
 from moe_search.layers.mixture_of_experts import MixtureOfExperts
 from moe_search.layers.multi_gate_mixture_of_experts import MultiGateMixtureOfExperts
 from moe_search.layers.stacked_experts import StackedExperts
-from moe_search.solvers.enumeration import Enumeration
-from moe_search.solvers.stop import MaxRuntime
-from moe_search.training.lowering import lower
-from moe_search.training.permutation_search import PermutationSearch
+from moe_search.solvers.engine.stop import MaxRuntime
+from moe_search.solvers.exact.enumeration import Enumeration
+from moe_search.training.lowering.lowering import lower
+from moe_search.training.search.permutation_search import PermutationSearch
 from moe_search.training.sinkhorn import SinkhornPermutation
 
 FEATURES, OUTPUTS, VOCABULARY = 4, 3, 20

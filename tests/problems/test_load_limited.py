@@ -1,14 +1,12 @@
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
+from hypothesis import assume, given, settings, strategies as st
 from instances import naive_value
 from load_limits import INNER, limited, naive_excess
 from naive import excess_load, loads_of_experts, permutations
 
 from moe_search import problems
-from moe_search.problems import InfeasibleLimitsError, LoadLimited, value_range
-from moe_search.problems import load_limited_start as starts
+from moe_search.problems import InfeasibleLimitsError, LoadLimited, load_limited_start as starts, value_range
 from moe_search.problems.delta_matrix import commit_swap_and_deltas, fill_deltas, fill_potential
 from moe_search.problems.lowest_limit import lowest_limit, lowest_multiple
 from moe_search.problems.moves import swap_delta

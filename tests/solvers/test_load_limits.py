@@ -3,8 +3,7 @@
 import itertools
 
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
+from hypothesis import example, given, settings, strategies as st
 from instances import naive_value
 from load_limits import INNER, limited, naive_excess
 from naive import permutations
@@ -12,7 +11,7 @@ from naive import permutations
 from moe_search import problems, solve
 from moe_search.problems import LoadLimited
 from moe_search.solvers import CpSat, Enumeration, LocalSearch, MaxIterations, MaxRuntime, TabuSearch
-from moe_search.solvers.lower_bounds import lower_bound
+from moe_search.solvers.bounds.lower_bounds import lower_bound
 
 
 @settings(max_examples=12, deadline=None)

@@ -4,8 +4,7 @@ import naive_balance as naive
 import naive_gates
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 import moe_search as ms
 from moe_search.gates.comet import COMET

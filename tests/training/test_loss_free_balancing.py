@@ -3,8 +3,7 @@ import re
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from naive_balance import lowered_biases
 
 import moe_search as ms

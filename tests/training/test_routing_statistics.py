@@ -6,8 +6,7 @@ import naive_gates
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from rich.console import Console
 from specialists import make
 
@@ -20,9 +19,9 @@ from moe_search.gates.top_k import TopK
 from moe_search.layers.mixture_of_experts import MixtureOfExperts
 from moe_search.layers.multi_gate_mixture_of_experts import MultiGateMixtureOfExperts
 from moe_search.layers.stacked_experts import StackedExperts
-from moe_search.solvers.stop import MaxIterations
-from moe_search.training.permutation_search import PermutationSearch
+from moe_search.solvers.engine.stop import MaxIterations
 from moe_search.training.routing_statistics import RoutingStatistics
+from moe_search.training.search.permutation_search import PermutationSearch
 
 FEATURES = 5
 GATES = {

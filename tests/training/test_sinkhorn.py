@@ -5,8 +5,7 @@ import math
 import naive_training as naive
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from specialists import FEATURES, make
 from torch import nn
 

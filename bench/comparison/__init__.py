@@ -1,0 +1,1 @@
+"""Comparing solvers by benchopt: data sets, runs, statistics and their report."""

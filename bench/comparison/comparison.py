@@ -1,0 +1,269 @@
+"""One comparison: every solver on every data set, run and cached by benchopt, and what came out as two tables."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from moe_search.bench.comparison.run_cache import cache_folder, work_folder
+from moe_search.bench.comparison.solver_file import solver_patterns
+from moe_search.bench.comparison.suites import SUITES
+from moe_search.bench.qaplib_folder import VARIABLE
+
+BENCHMARK = Path(__file__).parent
+OBJECTIVE = "Assignment search"
+LATE_SHARE, LATE_SECONDS = 0.05, 0.05
+RUN_COLUMNS = (
+    "dataset problem size solver repetition status reason value seconds bound best_known".split()  # noqa: SIM905
+)
+CURVE_COLUMNS = "dataset solver repetition seconds value".split()  # noqa: SIM905
+
+
+@dataclass(frozen=True)
+class ComparisonSettings:
+    """What is compared.
+
+    Parameters
+    ----------
+    suite : str
+        A key of `moe_search.bench.comparison.suites.SUITES`.
+    solvers, datasets : tuple of str
+        benchopt's patterns; all solvers, and the data sets of the suite, if empty.
+    solver_files : tuple of Path
+        Files with solvers of the user's own, in addition.
+    repetitions : int
+        Runs of each solver on each data set, of different seeds.
+    seconds : float, optional
+        Limit of a run; by default that of the suite.
+    n_jobs : int
+        Runs at a time. More than the machine has cores to spare makes all of them slower.
+    backend : {"loky", "dask"}
+        Processes of joblib, or workers of Dask.
+    qaplib : Path, optional
+        Folder of QAPLIB files; by default that of the environment variable MOE_SEARCH_QAPLIB.
+
+    Raises
+    ------
+    ValueError
+        If one is out of range.
+    """
+
+    suite: str = "small"
+    solvers: tuple[str, ...] = ()
+    datasets: tuple[str, ...] = ()
+    solver_files: tuple[Path, ...] = ()
+    repetitions: int = 5
+    seconds: float | None = None
+    n_jobs: int = 1
+    backend: Literal["loky", "dask"] = "loky"
+    qaplib: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.suite not in SUITES:
+            raise ValueError(f"suite must be one of {', '.join(SUITES)}, got {self.suite!r}")
+        for name, number in (("repetitions", self.repetitions), ("n_jobs", self.n_jobs)):
+            if number < 1:
+                raise ValueError(f"{name} must be at least 1, got {number}")
+        if not 0 < self.limit < float("inf"):
+            raise ValueError(f"timeout must be a positive number of seconds, got {self.limit:g}")
+        if self.backend not in ("loky", "dask"):
+            raise ValueError(f"backend must be loky or dask, got {self.backend!r}")
+        if self.qaplib is not None and not self.qaplib.is_dir():
+            raise ValueError(f"qaplib must be a folder of QAPLIB files, got {self.qaplib}")
+        if SUITES[self.suite].needs_qaplib and not self.datasets and self.qaplib is None and VARIABLE not in os.environ:
+            raise ValueError(f"suite {self.suite} needs QAPLIB files: give --qaplib FOLDER or set {VARIABLE}")
+
+    @property
+    def limit(self) -> float:
+        """Seconds that a run may take."""
+        return SUITES[self.suite].seconds if self.seconds is None else self.seconds
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """What came out.
+
+    Attributes
+    ----------
+    runs : DataFrame
+        One row a run: dataset, problem (class), size, solver, repetition, status (done, late, failed or skipped),
+        reason, value (infinite unless done), seconds (of the last improvement), bound, best_known.
+    curves : DataFrame
+        One row for each improvement of a run: dataset, solver, repetition, seconds, value.
+    seconds : float
+        The limit of a run. What was found after it (by solvers that cannot be stopped) does not count.
+    """
+
+    runs: pd.DataFrame
+    curves: pd.DataFrame
+    seconds: float
+
+
+def run_comparison(settings: ComparisonSettings) -> Comparison:
+    """Run what is not in the cache yet, and return the comparison.
+
+    A run that raises, or whose process dies, is marked failed and will be tried again next time; the others go on. A
+    comparison that was killed loses the runs in progress only.
+
+    Raises
+    ------
+    ValueError
+        If there is no such solver or data set, or two of them have the same name.
+    """
+    import click
+    from benchopt.benchmark import Benchmark
+
+    from moe_search.bench.comparison.benchopt_runs import finish_runs
+
+    cache = cache_folder()
+    environment = {"BENCHOPT_CACHE": str(cache)}
+    if settings.qaplib is not None:
+        environment[VARIABLE] = str(settings.qaplib.resolve())
+    files = [pattern for path in settings.solver_files for pattern in solver_patterns(path, cache / "solver_files")]
+    with _environment(environment), work_folder(cache) as work:
+        benchmark = Benchmark(BENCHMARK, seed=0)
+        try:
+            solvers = benchmark.check_solver_patterns([*(settings.solvers or ["*"]), *files])
+            datasets = benchmark.check_dataset_patterns(list(settings.datasets or SUITES[settings.suite].datasets))
+            objectives = benchmark.check_objective_filters([f"{OBJECTIVE}[seconds={settings.limit}]"])
+            cells = _cells(solvers, datasets, settings.limit)
+        except (click.ClickException, ValueError) as error:
+            raise ValueError(getattr(error, "message", str(error))) from error
+        rows, died = finish_runs(
+            benchmark,
+            solvers,
+            datasets,
+            objectives,
+            settings.repetitions,
+            settings.n_jobs,
+            settings.backend,
+            work / "runs",
+        )
+        errors = _errors(work) | {run_folder(*key): reason for key, reason in died.items()}
+        return collect(cells, rows, settings, errors)
+
+
+def collect(
+    cells: list[dict[str, Any]], rows: pd.DataFrame, settings: ComparisonSettings, errors: dict[tuple[str, ...], str]
+) -> Comparison:
+    """Make the two tables of a comparison.
+
+    Parameters
+    ----------
+    cells : list of dict
+        Every pair of data set and solver: dataset, problem, size, best_known, solver, and reason if it is skipped.
+    rows : DataFrame
+        The points that benchopt recorded.
+    settings : ComparisonSettings
+    errors : dict
+        What a run raised, by data set, solver and repetition as in `run_folder`.
+    """
+    latest = settings.limit * (1 + LATE_SHARE) + LATE_SECONDS
+    points = dict(iter(rows.groupby(["dataset_name", "solver_name", "idx_rep"])))
+    runs, curves = [], []
+    for cell in cells:
+        for repetition in range(settings.repetitions):
+            run = cell | {"repetition": repetition, "value": np.inf, "seconds": np.nan, "bound": np.nan}
+            key = cell["dataset"], cell["solver"], repetition
+            if cell["reason"] is not None:
+                run["status"] = "skipped"
+            elif key not in points:
+                reason = errors.get(run_folder(*key), "it raised; its output says what")
+                run |= {"status": "failed", "reason": reason}
+            else:
+                group = points[key]
+                run["bound"] = group["objective_bound"].astype(float).max()
+                in_time = group[group["time"] <= latest].sort_values("time")
+                best = in_time["objective_value"].cummin()
+                steps = in_time[best < best.shift(fill_value=np.inf)]
+                run |= {"status": "done"} if len(steps) else {"status": "late", "reason": "no answer within the limit"}
+                for seconds, value in zip(steps["time"], steps["objective_value"], strict=True):
+                    run |= {"value": value, "seconds": seconds}
+                    curves.append(dict(zip(CURVE_COLUMNS, (*key, seconds, value), strict=True)))
+            runs.append(run)
+    return Comparison(
+        pd.DataFrame(runs, columns=RUN_COLUMNS), pd.DataFrame(curves, columns=CURVE_COLUMNS), settings.limit
+    )
+
+
+def _cells(solvers: Any, datasets: Any, seconds: float) -> list[dict[str, Any]]:
+    """Return every pair of a data set that is there and a solver that is installed, and why it is skipped if it is."""
+    from benchopt.benchmark import _list_parametrized_classes
+
+    methods = [solver for solver, installed in _list_parametrized_classes(*solvers) if installed]
+    _require_names_of_their_own("solvers", [str(solver) for solver in methods])
+    there = [dataset for dataset, installed in _list_parametrized_classes(*datasets) if installed]
+    _require_names_of_their_own("data sets", [str(dataset) for dataset in there])
+    cells = []
+    for dataset in there:
+        data = dataset.get_data()
+        problem = data["problem"]
+        if problem is None:
+            continue
+        for solver in methods:
+            skipped, reason = solver.skip(problem=problem, seconds=seconds)
+            cells.append(
+                {
+                    "dataset": str(dataset),
+                    "problem": type(problem).__name__,
+                    "size": problem.size,
+                    "best_known": np.nan if data["best_known"] is None else float(data["best_known"]),
+                    "solver": str(solver),
+                    "reason": (reason or "it takes no such problem") if skipped else None,
+                }
+            )
+    if not cells:
+        raise ValueError("there is nothing to compare: no data set of the selection is there, or no solver installed")
+    return cells
+
+
+def _require_names_of_their_own(what: str, names: list[str]) -> None:
+    """Refuse two of a name, as of a folder of a run: the tables could not keep them apart."""
+    counts = Counter(map(_folder_name, names))
+    twice = [name for name in names if counts[_folder_name(name)] > 1]
+    if twice:
+        named = ", ".join(sorted(set(twice)))
+        raise ValueError(f"{what} must have names of their own, got {len(twice)} named {named}")
+
+
+def _errors(work: Path) -> dict[tuple[str, ...], str]:
+    """Return what `AnytimeSolver` wrote of runs that raised, by data set, solver and repetition."""
+    found: dict[tuple[str, ...], str] = {}
+    for path in work.glob("runs/*/*/*/*/error.txt"):
+        dataset, _, solver, repetition = path.parent.parts[-4:]
+        found[dataset, solver, repetition] = path.read_text(encoding="utf-8")
+    return found
+
+
+def run_folder(dataset: str, solver: str, repetition: int) -> tuple[str, str, str]:
+    """Return the names of the folders that a run may leave files in."""
+    return _folder_name(dataset), _folder_name(solver), f"rep_{repetition}"
+
+
+def _folder_name(name: str) -> str:
+    # As benchopt names the folder of a run.
+    return re.sub(r'[/\\:*?"<>|]+', "_", name)
+
+
+@contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """Set environment variables, which the workers inherit, for a while."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

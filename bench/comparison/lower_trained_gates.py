@@ -1,0 +1,105 @@
+"""Train small gates on real images, lower them, and store the problems beside the data sets of the benchmark.
+
+Run ``python -m moe_search.bench.comparison.lower_trained_gates``. The images are the 1,797 handwritten digits that come
+with scikit-learn: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning
+Repository (1998), doi 10.24432/C50P49, licence CC BY 4.0. The files hold no image: weights of a gate, outputs of its
+experts and labels, on canvases that no gate was trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import typer
+from torch import Tensor, nn
+
+from moe_search.bench.datasets.canvases import Canvases, CanvasSplit
+from moe_search.bench.datasets.two_digits import load_two_digits
+from moe_search.gates.comet import COMET
+from moe_search.gates.gate import Gate
+from moe_search.gates.hash_routing import HashRouting
+from moe_search.gates.top_k import TopK
+from moe_search.layers.mixture_of_experts import MixtureOfExperts
+from moe_search.layers.stacked_experts import StackedExperts
+from moe_search.problems.linear import LinearAssignment
+from moe_search.problems.mixture import MixtureAssignment
+from moe_search.problems.problem import Problem
+from moe_search.training.lowering.lowering import lower
+
+CANVAS = 12
+FEATURES = 32
+CLASSES = 10
+BATCH = 128
+MIXTURE_SAMPLES = 80
+GATES: dict[str, tuple[int, Callable[[], Gate]]] = {
+    "top-k": (16, lambda: TopK(CANVAS**2, 16, k=2)),
+    "comet": (16, lambda: COMET(CANVAS**2, 16, k=2)),
+    "hash": (8, lambda: HashRouting(8, num_slots=64, in_features=CANVAS**2, seed=0)),
+}
+"""Name of a file: number of experts, and the gate."""
+
+
+def train(gate: Gate, num_experts: int, data: Canvases, epochs: int) -> tuple[nn.Module, MixtureOfExperts]:
+    """Train a mixture and a linear head on both digits of a canvas; return the model and its mixture."""
+    moe = MixtureOfExperts(StackedExperts(num_experts, CANVAS**2, FEATURES), gate)
+    model = nn.Sequential(moe, nn.Linear(FEATURES, 2 * CLASSES), nn.Unflatten(1, (2, CLASSES)))
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+    images, labels = tensors(data.train)
+    for _ in range(epochs):
+        for batch in torch.split(torch.randperm(len(images)), BATCH):
+            loss = two_task_loss(model(images[batch]), labels[batch]) + moe.regularization()
+            optimizer.zero_grad()
+            torch.autograd.backward(loss)
+            optimizer.step()
+    return model.eval(), moe
+
+
+def tensors(split: CanvasSplit) -> tuple[Tensor, Tensor]:
+    """Return flat images and labels."""
+    return torch.from_numpy(split.images).flatten(1), torch.from_numpy(split.labels)
+
+
+def two_task_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the cross-entropy, mean over samples and tasks; outputs [B, tasks, classes], targets [B, tasks]."""
+    return nn.functional.cross_entropy(outputs.flatten(0, 1), targets.flatten())
+
+
+def arrays(problem: Problem) -> dict[str, npt.NDArray[Any]]:
+    """Return the arrays of a problem, as small as they may be without becoming another problem to a search."""
+    if isinstance(problem, LinearAssignment):
+        return {"cost": problem.cost.astype(np.float32)}
+    assert isinstance(problem, MixtureAssignment)
+    assert problem.sample_weights is not None
+    return {
+        "slot_weights": problem.slot_weights.astype(np.float16),
+        "outputs": problem.outputs.astype(np.float16),
+        "targets": problem.targets.astype(np.int8),
+        "loss": np.array(problem.loss),
+        "sample_weights": problem.sample_weights.astype(np.float32),
+    }
+
+
+def main(
+    folder: Annotated[Path, typer.Option(help="Where the files go.")] = Path(__file__).parent / "datasets",
+    epochs: Annotated[int, typer.Option(help="Epochs of training.", min=1)] = 20,
+) -> None:
+    """Write one file for each gate."""
+    data = load_two_digits(4000, 1000, 1000, canvas=CANVAS, seed=0)
+    for name, (num_experts, make) in GATES.items():
+        torch.manual_seed(0)
+        model, moe = train(make(), num_experts, data, epochs)
+        images, labels = tensors(data.validation)
+        count = len(images) if name == "hash" else MIXTURE_SAMPLES
+        lowering = lower(model, moe, images[:count], labels[:count], two_task_loss)
+        path = folder / f"{name}.npz"
+        np.savez_compressed(path, allow_pickle=False, **arrays(lowering.problem))
+        typer.echo(f"{path.name}: loss {lowering.batch_loss:.4f}, {path.stat().st_size:,} bytes")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,20 @@
+from .canvases import (
+    Canvases as Canvases,
+    CanvasSplit as CanvasSplit,
+)
+from .movielens import (
+    MovieLens as MovieLens,
+    Watches as Watches,
+    load_movielens as load_movielens,
+)
+from .sentence_encoder import (
+    SentenceEncoder as SentenceEncoder,
+    load_sentence_encoder as load_sentence_encoder,
+)
+from .snippets import (
+    Snippets as Snippets,
+    SnippetSplit as SnippetSplit,
+    load_snippets as load_snippets,
+)
+from .two_digits import load_two_digits as load_two_digits
+from .two_fashion import load_two_fashion as load_two_fashion

@@ -1,0 +1,133 @@
+"""The demo from start to end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+from moe_search.bench.demo.figures import validation_curves
+from moe_search.bench.demo.optimum import exact_value
+from moe_search.bench.demo.page import BAD_INITIALIZATION, FROM_SCRATCH, HOW_TO_READ, DemoResult, caution, make_report
+from moe_search.bench.demo.scenarios import Scenario, ScenarioResult, count_ticks
+from moe_search.bench.demo.settings import DemoSettings
+from moe_search.bench.demo.tables import findings, results_table, searches_table
+from moe_search.plotting.output_file import check_output_file
+from moe_search.plotting.picture_file import check_picture_file
+from moe_search.plotting.report import write_report
+from moe_search.problems.random_instances import random_linear, random_mixture
+from moe_search.solvers.engine.stop import MaxIterations
+from moe_search.solvers.heuristic.local_search import LocalSearch
+
+
+def run_demo(
+    settings: DemoSettings,
+    device: torch.device,
+    path: Path,
+    command: str,
+    console: Console,
+    picture: Path | None = None,
+) -> DemoResult:
+    """Train in both scenarios, print the tables and write the report.
+
+    Parameters
+    ----------
+    settings : DemoSettings
+    device : torch.device
+    path : Path
+        Of the report.
+    command : str
+        The command line, for the report.
+    console : rich.console.Console
+        Where progress and tables go.
+    picture : Path, optional
+        Where the validation curves of the second scenario go as an image, in the format of the suffix.
+
+    Returns
+    -------
+    DemoResult
+
+    Raises
+    ------
+    OSError
+        If no report can be written at `path`, or no image at `picture`; before anything is trained.
+    ValueError
+        If the suffix of `picture` names no format of images.
+    """
+    check_output_file(path, "report")
+    if picture is not None:
+        check_picture_file(picture, "picture")
+    start = time.perf_counter()
+    columns = (
+        SpinnerColumn(),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("compiling the kernels, the first time only", total=count_ticks(settings))
+        compile_kernels()
+
+        def on_tick(what: str) -> None:
+            progress.update(task, advance=1, description=what)
+
+        with _beside_training() as executor:
+            run = Scenario(settings, device, executor, on_tick)
+            from_scratch = run.train_from_scratch()
+            bad_initialization = run.train_from_bad_initialization()
+        progress.update(task, description="done")
+    result = DemoResult(settings, from_scratch, bad_initialization, _name(device), time.perf_counter() - start)
+    for title, scenario in ((FROM_SCRATCH, from_scratch), (BAD_INITIALIZATION, bad_initialization)):
+        _print_scenario(title, scenario, console)
+    console.print(HOW_TO_READ, style="dim")
+    console.print(caution(settings.seeds), style="dim")
+    write_report(make_report(result, command), path)
+    console.print(f"\nReport: {path.resolve()}", soft_wrap=True, highlight=False)
+    if picture is not None:
+        validation_curves(bad_initialization).savefig(picture, dpi=150)
+    return result
+
+
+def compile_kernels() -> None:
+    """Compile the kernels on tiny problems, so that no search is billed for it."""
+    linear = random_linear(4, seed=0, integral=False)
+    mixture = random_mixture(16, 4, seed=0, num_outputs=4, loss="cross_entropy")
+    for problem in (linear, mixture):
+        exact_value(problem)
+    LocalSearch().solve(mixture, MaxIterations(10))
+
+
+@contextmanager
+def _beside_training() -> Iterator[Executor]:
+    """Give a thread to the exact optima, whose kernels run without Python's lock, and one to everything else."""
+    threads = torch.get_num_threads()
+    executor = ThreadPoolExecutor(max_workers=1)
+    try:
+        # Layers this small gain nothing from more threads, which wait for each other where cores are busy.
+        torch.set_num_threads(1)
+        with threadpool_limits(1):
+            yield executor
+    finally:
+        executor.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
+
+
+def _print_scenario(title: str, result: ScenarioResult, console: Console) -> None:
+    console.print()
+    console.print(title, style="bold underline")
+    for table in (results_table(result), searches_table(result)):
+        console.print(table.as_rich())
+    for finding in findings(result):
+        console.print(f"- {finding}", highlight=False)
+
+
+def _name(device: torch.device) -> str:
+    return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type

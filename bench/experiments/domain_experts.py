@@ -1,0 +1,236 @@
+"""Experts trained apart, each on a domain of its own, under a gate trained alone to tell the domains apart.
+
+What one has who branches, trains and merges (Li et al. 2022, Branch-Train-Merge; Sukhbaatar et al. 2024,
+Branch-Train-MiX): both sides agree on what the domains are, and nobody knows which expert is which domain.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from moe_search.bench.demo.model import (
+    NUM_CLASSES,
+    NUM_EXPERTS,
+    NUM_TASKS,
+    TwoDigitsModel,
+    make_model,
+    two_task_loss,
+)
+from moe_search.bench.demo.tensors import DataTensors, SplitTensors
+from moe_search.bench.demo.training_run import evaluate
+from moe_search.bench.experiments.branched_training import branch_off, train_apart
+from moe_search.bench.experiments.cluster_gate import ClusterGate
+from moe_search.bench.experiments.domains import NUM_DOMAINS, draw_domains, in_style
+from moe_search.bench.experiments.experiment import Numbers
+from moe_search.bench.experiments.new_gate import SEEDS_APART
+from moe_search.bench.experiments.two_image_trials import (
+    DIGITS,
+    FASHION,
+    WAY_BACK_GATES,
+    TwoImageSettings,
+    load,
+    train_on,
+    ways_back,
+)
+from moe_search.bench.experiments.warm_gate import make_warm_gate
+from moe_search.gates.gate import Gate
+
+NEAREST_MEAN = "Nearest mean"
+"""A gate with nothing to learn: a sample goes to the slot of the domain whose mean canvas is nearest."""
+
+
+@dataclass(frozen=True)
+class DomainSettings(TwoImageSettings):
+    """Sizes of a trial. The experts have the logits for features, whatever the model's number of them.
+
+    Attributes
+    ----------
+    held : int
+        Steps at the start in which a run with search leaves the weights as they are. They count as steps.
+    seed_epochs : int
+        Epochs in which one expert is trained on all domains, before all others branch off from it; 0 for experts that
+        begin with weights of their own.
+    """
+
+    held: int = 2
+    seed_epochs: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class DomainData:
+    """Canvases in the styles of their domains.
+
+    Attributes
+    ----------
+    all : DataTensors
+    domains : Tensor
+        Of the training canvases, integers in 0 .. 7, shape [N].
+    validation_domains : Tensor
+    """
+
+    all: DataTensors
+    domains: Tensor
+    validation_domains: Tensor
+
+    def half(self, which: int) -> tuple[SplitTensors, Tensor]:
+        """Return the first half of the training canvases (0), or the second (1), and their domains."""
+        middle = len(self.domains) // 2
+        rows = slice(middle) if which == 0 else slice(middle, None)
+        train = self.all.train
+        return SplitTensors(train.inputs[rows], train.targets[rows]), self.domains[rows]
+
+
+@dataclass(frozen=True, eq=False)
+class Merged:
+    """Experts and a gate from two sides.
+
+    Attributes
+    ----------
+    model : TwoDigitsModel
+        Its map that of a fresh gate, slot j to expert j.
+    right_map : Tensor
+        The expert of the domain of every slot, shape [n].
+    intact_loss : float
+        Validation loss under the right map.
+    gate_accuracy : float
+        Share of the validation canvases that have the most weight on the slot of their domain.
+    known_loss : float
+        Validation loss of the experts on their own domains, without a gate.
+    """
+
+    model: TwoDigitsModel
+    right_map: Tensor
+    intact_loss: float
+    gate_accuracy: float
+    known_loss: float
+
+
+def run_trial(settings: DomainSettings, seed: int, gate: str, search: str) -> Numbers:
+    """Train experts and gate apart, join them in the order they came, and train on."""
+    merged = merge(settings, seed, gate)
+    model = copy.deepcopy(merged.model)
+    held = settings.held if search == "search" else 0
+    numbers = train_on(model, settings, seed, search, merged.intact_loss, domain_data(settings, seed).all, held)
+    last_map = torch.tensor(numbers["last_map"])
+    return dict(numbers) | {
+        "gate_accuracy": merged.gate_accuracy,
+        "known_loss": merged.known_loss,
+        "right_slots": float((last_map == merged.right_map).double().mean()),
+    }
+
+
+@lru_cache(maxsize=1)
+def merge(settings: DomainSettings, seed: int, gate: str) -> Merged:
+    """Return experts of domains under a gate of domains; the last one is kept for the trials that share it."""
+    data = domain_data(settings, seed)
+    slots = torch.randperm(NUM_DOMAINS, generator=torch.Generator().manual_seed(seed + SEEDS_APART))
+    model = copy.deepcopy(experts_of_domains(settings, seed))
+    model.moe.gate = gate_of_domains(settings, seed, gate, slots)
+    right_map = slots.argsort()
+    expert_map = model.moe.gate.expert_map
+    fresh = expert_map.experts.clone()
+    expert_map.assign(right_map.expand_as(fresh))
+    intact_loss = evaluate(model, data.all.validation).loss
+    expert_map.assign(fresh)
+    validation, domains = data.all.validation, data.validation_domains
+    with torch.no_grad():
+        right = model.moe.gate(validation.inputs).weights.sum(1).argmax(1) == slots[domains]
+        own = functional.one_hot(domains, NUM_EXPERTS).to(validation.inputs.dtype)
+        answers = model.classify(model.moe.combine(own, model.moe.expert_outputs(validation.inputs)))
+    known_loss = float(two_task_loss(answers, validation.targets))
+    return Merged(model, right_map, intact_loss, float(right.double().mean()), known_loss)
+
+
+@lru_cache(maxsize=1)
+def domain_data(settings: DomainSettings, seed: int) -> DomainData:
+    """Return the canvases of a seed, each in the style of a domain drawn by chance; the last ones are kept."""
+    plain = load(settings, seed)
+    generator = torch.Generator().manual_seed(seed)
+    splits, domains = [], []
+    for split in (plain.train, plain.validation, plain.test):
+        drawn = draw_domains(len(split.inputs), generator)
+        splits.append(SplitTensors(in_style(split.inputs, drawn, settings.model.canvas), split.targets))
+        domains.append(drawn)
+    return DomainData(DataTensors(*splits), domains[0], domains[1])
+
+
+@lru_cache(maxsize=1)
+def experts_of_domains(settings: DomainSettings, seed: int) -> TwoDigitsModel:
+    """Return a model whose expert d was trained on domain d alone, on its canvases in the first half of the data.
+
+    Its head passes the outputs of the experts on as logits: they have nothing in common. Its gate is none of theirs.
+    """
+    sizes = replace(settings.model, features=NUM_TASKS * NUM_CLASSES)
+    model = make_model("Top-k", sizes, seed)
+    with torch.no_grad():
+        model.head.weight.copy_(torch.eye(sizes.features))
+        model.head.bias.zero_()
+    data, domains = domain_data(settings, seed).half(0)
+    if settings.seed_epochs:
+        branch_off(model, data, replace(sizes, pretraining_epochs=settings.seed_epochs), seed)
+    train_apart(model, data, domains, sizes, seed)
+    return model
+
+
+def gate_of_domains(settings: DomainSettings, seed: int, gate: str, slots: Tensor) -> Gate:
+    """Return a gate that was trained on the second half of the data to tell the domains apart.
+
+    Parameters
+    ----------
+    settings : DomainSettings
+    seed : int
+    gate : str
+    slots : Tensor
+        The slot of every domain, shape [8].
+    """
+    data, domains = domain_data(settings, seed).half(1)
+    parts = slots[domains]
+    if gate == NEAREST_MEAN:
+        means = [data.inputs[parts == slot].mean(0) for slot in range(NUM_DOMAINS)]
+        return ClusterGate(torch.stack(means), NUM_EXPERTS)
+    return make_warm_gate(gate, data.inputs, parts, settings.model, seed, seed + SEEDS_APART)
+
+
+def sizes_of(images: TwoImageSettings) -> DomainSettings:
+    """Return the sizes of this experiment on some images: it divides the training canvases by two, then by eight."""
+    same = {field.name: getattr(images, field.name) for field in fields(TwoImageSettings)}
+    same["model"] = replace(images.model, num_train=16_000, pretraining_epochs=15)
+    # Of 0.001, 0.003, 0.01 and 0.03 the rate with which gradient alone gets there first.
+    same["learning_rate"] = 0.01
+    return DomainSettings(**same)
+
+
+STYLES = (
+    "Canvases come in eight styles, the domains: quarter turns, with and without inverted ink. Eight experts are "
+    "trained apart, each on a domain of its own"
+)
+GATE = (
+    "A gate is trained alone, on other canvases, to tell the domains apart, which it numbers in an order of its own "
+    "(Nearest mean: by the nearest mean canvas). They are put together in the order they came. How many training steps "
+    "does it take to get to the validation loss that the right order has from the start?"
+)
+
+EXPERIMENTS = (
+    *ways_back(
+        name="domains",
+        title="Experts of domains under a gate of domains",
+        question=f"{STYLES}, from weights of its own. {GATE}",
+        run_trial=run_trial,
+        gates=(NEAREST_MEAN, *WAY_BACK_GATES[1:]),
+        sizes=(sizes_of(DIGITS), sizes_of(FASHION)),
+    ),
+    *ways_back(
+        name="branched",
+        title="Experts branched off for domains, under a gate of domains",
+        question=f"{STYLES}, from the weights of one that was trained on all of them. {GATE}",
+        run_trial=run_trial,
+        gates=(NEAREST_MEAN, *WAY_BACK_GATES[1:]),
+        sizes=(replace(sizes_of(DIGITS), seed_epochs=5),),
+    ),
+)

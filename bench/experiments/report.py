@@ -1,0 +1,273 @@
+"""The page of one or more experiments: tables with their statistics, loss curves, expert maps."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from moe_search.bench.experiments.budget_report import budget_figure, budget_table, fewer_trials_table
+from moe_search.bench.experiments.comparison_rows import comparison_columns, comparison_rows, mean_with_error
+from moe_search.bench.experiments.equal_time import TimedRun, equal_time_table
+from moe_search.bench.experiments.experiment import Experiment, Measure, Trial
+from moe_search.bench.experiments.journal import Entry
+from moe_search.bench.experiments.journals import FILE_NAMES, TrialJournal, read_journal
+from moe_search.bench.experiments.paired_statistics import compare_differences, compare_ratios
+from moe_search.bench.experiments.registry import find_experiment
+from moe_search.bench.experiments.run import plain_settings
+from moe_search.plotting.expert_maps import MapPanel, NamedMap, expert_maps
+from moe_search.plotting.loss_curves import LossCurve, LossPanel, loss_curves
+from moe_search.plotting.palette import MUTED, OKABE_ITO
+from moe_search.plotting.report import Report, ReportFigure, Section
+from moe_search.plotting.svg import figure_svg
+from moe_search.plotting.table import Table
+
+MOST_SLOTS_DRAWN = 64
+
+HOW_TO_READ = (
+    "Means over the seeds ± standard error. Comparisons are paired: trials of one seed share data, first weights and "
+    "batches. p: Wilcoxon's signed-rank test, two-sided for differences; for ratios one-sided, of the claim in the "
+    "column's name. Holm: adjusted for all comparisons in the table. d_z: mean over standard deviation of the "
+    "differences (of logarithms, for ratios). r: rank-biserial correlation, from -1, all seeds lower, to 1, all higher."
+)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """An experiment with the trials in its journal."""
+
+    experiment: Experiment
+    journal: TrialJournal
+    entries: dict[Trial, Entry]
+
+    def numbers(self, gate: str, search: str, name: str) -> dict[int, float]:
+        """Return a number of the trials of a gate and search, by seed."""
+        return {
+            trial.seed: float(entry.numbers[name])  # type: ignore[arg-type]
+            for trial, entry in sorted(self.entries.items())
+            if (trial.gate, trial.search) == (gate, search)
+        }
+
+    def pairs(self, gate: str, search: str, name: str) -> tuple[list[float], list[float]]:
+        """Return a number under the baseline and under a search, of the seeds that ended under both."""
+        baseline, other = (self.numbers(gate, each, name) for each in (self.experiment.searches[0], search))
+        seeds = [seed for seed in baseline if seed in other]
+        return [baseline[seed] for seed in seeds], [other[seed] for seed in seeds]
+
+    def losses(self, name: str) -> dict[str, dict[str, list[float]]]:
+        """Return a number of the seeds that ended under all searches, by gate and search, as far as there are any."""
+        found = {}
+        for gate in self.experiment.gates:
+            by_search = {search: self.numbers(gate, search, name) for search in self.experiment.searches}
+            seeds = sorted(set.intersection(*map(set, by_search.values())))
+            if seeds:
+                found[gate] = {search: [values[seed] for seed in seeds] for search, values in by_search.items()}
+        return found
+
+    def timed_runs(self, gate: str, search: str) -> dict[int, TimedRun]:
+        """Return the curves over time of a gate and search, by seed; journals of earlier versions hold none."""
+        rule, curve = self.experiment.equal_time, self.experiment.curve
+        if rule is None or curve is None:
+            return {}
+        return {
+            trial.seed: TimedRun(entry.numbers[rule.seconds], entry.numbers[curve[1]])  # type: ignore[arg-type]
+            for trial, entry in sorted(self.entries.items())
+            if (trial.gate, trial.search) == (gate, search) and rule.seconds in entry.numbers
+        }
+
+
+def read_finished(folder: str | os.PathLike[str]) -> list[Finished]:
+    """Read the experiments in a folder: its own journal, or those of the folders in it.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no journal.
+    ValueError
+        If a journal is damaged, holds no trial, or is of an unknown experiment.
+    """
+    root = Path(folder)
+    folders = [root] if _holds_journal(root) else sorted(filter(_holds_journal, root.glob("*/")))
+    if not folders:
+        raise FileNotFoundError(
+            f"no experiment was run in {root}: neither it nor a folder in it holds {' or '.join(FILE_NAMES)}"
+        )
+    found = []
+    for each in folders:
+        journal = read_journal(each)
+        entries = journal.entries()
+        if not entries:
+            raise ValueError(f"{journal.file} must hold at least one finished trial, got none")
+        found.append(Finished(find_experiment(journal.header["experiment"]), journal, entries))
+    return found
+
+
+def _holds_journal(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in FILE_NAMES)
+
+
+def make_report(finished: Sequence[Finished], command: str) -> Report:
+    """Return the page.
+
+    Parameters
+    ----------
+    finished : sequence of Finished
+        At least one.
+    command : str
+        The command line that made it.
+    """
+    facts = {"report": command}
+    for each in finished:
+        name = each.experiment.name
+        seeds = {trial.seed for trial in each.entries}
+        facts[name] = f"moe-search experiment {name} --first-seed {min(seeds)} --seeds {1 + max(seeds) - min(seeds)}"
+        facts[f"{name}, sizes"] = json.dumps(each.journal.header.get("settings"))
+        facts[f"{name}, versions"] = json.dumps(each.journal.header.get("versions"))
+    return Report(
+        title="moe-search experiments",
+        lead="Sparse gates with and without search of their expert map, paired by seed.",
+        sections=(
+            Section("How to read the results", paragraphs=(HOW_TO_READ,)),
+            *(section(each) for each in finished),
+        ),
+        facts=facts,
+    )
+
+
+def section(finished: Finished) -> Section:
+    """Return the part of the page about one experiment."""
+    experiment = finished.experiment
+    smoke = finished.journal.header.get("settings") == plain_settings(experiment.smoke)
+    warning = ("These are the sizes of --smoke: they show that all works, and nothing else.",) if smoke else ()
+    figures = [figure for figure in (_curves(finished), _best_of(finished), _maps(finished)) if figure is not None]
+    return Section(
+        experiment.title,
+        paragraphs=(experiment.question, *warning),
+        tables=tables(finished),
+        figures=tuple(figures),
+    )
+
+
+def tables(finished: Finished) -> tuple[Table, ...]:
+    """Return all tables about one experiment."""
+    compared = (comparison_table(finished, measure) for measure in comparable(finished.experiment))
+    return results_table(finished), *_budget(finished), *compared, *_equal_time(finished)
+
+
+def comparable(experiment: Experiment) -> tuple[Measure, ...]:
+    """Return the measures to compare searches by; none if there is only a baseline."""
+    return experiment.measures if len(experiment.searches) > 1 else ()
+
+
+def results_table(finished: Finished) -> Table:
+    """Return one row a gate and search: the means of all measures."""
+    experiment = finished.experiment
+    rows = []
+    for gate in experiment.gates:
+        for search in experiment.searches:
+            seeds = len(finished.numbers(gate, search, experiment.measures[0].name))
+            if seeds:
+                cells = (
+                    mean_with_error(list(finished.numbers(gate, search, measure.name).values()), measure.digits)
+                    for measure in experiment.measures
+                )
+                rows.append((f"{gate}, {search}", str(seeds), *cells))
+    titles = tuple(measure.title for measure in experiment.measures)
+    return Table("Results", ("gate, search", "seeds", *titles), tuple(rows))
+
+
+def comparison_table(finished: Finished, measure: Measure) -> Table:
+    """Return one row a gate and search that is not the baseline: a paired comparison with it."""
+    experiment = finished.experiment
+    labels, comparisons = [], []
+    for gate in experiment.gates:
+        for search in experiment.searches[1:]:
+            baseline, other = finished.pairs(gate, search, measure.name)
+            if baseline:
+                labels.append(f"{gate}, {search}")
+                comparisons.append(
+                    compare_differences(baseline, other)
+                    if measure.factor is None
+                    else compare_ratios(baseline, other, measure.factor)
+                )
+    rows = comparison_rows(comparisons, measure)
+    title = f"{measure.title}: against {experiment.searches[0]}, {measure.better} is better"
+    return Table(
+        title,
+        ("gate, search", *comparison_columns(measure)),
+        tuple((label, *row) for label, row in zip(labels, rows, strict=True)),
+    )
+
+
+def _budget(finished: Finished) -> tuple[Table, ...]:
+    budget = finished.experiment.budget
+    losses = {} if budget is None else finished.losses(budget.loss)
+    return (budget_table(losses), fewer_trials_table(losses)) if losses else ()
+
+
+def _equal_time(finished: Finished) -> tuple[Table, ...]:
+    rule = finished.experiment.equal_time
+    if rule is None:
+        return ()
+    pairs = {}
+    for gate in finished.experiment.gates:
+        first, other = (finished.timed_runs(gate, search) for search in (rule.peer, rule.search))
+        pairs[gate] = [(first[seed], other[seed]) for seed in first if seed in other]
+    return (equal_time_table(pairs, rule.peer, rule.search),) if any(pairs.values()) else ()
+
+
+def _curves(finished: Finished) -> ReportFigure | None:
+    experiment = finished.experiment
+    if experiment.curve is None:
+        return None
+    steps_name, losses_name = experiment.curve
+    panels = []
+    for gate in experiment.gates:
+        curves = []
+        for colour, search in zip((MUTED, *OKABE_ITO), experiment.searches, strict=False):
+            runs = [
+                entry.numbers
+                for trial, entry in sorted(finished.entries.items())
+                if (trial.gate, trial.search) == (gate, search)
+            ]
+            if runs:
+                losses = np.array([numbers[losses_name] for numbers in runs], dtype=np.float64)
+                positions = np.array(runs[0][steps_name], dtype=np.float64)
+                curves.append(LossCurve(search, losses, colour, positions=positions))
+        panels.append(LossPanel(gate, tuple(curves)))
+    caption = "Validation loss by training step: the mean, and behind it every seed."
+    figure = loss_curves(panels, step_name="step", logarithmic=True)
+    return ReportFigure(figure_svg(figure, f"{experiment.title}: {caption}"), caption)
+
+
+def _best_of(finished: Finished) -> ReportFigure | None:
+    budget = finished.experiment.budget
+    losses = {} if budget is None else finished.losses(budget.loss)
+    if not losses:
+        return None
+    caption = "Expected best validation loss by the number of trials, and the middle 90 % of bootstrap samples."
+    figure = budget_figure(losses)
+    return ReportFigure(figure_svg(figure, f"{finished.experiment.title}: {caption}"), caption)
+
+
+def _maps(finished: Finished) -> ReportFigure | None:
+    experiment = finished.experiment
+    rows: dict[str, list[NamedMap]] = defaultdict(list)
+    first_seed = min(trial.seed for trial in finished.entries)
+    for trial, entry in sorted(finished.entries.items()):
+        if trial.seed == first_seed and trial.search != experiment.searches[0]:
+            for name in experiment.maps:
+                experts = np.array(entry.numbers[name], dtype=np.int64)
+                if len(experts) <= MOST_SLOTS_DRAWN:
+                    rows[trial.gate].append(NamedMap(f"{trial.search}, {name.replace('_', ' ')}", experts))
+    panels = [MapPanel(gate, tuple(rows[gate])) for gate in experiment.gates if rows[gate]]
+    if not panels:
+        return None
+    count = 1 + max(int(row.experts.max()) for panel in panels for row in panel.rows)
+    caption = f"The expert of every slot in the trials of seed {first_seed}."
+    return ReportFigure(figure_svg(expert_maps(panels, count), f"{experiment.title}: {caption}"), caption)

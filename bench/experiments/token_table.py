@@ -1,0 +1,182 @@
+"""A table from tokens to experts in a distilled BERT, far more tokens than experts: searched against random."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.linear_model import RidgeCV
+from torch import Tensor
+
+from moe_search.bench.demo.settings import SearchSchedule
+from moe_search.bench.experiments.experiment import Experiment, Measure, Numbers
+from moe_search.bench.experiments.step_training import StepRun, endless_batches
+from moe_search.bench.experiments.table_search import TokenTableSearch, random_table
+from moe_search.bench.experiments.token_slots import frequency_strata, token_slots
+from moe_search.bench.experiments.token_states import TokenStates
+from moe_search.bench.experiments.token_student import TokenStudent, distillation_losses, embeddings, layer_losses
+from moe_search.bench.experiments.token_teacher import RIDGES, Teaching, TokenTableSettings, teach
+from moe_search.training.lowering.batch import Batch
+
+GATES = ("Hash", "Balanced hash")
+"""Equally many slots an expert, of all slots or of every group of about equally frequent ones."""
+
+
+def run_trial(settings: TokenTableSettings, seed: int, gate: str, search: str) -> Numbers:
+    """Distill from the split teacher and a random table."""
+    if gate not in GATES:
+        raise ValueError(f"gate must be one of {', '.join(GATES)}, got {gate!r}")
+    teaching = teach(settings, seed)
+    slots = token_slots(teaching.counts, settings.slots)
+    student = TokenStudent(
+        teaching.encoder.layers[-settings.layers :],
+        teaching.neurons,
+        torch.from_numpy(slots),
+        settings.slots,
+    )
+    loads = np.bincount(slots, teaching.counts, minlength=settings.slots).astype(np.int64)
+    strata = frequency_strata(loads, settings.experts) if gate == GATES[1] else [np.arange(settings.slots)]
+    generator = torch.Generator().manual_seed(seed)
+    for layer in range(settings.layers):
+        student.gate(layer).expert_map.assign(random_table(strata, settings.experts, generator)[None])
+    tables = TokenTableSearch(student, teaching.train, strata, settings.schedule, settings.search_snippets, seed)
+    run = distill(student, teaching, settings, seed, tables if search == "search" else None)
+    test = layer_losses(student, teaching.test)
+    taught = (teaching.train, teaching.test)
+    return run.numbers() | {
+        "test_loss": float(test.sum()),
+        "test_losses": test.tolist(),
+        "test_rmse": rating_error([embeddings(student, each) for each in taught], taught),
+        "teacher_rmse": rating_error([each.means().double().numpy() for each in taught], taught),
+        "highest_load": highest_load(student, teaching.test),
+        "slots_moved": float((run.first_map != run.last_map).mean()),
+    }
+
+
+def distill(
+    student: TokenStudent,
+    teaching: Teaching,
+    settings: TokenTableSettings,
+    seed: int,
+    tables: TokenTableSearch | None,
+) -> StepRun:
+    """Train a student in place to make of every token what the teacher makes of it, layer by layer.
+
+    The loss is the squared error of the layers' outputs, summed over the layers, plus that of the rating that the
+    teacher's head reads from their mean.
+
+    Parameters
+    ----------
+    student : TokenStudent
+    teaching : Teaching
+    settings : TokenTableSettings
+    seed : int
+        Decides the batches.
+    tables : TokenTableSearch or None
+        Searches the tables after the steps that its schedule tells.
+    """
+    optimizer = torch.optim.Adam([each for each in student.parameters() if each.requires_grad], settings.learning_rate)
+    first_map = student.maps()
+    evaluated = tuple(range(0, settings.steps + 1, settings.evaluation_period))
+    losses = [float(layer_losses(student, teaching.validation).sum())]
+    rows = endless_rows(len(teaching.train), settings.batch_size, seed)
+    seconds = 0.0
+    for step in range(1, settings.steps + 1):
+        start = time.perf_counter()
+        student.train()
+        batch = teaching.train.batch(next(rows))
+        outputs = student(batch)
+        read, told = (teaching.head(batch.means(each)) for each in (outputs[-1], batch.targets[-1]))
+        total = distillation_losses(outputs, batch).sum() + settings.prediction_weight * (read - told).square().mean()
+        optimizer.zero_grad()
+        torch.autograd.backward(total)
+        optimizer.step()
+        if tables is not None:
+            tables.step(step)
+        seconds += time.perf_counter() - start
+        if step in evaluated:
+            losses.append(float(layer_losses(student, teaching.validation).sum()))
+    return StepRun(
+        steps=evaluated,
+        losses=tuple(losses),
+        best={},
+        first_map=first_map,
+        last_map=student.maps(),
+        committed=0 if tables is None else tables.committed,
+        seconds=seconds,
+        seconds_searching=0.0 if tables is None else tables.seconds,
+    )
+
+
+def endless_rows(count: int, size: int, seed: int) -> Iterator[Tensor]:
+    """Yield `size` numbers below `count` for ever, in a new order each time that all have been seen."""
+    numbers = torch.arange(count)
+    return (batch.inputs for batch in endless_batches(Batch(numbers, numbers), size, seed))
+
+
+def rating_error(of_snippets: Sequence[NDArray[np.float64]], data: Sequence[TokenStates]) -> float:
+    """Return the root mean squared error of ratings on the second of two data sets, read off by a ridge regression.
+
+    Parameters
+    ----------
+    of_snippets : pair of ndarray, shape (N, H)
+        Embeddings of the snippets of either.
+    data : pair of TokenStates
+        The first fits the regression, with the penalty of the least leave-one-out error.
+    """
+    fitted, told = (each.scores.double().numpy() for each in data)
+    read = RidgeCV(RIDGES).fit(of_snippets[0], fitted).predict(of_snippets[1])
+    return float(np.sqrt(np.mean((read - told) ** 2)))
+
+
+def highest_load(student: TokenStudent, data: TokenStates) -> float:
+    """Return the tokens of the fullest expert in parts of the mean, the mean over layers."""
+    loads = []
+    for layer in range(len(student.mixtures)):
+        counts = torch.bincount(student.experts_of(layer, data.ids), minlength=student.gate(layer).num_experts)
+        loads.append(float(counts.max() / counts.double().mean()))
+    return sum(loads) / len(loads)
+
+
+EXPERIMENTS = (
+    Experiment(
+        name="token-table",
+        title="A table from tokens to experts, MiniLM on film reviews",
+        question=(
+            "The last feed-forward layers of a BERT are split into experts by importance and distilled, a table "
+            "sending every token to one of them. Does a table that is searched meanwhile come closer to the teacher "
+            "than a random one?"
+        ),
+        gates=GATES,
+        searches=("none", "search"),
+        seeds=10,
+        settings=TokenTableSettings(),
+        smoke=TokenTableSettings(
+            layers=1,
+            experts=2,
+            neurons=8,
+            shared=4,
+            slots=16,
+            max_tokens=12,
+            snippets=90,
+            importance_snippets=20,
+            batch_size=8,
+            steps=12,
+            schedule=SearchSchedule(period=4, until=8),
+            search_snippets=40,
+            evaluation_period=4,
+            made=True,
+        ),
+        run_trial=run_trial,
+        measures=(
+            Measure("test_loss", "test distillation loss", digits=5),
+            Measure("test_rmse", "test RMSE, rating", digits=4),
+            Measure("highest_load", "highest load / mean"),
+            Measure("training_seconds", "seconds of training", digits=1),
+        ),
+        curve=("steps", "validation_losses"),
+    ),
+)

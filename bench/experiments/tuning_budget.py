@@ -1,0 +1,202 @@
+"""The tuning budget: random search over hyperparameters, with and without search of the expert map."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from moe_search.bench.demo.model import EXPERTS_PER_SAMPLE, NUM_EXPERTS, TwoDigitsModel, make_model, two_task_loss
+from moe_search.bench.demo.settings import SearchSchedule
+from moe_search.bench.demo.training_run import evaluate
+from moe_search.bench.experiments.experiment import Budget, Experiment, Measure, Numbers
+from moe_search.bench.experiments.step_training import endless_batches, train_by_steps
+from moe_search.bench.experiments.study_journal import draw_parameters, require_optuna
+from moe_search.bench.experiments.two_image_trials import DIGITS, MAPS, TwoImageSettings, load, run_numbers, smoke
+from moe_search.gates.comet import COMET
+from moe_search.gates.dselect_k import DSelectK
+from moe_search.gates.hash_routing import HashRouting
+from moe_search.gates.top_k import TopK
+from moe_search.training.lowering.batch import Batch
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+
+LEARNING_RATES = (1e-4, 1e-2)
+BATCH_SIZES = (128, 256)
+GAMMAS = (1e-3, 1e-2, 1e-1, 1.0, 5.0)
+ENTROPIES = (1e-3, 1e-2, 1e-1, 1.0, 5.0)
+"""The ranges in the published configurations of COMET and DSelect-k for two-digit images, where the learning rate is
+at most 1e-3 over many epochs; that up to 1e-2 is of their short runs on faces."""
+
+SMOOTH = {"COMET": COMET, "DSelect-k": DSelectK}
+
+
+@dataclass(frozen=True)
+class TuningSettings:
+    """Sizes of a trial.
+
+    Attributes
+    ----------
+    images : TwoImageSettings
+        Its data, model and schedule; `steps` is for the batch size of its model, and larger batches get fewer steps.
+    data_seed : int
+        Of the data, the same for all trials: a trial differs in hyperparameters and first weights.
+    num_slots : int or None
+        Of the gate; one for each expert by default.
+    evaluations : int
+        How often the validation loss is taken in a run, after its start.
+    """
+
+    images: TwoImageSettings
+    data_seed: int = 100
+    num_slots: int | None = None
+    evaluations: int = 20
+
+
+@dataclass(frozen=True)
+class Hyperparameters:
+    """What a trial of the random search is given; gamma and entropy are of smooth-step gates alone."""
+
+    learning_rate: float
+    batch_size: int
+    gamma: float
+    entropy: float
+
+
+def run_trial(settings: TuningSettings, seed: int, gate: str, search: str) -> Numbers:
+    """Train from fresh weights with the hyperparameters that the seed draws, alike with and without search.
+
+    Raises
+    ------
+    ImportError
+        If Optuna is missing.
+    """
+    drawn = draw(seed, gate)
+    images = settings.images
+    steps = images.steps * min(BATCH_SIZES) // drawn.batch_size
+    data = load(images, settings.data_seed)
+    model = make_tuned_model(drawn, settings, seed, gate)
+    run = train_by_steps(
+        model,
+        model.moe,
+        two_task_loss,
+        endless_batches(Batch(data.train.inputs, data.train.targets), drawn.batch_size, seed),
+        lambda: evaluate(model, data.validation).loss,
+        steps=steps,
+        learning_rate=drawn.learning_rate,
+        search=search,
+        schedule=images.schedule,
+        seed=seed,
+        evaluated=tuple(round(steps * part / settings.evaluations) for part in range(settings.evaluations + 1)),
+    )
+    return run_numbers(run, model, data) | {
+        "learning_rate": drawn.learning_rate,
+        "batch_size": float(drawn.batch_size),
+        "gamma": drawn.gamma,
+        "entropy": drawn.entropy,
+    }
+
+
+def space(gate: str) -> dict[str, BaseDistribution]:
+    """Return what is drawn for a gate; the first two are drawn alike for all gates.
+
+    Raises
+    ------
+    ImportError
+        If Optuna is missing.
+    """
+    require_optuna()
+    from optuna.distributions import CategoricalDistribution, FloatDistribution
+
+    common: dict[str, BaseDistribution] = {
+        "learning_rate": FloatDistribution(*LEARNING_RATES, log=True),
+        "batch_size": CategoricalDistribution(BATCH_SIZES),
+    }
+    if gate not in SMOOTH:
+        return common
+    return common | {"gamma": CategoricalDistribution(GAMMAS), "entropy": CategoricalDistribution(ENTROPIES)}
+
+
+def draw(seed: int, gate: str) -> Hyperparameters:
+    """Return the hyperparameters that Optuna's random sampler draws for a gate from a seed.
+
+    Raises
+    ------
+    ImportError
+        If Optuna is missing.
+    """
+    return Hyperparameters(**{"gamma": 1.0, "entropy": 0.0} | draw_parameters(space(gate), seed))
+
+
+def make_tuned_model(drawn: Hyperparameters, settings: TuningSettings, seed: int, gate: str) -> TwoDigitsModel:
+    """Return a fresh model whose gate has the hyperparameters drawn, and the slots of the settings."""
+    model = make_model(gate, settings.images.model, seed)
+    pixels, slots = settings.images.model.canvas**2, settings.num_slots
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if gate in SMOOTH:
+            model.moe.gate = SMOOTH[gate](
+                pixels,
+                NUM_EXPERTS,
+                EXPERTS_PER_SAMPLE,
+                num_slots=slots,
+                gamma=drawn.gamma,
+                entropy=drawn.entropy,
+                shared_map=True,
+            )
+        elif gate == "Top-k":
+            model.moe.gate = TopK(pixels, NUM_EXPERTS, EXPERTS_PER_SAMPLE, num_slots=slots)
+        else:
+            model.moe.gate = HashRouting(NUM_EXPERTS, num_slots=slots, in_features=pixels, seed=seed)
+    return model
+
+
+MEASURES = (
+    Measure("least_validation_loss", "validation loss"),
+    Measure("test_loss", "test loss"),
+    Measure("training_seconds", "seconds of training", digits=1),
+)
+QUESTION = (
+    "Every seed draws a learning rate, a batch size and, for gates with a smooth step, gamma and the weight of the "
+    "entropy, from the published ranges. How good is the best of r trials, chosen by validation loss, with and without "
+    "search of the map, and how many trials does a loss take? The weights are fresh"
+)
+SETTINGS = TuningSettings(
+    replace(DIGITS, steps=300, schedule=SearchSchedule(period=30, until=150, batches=4, iterations=2000))
+)
+
+
+def tuning_experiment(name: str, title: str, question: str, num_slots: int | None) -> Experiment:
+    """Return a random search with as many slots as given, one for each expert by default."""
+    return Experiment(
+        name=name,
+        title=title,
+        question=question,
+        gates=("Hash", "Top-k", "DSelect-k", "COMET"),
+        searches=("none", "search"),
+        seeds=60,
+        settings=replace(SETTINGS, num_slots=num_slots),
+        smoke=TuningSettings(smoke("digits"), num_slots=num_slots, evaluations=3),
+        run_trial=run_trial,
+        measures=MEASURES,
+        maps=MAPS,
+        budget=Budget("least_validation_loss", space),
+    )
+
+
+EXPERIMENTS = (
+    tuning_experiment(
+        "tuning-budget",
+        "Random search over hyperparameters, digits",
+        f"{QUESTION}, the experts alike and as many as slots, so that a map found early is but another name for them.",
+        None,
+    ),
+    tuning_experiment(
+        "tuning-budget-slots",
+        "Random search over hyperparameters, four slots an expert, digits",
+        f"{QUESTION}; every expert has four slots, so that a map decides which slots share one.",
+        4 * NUM_EXPERTS,
+    ),
+)

@@ -1,0 +1,238 @@
+"""Trials on canvases of two images: the model of the demo, its specialists, and training by steps."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Literal, TypeVar
+
+import torch
+
+from moe_search.bench.datasets.two_digits import load_two_digits
+from moe_search.bench.datasets.two_fashion import load_two_fashion
+from moe_search.bench.demo.model import TwoDigitsModel, make_model, two_task_loss
+from moe_search.bench.demo.settings import DemoSettings, SearchSchedule, smoke_settings
+from moe_search.bench.demo.specialists import parts_of, train_specialists
+from moe_search.bench.demo.tensors import DataTensors, to_tensors
+from moe_search.bench.demo.training_run import evaluate
+from moe_search.bench.experiments.experiment import EqualTime, Experiment, Measure, Numbers, RunTrial
+from moe_search.bench.experiments.step_training import SEARCHES, StepRun, endless_batches, train_by_steps
+from moe_search.training.lowering.batch import Batch
+
+CURVE = ("steps", "validation_losses")
+MAPS = ("first_map", "last_map")
+EQUAL_TIME = EqualTime(peer="sinkhorn", search="search", seconds="cpu_seconds")
+
+FINAL_MEASURES = (
+    Measure("test_loss", "test loss"),
+    Measure("accuracy", "test accuracy", better="higher"),
+    Measure("training_seconds", "seconds of training", digits=2),
+)
+WAY_BACK_GATES = ("Hash", "Top-k", "DSelect-k", "COMET")
+WAY_BACK_MEASURES = (
+    Measure("steps_to_intact", "steps to the intact loss", digits=0, factor=10.0),
+    Measure("reached", "reached it", better="higher", digits=2),
+)
+
+
+@dataclass(frozen=True)
+class TwoImageSettings:
+    """Sizes of a trial.
+
+    Attributes
+    ----------
+    source : str
+        ``"digits"`` or ``"fashion"``.
+    model : DemoSettings
+        Sizes of the data, the model, and the training of specialists; its schedules, epochs and seeds are not used.
+    steps : int
+        Of the training that is compared.
+    learning_rate : float
+        Of Adam in it.
+    schedule : SearchSchedule
+        Of the search in it. Every step under a wrong map does harm that only many steps undo: it searches early.
+    relaxation_steps : int
+        The step at which the published relaxation is rounded.
+    shrink : int
+        Of the images of ``"fashion"``.
+    path : str or None
+        Of the files of ``"fashion"``.
+    """
+
+    source: Literal["digits", "fashion"]
+    model: DemoSettings
+    steps: int
+    learning_rate: float
+    schedule: SearchSchedule
+    relaxation_steps: int
+    shrink: int = 2
+    path: str | None = None
+
+
+DIGITS = TwoImageSettings(
+    "digits",
+    DemoSettings(),
+    steps=300,
+    learning_rate=1e-3,
+    schedule=SearchSchedule(period=2, until=40, iterations=2000),
+    relaxation_steps=100,
+)
+FASHION = TwoImageSettings(
+    "fashion",
+    DemoSettings(canvas=18, num_train=12_000, num_validation=1000, num_test=4000, pretraining_epochs=5),
+    steps=300,
+    learning_rate=1e-3,
+    schedule=SearchSchedule(period=2, until=40, iterations=2000),
+    relaxation_steps=100,
+)
+
+Sized = TypeVar("Sized", bound=TwoImageSettings)
+
+
+def smoke(source: Literal["digits", "fashion"]) -> TwoImageSettings:
+    """Return sizes that take seconds and only show that all works."""
+    return shrunk(DIGITS if source == "digits" else FASHION)
+
+
+def shrunk(settings: Sized) -> Sized:
+    """Return settings with sizes that take seconds and only show that all works."""
+    return replace(
+        settings,
+        model=replace(smoke_settings(), canvas=settings.model.canvas),
+        steps=12,
+        learning_rate=1e-3,
+        schedule=SearchSchedule(period=4, until=8, batches=2, iterations=100),
+        relaxation_steps=8,
+    )
+
+
+def ways_back(
+    name: str,
+    title: str,
+    question: str,
+    run_trial: RunTrial,
+    gates: tuple[str, ...] = WAY_BACK_GATES,
+    sizes: Sequence[TwoImageSettings] = (DIGITS, FASHION),
+) -> tuple[Experiment, ...]:
+    """Return experiments, one on digits and one on clothing, on the steps back to the loss of intact specialists.
+
+    Parameters
+    ----------
+    name, title, question : str
+        The source of the images is added to name and title, what never gets there to the question.
+    run_trial : callable
+    gates : tuple of str
+    sizes : sequence of TwoImageSettings
+        Of the experiments.
+    """
+    return tuple(
+        Experiment(
+            name=f"{name}-{settings.source}",
+            title=f"{title}, {settings.source}",
+            question=f"{question} A run that does not get there in {settings.steps:,} steps counts with these.",
+            gates=gates,
+            searches=SEARCHES,
+            seeds=10,
+            settings=settings,
+            smoke=shrunk(settings),
+            run_trial=run_trial,
+            measures=(*WAY_BACK_MEASURES, *FINAL_MEASURES),
+            curve=CURVE,
+            maps=MAPS,
+            equal_time=EQUAL_TIME,
+        )
+        for settings in sizes
+    )
+
+
+@lru_cache(maxsize=1)
+def load(settings: TwoImageSettings, seed: int) -> DataTensors:
+    """Return the data of a seed; the last one is kept for the trials that share it."""
+    sizes = settings.model
+    counts = (sizes.num_train, sizes.num_validation, sizes.num_test)
+    if settings.source == "digits":
+        canvases = load_two_digits(*counts, canvas=sizes.canvas, seed=seed)
+    else:
+        canvases = load_two_fashion(*counts, canvas=sizes.canvas, shrink=settings.shrink, seed=seed, path=settings.path)
+    return to_tensors(canvases, torch.device("cpu"))
+
+
+def specialists(settings: TwoImageSettings, seed: int, gate: str) -> tuple[TwoDigitsModel, float]:
+    """Return a model of specialists under a gate that was trained to fit them, and its validation loss."""
+    model, intact_loss = _trained_specialists(settings, seed, gate)
+    return copy.deepcopy(model), intact_loss
+
+
+@lru_cache(maxsize=1)
+def _trained_specialists(settings: TwoImageSettings, seed: int, gate: str) -> tuple[TwoDigitsModel, float]:
+    """Return what the trials of a seed and gate begin with; the last one is kept for the trials that share it."""
+    data = load(settings, seed)
+    model = make_model(gate, settings.model, seed)
+    parts = parts_of(model, data.train.inputs, seed)
+    train_specialists(model, data.train, parts, settings.model, seed, _nothing)
+    return model, evaluate(model, data.validation).loss
+
+
+def train_on(
+    model: TwoDigitsModel,
+    settings: TwoImageSettings,
+    seed: int,
+    search: str,
+    intact_loss: float | None,
+    data: DataTensors | None = None,
+    held: int = 0,
+) -> Numbers:
+    """Train a model in place and return the numbers of the trial.
+
+    Parameters
+    ----------
+    model : TwoDigitsModel
+    settings : TwoImageSettings
+    seed : int
+    search : str
+        One of `moe_search.bench.experiments.step_training.SEARCHES`.
+    intact_loss : float or None
+        The loss whose first step is looked for. A run that never gets there counts with all its steps: what it would
+        have needed is more.
+    data : DataTensors, optional
+        Those of `load` by default.
+    held : int
+        So many first steps leave the weights as they are; see `train_by_steps`.
+    """
+    data = load(settings, seed) if data is None else data
+    run = train_by_steps(
+        model,
+        model.moe,
+        two_task_loss,
+        endless_batches(Batch(data.train.inputs, data.train.targets), settings.model.batch_size, seed),
+        lambda: evaluate(model, data.validation).loss,
+        steps=settings.steps,
+        learning_rate=settings.learning_rate,
+        search=search,
+        schedule=settings.schedule,
+        seed=seed,
+        relaxation_steps=settings.relaxation_steps,
+        held=held,
+    )
+    numbers = run_numbers(run, model, data)
+    if intact_loss is not None:
+        reached = run.steps_to(intact_loss)
+        numbers |= {
+            "intact_loss": intact_loss,
+            "reached": float(reached is not None),
+            "steps_to_intact": float(settings.steps if reached is None else max(reached, 1)),
+        }
+    return numbers
+
+
+def run_numbers(run: StepRun, model: TwoDigitsModel, data: DataTensors) -> dict[str, float | list[float]]:
+    """Return the numbers of a run and those of its best model on the test data; the model is left as that."""
+    model.load_state_dict(run.best)
+    test = evaluate(model, data.test)
+    return run.numbers() | {"test_loss": test.loss, "accuracy": sum(test.accuracies) / len(test.accuracies)}
+
+
+def _nothing() -> None:
+    """Nobody watches the training of specialists."""

@@ -1,0 +1,300 @@
+"""A table from users to experts, far more users than experts: searched under balance, against a random one."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
+from torch import Tensor, nn
+from torch.nn import functional
+
+from moe_search.bench.datasets.movielens import MovieLens, Watches, load_movielens
+from moe_search.bench.demo.settings import SearchSchedule
+from moe_search.bench.experiments.experiment import Experiment, Measure, Numbers
+from moe_search.bench.experiments.step_training import endless_batches, train_by_steps
+from moe_search.gates.hash_routing import HashRouting
+from moe_search.layers.mixture_of_experts import MixtureOfExperts
+from moe_search.layers.stacked_experts import StackedExperts
+from moe_search.problems.linear import LinearAssignment
+from moe_search.solvers.engine.stop import MaxIterations
+from moe_search.solvers.exact.hungarian import Hungarian
+from moe_search.training.lowering.batch import Batch
+
+STARS = 5.0
+CHUNK = 16_384
+"""Pairs whose losses under all experts are computed at a time."""
+
+SCHEDULE = SearchSchedule(period=25, until=250)
+
+
+@dataclass(frozen=True)
+class UserTableSettings:
+    """Sizes of a trial.
+
+    Attributes
+    ----------
+    experts, hidden_features, features : int
+        Experts, their hidden units and their outputs.
+    item_embedding, user_embedding : int
+        Widths of the learned vectors; 0 for none.
+    negatives : int
+        Sampled films a rating.
+    rating_weight : float
+        Of the squared error of the rating, in parts of all five stars, beside the cross-entropy of watching.
+    batch_size, steps : int
+    learning_rate : float
+        Of Adam.
+    schedule : SearchSchedule
+        Its period and end; a search looks at all pairs for training.
+    evaluation_period : int
+        Steps from one validation loss to the next.
+    path : str or None
+        Of the files of MovieLens-100k; the installed wheel by default.
+    """
+
+    experts: int = 8
+    hidden_features: int = 32
+    features: int = 16
+    item_embedding: int = 16
+    user_embedding: int = 0
+    negatives: int = 1
+    rating_weight: float = 1.0
+    batch_size: int = 1024
+    steps: int = 450
+    learning_rate: float = 3e-3
+    schedule: SearchSchedule = SCHEDULE
+    evaluation_period: int = 50
+    path: str | None = None
+
+
+class FilmModel(nn.Module):
+    """What is known of a film and its user, a mixture of experts routed by the user, and a head for both tasks.
+
+    Parameters
+    ----------
+    data : MovieLens
+        For its features.
+    settings : UserTableSettings
+    """
+
+    item_features: Tensor
+    user_features: Tensor
+
+    def __init__(self, data: MovieLens, settings: UserTableSettings) -> None:
+        super().__init__()
+        self.register_buffer("item_features", torch.from_numpy(data.item_features))
+        self.register_buffer("user_features", torch.from_numpy(data.user_features))
+        num_items, num_users = len(data.item_ids), len(data.user_ids)
+        self.items = nn.Embedding(num_items, settings.item_embedding) if settings.item_embedding else None
+        self.users = nn.Embedding(num_users, settings.user_embedding) if settings.user_embedding else None
+        width = self.item_features.shape[1] + self.user_features.shape[1]
+        width += settings.item_embedding + settings.user_embedding
+        n = settings.experts
+        # Every user has a slot; a few more make the slots a multiple of the experts.
+        gate = HashRouting(n, -(-num_users // n) * n, vocabulary=num_users, table=range(num_users))
+        experts = StackedExperts(n, width, settings.features, settings.hidden_features)
+        self.moe = MixtureOfExperts(experts, gate)
+        self.head = nn.Linear(settings.features, 2)
+
+    def forward(self, items: Tensor, ids: Tensor) -> Tensor:
+        """Return, for films [B] and users [B], the logit of watching and the rating in parts of five stars, [B, 2]."""
+        return self.head(self.moe(self.features(items, ids), ids))
+
+    def features(self, items: Tensor, ids: Tensor) -> Tensor:
+        """Return what the experts see of films [B] and users [B]."""
+        parts = [self.item_features[items], self.user_features[ids]]
+        if self.items is not None:
+            parts.append(self.items(items))
+        if self.users is not None:
+            parts.append(self.users(ids))
+        return torch.cat(parts, dim=1)
+
+
+def film_loss(outputs: Tensor, targets: Tensor, rating_weight: float) -> Tensor:
+    """Return the cross-entropy of watching plus the weighted squared error of the ratings there are, mean over pairs.
+
+    Parameters
+    ----------
+    outputs : Tensor
+        Shape [B, 2], from `FilmModel`.
+    targets : Tensor
+        Shape [B, 2]: whether watched, and the rating in parts of five stars.
+    rating_weight : float
+    """
+    watched = targets[:, 0]
+    watching = functional.binary_cross_entropy_with_logits(outputs[:, 0], watched)
+    return watching + rating_weight * (watched * (outputs[:, 1] - targets[:, 1]).square()).mean()
+
+
+@lru_cache(maxsize=1)
+def load(path: str | None, negatives: int, seed: int) -> MovieLens:
+    """Return the data of a seed; the last one is kept for the trials that share it."""
+    return load_movielens(path, negatives=negatives, seed=seed)
+
+
+def run_trial(settings: UserTableSettings, seed: int, gate: str, search: str) -> Numbers:
+    """Train from fresh weights and a random balanced table."""
+    data = load(settings.path, settings.negatives, seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = FilmModel(data, settings)
+    model.moe.gate.expert_map.scramble(torch.Generator().manual_seed(seed))
+    train, validation, test = (_batch(split) for split in (data.train, data.validation, data.test))
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        return film_loss(outputs, targets, settings.rating_weight)
+
+    searched = TableSearch(model, train, settings, seed)
+    run = train_by_steps(
+        model,
+        model.moe,
+        loss,
+        endless_batches(train, settings.batch_size, seed),
+        lambda: float(loss(_answer(model, validation), validation.targets)),
+        steps=settings.steps,
+        learning_rate=settings.learning_rate,
+        search="none",
+        schedule=settings.schedule,
+        seed=seed,
+        evaluated=tuple(range(0, settings.steps + 1, settings.evaluation_period)),
+        on_step=searched.step if search == "search" else None,
+    )
+    model.load_state_dict(run.best)
+    outputs = _answer(model, test)
+    watched = test.targets[:, 0].bool()
+    errors = STARS * (outputs[watched, 1] - test.targets[watched, 1])
+    users = len(data.user_ids)
+    return run.numbers() | {
+        "committed": float(searched.committed),
+        "searching_seconds": searched.seconds,
+        "test_loss": float(loss(outputs, test.targets)),
+        "test_auc": float(roc_auc_score(watched.numpy(), outputs[:, 0].numpy())),
+        "test_rmse": float(errors.square().mean().sqrt()),
+        "users_moved": float((run.first_map[:users] != run.last_map[:users]).mean()),
+    }
+
+
+class TableSearch:
+    """Search the table while the model is trained, on all pairs at once.
+
+    `PermutationSearch` holds the weights of every slot for every sample, too much for a slot a user and all pairs. With
+    one expert a user the problem is linear: the loss of every expert on every pair, added up by user. A random half of
+    the pairs makes the costs, the other half verifies: the table is taken if the loss there falls by more than the
+    standard error, users being the independent units.
+
+    Parameters
+    ----------
+    model : FilmModel
+    data : Batch
+        The pairs for training, with users as ids.
+    settings : UserTableSettings
+    seed : int
+        Decides the halves.
+
+    Attributes
+    ----------
+    committed : int
+    seconds : float
+    """
+
+    def __init__(self, model: FilmModel, data: Batch, settings: UserTableSettings, seed: int) -> None:
+        assert data.ids is not None
+        self._model = model
+        self._data = data
+        self._users = data.ids.numpy()
+        self._settings = settings
+        self._generator = np.random.default_rng(seed)
+        self.committed = 0
+        self.seconds = 0.0
+
+    def step(self, step: int) -> None:
+        """Search if it is time to."""
+        schedule = self._settings.schedule
+        if step % schedule.period == 0 and step <= schedule.until:
+            start = time.perf_counter()
+            self._search()
+            self.seconds += time.perf_counter() - start
+
+    def _search(self) -> None:
+        expert_map = self._model.moe.gate.expert_map
+        losses = expert_losses(self._model, self._data, self._settings.rating_weight)
+        first = self._generator.random(len(losses)) < 0.5
+        costs = self._by_user(losses[first], self._users[first]) / len(losses)
+        result = Hungarian().solve(LinearAssignment(costs), MaxIterations(1))
+        old, new = expert_map.experts[0].numpy(), result.permutation // expert_map.capacity
+        users, rest = self._users[~first], losses[~first]
+        pairs = np.arange(len(rest))
+        gains = self._by_user((rest[pairs, old[users]] - rest[pairs, new[users]])[:, None], users)[:, 0]
+        error = gains.std(ddof=1) / np.sqrt(len(gains))
+        if gains.mean() > error:
+            expert_map.assign(new[None])
+            self.committed += 1
+
+    def _by_user(self, values: NDArray[np.float64], users: NDArray[np.int64]) -> NDArray[np.float64]:
+        slots = self._model.moe.gate.num_slots
+        return np.stack([np.bincount(users, column, minlength=slots) for column in values.T], axis=1)
+
+
+@torch.no_grad()
+def expert_losses(model: FilmModel, data: Batch, rating_weight: float) -> NDArray[np.float64]:
+    """Return the loss of every expert on every pair, shape [N, n]; the model is left in eval mode."""
+    model.eval()
+    parts = []
+    for start in range(0, len(data), CHUNK):
+        part = data.part(start, start + CHUNK)
+        assert part.ids is not None
+        outputs = model.head(model.moe.expert_outputs(model.features(part.inputs, part.ids)))
+        watched = part.targets[:, :1].expand(-1, outputs.shape[1])
+        watching = functional.binary_cross_entropy_with_logits(outputs[..., 0], watched, reduction="none")
+        rating = watched * (outputs[..., 1] - part.targets[:, 1:]).square()
+        parts.append(watching + rating_weight * rating)
+    return torch.cat(parts).double().numpy()
+
+
+def _batch(split: Watches) -> Batch:
+    targets = np.stack([split.watched, split.ratings / np.float32(STARS)], axis=1)
+    return Batch(torch.from_numpy(split.items), torch.from_numpy(targets), torch.from_numpy(split.users))
+
+
+@torch.no_grad()
+def _answer(model: FilmModel, data: Batch) -> Tensor:
+    model.eval()
+    assert data.ids is not None
+    return model(data.inputs, ids=data.ids)
+
+
+EXPERIMENTS = (
+    Experiment(
+        name="user-table",
+        title="A table from users to experts, MovieLens-100k",
+        question=(
+            "Every user has a slot of a hash gate, and the experts share the users equally. Does a table that is "
+            "searched while the model is trained tell watched from unwatched films better than a random one?"
+        ),
+        gates=("Hash",),
+        searches=("none", "search"),
+        seeds=10,
+        settings=UserTableSettings(),
+        smoke=UserTableSettings(
+            experts=4,
+            hidden_features=8,
+            batch_size=64,
+            steps=12,
+            schedule=SearchSchedule(period=4, until=8),
+            evaluation_period=4,
+        ),
+        run_trial=run_trial,
+        measures=(
+            Measure("test_auc", "test AUC", better="higher", digits=4),
+            Measure("test_loss", "test loss", digits=4),
+            Measure("test_rmse", "test RMSE, stars"),
+            Measure("training_seconds", "seconds of training", digits=1),
+        ),
+        curve=("steps", "validation_losses"),
+    ),
+)

@@ -1,0 +1,51 @@
+"""A peer that proposes whole permutations, one after the other, behind the interface of our solvers."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+
+import numpy as np
+
+from moe_search.problems.problem import Permutation, Problem
+from moe_search.solvers.engine.incumbent import OnImprovement
+from moe_search.solvers.engine.result import Result
+from moe_search.solvers.engine.run import SearchRun, Slice
+from moe_search.solvers.engine.solver import Solver
+from moe_search.solvers.engine.stop import StoppingCriterion
+
+
+class Proposer(Solver):
+    """Keep the best of the permutations that `proposals` yields; an iteration is one of them.
+
+    A proposal cannot be stopped on its way, so a run lasts until the first that ends after the limit.
+    """
+
+    @abstractmethod
+    def proposals(self, problem: Problem, rng: np.random.Generator) -> Iterator[Permutation]:
+        """Yield permutations without end, the randomness drawn from `rng`."""
+
+    def run(
+        self,
+        problem: Problem,
+        stop: StoppingCriterion,
+        seed: int | np.random.SeedSequence,
+        initial: Permutation | None,
+        on_improvement: OnImprovement | None,
+    ) -> Result:
+        """Solve; see `Solver.solve`."""
+        rng = np.random.default_rng(seed)
+        run = SearchRun(problem, stop, seed, initial, on_improvement)
+        proposals = self.proposals(problem, rng)
+
+        def advance(budget: int, target: float) -> Slice:
+            proposal = next(proposals)
+            value = problem.value(proposal)
+            iteration = run.iterations + 1
+            if value >= run.value:
+                return Slice(1, iteration, (), False)
+            run.incumbent[:] = proposal
+            return Slice(1, iteration, ((iteration, run.dtype(value)),), False)
+
+        run.loop(advance)
+        return run.result(repr(self), moves=0)

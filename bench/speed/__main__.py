@@ -1,0 +1,121 @@
+"""Every speed benchmark of this folder, in one run: tables in the terminal, as parquet and as Markdown.
+
+Run ``python -m moe_search.bench.speed``, or ``make bench`` from a checkout. A speed benchmark is a module of this
+folder with a ``TITLE`` and a function ``measure(qaplib, seconds)`` that returns a DataFrame, one row a measurement. It
+may have ``NOTES`` too, which a reader of the table needs.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+import pandas as pd
+import typer
+from rich.console import Console
+
+from moe_search.bench.machine_facts import machine_facts
+from moe_search.bench.qaplib_folder import qaplib_folder
+from moe_search.plotting.table import Table
+
+FOLDER = Path(__file__).parent
+WIDTH = 160
+
+
+def speed_benchmarks(folder: Path = FOLDER) -> tuple[str, ...]:
+    """Return the names of the modules of a folder that have a ``TITLE`` and a ``measure``, none of them imported."""
+    return tuple(sorted(path.stem for path in folder.glob("*.py") if {"TITLE", "measure"} <= _top_level_names(path)))
+
+
+def as_table(title: str, measured: pd.DataFrame) -> Table:
+    """Return measurements as a table of texts; a number that was not measured is a dash."""
+    rows = tuple(tuple(_cell(value) for value in row) for row in measured.itertuples(index=False))
+    return Table(title, tuple(map(str, measured.columns)), rows)
+
+
+def write_measurements(
+    name: str, table: Table, measured: pd.DataFrame, facts: dict[str, str], folder: Path, notes: str = ""
+) -> None:
+    """Write NAME.parquet, and NAME.md with what a reader needs to know of the numbers and the machine.
+
+    Raises
+    ------
+    OSError
+        If a file cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    stored = measured.copy()
+    stored.attrs = facts
+    stored.to_parquet(folder / f"{name}.parquet")
+    lines = "".join(f"- {key}: {value}\n" for key, value in facts.items())
+    (folder / f"{name}.md").write_text(f"{table.as_markdown()}\n{notes}{lines}", encoding="utf-8")
+
+
+def main(
+    qaplib: Annotated[
+        Path | None, typer.Option(help="Folder of QAPLIB files. [default: that of MOE_SEARCH_QAPLIB]")
+    ] = None,
+    seconds: Annotated[float, typer.Option(help="Seconds for each measurement.", min=0.01)] = 1.0,
+    only: Annotated[list[str] | None, typer.Option(help="Name of a benchmark; may be repeated. [default: all]")] = None,
+    output: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("bench/results"),
+) -> None:
+    """Run the speed benchmarks one after the other. One that raises does not keep the others from running."""
+    names = speed_benchmarks()
+    unknown = sorted(set(only or ()) - set(names))
+    if unknown:
+        raise typer.BadParameter(f"--only must be one of {', '.join(names)}, got {', '.join(unknown)}")
+    folder = qaplib_folder(qaplib)
+    if folder is not None and not folder.is_dir():
+        raise typer.BadParameter(f"--qaplib must be a folder of QAPLIB files, got {folder}")
+    console = Console(width=WIDTH)
+    failed = []
+    for name in names:
+        if only and name not in only:
+            continue
+        module = importlib.import_module(f"moe_search.bench.speed.{name}")
+        try:
+            measured = module.measure(folder, seconds)
+        except Exception as error:
+            console.print(f"{name} failed: {type(error).__name__}: {error}", style="bold red", markup=False)
+            failed.append(name)
+            continue
+        table = as_table(module.TITLE, measured)
+        notes = getattr(module, "NOTES", "")
+        console.print(table.as_rich())
+        console.print(notes, markup=False)
+        facts = {"Seconds for each measurement": f"{seconds:g}"} | machine_facts()
+        write_measurements(name, table, measured, facts, output, notes)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _top_level_names(path: Path) -> set[str]:
+    names = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign):
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            names.add(node.target.id)
+    return names
+
+
+def _cell(value: Any) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "-"
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        # Four digits are more than such a measurement repeats.
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+if __name__ == "__main__":
+    typer.run(main)

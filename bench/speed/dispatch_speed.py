@@ -1,0 +1,368 @@
+"""Speed of the mixture layer: every dispatch against each other, and against two published layers.
+
+Run ``python -m moe_search.bench.speed.dispatch_speed``. All layers of a row have the same widths, inputs and routing
+weights, and take turns in one run. On a CPU times are of one core, in the time that it works for us: other processes
+of the machine change them less than the clock.
+
+Times are medians of the rounds in which all take turns. The ratio of "auto" to the best takes more: rounds of "auto"
+and the close ones alone, half of which say which one is best, the other half what the median ratio of a round to it is.
+The least of several noisy medians would be too low for any of them, "auto" taking the same path included.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import random
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pandas as pd
+import torch
+import typer
+from rich.console import Console
+from scipy.stats import bootstrap
+from torch import Tensor, nn
+
+import moe_search as ms
+from moe_search.layers.dispatch import DISPATCHES
+from moe_search.layers.fastest_dispatch import fastest_dispatch
+
+TITLE = "Mixture layer: dispatch by size against dense, sorted and grouped, and against published layers"
+NOTES = """\
+- Times are medians of the rounds in which all take turns. The ratio of "auto" to the best is of other rounds, of "auto"
+  and the close ones alone: it is not the quotient of two times of its row, which may be of a slower minute.
+- Where the chosen dispatch is the best one, what exceeds 1 is the time of choosing, and noise: see the standard error,
+  by bootstrap of rounds, which knows nothing of a machine that is slower for many of them.
+- The ratios of peers are quotients of the medians, without an error of their own.
+"""
+PEERS = ("mixtral", "mixtral_grouped", "lucidrains")
+BAR = 1.1
+LEAST_ROUNDS = 5
+"""In which all take turns; of the close ones alone there are at least four times as many."""
+
+CLOSE = 1.3
+"""Times of the best up to which a dispatch may still turn out to be the best."""
+
+WARMED_BELOW = 0.02
+"""Seconds of a step below which it is run once more before it is timed."""
+
+MOST_MULTIPLICATIONS = 1e10
+"""A layer that needs more in a forward pass, all experts on all samples, is left out."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the benchmark: a layer, its batch and what is done with it."""
+
+    samples: int
+    width: int
+    hidden: int
+    num_experts: int
+    k: int
+    routing: str
+    backward: bool
+
+    def __str__(self) -> str:
+        return f"{self.samples}x{self.width}-n{self.num_experts}-k{self.k}-{self.routing}"
+
+    @property
+    def dense_multiplications(self) -> float:
+        """Of two affine maps of all experts on all samples."""
+        return 2.0 * self.samples * self.num_experts * self.width * self.hidden
+
+    def gate(self, router: Tensor) -> ms.Gate:
+        """Return the gate of our layer, Softmax where samples go to all experts."""
+        gate: ms.TopK | ms.Softmax
+        if self.k < self.num_experts:
+            gate = ms.TopK(self.width, self.num_experts, self.k)
+        else:
+            gate = ms.Softmax(self.width, self.num_experts)
+        with torch.no_grad():
+            gate.linear.weight.copy_(router)
+            gate.linear.bias.zero_()
+        return gate
+
+    def router(self) -> Tensor:
+        """Return router weights of shape [n, d] for inputs whose first feature is 1.
+
+        Logits are normal, about as wide as Gumbel's distribution, plus the log of the experts' popularity: its first k
+        are then close to a draw by popularity, 1 / rank for "zipf".
+        """
+        weight = torch.randn(self.num_experts, self.width) * math.pi / math.sqrt(6 * self.width)
+        weight[:, 0] = 0.0 if self.routing == "uniform" else -torch.arange(1.0, self.num_experts + 1).log()
+        return weight
+
+    def inputs(self) -> Tensor:
+        """Return samples of shape [B, d] whose first feature is 1."""
+        inputs = torch.randn(self.samples, self.width)
+        inputs[:, 0] = 1.0
+        return inputs
+
+
+def cases() -> Iterator[Case]:
+    """Yield all rows, the small layers first; of layers whose samples go to all experts those that take no minutes."""
+    for samples, width, hidden in ((128, 64, 128), (1024, 128, 256), (4096, 256, 512)):
+        for num_experts in (8, 16, 64):
+            for k in (1, 2, 4, num_experts):
+                for routing in ("uniform", "zipf") if k < num_experts else ("uniform",):
+                    for backward in (False, True):
+                        case = Case(samples, width, hidden, num_experts, k, routing, backward)
+                        if k < num_experts or case.dense_multiplications <= MOST_MULTIPLICATIONS:
+                            yield case
+
+
+def our_layer(case: Case, router: Tensor) -> ms.MixtureOfExperts:
+    """Return our layer, whose dispatch may be set."""
+    return ms.MixtureOfExperts(
+        ms.StackedExperts(case.num_experts, case.width, case.width, case.hidden), case.gate(router)
+    )
+
+
+def refuses(case: Case, layer: ms.MixtureOfExperts, dispatch: str) -> str | None:
+    """Return why a dispatch is not possible or out of question at this size, or None if it is."""
+    if dispatch == "dense" and case.dense_multiplications > MOST_MULTIPLICATIONS:
+        return f"{case.num_experts / case.k:g} times the multiplications of the others"
+    assert isinstance(layer.experts, ms.StackedExperts)
+    return layer.experts.refuses_grouped() if dispatch == "grouped" else None
+
+
+def peer_layer(case: Case, router: Tensor, peer: str) -> nn.Module:
+    """Return a published layer, or raise ValueError if it does not know this case.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        If its package is not installed.
+    """
+    return _lucidrains(case, router) if peer == "lucidrains" else _mixtral(case, router, peer == "mixtral_grouped")
+
+
+class Tokens(nn.Module):
+    """A layer of token sequences [S, L, D] on our samples [B, D], without what it returns beside the mixture."""
+
+    def __init__(self, layer: nn.Module, length: int) -> None:
+        super().__init__()
+        self.layer, self.length = layer, length
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the mixture of every sample."""
+        outputs = self.layer(inputs.view(-1, min(self.length, len(inputs)), inputs.shape[1]))
+        return (outputs[0] if isinstance(outputs, tuple) else outputs).flatten(0, 1)
+
+
+def _mixtral(case: Case, router: Tensor, grouped: bool) -> nn.Module:
+    modeling = _peer("transformers.models.mixtral.modeling_mixtral")
+    config = _peer("transformers").MixtralConfig(
+        hidden_size=case.width,
+        intermediate_size=case.hidden,
+        num_local_experts=case.num_experts,
+        num_experts_per_tok=case.k,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+    )
+    config._experts_implementation = "grouped_mm" if grouped else "eager"
+    block = modeling.MixtralSparseMoeBlock(config)
+    with torch.no_grad():
+        for parameter in block.parameters():
+            parameter.normal_(std=case.width**-0.5)
+        block.gate.weight.copy_(router)
+    return Tokens(block, case.samples)
+
+
+def _lucidrains(case: Case, router: Tensor) -> nn.Module:
+    if case.k > 2:
+        raise ValueError("routes a token to at most two experts")
+    policy = "none" if case.k == 1 else "all"
+    layer = _peer("mixture_of_experts").MoE(
+        dim=case.width,
+        num_experts=case.num_experts,
+        hidden_dim=case.hidden,
+        second_policy_train=policy,
+        second_policy_eval=policy,
+    )
+    with torch.no_grad():
+        layer.gate.w_gating.copy_(router.t())
+    return Tokens(layer, 512)
+
+
+def _peer(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{error.name} is not installed; the published layers of this benchmark come with: "
+            'pip install "moe-search[peers]"'
+        ) from None
+
+
+def measure_case(case: Case, seconds: float, device: str = "cpu", seed: int = 0) -> dict[str, Any]:
+    """Return one row: medians of milliseconds, ratios, and why a layer was left out.
+
+    Parameters
+    ----------
+    case : Case
+    seconds : float
+        Time for the rounds of all, of which there are at least 5, after one to warm up; and again for those of the
+        close ones, of which there are at least 20.
+    device : str
+        Where layers run.
+    seed : int
+        Of all weights and inputs.
+
+    Returns
+    -------
+    dict
+        ``instance``, ``direction``; ``<layer>_ms``, NaN where left out; ``chosen``, the path that "auto" takes, and
+        ``best`` of "dense", "sorted" and "grouped"; ``ratio``, the time of "auto" to that of the best, its
+        ``standard_error`` by bootstrap, ``bar`` and ``met``; ``<peer>_ratio``, the time of the peer to that of "auto";
+        ``left_out``.
+    """
+    torch.manual_seed(seed)
+    router, inputs = case.router(), case.inputs().to(device).requires_grad_(case.backward)
+    steps: dict[str, Callable[[], None]] = {}
+    left_out = []
+    # One layer for all of ours: where weights lie in memory makes a difference of up to a tenth.
+    ours = our_layer(case, router).to(device).train(case.backward)
+    for name in DISPATCHES:
+        refused = refuses(case, ours, name)
+        if refused is None:
+            steps[name] = _step(ours, inputs, case.backward, name)
+        else:
+            left_out.append(f"{name}: {refused}")
+    for name in PEERS:
+        try:
+            layer = peer_layer(case, router, name)
+        except ValueError as reason:
+            left_out.append(f"{name}: {reason}")
+        else:
+            steps[name] = _step(layer.to(device).train(case.backward), inputs, case.backward)
+    times = {name: statistics.median(of) for name, of in _take_turns(steps, seconds, device, LEAST_ROUNDS).items()}
+    given = {name: times[name] for name in DISPATCHES if name in times and name != "auto"}
+    close = {name: steps[name] for name in given if times[name] <= CLOSE * min(given.values())}
+    rounds = _take_turns({"auto": steps["auto"]} | close, seconds, device, 4 * LEAST_ROUNDS)
+    best = min(close, key=lambda name: statistics.median(rounds[name][::2]))
+    ratios = np.array(rounds["auto"][1::2]) / np.array(rounds[best][1::2])
+    ratio = float(np.median(ratios))
+    error = bootstrap((ratios,), np.median, n_resamples=999, method="percentile", rng=seed).standard_error
+    row: dict[str, Any] = {"instance": str(case), "direction": "forward+backward" if case.backward else "forward"}
+    row |= {f"{name}_ms": 1e3 * times.get(name, math.nan) for name in (*DISPATCHES, *PEERS)}
+    row |= {"chosen": _chosen(ours, inputs, case.backward), "best": best, "ratio": ratio, "standard_error": error}
+    row |= {"bar": BAR, "met": ratio <= BAR}
+    row |= {f"{peer}_ratio": times.get(peer, math.nan) / times["auto"] for peer in PEERS}
+    return row | {"left_out": "; ".join(left_out)}
+
+
+def measure(qaplib: Path | None, seconds: float, device: str = "cpu") -> pd.DataFrame:
+    """Measure every case.
+
+    Parameters
+    ----------
+    qaplib : Path or None
+        Not looked at: a mixture layer needs no instance.
+    seconds : float
+        Time for each case.
+    device : str
+        Where layers run.
+
+    Returns
+    -------
+    DataFrame
+        One row a case; see `measure_case`.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        If the published layers are not installed; the message has the command.
+
+    Notes
+    -----
+    Mixtral's experts have three matrices of these widths (a gated activation), 1.5 times our multiplications.
+    lucidrains' layer drops tokens beyond 1.25 (in eval mode 2) times the mean load of an expert, in groups of 512.
+    """
+    return pd.DataFrame([measure_case(case, seconds, device) for case in cases()])
+
+
+def _chosen(layer: ms.MixtureOfExperts, inputs: Tensor, backward: bool) -> str:
+    """Return the path that "auto" takes."""
+    assert isinstance(layer.experts, ms.StackedExperts)
+    with torch.set_grad_enabled(backward):
+        return fastest_dispatch(layer.experts, layer.gate.expert_map(layer.gate(inputs).weights))
+
+
+def _step(layer: nn.Module, inputs: Tensor, backward: bool, dispatch: str | None = None) -> Callable[[], None]:
+    def choose() -> None:
+        if isinstance(layer, ms.MixtureOfExperts) and dispatch is not None:
+            layer.dispatch = dispatch
+
+    def forward_only() -> None:
+        choose()
+        with torch.no_grad():
+            layer(inputs)
+
+    def forward_and_backward() -> None:
+        choose()
+        layer(inputs).square().sum().backward()
+        layer.zero_grad()
+        inputs.grad = None
+
+    return forward_and_backward if backward else forward_only
+
+
+def _take_turns(
+    steps: dict[str, Callable[[], None]], seconds: float, device: str, least_rounds: int
+) -> dict[str, list[float]]:
+    """Return the seconds of every step, round by round, in which each has its turn."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    on_cpu = device == "cpu"
+    clock = time.thread_time if on_cpu else time.perf_counter
+    shuffled = random.Random(0)
+    threads = torch.get_num_threads()
+    if on_cpu:
+        torch.set_num_threads(1)
+    try:
+        for step in steps.values():
+            step()
+        started, rounds = clock(), 0
+        while rounds < least_rounds or clock() - started < seconds:
+            for name in shuffled.sample(list(steps), len(steps)):
+                if not times[name] or times[name][-1] < WARMED_BELOW:
+                    # Once untimed: a short step pays a fifth more after one that has left nothing of its weights in
+                    # the caches.
+                    steps[name]()
+                before = clock()
+                steps[name]()
+                if not on_cpu:
+                    torch.cuda.synchronize()
+                times[name].append(clock() - before)
+            rounds += 1
+    finally:
+        torch.set_num_threads(threads)
+    return times
+
+
+def main(
+    seconds: Annotated[float, typer.Option(help="Seconds for each measurement.", min=0.01)] = 1.0,
+    device: Annotated[str, typer.Option(help="Where layers run: cpu or cuda.")] = "cpu",
+    contains: Annotated[str, typer.Option(help="Only cases whose name contains this, such as 4096x256-n64.")] = "",
+) -> None:
+    """Print one line a case."""
+    console = Console(width=180)
+    console.print(TITLE)
+    for case in cases():
+        if contains in str(case):
+            row = measure_case(case, seconds, device)
+            times = ", ".join(f"{name} {row[f'{name}_ms']:.2f}" for name in (*DISPATCHES, *PEERS))
+            console.print(
+                f"{row['instance']} {row['direction']}: {times} ms; auto ({row['chosen']}) / {row['best']} = "
+                f"{row['ratio']:.3f} ± {row['standard_error']:.3f}"
+            )
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,130 @@
+"""What the default permutation search costs: its time over that of the training around it.
+
+Run ``python -m moe_search.bench.speed.search_cost``. Both are measured in one run, on one thread.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+import typer
+from torch import Tensor, nn
+from torch.nn import functional
+
+import moe_search as ms
+from moe_search.bench.demo.model import SEARCHED, make_model, two_task_loss
+from moe_search.bench.demo.settings import DemoSettings
+from moe_search.training.lowering.sample_losses import Loss
+
+TITLE = "Time of the default permutation search over that of the training around it"
+
+BAR = 0.10
+FEATURES, CLASSES, BATCH = 64, 10, 256
+GATES: dict[str, Callable[[], ms.Gate]] = {
+    "Top-2 of 64": lambda: ms.TopK(FEATURES, 64, 2),
+    "Top-1 of 64": lambda: ms.TopK(FEATURES, 64, 1),
+}
+
+
+class Case(NamedTuple):
+    """A model, its mixture layer, its loss, and the batch it is trained on."""
+
+    model: nn.Module
+    moe: ms.MixtureOfExperts
+    loss: Loss
+    inputs: Tensor
+    targets: Tensor
+
+
+def trained(case: Case, steps: int) -> tuple[float, ms.PermutationSearch]:
+    """Train with a default search for a number of steps; return the seconds of all of it, and the search."""
+    model, moe, loss, inputs, targets = case
+    search = ms.PermutationSearch(model, moe, loss=loss)
+    optimizer = torch.optim.Adam(model.parameters())
+    model.train()
+    start = time.perf_counter()
+    for _ in range(steps):
+        value = loss(model(inputs), targets) + moe.regularization()
+        optimizer.zero_grad()
+        torch.autograd.backward(value)
+        optimizer.step()
+        search.step(inputs, targets)
+    return time.perf_counter() - start, search
+
+
+def layer_of_64(gate: str) -> Case:
+    """Return a model of 64 experts of width 64."""
+    moe = ms.MixtureOfExperts(ms.StackedExperts(64, FEATURES, FEATURES), GATES[gate]())
+    model = nn.Sequential(moe, nn.Linear(FEATURES, CLASSES))
+    inputs, targets = torch.randn(BATCH, FEATURES), torch.randint(CLASSES, (BATCH,))
+    return Case(model, moe, functional.cross_entropy, inputs, targets)
+
+
+def demo_model(gate: str) -> Case:
+    """Return the model of the demo."""
+    settings = DemoSettings()
+    model = make_model(gate, settings, seed=0)
+    inputs = torch.rand(settings.batch_size, settings.canvas**2)
+    targets = torch.randint(10, (settings.batch_size, 2))
+    return Case(model, model.moe, two_task_loss, inputs, targets)
+
+
+def measure(qaplib: Path | None = None, seconds: float = 1.0) -> pd.DataFrame:
+    """Return one row for each model: milliseconds a step and a search, and the share of the search.
+
+    Parameters
+    ----------
+    qaplib : Path, optional
+        Not used.
+    seconds : float
+        About the time of each row; at least two searches run in any case.
+    """
+    rows = []
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        torch.manual_seed(0)
+        builders = {gate: partial(layer_of_64, gate) for gate in GATES}
+        builders |= {f"demo, {gate}": partial(demo_model, gate) for gate in SEARCHED}
+        for name, build in builders.items():
+            # Twice, so that the kernels are compiled.
+            for steps in (100, 200):
+                total, search = trained(build(), steps)
+            while total < seconds and steps < 1000:
+                steps = min(1000, max(2 * steps, int(steps * seconds / total)) // 100 * 100)
+                total, search = trained(build(), steps)
+            training = total - search.seconds
+            records = search.history
+            rows.append(
+                {
+                    "model": name,
+                    "problem": records[-1].problem,
+                    "step, ms": 1e3 * training / steps,
+                    "search, ms": 1e3 * search.seconds / len(records),
+                    "solver, ms": 1e3 * float(np.mean([record.seconds_solving for record in records])),
+                    "searches": len(records),
+                    "share": search.seconds / training,
+                    "bar": BAR,
+                    "met": search.seconds <= BAR * training,
+                }
+            )
+    finally:
+        torch.set_num_threads(threads)
+    return pd.DataFrame(rows)
+
+
+def main(seconds: Annotated[float, typer.Option(help="Seconds for each measurement.", min=0.01)] = 2.0) -> None:
+    """Print the table."""
+    typer.echo(TITLE)
+    typer.echo(measure(None, seconds).to_string(index=False, float_format=lambda number: f"{number:.3g}"))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,163 @@
+"""One call that solves any problem."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_search.problems.linear import LinearAssignment
+from moe_search.problems.pairwise import PairwiseAssignment
+from moe_search.problems.problem import Problem, ordinary_value
+from moe_search.problems.quadratic import QuadraticAssignment
+from moe_search.solvers.bounds.lower_bounds import assignment_seconds, compile_bound, lower_bound
+from moe_search.solvers.engine.clock import Clock
+from moe_search.solvers.engine.incumbent import OnImprovement, delayed
+from moe_search.solvers.engine.result import Result, reached
+from moe_search.solvers.engine.solver import Solver, require_callback
+from moe_search.solvers.engine.stop import (
+    AnyOf,
+    MaxRuntime,
+    Progress,
+    Since,
+    StoppingCriterion,
+    TargetValue,
+    require_criterion,
+)
+from moe_search.solvers.exact.enumeration import Enumeration, number_of_permutations
+
+BOUND_SHARE = 0.1
+MOST_BOUND_SECONDS = 5.0
+LATE_BOUND_SECONDS = 0.01
+HUNGARIAN_UP_TO = 256
+ENUMERATE_UP_TO = math.factorial(8)
+# Within a fraction of a second random instances of these sizes are proved optimal; the next larger ones are not.
+BRANCH_UP_TO = {QuadraticAssignment: math.factorial(12), PairwiseAssignment: math.factorial(10)}
+# With fewer moves for each slot of a block, searches that look at a neighbor at a time got further on mixtures and on
+# large quadratic problems; with more, tabu search was the best on all classes.
+TABU_MOVES_PER_SLOT = 4
+SECONDS_PER_OPERATION = 1e-9
+
+
+def solve(
+    problem: Problem,
+    solver: Solver | None = None,
+    stop: StoppingCriterion | None = None,
+    seed: int | np.random.SeedSequence = 0,
+    initial: npt.ArrayLike | None = None,
+    on_improvement: OnImprovement | None = None,
+) -> Result:
+    """Minimize a problem, and prove how far from the optimum the answer can be.
+
+    Parameters
+    ----------
+    problem : Problem
+        A `LinearAssignment`, `QuadraticAssignment`, `PairwiseAssignment`, `MixtureAssignment` or one's own.
+    solver : Solver, optional
+        By default the best one for the class: `Hungarian` or `Transport` for linear problems (exact), `Enumeration`
+        for up to 8! permutations (exact), `BranchAndBound` (exact) for quadratic problems of up to 12! permutations and
+        pairwise ones of up to 10!, else `TabuSearch` where the limit of seconds allows enough moves, and otherwise
+        `IteratedLocalSearch`.
+    stop : StoppingCriterion, optional
+        When to return the incumbent, at the latest; by default ``MaxRuntime(1.0)``, and for linear problems not before
+        the optimum. The time for the bound, a tenth of the limit at most, is part of it.
+    seed : int or SeedSequence, default 0
+        Source of all randomness.
+    initial : array_like of int, shape (size,), optional
+        Permutation to start from. The result is never worse.
+    on_improvement : callable, optional
+        Called with an `Incumbent` whenever there is a better one; see `Solver.solve`.
+
+    Returns
+    -------
+    Result
+        With a lower bound and hence a gap for every class of this package. A value equal to the bound ends the search.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is wrong or the solver cannot take the problem; see `Solver.solve`.
+
+    Examples
+    --------
+    >>> import moe_search as ms
+    >>> result = ms.solve(ms.QuadraticAssignment([[0, 3, 1], [3, 0, 2], [1, 2, 0]], [[0, 4, 1], [4, 0, 6], [1, 6, 0]]))
+    >>> result.value, result.status
+    (34, 'optimal')
+    """
+    clock = Clock()
+    if not isinstance(problem, Problem):
+        raise TypeError(f"problem must be a Problem such as QuadraticAssignment, got {type(problem).__name__}")
+    if solver is not None and not isinstance(solver, Solver):
+        raise TypeError(f"solver must be a Solver such as LocalSearch(), got {type(solver).__name__}")
+    if stop is None:
+        stop = MaxRuntime(math.inf if isinstance(problem, LinearAssignment) and solver is None else 1.0)
+    require_criterion(stop)
+    require_callback(on_improvement)
+    seconds = stop.start().allowance(Progress()).seconds
+    chosen = default_solver(problem, seconds) if solver is None else solver
+    if chosen.exact:
+        return with_bound(chosen.solve(problem, stop, seed, initial, on_improvement), problem)
+    compile_bound(problem, clock)
+    bound = lower_bound(problem, min(BOUND_SHARE * seconds, MOST_BOUND_SECONDS))
+    scale = 0.0 if problem.integral else ordinary_value(problem)
+    if bound is not None:
+        # Floats reach their bound up to rounding only.
+        slack = 0.0 if problem.integral else 1e-9 * max(scale, abs(bound))
+        stop = AnyOf(TargetValue(bound + slack), stop)
+    spent = clock.seconds()
+    result = chosen.solve(problem, Since(spent, stop), seed, initial, delayed(on_improvement, spent))
+    # The solver may have proved more, as one that runs an exact one does.
+    bound = max((each for each in (bound, result.bound) if each is not None), default=None)
+    optimal = reached(result.value, bound, problem.integral, scale)
+    return replace(
+        result,
+        bound=bound,
+        status="optimal" if optimal else result.status,
+        runtime=result.runtime + spent,
+        trajectory=tuple(point._replace(seconds=point.seconds + spent) for point in result.trajectory),
+    )
+
+
+def with_bound(result: Result, problem: Problem) -> Result:
+    """Return the result of an exact solver with a quick bound, if it was stopped before it had one of its own."""
+    if result.bound is not None:
+        return result
+    bound = lower_bound(problem, LATE_BOUND_SECONDS)
+    optimal = reached(result.value, bound, problem.integral)
+    return replace(result, bound=bound, status="optimal" if optimal else result.status)
+
+
+def default_solver(problem: Problem, seconds: float) -> Solver:
+    """Return the solver that `solve` takes for a problem and a limit of `seconds` if none is given."""
+    # Each solver is imported where it is chosen: the kernels of all of them take longer to declare than one to load.
+    if isinstance(problem, LinearAssignment):
+        from moe_search.solvers.exact.hungarian import Hungarian
+        from moe_search.solvers.exact.transport import Transport
+
+        hungarian = Hungarian()
+        # Scipy's is faster where an expert holds one slot, but it cannot be stopped: it must end in time by itself.
+        one_each = problem.capacity == 1 or problem.size <= HUNGARIAN_UP_TO
+        in_time = hungarian.refuses(problem) is None and assignment_seconds(problem.size) <= seconds
+        return hungarian if one_each and in_time else Transport()
+    permutations = number_of_permutations(problem)
+    if permutations <= ENUMERATE_UP_TO:
+        return Enumeration()
+    if permutations <= BRANCH_UP_TO.get(type(problem), 0):
+        from moe_search.solvers.exact.branch_and_bound import BranchAndBound
+
+        branching = BranchAndBound()
+        if branching.refuses(problem) is None:
+            return branching
+    needed = TABU_MOVES_PER_SLOT * problem.block_size * problem.sweep_cost * SECONDS_PER_OPERATION
+    if needed <= seconds:
+        from moe_search.solvers.heuristic.tabu_search import TabuSearch
+
+        tabu = TabuSearch()
+        if tabu.refuses(problem) is None:
+            return tabu
+    from moe_search.solvers.heuristic.iterated_local_search import IteratedLocalSearch
+
+    return IteratedLocalSearch()

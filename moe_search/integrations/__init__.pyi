@@ -1,0 +1,2 @@
+from .lightning import LightningSearch as LightningSearch
+from .transformers import TransformersSearch as TransformersSearch

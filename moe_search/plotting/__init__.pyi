@@ -1,0 +1,21 @@
+from .canvases import canvases as canvases
+from .co_activation import co_activation as co_activation
+from .expert_loads import expert_loads as expert_loads
+from .expert_maps import (
+    MapPanel as MapPanel,
+    NamedMap as NamedMap,
+    expert_maps as expert_maps,
+)
+from .loss_curves import (
+    LossCurve as LossCurve,
+    LossPanel as LossPanel,
+    loss_curves as loss_curves,
+)
+from .report import (
+    Report as Report,
+    ReportFigure as ReportFigure,
+    Section as Section,
+    render_report as render_report,
+    write_report as write_report,
+)
+from .table import Table as Table

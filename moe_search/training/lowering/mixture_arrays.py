@@ -1,0 +1,168 @@
+"""The arrays of a mixture problem, filled chunk by chunk: slot weights, expert outputs with the head folded in."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from moe_search.problems.mixture import MixtureAssignment
+from moe_search.training.lowering.as_numpy import as_numpy
+from moe_search.training.lowering.autocast import without_autocast
+from moe_search.training.lowering.cut import fold_head, run_head
+from moe_search.training.lowering.opened import Chunk, Opened
+from moe_search.training.lowering.recognize_loss import RecognizedLoss
+from moe_search.training.lowering.sample_losses import NonFiniteLossError
+
+
+@dataclass(frozen=True, eq=False)
+class MixtureArrays:
+    """What a `MixtureAssignment` is made of, for the rows of one rank: R = samples times tasks, as in `Tasks`.
+
+    Parameters
+    ----------
+    slot_weights : ndarray, shape (R, map rows, m)
+    outputs : ndarray, shape (R, n, D)
+    losses : tuple of RecognizedLoss
+        One for each task, all of one name.
+    deviation : Deviation
+        How far the head is from affine.
+    """
+
+    slot_weights: NDArray[Any]
+    outputs: NDArray[Any]
+    losses: tuple[RecognizedLoss, ...]
+    deviation: Deviation
+
+    @property
+    def targets(self) -> NDArray[Any]:
+        """By rows, as `MixtureAssignment` takes them."""
+        of_tasks = [loss.targets for loss in self.losses]
+        return of_tasks[0] if len(of_tasks) == 1 else np.stack(of_tasks, 1).reshape(-1, *of_tasks[0].shape[1:])
+
+    @property
+    def sample_weights(self) -> NDArray[np.float64]:
+        """The factor of the loss of every row."""
+        return np.tile([loss.scale for loss in self.losses], len(self.outputs) // len(self.losses))
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """How a true forward under a second map differs from the folded one, as maxima over samples and outputs.
+
+    Parameters
+    ----------
+    error : float
+        Of the folded outputs.
+    change : float
+        Of the outputs from the present map to the second.
+    size : float
+        Of the outputs.
+    eps : float
+        Machine epsilon of the outputs.
+    """
+
+    error: float = 0.0
+    change: float = 0.0
+    size: float = 0.0
+    eps: float = 0.0
+
+    @property
+    def affine(self) -> bool:
+        """Whether it is rounding only, the head affine."""
+        # The second term is the rounding that is left when the two maps give the same outputs.
+        return self.error <= self.eps**0.5 * self.change + 20 * self.eps * self.size
+
+    def joined(self, other: Deviation) -> Deviation:
+        """Return the deviation over the samples of both."""
+        return Deviation(
+            max(self.error, other.error),
+            max(self.change, other.change),
+            max(self.size, other.size),
+            max(self.eps, other.eps),
+        )
+
+
+def mixture_arrays(opened: Opened, losses: tuple[RecognizedLoss, ...]) -> MixtureArrays:
+    """Run every expert on every sample and fold the head into what they answer.
+
+    Raises
+    ------
+    NonFiniteLossError
+        If an answer is NaN or infinite.
+    ValueError
+        As `fold_head`; or if the outputs of one task do not depend differentiably on its mixture.
+    """
+    tasks = opened.tasks
+    slot_weights: NDArray[Any] | None = None
+    outputs: NDArray[Any] | None = None
+    deviations = [Deviation()] * tasks.count
+    for chunk in opened.chunks:
+        answers = opened.expert_outputs(chunk)
+        weights = _expert_weights(chunk.slot_weights, tasks.expert_map.experts, answers.shape[1])
+        folded = fold_head(opened.model, tasks, chunk.batch, chunk.cut, weights, answers)
+        if not bool(folded.isfinite().all()):
+            raise NonFiniteLossError("the outputs of every expert must be finite, got NaN or infinite ones")
+        here = _deviations(opened, chunk, answers, folded)
+        deviations = [old.joined(new) for old, new in zip(deviations, here, strict=True)]
+        shape = (*folded.shape[:2], *chunk.cut.outputs.shape[1:])
+        flat, of_slots = losses[0].flatten(as_numpy(folded).reshape(shape), leading=2), as_numpy(chunk.slot_weights)
+        if slot_weights is None or outputs is None:
+            slot_weights = np.empty((opened.num_rows, *of_slots.shape[1:]), of_slots.dtype)
+            outputs = np.empty((opened.num_rows, *flat.shape[1:]), flat.dtype)
+        slot_weights[chunk.start : chunk.stop], outputs[chunk.start : chunk.stop] = of_slots, flat
+    assert slot_weights is not None
+    assert outputs is not None
+    for t, deviation in enumerate(deviations if tasks.count > 1 else ()):
+        of_task = outputs[tasks.of_task(t)]
+        if not deviation.affine and bool((of_task == of_task[:, :1]).all()):
+            raise ValueError(
+                f"the outputs of task {t} must depend on its mixture by differentiable operations, they do not"
+            )
+    return MixtureArrays(slot_weights, outputs, losses, functools.reduce(Deviation.joined, deviations))
+
+
+def mixture_problem(parts: Sequence[MixtureArrays]) -> MixtureAssignment:
+    """Return the problem of the samples of all ranks; its value is their mean loss, summed over tasks."""
+    weights = _joined([part.sample_weights for part in parts])
+    return MixtureAssignment(
+        _joined([part.slot_weights for part in parts]),
+        _joined([part.outputs for part in parts]),
+        _joined([part.targets for part in parts]),
+        parts[0].losses[0].name,
+        weights * len(parts[0].losses) / len(weights),
+    )
+
+
+def _deviations(opened: Opened, chunk: Chunk, answers: Tensor, folded: Tensor) -> list[Deviation]:
+    """Compare the true forward with the folded one under a second map, task by task."""
+    n = answers.shape[1]
+    if n == 1:
+        return [Deviation()] * opened.tasks.count  # there is no second map
+    # Shifting the experts of every row by a random step gives a valid map that leaves no slot its expert.
+    experts = opened.tasks.expert_map.experts
+    steps = torch.from_numpy(np.random.default_rng(0).integers(1, n, size=(len(experts), 1))).to(experts.device)
+    expert_weights = _expert_weights(chunk.slot_weights, (experts + steps) % n, n)
+    with chunk.cut.autocast.again():
+        mixture = opened.tasks.combine(expert_weights, answers).to(chunk.cut.mixture.dtype)
+    true = run_head(opened.model, opened.tasks, chunk.batch, mixture).flatten(1)
+    with without_autocast(true.device):
+        predicted = torch.einsum("bn,bnc->bc", expert_weights.to(folded.dtype), folded)
+    error, change, size = (true - predicted).abs(), (true - chunk.cut.outputs.flatten(1)).abs(), true.abs()
+    rows = [opened.tasks.of_task(t) for t in range(opened.tasks.count)]
+    return [Deviation(float(error[r].max()), float(change[r].max()), float(size[r].max()), chunk.cut.eps) for r in rows]
+
+
+def _expert_weights(slot_weights: Tensor, experts: Tensor, n: int) -> Tensor:
+    """Return what slots, shape [R, map rows, m], give to n experts under a map, shape [R, n]."""
+    return slot_weights.new_zeros(len(slot_weights), n).index_add(1, experts.flatten(), slot_weights.flatten(1))
+
+
+def _joined(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)

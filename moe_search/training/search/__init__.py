@@ -1,0 +1,1 @@
+"""The alternation of training and search: candidate map, verification, record."""

@@ -1,0 +1,198 @@
+"""What a search found, before another batch has decided on it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from moe_search.problems.linear import LinearAssignment
+from moe_search.problems.load_limited import LoadLimited
+from moe_search.solvers.engine.result import Result
+from moe_search.solvers.engine.solver import Solver
+from moe_search.solvers.engine.stop import StoppingCriterion
+from moe_search.solvers.exact.hungarian import Hungarian
+from moe_search.solvers.heuristic.local_search import LocalSearch
+from moe_search.training.lowering.batch import Batch
+from moe_search.training.lowering.lowering import Lowering
+from moe_search.training.search.load_limit import LoadLimit, limit_load_if_possible, mean_load
+from moe_search.training.search.search_record import Outcome, SearchRecord
+
+ROUNDING = 1e-9
+"""Below this part of the value, a gain is rounding."""
+
+
+@dataclass(frozen=True, eq=False)
+class FoundMap:
+    """What a solver found for a lowered layer.
+
+    Parameters
+    ----------
+    record : SearchRecord
+        With the outcome that is right unless a batch confirms or refuses the map: where a solver ran, ``"enforced"`` if
+        the present map breaks the load limit, else ``"no improvement"``.
+    permutation : ndarray of int64 or None
+        The map; None if it is no better on the samples searched than the present one, which keeps the limit.
+    lowering, result : Lowering, Result, optional
+        Where it came from: only on the rank that solved it, and not in a saved state.
+    """
+
+    record: SearchRecord
+    permutation: NDArray[np.int64] | None
+    lowering: Lowering | None = None
+    result: Result | None = None
+
+    def bare(self) -> FoundMap:
+        """Return the map without where it came from, as it is sent and saved."""
+        return replace(self, lowering=None, result=None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return plain numbers, strings and a tensor."""
+        permutation = None if self.permutation is None else torch.from_numpy(self.permutation.copy())
+        return {"record": self.record.to_dict(), "permutation": permutation}
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> FoundMap:
+        """Return the map of `state_dict`."""
+        permutation = state["permutation"]
+        return cls(SearchRecord.from_dict(state["record"]), None if permutation is None else permutation.cpu().numpy())
+
+
+def nothing_found(step: int, num_samples: int, outcome: Outcome) -> FoundMap:
+    """Return what is known of a search that no solver ran in."""
+    names = (field.name for field in fields(SearchRecord))
+    blank: dict[str, Any] = dict.fromkeys(names)
+    blank |= {"step": step, "outcome": outcome, "seconds": 0.0, "seconds_solving": 0.0}
+    return FoundMap(SearchRecord(**blank | {"linearized": False, "num_samples": num_samples}), None)
+
+
+def find_map(
+    lowering: Lowering,
+    solver: Solver | None,
+    stop: StoppingCriterion,
+    seed: int,
+    step: int,
+    load_limit: LoadLimit | None = None,
+) -> FoundMap:
+    """Solve a lowered layer from its present map, under a load limit if one is given.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        If the solver took the Ctrl-C that was meant for the training around it.
+    """
+    kind, before = type(lowering.problem).__name__, float(lowering.problem.value(lowering.initial))
+    limit: float | tuple[float, ...] | None = None
+    enforced = False
+    if load_limit is not None:
+        lowering = limit_load_if_possible(lowering, load_limit)
+        assert isinstance(lowering.problem, LoadLimited)
+        each = tuple((lowering.problem.limits / mean_load(lowering)).tolist())
+        limit = each[0] if np.ndim(load_limit) == 0 else each
+        enforced = not lowering.problem.feasible(lowering.initial)
+    if solver is None:
+        linear = isinstance(lowering.problem, LinearAssignment)
+        solver = Hungarian() if linear else LocalSearch(neighborhood="swap", restarts=True)
+    start = time.perf_counter()
+    result = solver.solve(lowering.problem, stop, seed=seed, initial=lowering.initial)
+    seconds = time.perf_counter() - start
+    if result.status == "interrupted":
+        raise KeyboardInterrupt
+    found = float(result.value)
+    record = SearchRecord(
+        step=step,
+        problem=kind,
+        solver=result.solver,
+        outcome="enforced" if enforced else "no improvement",
+        value_before=before,
+        value_found=found,
+        bound=None if result.bound is None else float(result.bound),
+        gain=before - found,
+        verified_gain=None,
+        standard_error=None,
+        seconds=0.0,
+        seconds_solving=seconds,
+        linearized=lowering.linearized,
+        num_samples=lowering.num_samples,
+        load_limit=limit,
+    )
+    better = before - found > ROUNDING * abs(before)
+    return FoundMap(record, result.permutation if better or enforced else None, lowering, result)
+
+
+@dataclass(eq=False)
+class Underway:
+    """A search whose map is not decided yet.
+
+    Parameters
+    ----------
+    batch : Batch
+        The samples that will decide: those of the last step.
+    step, num_samples : int
+        The step that it began after, and the number of samples searched on.
+    seconds : float
+        How long training has waited for the search so far.
+    found : Future of FoundMap or None
+        None on the ranks that wait for what the first one finds.
+    """
+
+    batch: Batch
+    step: int
+    num_samples: int
+    seconds: float = 0.0
+    found: Future[FoundMap] | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether there is an answer, an error too."""
+        return self.found is None or self.found.done()
+
+    def wait(self) -> FoundMap:
+        """Return what was found, or raise what was raised instead."""
+        assert self.found is not None
+        return self.found.result()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state once the solver has ended. If it raised, that of a search that found nothing.
+
+        The other ranks do not know that it raised, and will ask the first for its answer.
+        """
+        found = None
+        if self.found is not None:
+            failed = self.found.exception() is not None
+            answer = nothing_found(self.step, self.num_samples, "failed") if failed else self.wait()
+            found = answer.state_dict()
+        numbers = {"step": self.step, "num_samples": self.num_samples, "seconds": self.seconds}
+        return {"batch": dict(self.batch.named()), **numbers, "found": found}
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any], device: torch.device) -> Underway:
+        """Return the search of `state_dict`."""
+        found = state["found"]
+        future = None if found is None else at_once(lambda: FoundMap.from_state_dict(found))
+        numbers = state["step"], state["num_samples"], float(state["seconds"])
+        return cls(Batch(**state["batch"]).to(device), *numbers, future)
+
+
+def at_once(compute: Callable[[], FoundMap]) -> Future[FoundMap]:
+    """Compute now, and return a future that has the answer, or the error."""
+    future: Future[FoundMap] = Future()
+    try:
+        future.set_result(compute())
+    except BaseException as error:  # a KeyboardInterrupt too: it comes again where the answer is asked for
+        future.set_exception(error)
+    return future
+
+
+def on_thread(compute: Callable[[], FoundMap]) -> Future[FoundMap]:
+    """Compute on a thread that ends with the answer; the compiled searches release the GIL."""
+    executor = ThreadPoolExecutor(1, thread_name_prefix="permutation-search")
+    future = executor.submit(compute)
+    executor.shutdown(wait=False)
+    return future

@@ -1,0 +1,103 @@
+"""A limit on the load of every expert, put on a lowered layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from moe_search.gates.arguments import positive_number
+from moe_search.problems.load_limited import LoadLimited
+from moe_search.problems.load_limited_start import InfeasibleLimitsError, LoadLimits
+from moe_search.problems.lowest_limit import lowest_limit, lowest_multiple
+from moe_search.training.lowering.lowering import Lowering
+
+LoadLimit: TypeAlias = float | Sequence[float]
+"""The most that experts may bear, in multiples of the mean load: all alike, or each its own."""
+
+
+def limit_load(lowering: Lowering, load_limit: LoadLimit) -> Lowering:
+    """Return the same lowering with its problem put under a load limit.
+
+    The load of an expert is the number of samples of the batch with weight on one of its slots, a sample counted once
+    for each such slot; no expert may bear more than ``load_limit`` times the mean load. A map
+    can shift load only where experts have several slots, m > n or several rows, or limits of their own.
+
+    Parameters
+    ----------
+    lowering : Lowering
+        Of any kind of problem.
+    load_limit : float or sequence of n floats
+        In multiples of the mean load: one for all experts, at least 1, or one for each, at least 1 in the mean.
+
+    Returns
+    -------
+    Lowering
+        With a `LoadLimited` problem. Its `initial` may break the limit; a search then starts near it.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `load_limit` is neither.
+    InfeasibleLimitsError
+        If no map keeps the limit on this batch, or none was found.
+    """
+    require_load_limit(load_limit, lowering.problem.block_size // lowering.problem.capacity)
+    limit = np.asarray(load_limit, dtype=np.float64) * mean_load(lowering)
+    return replace(lowering, problem=LoadLimited(lowering.problem, lowering.slot_loads, limit, start=lowering.initial))
+
+
+def limit_load_if_possible(lowering: Lowering, load_limit: LoadLimit) -> Lowering:
+    """Return the same lowering under a load limit, or under the lowest that a map was found for.
+
+    Parameters
+    ----------
+    lowering : Lowering
+        Of any kind of problem.
+    load_limit : float or sequence of n floats
+        As in `limit_load`. Where no map keeps it, or none was found, the limits are those that
+        `moe_search.problems.lowest_limit` finds, alike or in the same proportions: never more than the present map
+        needs.
+
+    Returns
+    -------
+    Lowering
+        With a `LoadLimited` problem.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `load_limit` is neither.
+    """
+    try:
+        return limit_load(lowering, load_limit)
+    except InfeasibleLimitsError:
+        problem, loads = lowering.problem, lowering.slot_loads
+        unlimited = np.full(problem.block_size // problem.capacity, loads.sum())
+        limits = LoadLimits(loads, unlimited, problem.block_size, problem.capacity)
+        if np.ndim(load_limit) == 0:
+            limit, start = lowest_limit(limits, lowering.initial)
+            return replace(lowering, problem=LoadLimited(problem, loads, limit, start=start))
+        each, start = lowest_multiple(limits, np.asarray(load_limit, dtype=np.float64), lowering.initial)
+        return replace(lowering, problem=LoadLimited(problem, loads, each, start=start))
+
+
+def mean_load(lowering: Lowering) -> float:
+    """Return the mean load of the experts, in samples."""
+    problem = lowering.problem
+    return int(lowering.slot_loads.sum()) * problem.capacity / problem.block_size
+
+
+def require_load_limit(load_limit: Any, num_experts: int) -> None:
+    """Raise TypeError or ValueError unless it is a number of at least 1, or n positive ones of that mean."""
+    if np.ndim(load_limit) == 0:
+        if positive_number("load_limit", load_limit) < 1:
+            raise ValueError(f"load_limit must be at least 1, the mean load, got {load_limit}")
+        return
+    each = [positive_number(f"load_limit[{e}]", limit) for e, limit in enumerate(load_limit)]
+    if len(each) != num_experts:
+        raise ValueError(f"load_limit must be a number, or {num_experts} of them, one for each expert, got {len(each)}")
+    if sum(each) < num_experts * (1 - 1e-12):
+        raise ValueError(f"load_limit must be at least 1 in the mean, the mean load, got {sum(each) / len(each):.6g}")

@@ -1,0 +1,440 @@
+"""Permutation search in the middle of training: every so many steps, find a better expert map."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+import numpy as np
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from moe_search.gates.arguments import number_from_zero
+from moe_search.solvers.engine.result import Result
+from moe_search.solvers.engine.solver import Solver
+from moe_search.solvers.engine.stop import MaxRuntime, StoppingCriterion, require_criterion
+from moe_search.training.arguments import require_int
+from moe_search.training.lowering.batch import Batch, concatenate
+from moe_search.training.lowering.cut import check_model
+from moe_search.training.lowering.lowering import CHUNK_SIZE, Lowering, ProblemKind, lower_batch, require_problem_kind
+from moe_search.training.lowering.process_group import ranks_of
+from moe_search.training.lowering.recognize_loss import RecognizedLoss
+from moe_search.training.lowering.sample_losses import NonFiniteLossError
+from moe_search.training.lowering.tasks import Layer, TaskLoss, Tasks
+from moe_search.training.search.candidate_map import Underway, at_once, find_map, nothing_found, on_thread
+from moe_search.training.search.load_limit import LoadLimit, require_load_limit
+from moe_search.training.search.search_record import Outcome, SearchRecord
+from moe_search.training.search.verification import Verification, verify
+
+OnSearch: TypeAlias = Callable[[SearchRecord, Lowering, Result], None]
+
+SHARE = 0.07
+"""What a search may take of the time since the last one, by default; verification comes on top."""
+
+LEAST_SECONDS, MOST_SECONDS = 0.001, 0.05
+"""What the solver gets at least and at most, by default."""
+
+STATE = ("step", "searches", "seed", "seconds", "history", "retained", "recognized", "underway", "map")
+
+
+class PermutationSearch:
+    """Search the expert map of a mixture layer while its model is trained.
+
+    Call `step` after every optimizer step. Every ``period`` steps, up to step ``until``, it lowers the layer to a
+    search problem on the last batches before the present one, solves it, and verifies the map it found on the present
+    batch by true forwards: the map is committed to the gate if the mean loss decreases by more than `confidence` times
+    the standard error of that decrease, and refused otherwise. Only the map ever changes: experts, gate and optimizer
+    stay as they are. The map is no parameter: a gate whose parameters are frozen is searched all the same.
+
+    Parameters
+    ----------
+    model : Module
+        The model that is trained, called as ``model(inputs)``, or ``model(inputs, ids=ids)`` where ids are given. Of a
+        `DistributedDataParallel`, the module inside is taken; a compiled one is searched without its compiled code.
+    moe : MixtureOfExperts or MultiGateMixtureOfExperts
+        The layer to search, a submodule of `model` or `model` itself. One of several gates must share their map, which
+        is then searched for the summed loss of all tasks; else search ``moe.task(t)``.
+    loss : callable, or sequence of callable
+        ``loss(outputs, targets)``, a scalar tensor that is the mean over the samples. Any for gates with one or two
+        slots a sample; squared error, binary cross-entropy or cross-entropy for the others. With several gates, where
+        outputs and targets have shape [B, tasks, ...], the loss of a task, one for all or one for each (see `lower`).
+    period : int, default 100
+        Steps from one search to the next.
+    until : int, default 1000
+        Last step at which a search may begin, at least `period`. Afterwards `step` only counts.
+    batches : int, default 1
+        Number of batches to search on: references to them are kept, from the steps just before a search, so they must
+        not be overwritten in place.
+    solver : Solver, optional
+        By default `Hungarian` for a linear problem without a load limit, which it solves to optimality, and
+        ``LocalSearch(neighborhood="swap", restarts=True)`` from the present map for the others.
+    stop : StoppingCriterion, optional
+        When the solver stops. By default such that lowering and solving take at most 7 % of the time since the last
+        search, but never before 1 ms or after 50 ms of solving. A run that must be repeatable needs `MaxIterations`.
+    seed : int, default 0
+        The i-th search draws its own seed from (seed, i).
+    on_search : callable, optional
+        Called as ``on_search(record, lowering, result)`` after every search that a solver ran in, the map decided. In a
+        process group on the first rank only; not for a map that was found before the state was saved.
+    problem : {"auto", "linear", "mixture", "pairwise"}
+        The class of the problem, as in `lower`.
+    max_samples : int, optional
+        The most samples to search on, the last of those kept; of every rank in a process group.
+    chunk_size : int, default 1024
+        The most samples that go through the model at once, as in `lower`.
+    asynchronous : bool, default False
+        Whether the solver runs on a thread while training goes on. Its map is verified on the batch of a later step,
+        the first after the solver ended, and committed only if it is an improvement there. One search is under way at a
+        time: where the next one is due, training waits for the last. Which map is found depends on the seed as ever;
+        at which step it is committed depends on the clock, unless `finish` is called.
+    process_group : ProcessGroup, optional
+        The processes that train the model together, by default all of `torch.distributed` where that is initialized.
+        They call `step` together, each with its part of the batch. The problem is that of the samples of all ranks
+        (costs are summed, the arrays of a mixture gathered on the first rank), solved on the first rank, verified on
+        the samples of all, and its map the same on all. What fails on one rank is raised on all.
+    load_limit : float or sequence of n floats, optional
+        The most that an expert may bear, in multiples of the mean load: one number for all, at least 1, or one for
+        each, at least 1 in the mean. Its load is the number of samples searched on with weight on one of its slots
+        (once for each such slot, and task). No map that breaks the limit is committed, however good. While the present
+        map breaks it there, the best map found that keeps it is taken whether it lowers the loss or not, and recorded
+        as ``"enforced"`` where no gain is confirmed. Where no map can keep it, because few slots have most of the
+        samples, the limit of this search is raised to the lowest, or limits of their own to the lowest multiple, that a
+        map was found for; the record says to what.
+    confidence : float, default 1.0
+        How many of its standard errors the decrease of the mean loss on the second batch must exceed, at least 0. On
+        random labels, where no map is better than another, 15 to 16 % of the maps found were committed at 1.0 and 2 %
+        at 2.0 (4000 searches), as of normal deviates. The more it is, the larger a batch must be to confirm a gain.
+
+    Attributes
+    ----------
+    history : list of SearchRecord
+        One record for every search whose map is decided.
+    seconds : float
+        Time that training waited for searches, verification included.
+
+    Raises
+    ------
+    TypeError
+        If an argument has the wrong type.
+    ValueError
+        If `moe` is not inside `model`, or another argument is out of range.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        moe: Layer,
+        *,
+        loss: TaskLoss,
+        period: int = 100,
+        until: int = 1000,
+        batches: int = 1,
+        solver: Solver | None = None,
+        stop: StoppingCriterion | None = None,
+        seed: int = 0,
+        on_search: OnSearch | None = None,
+        problem: ProblemKind = "auto",
+        max_samples: int | None = None,
+        chunk_size: int = CHUNK_SIZE,
+        asynchronous: bool = False,
+        process_group: Any = None,
+        load_limit: LoadLimit | None = None,
+        confidence: float = 1.0,
+    ) -> None:
+        if isinstance(model, DistributedDataParallel):
+            model = model.module
+        check_model(model, moe)
+        tasks = Tasks.of(moe, loss)
+        counts = {"period": period, "until": until, "batches": batches, "chunk_size": chunk_size}
+        for name, count in (counts if max_samples is None else counts | {"max_samples": max_samples}).items():
+            require_int(name, count, 1)
+        if until < period:
+            raise ValueError(f"until must be at least period, or no search begins, got until={until}, period={period}")
+        if solver is not None and not callable(getattr(solver, "solve", None)):
+            raise TypeError(f"solver must have a method solve, got {type(solver).__name__}")
+        if stop is not None:
+            require_criterion(stop)
+        require_int("seed", seed, 0)
+        if on_search is not None and not callable(on_search):
+            raise TypeError(f"on_search must be a callable (record, lowering, result), got {type(on_search).__name__}")
+        require_problem_kind(problem)
+        if load_limit is not None:
+            require_load_limit(load_limit, tasks.expert_map.num_experts)
+        self._model = model
+        self._tasks = tasks
+        self._period = int(period)
+        self._until = int(until)
+        self._batches = int(batches)
+        self._solver = solver
+        self._stop = stop
+        self._on_search = on_search
+        self._problem: ProblemKind = problem
+        self._max_samples = max_samples
+        self._chunk_size = int(chunk_size)
+        self._run = on_thread if asynchronous else at_once
+        self._asynchronous = bool(asynchronous)
+        self._load_limit: LoadLimit | None = tuple(load_limit) if isinstance(load_limit, Sequence) else load_limit
+        self._confidence = number_from_zero("confidence", confidence)
+        self._ranks = ranks_of(process_group, tasks.device)
+        self._seed = int(seed)
+        self._step = 0
+        self._searches = 0
+        self._retained: list[Batch] = []
+        self._recognized: tuple[RecognizedLoss, ...] | None = None
+        self._underway: Underway | None = None
+        self._last_search: float | None = None
+        self.history: list[SearchRecord] = []
+        self.seconds = 0.0
+
+    def step(self, inputs: Tensor, targets: Tensor, ids: Tensor | None = None) -> SearchRecord | None:
+        """Count a training step, and search if one is due.
+
+        Parameters
+        ----------
+        inputs, targets : Tensor
+            The batch of this step, shape [B, ...]; in a process group, this rank's part of it.
+        ids : Tensor, optional
+            Shape [B], for gates that route by id.
+
+        Returns
+        -------
+        SearchRecord or None
+            What the search did whose map was decided at this step; None if there was none.
+
+        Raises
+        ------
+        ValueError
+            If the batch is empty, or a search is due and there are too few samples to verify it on. It takes 2, or 3 if
+            no earlier batch was kept (``period=1``): the first half is then searched and the second verifies. If the
+            targets have not one entry for each task of a layer of several gates. Also whatever `lower` raises. The map
+            is then as it was.
+        Exception
+            What the solver raised, if it ran on a thread.
+        """
+        step = self._step + 1
+        if step > self._until and self._underway is None:
+            self._step = step
+            return None
+        if self._last_search is None:
+            self._last_search = time.perf_counter()
+        due = step <= self._until and step % self._period == 0
+        if due or self._underway is not None:
+            batch = self._ranks.agree(lambda: self._checked(inputs, targets, ids, due))
+        else:
+            batch = self._checked(inputs, targets, ids, due)
+
+        self._step = step
+        record = None
+        if (underway := self._underway) is not None:
+            if len(batch) > 1:
+                underway.batch = batch
+            if due or self._ranks.from_first(lambda: underway.done):
+                record = self.finish()
+        if due:
+            record = self._search(batch) or record
+        self._retain(batch)
+        return record
+
+    def finish(self) -> SearchRecord | None:
+        """Wait for the search under way, if there is one, and decide on its map by the batch of the last step.
+
+        In a process group, all ranks call it together.
+
+        Returns
+        -------
+        SearchRecord or None
+            What the search did; None if none was under way.
+
+        Raises
+        ------
+        Exception
+            What the solver raised on its thread. The map is then as it was.
+        """
+        underway, self._underway = self._underway, None
+        return None if underway is None else self._decide(underway)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that is needed to go on as if the run had never stopped: plain numbers, strings and tensors.
+
+        ``torch.load(weights_only=True)`` reads them, and so does `load_state`. The expert map itself is in the state
+        dict of the model. The batches kept for the next search are in this one, so a state saved just before a search
+        is as large as they are; in a process group they are those of this rank, and every rank saves its own.
+
+        A search under way is waited for, but not decided on: the map found is in the state, and the next step decides,
+        in this run as in one that loads the state. If the solver raised, it is the error that comes at the next step of
+        this run; one that loads the state goes on without, and records the search as ``"failed"``.
+        """
+        known = self._recognized
+        return {
+            "step": self._step,
+            "searches": self._searches,
+            "seed": self._seed,
+            "seconds": self.seconds,
+            "history": [record.to_dict() for record in self.history],
+            "retained": [dict(batch.named()) for batch in self._retained],
+            "recognized": None if known is None else [[one.name, one.scale, one.classes_first] for one in known],
+            "underway": None if self._underway is None else self._underway.state_dict(),
+            "map": self._map_sizes(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up the state of `state_dict`.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If the state is not one of a `PermutationSearch`, or of one whose expert map has other sizes. Nothing is
+            taken up then.
+        """
+        if not isinstance(state, Mapping):
+            raise TypeError(f"state must be the dict of state_dict, got {type(state).__name__}")
+        if set(state) != set(STATE):
+            raise ValueError(f"state must have the keys {', '.join(STATE)}, got {', '.join(map(str, state)) or 'none'}")
+        for name in STATE[:3]:
+            require_int(name, state[name], 0)
+        if dict(state["map"]) != (sizes := self._map_sizes()):
+            raise ValueError(f"state must be that of a search of {_told(sizes)}, got {_told(state['map'])}")
+        device = self._tasks.device()
+        history = [SearchRecord.from_dict(values) for values in state["history"]]
+        retained = [Batch(**tensors).to(device) for tensors in state["retained"]]
+        underway = None if state["underway"] is None else Underway.from_state_dict(state["underway"], device)
+        recognized = None
+        if state["recognized"] is not None:
+            recognized = tuple(
+                RecognizedLoss(name, scale, np.empty(0), classes_first)
+                for name, scale, classes_first in state["recognized"]
+            )
+        self.seconds = float(state["seconds"])
+        self._step, self._searches, self._seed = state["step"], state["searches"], state["seed"]
+        self.history, self._retained = history, retained
+        self._recognized, self._underway = recognized, underway
+
+    def _map_sizes(self) -> dict[str, int]:
+        expert_map = self._tasks.expert_map
+        rows = len(expert_map.experts)
+        sizes = {"experts": expert_map.num_experts, "rows": rows, "slots of a row": expert_map.num_slots}
+        return sizes if self._tasks.count == 1 else sizes | {"tasks": self._tasks.count}
+
+    def _checked(self, inputs: Tensor, targets: Tensor, ids: Tensor | None, due: bool) -> Batch:
+        batch = Batch(inputs, targets, ids).detach()
+        if not due:
+            batch.require(1)
+        elif self._retained:
+            batch.require(2, " to verify a search")
+        else:
+            batch.require(3, " to be searched and verified by halves, no earlier batch being kept")
+        batch.check_device(self._model)
+        self._tasks.rows("targets", batch.targets)
+        return batch
+
+    def _retain(self, batch: Batch) -> None:
+        due = (self._step // self._period + 1) * self._period
+        if due <= self._until and due - self._step <= self._batches:
+            self._retained = [*self._retained, batch][-self._batches :]
+        else:
+            self._retained = []
+
+    def _search(self, batch: Batch) -> SearchRecord | None:
+        start = time.perf_counter()
+        if self._retained:
+            searched, verified = concatenate(self._retained), batch
+        else:
+            half = len(batch) // 2
+            searched, verified = batch.part(0, half), batch.part(half, len(batch))
+        if self._max_samples is not None:
+            searched = searched.last(self._max_samples)
+        seed = int(np.random.SeedSequence(self._seed, spawn_key=(self._searches,)).generate_state(1)[0])
+        self._searches += 1
+        underway = Underway(verified, self._step, len(searched))
+        try:
+            lowering, recognized = lower_batch(
+                self._model,
+                self._tasks,
+                searched,
+                self._problem,
+                self._chunk_size,
+                self._recognized,
+                self._ranks,
+            )
+        except NonFiniteLossError as error:
+            self._warn(error)
+            record = nothing_found(self._step, len(searched), "not finite").record
+            return self._record(replace(record, seconds=time.perf_counter() - start))
+        if recognized is not None:
+            # Its targets are those of this batch, and not kept.
+            self._recognized = tuple(replace(one, targets=np.empty(0)) for one in recognized)
+        if lowering is not None:
+            step, stop = self._step, self._stop or self._remaining_time(start)
+            underway.found = self._run(lambda: find_map(lowering, self._solver, stop, seed, step, self._load_limit))
+        underway.seconds = time.perf_counter() - start
+        if self._asynchronous:
+            self._underway = underway
+            return None
+        return self._decide(underway)
+
+    def _remaining_time(self, start: float) -> MaxRuntime:
+        if self._asynchronous or self._last_search is None:
+            return MaxRuntime(MOST_SECONDS)
+        lowering = time.perf_counter() - start
+        return MaxRuntime(min(max(SHARE * (start - self._last_search) - lowering, LEAST_SECONDS), MOST_SECONDS))
+
+    def _decide(self, underway: Underway) -> SearchRecord:
+        start = time.perf_counter()
+        found = self._ranks.from_first(lambda: underway.wait().bare())
+        verification: Verification | None = None
+        outcome: Outcome = found.record.outcome
+        if found.permutation is not None:
+            try:
+                verification = verify(
+                    self._model,
+                    self._tasks,
+                    found.permutation,
+                    underway.batch,
+                    self._chunk_size,
+                    self._ranks,
+                )
+                if verification.confirmed(self._confidence):
+                    outcome = "committed"
+                elif outcome != "enforced":
+                    outcome = "refused"
+            except NonFiniteLossError as error:
+                self._warn(error)
+                outcome = "not finite"
+        if found.permutation is not None and outcome in ("committed", "enforced"):
+            self._tasks.expert_map.assign_permutation(found.permutation)
+        record = replace(
+            found.record,
+            outcome=outcome,
+            verified_gain=None if verification is None else verification.gain,
+            standard_error=None if verification is None else verification.standard_error,
+            seconds=underway.seconds + time.perf_counter() - start,
+        )
+        self._record(record)
+        if self._on_search is not None and underway.found is not None:
+            whole = underway.wait()
+            if whole.lowering is not None and whole.result is not None:
+                self._on_search(record, whole.lowering, whole.result)
+        return record
+
+    def _record(self, record: SearchRecord) -> SearchRecord:
+        self.history.append(record)
+        self.seconds += record.seconds
+        self._last_search = time.perf_counter()
+        return record
+
+    def _warn(self, error: NonFiniteLossError) -> None:
+        # Once a run: a loss that is not finite mostly stays so.
+        if all(record.outcome != "not finite" for record in self.history):
+            warnings.warn(
+                f"the search at step {self._step} was given up and the expert map left as it is: {error} "
+                "(later searches of this run are given up without a warning, see their records)",
+                RuntimeWarning,
+                stacklevel=5,
+            )
+
+
+def _told(sizes: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in sizes.items())

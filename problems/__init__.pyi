@@ -1,0 +1,20 @@
+from .linear import LinearAssignment as LinearAssignment
+from .load_limited import LoadLimited as LoadLimited
+from .load_limited_start import InfeasibleLimitsError as InfeasibleLimitsError
+from .mixture import MixtureAssignment as MixtureAssignment
+from .pairwise import PairwiseAssignment as PairwiseAssignment
+from .problem import Problem as Problem
+from .qaplib import (
+    read_qaplib as read_qaplib,
+    read_qaplib_solution as read_qaplib_solution,
+    write_qaplib as write_qaplib,
+    write_qaplib_solution as write_qaplib_solution,
+)
+from .quadratic import QuadraticAssignment as QuadraticAssignment
+from .random_instances import (
+    random_linear as random_linear,
+    random_mixture as random_mixture,
+    random_pairwise as random_pairwise,
+    random_quadratic as random_quadratic,
+)
+from .value_range import value_range as value_range

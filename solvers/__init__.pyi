@@ -1,0 +1,26 @@
+from .engine.incumbent import Incumbent as Incumbent
+from .engine.result import (
+    Result as Result,
+    TrajectoryPoint as TrajectoryPoint,
+)
+from .engine.solver import Solver as Solver
+from .engine.stop import (
+    AnyOf as AnyOf,
+    MaxIterations as MaxIterations,
+    MaxRuntime as MaxRuntime,
+    NoImprovement as NoImprovement,
+    StoppingCriterion as StoppingCriterion,
+    TargetValue as TargetValue,
+)
+from .exact.branch_and_bound import BranchAndBound as BranchAndBound
+from .exact.cp_sat import CpSat as CpSat
+from .exact.enumeration import Enumeration as Enumeration
+from .exact.hungarian import Hungarian as Hungarian
+from .exact.min_cost_flow import MinCostFlow as MinCostFlow
+from .exact.transport import Transport as Transport
+from .heuristic.frank_wolfe import FrankWolfe as FrankWolfe
+from .heuristic.iterated_local_search import IteratedLocalSearch as IteratedLocalSearch
+from .heuristic.local_search import LocalSearch as LocalSearch
+from .heuristic.multi_start import MultiStart as MultiStart
+from .heuristic.simulated_annealing import SimulatedAnnealing as SimulatedAnnealing
+from .heuristic.tabu_search import TabuSearch as TabuSearch

@@ -1,0 +1,1 @@
+"""Lower bounds, and the small assignments that they are made of."""

@@ -1,0 +1,252 @@
+"""Stopping criteria: immutable recipes that say when a solver returns its incumbent."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from moe_search.solvers.engine.parameters import store_plain
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a solver stands.
+
+    Parameters
+    ----------
+    seconds : float
+        Time since the start, compilation apart.
+    iterations : int
+        Work done; each solver says what it counts.
+    value : float
+        Value of the incumbent.
+    improved_at : int
+        Iteration of the last improvement of the incumbent.
+    """
+
+    seconds: float = 0.0
+    iterations: int = 0
+    value: float = math.inf
+    improved_at: int = 0
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """The most a solver may still do before its criterion must be asked again."""
+
+    seconds: float = math.inf
+    iterations: float = math.inf
+    target: float = -math.inf
+
+    @property
+    def spent(self) -> bool:
+        """Whether nothing is left."""
+        return self.seconds <= 0 or self.iterations <= 0
+
+
+class Stopper(ABC):
+    """A running stopping criterion. It belongs to one run."""
+
+    @abstractmethod
+    def allowance(self, progress: Progress) -> Allowance:
+        """Return what the solver may still do: seconds, iterations, and the value at which it may stop."""
+
+    def stops(self, progress: Progress) -> bool:
+        """Return whether the solver should stop now."""
+        allowance = self.allowance(progress)
+        return allowance.spent or progress.value <= allowance.target
+
+
+class StoppingCriterion(Stopper):
+    """A recipe for a stopper. The built-in ones read everything they need from `Progress` and start as themselves."""
+
+    def start(self) -> Stopper:
+        """Return a fresh stopper for one run."""
+        return self
+
+
+@dataclass(frozen=True)
+class MaxRuntime(StoppingCriterion):
+    """Stop after a number of seconds (compilation apart).
+
+    Raises
+    ------
+    ValueError
+        If `seconds` is negative or NaN.
+    """
+
+    seconds: float
+
+    def __post_init__(self) -> None:
+        store_plain(self)
+        _require_number("seconds", self.seconds)
+        if not self.seconds >= 0:
+            raise ValueError(f"seconds must be a number >= 0, got {self.seconds}")
+
+    def allowance(self, progress: Progress) -> Allowance:
+        """Return the seconds left."""
+        return Allowance(seconds=self.seconds - progress.seconds)
+
+
+@dataclass(frozen=True)
+class MaxIterations(StoppingCriterion):
+    """Stop after a number of iterations; each solver says what it counts. Exact, hence reproducible.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If `iterations` is negative or not an integer.
+    """
+
+    iterations: int
+
+    def __post_init__(self) -> None:
+        store_plain(self)
+        _require_count("iterations", self.iterations)
+
+    def allowance(self, progress: Progress) -> Allowance:
+        """Return the iterations left."""
+        return Allowance(iterations=self.iterations - progress.iterations)
+
+
+@dataclass(frozen=True)
+class NoImprovement(StoppingCriterion):
+    """Stop once the incumbent has not improved for a number of iterations.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If `iterations` is negative or not an integer.
+    """
+
+    iterations: int
+
+    def __post_init__(self) -> None:
+        store_plain(self)
+        _require_count("iterations", self.iterations)
+
+    def allowance(self, progress: Progress) -> Allowance:
+        """Return the iterations left since the last improvement."""
+        return Allowance(iterations=self.iterations - (progress.iterations - progress.improved_at))
+
+
+@dataclass(frozen=True)
+class TargetValue(StoppingCriterion):
+    """Stop once the incumbent is at most a value.
+
+    Raises
+    ------
+    ValueError
+        If `value` is NaN.
+    """
+
+    value: float
+
+    def __post_init__(self) -> None:
+        store_plain(self)
+        _require_number("value", self.value)
+        if math.isnan(self.value):
+            raise ValueError("value must be a number, got nan")
+
+    def allowance(self, progress: Progress) -> Allowance:
+        """Return the target."""
+        return Allowance(target=self.value)
+
+
+@dataclass(frozen=True, init=False)
+class AnyOf(StoppingCriterion):
+    """Stop as soon as one of several criteria says so.
+
+    Raises
+    ------
+    ValueError
+        If no criterion is given.
+    TypeError
+        If one is no stopping criterion.
+    """
+
+    criteria: tuple[StoppingCriterion, ...]
+
+    def __init__(self, *criteria: StoppingCriterion) -> None:
+        if not criteria:
+            raise ValueError("AnyOf needs at least one stopping criterion, got none")
+        for criterion in criteria:
+            require_criterion(criterion)
+        object.__setattr__(self, "criteria", criteria)
+
+    def start(self) -> Stopper:
+        """Return a stopper over fresh stoppers of all criteria."""
+        return _First(tuple(criterion.start() for criterion in self.criteria))
+
+    def allowance(self, progress: Progress) -> Allowance:
+        """Return the least that the criteria allow."""
+        return _First(self.criteria).allowance(progress)
+
+
+@dataclass(frozen=True)
+class Since(StoppingCriterion):
+    """Count seconds that were spent before a solver starts as part of its run.
+
+    Parameters
+    ----------
+    seconds : float
+        Time already spent.
+    stop : StoppingCriterion
+        The criterion of the whole.
+    """
+
+    seconds: float
+    stop: StoppingCriterion
+
+    def start(self) -> Stopper:
+        """Return the same around a fresh stopper."""
+        return _Shifted(self.seconds, self.stop.start())
+
+    def allowance(self, progress: Progress) -> Allowance:
+        """Return what is left of the whole."""
+        return _Shifted(self.seconds, self.stop).allowance(progress)
+
+
+@dataclass(frozen=True)
+class _First(Stopper):
+    stoppers: tuple[Stopper, ...]
+
+    def allowance(self, progress: Progress) -> Allowance:
+        parts = [stopper.allowance(progress) for stopper in self.stoppers]
+        return Allowance(
+            seconds=min(part.seconds for part in parts),
+            iterations=min(part.iterations for part in parts),
+            target=max(part.target for part in parts),
+        )
+
+
+@dataclass(frozen=True)
+class _Shifted(Stopper):
+    seconds: float
+    stopper: Stopper
+
+    def allowance(self, progress: Progress) -> Allowance:
+        shifted = Progress(progress.seconds + self.seconds, progress.iterations, progress.value, progress.improved_at)
+        return self.stopper.allowance(shifted)
+
+
+def require_criterion(stop: object) -> None:
+    """Raise TypeError unless `stop` is a stopping criterion."""
+    if not isinstance(stop, StoppingCriterion):
+        raise TypeError(
+            f"stop must be a stopping criterion such as MaxRuntime(1.0), got {type(stop).__name__} ({stop!r})"
+        )
+
+
+def _require_number(name: str, number: object) -> None:
+    if isinstance(number, bool) or not isinstance(number, numbers.Real):
+        raise TypeError(f"{name} must be a number, got {type(number).__name__}")
+
+
+def _require_count(name: str, number: object) -> None:
+    if isinstance(number, bool) or not isinstance(number, numbers.Integral):
+        raise TypeError(f"{name} must be an integer, got {type(number).__name__}")
+    if number < 0:
+        raise ValueError(f"{name} must be an integer >= 0, got {number}")

@@ -1,0 +1,1 @@
+"""Solvers that prove optimality if they are given the time."""

@@ -1,0 +1,284 @@
+"""Branch and bound with the Gilmore-Lawler bound."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import singledispatch
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_search.problems.arrays import INT64_MAX, largest_magnitude, read_only
+from moe_search.problems.linear import LinearAssignment
+from moe_search.problems.mixture import MixtureAssignment
+from moe_search.problems.pairwise import PairwiseAssignment
+from moe_search.problems.problem import Permutation, Problem, expert_of_seat
+from moe_search.problems.quadratic import QuadraticAssignment
+from moe_search.solvers.bounds.partial_bounds import KoopmansBeckmann, Lawler
+from moe_search.solvers.bounds.small_assignment import empty_duals
+from moe_search.solvers.engine.clock import Clock
+from moe_search.solvers.engine.incumbent import OnImprovement, delayed, uncounted
+from moe_search.solvers.engine.result import Result, reached
+from moe_search.solvers.engine.run import SearchRun, Slice
+from moe_search.solvers.engine.solver import Solver
+from moe_search.solvers.engine.stop import AnyOf, MaxIterations, Since, StoppingCriterion
+from moe_search.solvers.exact.branching import DONE, LOGGED, branch_slice, empty_tree, open_bound
+from moe_search.solvers.exact.hungarian import EXACT_IN_FLOAT64
+from moe_search.solvers.exact.symmetry import Symmetry, seats_of_experts, symmetry_of
+from moe_search.solvers.heuristic.tabu_search import TabuSearch
+
+# A node takes some nanoseconds for each of these; more would break a limit of time.
+MOST_OPERATIONS = 10_000_000
+# What the tabu search for the first incumbent may take, some milliseconds.
+HEURISTIC_OPERATIONS = 5_000_000
+
+
+@dataclass(frozen=True)
+class BranchAndBound(Solver):
+    """Solve quadratic and pairwise problems exactly, or bound them, with Gilmore and Lawler's bound at every node.
+
+    A node seats one more slot. Its bound is that of `moe_search.solvers.bounds.gilmore_lawler` over the free slots and
+    seats; the reduced costs of the assignment it ends with bound the children before they are visited, and choose
+    whether they are the seats of one slot or the slots of one seat. Depth first, on an explicit stack, the best child
+    first. Symmetries of the matrices (twin rows, automorphisms) are found in advance, and of equivalent children only
+    the first is visited. The incumbent comes from a short `TabuSearch`.
+
+    Notes
+    -----
+    An iteration is one node bounded. Stopped early it returns the least bound of the open nodes. Values of integer
+    problems are multiples of a common divisor of the data, to which bounds are rounded up. Squared mixtures are solved
+    as pairwise problems, linear ones as quadratic problems without flow. `seed` only draws what the tabu search does.
+
+    References
+    ----------
+    P. C. Gilmore, "Optimal and suboptimal algorithms for the quadratic assignment problem", SIAM Journal 10 (1962),
+    305-313; T. Mautor, C. Roucairol, "A new exact algorithm for the solution of quadratic assignment problems",
+    Discrete Applied Mathematics 55 (1994), 281-293, for the branching and the symmetries.
+    """
+
+    exact: ClassVar[bool] = True
+
+    def refuses(self, problem: Problem) -> str | None:
+        """Refuse classes without a bound, problems whose nodes take too long, and integers that could overflow."""
+        if isinstance(problem, MixtureAssignment) and problem.loss != "squared":
+            return f"the loss {problem.loss} is not a sum over pairs of slots; Enumeration or LocalSearch take it"
+        operations = node_operations(problem)
+        if operations == 0:
+            return "it bounds linear, quadratic, pairwise and squared mixture problems only"
+        if operations > MOST_OPERATIONS:
+            return (
+                f"a node would take {operations:,} operations, {MOST_OPERATIONS:,} at most; LocalSearch takes any size"
+            )
+        if problem.integral and 16 * reach(problem) > INT64_MAX:
+            return f"its values can reach {reach(problem):.3e}, which overflows the arithmetic of the bound"
+        return None
+
+    def run(
+        self,
+        problem: Problem,
+        stop: StoppingCriterion,
+        seed: int | np.random.SeedSequence,
+        initial: Permutation | None,
+        on_improvement: OnImprovement | None,
+    ) -> Result:
+        """Search; see `Solver.solve`."""
+        # The bounds of a squared mixture are those of its pairs.
+        pairs = problem.as_pairwise() if isinstance(problem, MixtureAssignment) else problem
+        moves = max(HEURISTIC_OPERATIONS // pairs.sweep_cost, 1)
+        found = TabuSearch().solve(pairs, AnyOf(stop, MaxIterations(moves)), seed, initial, uncounted(on_improvement))
+        later = delayed(on_improvement, found.runtime)
+        run = SearchRun(problem, Since(found.runtime, stop), seed, found.permutation, later)
+        run.shown = len(run.trajectory)
+        run.interrupted = found.status == "interrupted"
+        relaxation = relax(pairs, run.clock)
+        scale = relaxation.scale
+        # An improvement is one where all costs are zero too, or too small for their rounding to be a number.
+        rounding = max(float(run.tolerance), 1e-14 * reach(pairs), math.ulp(0.0))
+        step = relaxation.step if problem.integral else rounding
+        totals = scale * run.value, scale * step
+        tree = empty_tree(
+            relaxation.linear, problem.block_size, run.incumbent, totals, relaxation.slots, relaxation.seats
+        )
+        unit = node_operations(pairs)
+
+        def advance(budget: int, target: float) -> Slice:
+            tree.counters[LOGGED] = 0
+            nodes = branch_slice(relaxation.costs, tree, max(budget // unit, 1), scale * target)
+            _, visited, logged, done = (int(x) for x in tree.counters)
+            values = tree.log_values[:logged].astype(run.dtype)
+            values = values // scale if problem.integral else values / scale
+            return Slice(nodes * unit, visited, zip(tree.log_nodes[:logged], values, strict=True), done > 0)
+
+        run.clock.compile(branch_slice, relaxation.costs, tree, 0, -math.inf)
+        if not run.interrupted:
+            run.loop(advance, unit)
+        done = int(tree.counters[DONE]) == 1
+        result = run.result(repr(self), moves=found.moves, proved=done)
+        bound = result.bound if done else round_up(open_bound(tree), relaxation, problem.integral)
+        if bound is not None:
+            bound = min(bound, result.value)
+        # Nodes are what is counted here, and the heuristic bounds none.
+        before = [point._replace(iteration=0) for point in found.trajectory]
+        before[-1] = before[-1]._replace(value=run.trajectory[0].value)
+        later_points = (point._replace(seconds=point.seconds + found.runtime) for point in result.trajectory[1:])
+        return replace(
+            result,
+            bound=bound,
+            status="optimal" if reached(result.value, bound, problem.integral) else result.status,
+            trajectory=(*before, *later_points),
+            runtime=result.runtime + found.runtime,
+        )
+
+
+class Relaxation(NamedTuple):
+    """A problem as its bounds need it.
+
+    Parameters
+    ----------
+    costs : KoopmansBeckmann or Lawler
+        The costs of pairs.
+    linear : ndarray, shape (m, m)
+        The cost of every slot on every seat.
+    scale : int
+        How many times the value these costs are.
+    step : int
+        Divisor of all values of an integer problem.
+    slots, seats : Symmetry
+        What is known to be alike.
+    """
+
+    costs: KoopmansBeckmann | Lawler
+    linear: npt.NDArray[Any]
+    scale: int
+    step: int
+    slots: Symmetry
+    seats: Symmetry
+
+
+@singledispatch
+def relax(problem: Problem, clock: Clock) -> Relaxation:
+    """Return the arrays of the bounds of a problem. A class that is to be solved registers how."""
+    raise TypeError(f"no bounds are registered for {type(problem).__name__}")
+
+
+@relax.register
+def _linear(problem: LinearAssignment, clock: Clock) -> Relaxation:
+    m = problem.size
+    nothing = np.zeros((m, m), dtype=problem.cost.dtype)
+    expert = np.arange(m) // problem.capacity
+    relaxation = _koopmans_beckmann(problem, nothing, nothing, problem.cost[:, expert], clock)
+    return relaxation._replace(seats=seats_of_experts(expert, m))
+
+
+@relax.register
+def _quadratic(problem: QuadraticAssignment, clock: Clock) -> Relaxation:
+    flow, distance = problem.flow.copy(), problem.distance.copy()
+    linear = np.outer(np.diagonal(flow), np.diagonal(distance))
+    if problem.linear is not None:
+        linear = linear + problem.linear
+    np.fill_diagonal(flow, 0)
+    np.fill_diagonal(distance, 0)
+    return _koopmans_beckmann(problem, flow, distance, linear, clock)
+
+
+@relax.register
+def _pairwise(problem: PairwiseAssignment, clock: Clock) -> Relaxation:
+    m = problem.size
+    expert = expert_of_seat(m, problem.block_size, problem.capacity)
+    coupling, linear = _numbers(problem, problem.coupling, 2 * problem.unary[:, expert])
+    # As it is where no number had to be converted, so that one compiled kernel serves both cases.
+    coupling = read_only(coupling)
+    costs = Lawler(
+        coupling, expert, problem.block_size, np.zeros((m, m), coupling.dtype), empty_duals(m, coupling.dtype)
+    )
+    step = _divisor(problem.coupling, problem.unary) if problem.integral else 0
+    nothing = np.full(m, -1, dtype=np.int64)
+    slots = Symmetry(np.empty((0, m), dtype=np.int64), nothing)
+    return Relaxation(costs, linear, 2, step, slots, seats_of_experts(expert, problem.block_size))
+
+
+def _koopmans_beckmann(
+    problem: Problem, flow: npt.NDArray[Any], distance: npt.NDArray[Any], linear: npt.NDArray[Any], clock: Clock
+) -> Relaxation:
+    m = problem.size
+    step = 0
+    if problem.integral:
+        twice = 2 if np.array_equal(flow, flow.T) and np.array_equal(distance, distance.T) else 1
+        step = math.gcd(twice * _divisor(flow) * _divisor(distance), _divisor(linear)) or 1
+    slots, seats = symmetry_of(flow, linear, clock), symmetry_of(distance, linear.T, clock)
+    flow, distance, linear = _numbers(problem, flow, distance, linear)
+    orders = []
+    for matrix in (flow, -distance):
+        order = np.argsort(matrix, axis=1, kind="stable")
+        orders.append(order[order != np.arange(m)[:, None]].reshape(m, m - 1))
+    scratch = (np.zeros((m, m), dtype=flow.dtype) for _ in range(2))
+    return Relaxation(KoopmansBeckmann(flow, distance, *orders, *scratch), linear, 1, step, slots, seats)
+
+
+def _numbers(problem: Problem, *arrays: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], ...]:
+    """Return arrays in float64 wherever that is exact: it is faster than 64-bit integers."""
+    exact = problem.integral and 16 * reach(problem) > EXACT_IN_FLOAT64
+    return tuple(np.ascontiguousarray(array, dtype=np.int64 if exact else np.float64) for array in arrays)
+
+
+def _divisor(*arrays: npt.NDArray[np.int64]) -> int:
+    return math.gcd(*(int(np.gcd.reduce(array, axis=None)) for array in arrays))
+
+
+@singledispatch
+def node_operations(problem: Problem) -> int:
+    """Return about how many operations, of about a nanosecond, the bound of a node takes; 0 if it has none."""
+    return 0
+
+
+@node_operations.register(LinearAssignment)
+@node_operations.register(QuadraticAssignment)
+def _flow_operations(problem: Problem) -> int:
+    return 2 * problem.size**3
+
+
+@node_operations.register(PairwiseAssignment)
+@node_operations.register(MixtureAssignment)
+def _coupling_operations(problem: PairwiseAssignment | MixtureAssignment) -> int:
+    return 4 * problem.num_experts * problem.size**3
+
+
+@singledispatch
+def reach(problem: Problem) -> int | float:
+    """Return a magnitude that no sum of costs of the problem exceeds."""
+    raise TypeError(f"no bounds are registered for {type(problem).__name__}")
+
+
+@reach.register
+def _linear_reach(problem: LinearAssignment) -> int | float:
+    return problem.size * largest(problem.cost)
+
+
+@reach.register
+def _quadratic_reach(problem: QuadraticAssignment) -> int | float:
+    once = 0 if problem.linear is None else problem.size * largest(problem.linear)
+    return problem.size**2 * largest(problem.flow) * largest(problem.distance) + once
+
+
+@reach.register
+def _pairwise_reach(problem: PairwiseAssignment) -> int | float:
+    # Bounds count in halves, and a coupling is the sum of two costs.
+    return 4 * problem.size**2 * largest(problem.cost)
+
+
+def largest(array: npt.NDArray[Any]) -> int | float:
+    """Return max |a|, exact for integers."""
+    magnitude = largest_magnitude(array)
+    return magnitude if isinstance(magnitude, int) else float(magnitude)
+
+
+def round_up(bound: Any, relaxation: Relaxation, integral: bool) -> int | float | None:
+    """Return a bound of the tree as one of the problem, raised to the next value that there can be."""
+    if bound is None:
+        return None
+    if not integral:
+        return float(bound) / relaxation.scale
+    unit = relaxation.scale * relaxation.step
+    return -(-int(bound) // unit) * relaxation.step

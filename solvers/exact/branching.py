@@ -1,0 +1,352 @@
+"""Kernels of branch and bound: a depth-first search tree on an explicit stack."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from moe_search.solvers.bounds.partial_bounds import Free, fix_pair, row_bounds
+from moe_search.solvers.bounds.small_assignment import Duals, assign, empty_duals
+from moe_search.solvers.exact.symmetry import Symmetry
+
+LOG_LENGTH = 256
+
+DEPTH, NODES, LOGGED, DONE = range(4)
+BEST, STEP = range(2)
+
+
+class Tree(NamedTuple):
+    """A search tree: for each depth d the node on the way, with d slots seated, and its children.
+
+    Parameters
+    ----------
+    counters : ndarray of int64, shape (4,)
+        Depth of the node whose children are visited (-1 before the root), nodes bounded, improvements logged in this
+        slice, whether the search has ended.
+    totals : ndarray, shape (2,)
+        Value of the incumbent, and the least difference between two values (for floats the one that counts).
+    incumbent : ndarray of int64, shape (m,)
+        The best permutation met.
+    free : Free
+        The slots and seats that are free at the node.
+    block_size : int
+        Slots of a block.
+    linear : ndarray, shape (m + 1, m, m)
+        Linear costs at every depth, those of the pairs with seated slots among them.
+    fixed : ndarray, shape (m + 1,)
+        Costs of the seated slots among themselves.
+    prices : ndarray, shape (m + 1, m)
+        Dual variables of the seats, from which the assignments below start.
+    slot, seat, bound : ndarray, shape (m, m)
+        The children: the next slot to be seated, where, and the least value below; by rising bound.
+    children, visited : ndarray of int64, shape (m,)
+        Number of children, and how many of them have been visited.
+    bounds : ndarray, shape (m, m)
+        Scratch: what each free slot contributes at least on each free seat.
+    duals : Duals
+        Scratch: the assignment over them.
+    redundant_slot, redundant_seat : ndarray of bool, shape (m,)
+        Scratch: which free ones (by position) have a symmetric one before them.
+    slot_maps, seat_maps : ndarray of int64, shape (g, m)
+        Automorphisms.
+    slot_alive, seat_alive : ndarray of int64, shape (m + 1, g + 1)
+        At every depth: how many leave all seated slots (taken seats) where they are, and which.
+    slot_twin, seat_twin : ndarray of int64, shape (m,)
+        The previous slot (seat) that could be exchanged with each, or -1.
+    log_values, log_nodes : ndarray
+        Improvements of the incumbent in this slice.
+    """
+
+    counters: npt.NDArray[np.int64]
+    totals: npt.NDArray[Any]
+    incumbent: npt.NDArray[np.int64]
+    free: Free
+    block_size: int
+    linear: npt.NDArray[Any]
+    fixed: npt.NDArray[Any]
+    prices: npt.NDArray[Any]
+    slot: npt.NDArray[np.int64]
+    seat: npt.NDArray[np.int64]
+    bound: npt.NDArray[Any]
+    children: npt.NDArray[np.int64]
+    visited: npt.NDArray[np.int64]
+    bounds: npt.NDArray[Any]
+    duals: Duals
+    redundant_slot: npt.NDArray[np.bool_]
+    redundant_seat: npt.NDArray[np.bool_]
+    slot_maps: npt.NDArray[np.int64]
+    seat_maps: npt.NDArray[np.int64]
+    slot_alive: npt.NDArray[np.int64]
+    seat_alive: npt.NDArray[np.int64]
+    slot_twin: npt.NDArray[np.int64]
+    seat_twin: npt.NDArray[np.int64]
+    log_values: npt.NDArray[Any]
+    log_nodes: npt.NDArray[np.int64]
+
+
+def empty_tree(
+    linear: npt.NDArray[Any],
+    block_size: int,
+    incumbent: npt.NDArray[np.int64],
+    totals: tuple[Any, Any],
+    slots: Symmetry,
+    seats: Symmetry,
+) -> Tree:
+    """Return the tree before its root is bounded."""
+    m, dtype = len(linear), linear.dtype
+    levels = np.zeros((m + 1, m, m), dtype=dtype)
+    levels[0] = linear
+    alive = []
+    for symmetry in (slots, seats):
+        known = len(symmetry.maps)
+        alive.append(np.zeros((m + 1, known + 1), dtype=np.int64))
+        alive[-1][0] = np.r_[known, np.arange(known)]
+    return Tree(
+        counters=np.array([-1, 0, 0, 0], dtype=np.int64),
+        totals=np.array(totals, dtype=dtype),
+        incumbent=incumbent,
+        free=Free(np.arange(m), np.arange(m), np.ones(m, dtype=np.bool_), np.ones(m, dtype=np.bool_)),
+        block_size=block_size,
+        linear=levels,
+        fixed=np.zeros(m + 1, dtype=dtype),
+        prices=np.zeros((m + 1, m), dtype=dtype),
+        slot=np.zeros((m, m), dtype=np.int64),
+        seat=np.zeros((m, m), dtype=np.int64),
+        bound=np.zeros((m, m), dtype=dtype),
+        children=np.zeros(m, dtype=np.int64),
+        visited=np.zeros(m, dtype=np.int64),
+        bounds=np.zeros((m, m), dtype=dtype),
+        duals=empty_duals(m, dtype),
+        redundant_slot=np.zeros(m, dtype=np.bool_),
+        redundant_seat=np.zeros(m, dtype=np.bool_),
+        slot_maps=slots.maps,
+        seat_maps=seats.maps,
+        slot_alive=alive[0],
+        seat_alive=alive[1],
+        slot_twin=slots.previous_twin,
+        seat_twin=seats.previous_twin,
+        log_values=np.zeros(LOG_LENGTH, dtype=dtype),
+        log_nodes=np.zeros(LOG_LENGTH, dtype=np.int64),
+    )
+
+
+def open_bound(tree: Tree) -> Any:
+    """Return the least bound of the children not yet visited, the incumbent's value if there are none.
+
+    None before the root is bounded.
+    """
+    depth = int(tree.counters[DEPTH])
+    if depth < 0:
+        return None
+    bounds = [tree.bound[d, tree.visited[d]] for d in range(depth + 1) if tree.visited[d] < tree.children[d]]
+    return min(bounds, default=tree.totals[BEST])
+
+
+@njit(cache=True, nogil=True)
+def branch_slice(costs: Any, tree: Tree, budget: int, target: float) -> int:
+    """Bound at most `budget` more nodes; return how many. Ends early at the target or with a full log."""
+    counters, totals, free = tree.counters, tree.totals, tree.free
+    before = counters[NODES]
+    while counters[NODES] - before < budget and counters[DONE] == 0 and counters[LOGGED] < tree.log_values.shape[0]:
+        depth = counters[DEPTH]
+        if depth < 0:
+            visit(costs, tree, 0, totals[STEP] * 0, False)
+            if counters[DEPTH] < 0:
+                counters[DONE] = 1
+        else:
+            child = tree.visited[depth]
+            # The children stand by rising bound: if one is of no use, so are those behind it.
+            if child == tree.children[depth] or tree.bound[depth, child] > totals[BEST] - totals[STEP]:
+                counters[DEPTH] = depth - 1
+                if depth == 0:
+                    counters[DONE] = 1
+                else:
+                    last = tree.visited[depth - 1] - 1
+                    free.slot_is_free[tree.slot[depth - 1, last]] = True
+                    free.seat_is_free[tree.seat[depth - 1, last]] = True
+                continue
+            tree.visited[depth] += 1
+            slot, seat = tree.slot[depth, child], tree.seat[depth, child]
+            free.slot_is_free[slot] = False
+            free.seat_is_free[seat] = False
+            visit(costs, tree, depth + 1, tree.bound[depth, child], True)
+            if counters[DEPTH] == depth:
+                free.slot_is_free[slot] = True
+                free.seat_is_free[seat] = True
+        if totals[BEST] <= target and counters[DONE] == 0:
+            counters[DONE] = 2
+    return counters[NODES] - before
+
+
+@njit(cache=True, nogil=True)
+def visit(costs: Any, tree: Tree, depth: int, inherited: Any, below: bool) -> None:
+    """Bound the node at `depth`, whose slot is already taken, and give it children unless that ends it."""
+    counters, totals, free, duals, bounds = tree.counters, tree.totals, tree.free, tree.duals, tree.bounds
+    counters[NODES] += 1
+    count = list_free(free)
+    if below:
+        last = tree.visited[depth - 1] - 1
+        slot, seat = tree.slot[depth - 1, last], tree.seat[depth - 1, last]
+        tree.fixed[depth] = tree.fixed[depth - 1] + tree.linear[depth - 1, slot, seat]
+        fix_pair(costs, tree.linear[depth - 1], tree.linear[depth], free, count, slot, seat)
+    row_bounds(costs, tree.linear[depth], free, count, bounds)
+    for b in range(count):
+        duals.column[b] = tree.prices[max(depth - 1, 0), free.seats[b]]
+    bound = tree.fixed[depth]
+    first = 0
+    while first < count:
+        last = block_end(free.slots, first, count, tree.block_size)
+        bound += assign(bounds, first, last, duals)
+        first = last
+    for b in range(count):
+        tree.prices[depth, free.seats[b]] = duals.column[b]
+    if below:
+        bound = max(bound, inherited)
+    if bound > totals[BEST] - totals[STEP]:
+        return
+    if count <= 2:
+        # Nothing is left to choose from in the rows, so the bound is the value.
+        record(tree, depth, count, bound)
+        return
+    if below:
+        keep_alive(tree.slot_maps, tree.slot_alive, depth, slot)
+        keep_alive(tree.seat_maps, tree.seat_alive, depth, seat)
+    mark_redundant(
+        tree.slot_maps,
+        tree.slot_alive[depth],
+        tree.slot_twin,
+        free.slots,
+        free.slot_is_free,
+        count,
+        tree.redundant_slot,
+    )
+    mark_redundant(
+        tree.seat_maps,
+        tree.seat_alive[depth],
+        tree.seat_twin,
+        free.seats,
+        free.seat_is_free,
+        count,
+        tree.redundant_seat,
+    )
+    branch(tree, depth, count, bound)
+
+
+@njit(cache=True, nogil=True)
+def list_free(free: Free) -> int:
+    """List the free slots and seats; return how many there are of each."""
+    count = 0
+    for s in range(free.slot_is_free.shape[0]):
+        if free.slot_is_free[s]:
+            free.slots[count] = s
+            count += 1
+    count = 0
+    for k in range(free.seat_is_free.shape[0]):
+        if free.seat_is_free[k]:
+            free.seats[count] = k
+            count += 1
+    return count
+
+
+@njit(cache=True, nogil=True)
+def block_end(slots: Any, first: int, count: int, block_size: int) -> int:
+    """Return the end of the run of free slots of one block that starts at position `first`."""
+    last = first + 1
+    while last < count and slots[last] // block_size == slots[first] // block_size:
+        last += 1
+    return last
+
+
+@njit(cache=True, nogil=True)
+def record(tree: Tree, depth: int, count: int, value: Any) -> None:
+    """Take the seated slots and the assignment of the free ones as the incumbent."""
+    for d in range(depth):
+        last = tree.visited[d] - 1
+        tree.incumbent[tree.slot[d, last]] = tree.seat[d, last]
+    for a in range(count):
+        tree.incumbent[tree.free.slots[a]] = tree.free.seats[tree.duals.column_of[a]]
+    logged = tree.counters[LOGGED]
+    tree.totals[BEST] = value
+    tree.log_values[logged] = value
+    tree.log_nodes[logged] = tree.counters[NODES]
+    tree.counters[LOGGED] += 1
+
+
+@njit(cache=True, nogil=True)
+def keep_alive(maps: Any, alive: Any, depth: int, taken: int) -> None:
+    """List the automorphisms that were alive one level up and leave the index that was taken where it is."""
+    kept = 0
+    for x in range(1, alive[depth - 1, 0] + 1):
+        g = alive[depth - 1, x]
+        if maps[g, taken] == taken:
+            kept += 1
+            alive[depth, kept] = g
+    alive[depth, 0] = kept
+
+
+@njit(cache=True, nogil=True)
+def mark_redundant(maps: Any, alive: Any, twin: Any, indices: Any, is_free: Any, count: int, redundant: Any) -> None:
+    """Mark the free indices that a symmetry of what is left maps to one before them: the same subtrees come there."""
+    for a in range(count):
+        index = indices[a]
+        redundant[a] = False
+        other = twin[index]
+        while other >= 0 and not redundant[a]:
+            redundant[a] = is_free[other]
+            other = twin[other]
+        for x in range(1, alive[0] + 1):
+            if redundant[a]:
+                break
+            redundant[a] = maps[alive[x], index] < index
+
+
+@njit(cache=True, nogil=True)
+def branch(tree: Tree, depth: int, count: int, bound: Any) -> None:
+    """Give the node the children of one slot or one seat: the one whose bounds, by reduced costs, add up to most."""
+    duals, bounds, free = tree.duals, tree.bounds, tree.free
+    limit = tree.totals[BEST] - tree.totals[STEP]
+    best_sum, best, by_slot = bounds.dtype.type(-1), 0, True
+    first = 0
+    while first < count:
+        last = block_end(free.slots, first, count, tree.block_size)
+        for a in range(first, last):
+            row_sum = bounds.dtype.type(0)
+            column_sum = bounds.dtype.type(0)
+            for b in range(first, last):
+                reduced = bounds[a, b] - duals.row[a] - duals.column[b]
+                row_sum += limit - bound if tree.redundant_seat[b] else min(reduced, limit - bound)
+                reduced = bounds[b, a] - duals.row[b] - duals.column[a]
+                column_sum += limit - bound if tree.redundant_slot[b] else min(reduced, limit - bound)
+            if row_sum > best_sum:
+                best_sum, best, by_slot = row_sum, a, True
+            if column_sum > best_sum:
+                best_sum, best, by_slot = column_sum, a, False
+        first = last
+    children = 0
+    block = (free.slots[best] if by_slot else free.seats[best]) // tree.block_size
+    for x in range(count):
+        a, b = (best, x) if by_slot else (x, best)
+        if (free.seats[x] if by_slot else free.slots[x]) // tree.block_size != block:
+            continue
+        if tree.redundant_seat[x] if by_slot else tree.redundant_slot[x]:
+            continue
+        below = bound + (bounds[a, b] - duals.row[a] - duals.column[b])
+        if below > limit:
+            continue
+        # Insertion by rising bound.
+        place = children
+        while place > 0 and tree.bound[depth, place - 1] > below:
+            tree.slot[depth, place] = tree.slot[depth, place - 1]
+            tree.seat[depth, place] = tree.seat[depth, place - 1]
+            tree.bound[depth, place] = tree.bound[depth, place - 1]
+            place -= 1
+        tree.slot[depth, place] = free.slots[a]
+        tree.seat[depth, place] = free.seats[b]
+        tree.bound[depth, place] = below
+        children += 1
+    tree.children[depth] = children
+    tree.visited[depth] = 0
+    tree.counters[DEPTH] = depth

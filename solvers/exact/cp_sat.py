@@ -1,0 +1,497 @@
+"""Exact search with OR-Tools' CP-SAT."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_search.problems.arrays import largest_magnitude
+from moe_search.problems.linear import LinearAssignment
+from moe_search.problems.load_limited import LoadLimited
+from moe_search.problems.mixture import MixtureAssignment
+from moe_search.problems.pairwise import PairwiseAssignment
+from moe_search.problems.problem import Permutation, Problem, ordinary_value, seats_by_expert
+from moe_search.problems.quadratic import QuadraticAssignment
+from moe_search.solvers.bounds.gilmore_lawler import gilmore_lawler, pairwise_gilmore_lawler
+from moe_search.solvers.engine.background import run_watched
+from moe_search.solvers.engine.clock import Clock
+from moe_search.solvers.engine.incumbent import Incumbent, OnImprovement
+from moe_search.solvers.engine.parameters import require_count, store_plain
+from moe_search.solvers.engine.random_state import random_state
+from moe_search.solvers.engine.result import Result, Status, TrajectoryPoint, reached
+from moe_search.solvers.engine.solver import Solver, reported_seed
+from moe_search.solvers.engine.stop import Progress, StoppingCriterion
+from moe_search.solvers.exact.hungarian import EXACT_IN_FLOAT64
+from moe_search.solvers.exact.integer_grid import grid_scale
+
+if TYPE_CHECKING:
+    from ortools.sat.python import cp_model
+
+MOST_TERMS = 200_000
+MOST_PRODUCTS = 20_000_000
+# Floats become integers on a grid whose whole range spans this, with load limits and without: with them CP-SAT errs on
+# models of larger coefficients. At 2**36 and beyond, presolving loses the optimum of 2 to 8 % of them, and without it
+# many are called infeasible where a limit forces a slot; at 2**34 neither was seen.
+GRID, LIMITED_GRID = 2.0**38, 2.0**34
+# Integers have no grid to choose. Larger ones are not presolved.
+LARGEST_PRESOLVED_SUM = 2**31
+# CP-SAT calls models invalid somewhat above; their sums could overflow its arithmetic.
+LARGEST_SUM = 2**62
+
+
+@dataclass(frozen=True)
+class CpSat(Solver):
+    """Solve any problem but a mixture of logits exactly, or bound it, with OR-Tools' CP-SAT.
+
+    Parameters
+    ----------
+    workers : int, default 1
+        Search threads. With one, a run that no time limit cuts short is reproducible.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `workers` is not a positive int.
+
+    Notes
+    -----
+    Sparse problems: one table of allowed assignments, with its cost, for each pair of slots that pays anything. Dense
+    ones: one variable ``w_s >= sum cost(s, t, e, f) x_tf`` if ``x_se`` for each slot, after Kaufman and Broeckx,
+    tightened by the Gilmore-Lawler bound. Squared mixtures are solved as pairwise ones, and load limits are linear
+    constraints. Float costs are rounded to a grid of 2^-38 of their range, of 2^-34 under load limits; the bound takes
+    the rounding in, and an optimum is one up to that. An iteration is one conflict.
+    Proofs take a minute for n = 9 dense and n = 12 sparse facilities; larger problems get a bound and what was found.
+
+    References
+    ----------
+    L. Kaufman, F. Broeckx, "An algorithm for the quadratic assignment problem using Benders' decomposition", European
+    Journal of Operational Research 2 (1978), 207-211.
+    """
+
+    exact: ClassVar[bool] = True
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        store_plain(self)
+        require_count("workers", self.workers)
+
+    def refuses(self, problem: Problem) -> str | None:
+        """Refuse losses that are not sums over pairs of slots, unknown classes, and models or integers too large."""
+        problem = without_limits(problem)
+        if isinstance(problem, MixtureAssignment):
+            if problem.loss != "squared":
+                return f"the loss {problem.loss} is not a sum over pairs of slots; Enumeration or LocalSearch take it"
+            products = len(problem.outputs) * (problem.size**2 + problem.num_experts**2)
+            if products > MOST_PRODUCTS:
+                return f"its pairs of slots cost {products:,} products, {MOST_PRODUCTS:,} at most; take fewer samples"
+        elif not isinstance(problem, (LinearAssignment, QuadraticAssignment, PairwiseAssignment)):
+            return "it models linear, quadratic, pairwise and squared mixture problems only"
+        terms = number_of_terms(problem)
+        if terms > MOST_TERMS:
+            return f"the model would have {terms:,} terms, {MOST_TERMS:,} at most; LocalSearch takes any size"
+        if problem.integral and largest_sum(problem) > LARGEST_SUM:
+            return (
+                f"its integer costs add up to {largest_sum(problem):.3e} over all slots and experts,"
+                f" {LARGEST_SUM:.3e} at most; scale them down or pass floats"
+            )
+        return None
+
+    def run(
+        self,
+        problem: Problem,
+        stop: StoppingCriterion,
+        seed: int | np.random.SeedSequence,
+        initial: Permutation | None,
+        on_improvement: OnImprovement | None,
+    ) -> Result:
+        """Solve; see `Solver.solve`."""
+        # Imported before the clock starts: it takes longer than many a limit.
+        importlib.import_module("ortools.sat.python.cp_model")
+        clock = Clock()
+        start = problem.random_permutation(np.random.default_rng(seed)) if initial is None else initial
+        search = _Search(problem, start, stop, clock, on_improvement)
+        if not search.stopped():
+            search.solve(self.workers, int(random_state(seed)[0] % 2**31))
+        return search.result(repr(self), reported_seed(seed))
+
+
+def without_limits(problem: Problem) -> Problem:
+    """Return the problem that load limits were put on; the problem itself if there are none."""
+    return problem.problem if isinstance(problem, LoadLimited) else problem
+
+
+class Pairs(NamedTuple):
+    """A problem as costs of single slots and of unordered pairs of slots.
+
+    Parameters
+    ----------
+    unary : ndarray, shape (m, n)
+        Cost of slot s under expert e by itself.
+    pairs : ndarray of int64, shape (P, 2)
+        The pairs of slots s < t that pay anything.
+    problem : QuadraticAssignment or PairwiseAssignment or None
+        What the tables come from.
+    capacity, block_size : int
+        Slots of an expert in a block, and slots of a block.
+    """
+
+    unary: npt.NDArray[Any]
+    pairs: npt.NDArray[np.int64]
+    problem: QuadraticAssignment | PairwiseAssignment | None
+    capacity: int
+    block_size: int
+
+    def table(self, s: int, t: int) -> npt.NDArray[Any]:
+        """Return the cost of slots s and t under every pair of experts, shape (n, n)."""
+        if isinstance(self.problem, QuadraticAssignment):
+            flow, distance = self.problem.flow, self.problem.distance
+            return flow[s, t] * distance + flow[t, s] * distance.T
+        assert self.problem is not None
+        return self.problem.coupling[s, :, t, :]
+
+
+def pairs_of(problem: Problem) -> Pairs:
+    """Return a problem as costs of slots and of pairs of slots."""
+    if isinstance(problem, LinearAssignment):
+        return Pairs(problem.cost, np.zeros((0, 2), dtype=np.int64), None, problem.capacity, problem.size)
+    if isinstance(problem, QuadraticAssignment):
+        unary = np.outer(np.diagonal(problem.flow), np.diagonal(problem.distance))
+        unary = unary if problem.linear is None else unary + problem.linear
+        pays = (problem.flow != 0) | (problem.flow.T != 0)
+        return Pairs(unary, np.argwhere(np.triu(pays, 1)), problem, 1, problem.size)
+    pairwise = problem.as_pairwise() if isinstance(problem, MixtureAssignment) else problem
+    assert isinstance(pairwise, PairwiseAssignment)
+    pays = pairwise.coupling.any(axis=(1, 3))
+    return Pairs(pairwise.unary, np.argwhere(np.triu(pays, 1)), pairwise, pairwise.capacity, pairwise.block_size)
+
+
+def number_of_terms(problem: Problem) -> int:
+    """Return how many costs a model of the problem lists."""
+    if isinstance(problem, LinearAssignment):
+        return problem.cost.size
+    if isinstance(problem, QuadraticAssignment):
+        return problem.size**2 + int(np.count_nonzero(problem.flow)) * problem.size**2
+    assert isinstance(problem, (PairwiseAssignment, MixtureAssignment))
+    return (problem.size * problem.num_experts) ** 2
+
+
+def largest_sum(problem: Problem) -> int | Decimal:
+    """Return a number that no sum of all costs in the objective, or in the row of a slot, of a model exceeds."""
+    m, n = problem.size, problem.block_size // problem.capacity
+    if isinstance(problem, LinearAssignment):
+        return m * n * largest_magnitude(problem.cost)
+    unary = m * n * largest_magnitude(pairs_of(problem).unary)
+    if isinstance(problem, QuadraticAssignment):
+        return unary + m * m * n * largest_magnitude(problem.flow) * largest_magnitude(problem.distance)
+    assert isinstance(problem, PairwiseAssignment)
+    return unary + m * m * n * largest_magnitude(problem.coupling)
+
+
+def reported_bound(status: cp_model.CpSolverStatus, bound: float) -> float | None:
+    """Return the bound on the objective that CP-SAT reports; None if it has none.
+
+    Its answer reads 0 where none is set: while it presolves, and of a model that it calls invalid or infeasible.
+    """
+    from ortools.sat.python.cp_model import FEASIBLE, OPTIMAL, UNKNOWN
+
+    set_ = status in (OPTIMAL, FEASIBLE) or (status == UNKNOWN and bound != 0)
+    return bound if set_ and math.isfinite(bound) else None
+
+
+class _Search:
+    """One run: the model, CP-SAT in a thread of its own, the incumbent and the bound."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        start: Permutation,
+        stop: StoppingCriterion,
+        clock: Clock,
+        on_improvement: OnImprovement | None,
+    ) -> None:
+        self.problem = problem
+        self.clock = clock
+        self.stopper = stop.start()
+        self.incumbent = start
+        self.value = problem.value(start)
+        self.trajectory = [TrajectoryPoint(clock.seconds(), self.value, 0)]
+        self.on_improvement = on_improvement
+        self.latest = Incumbent(self.trajectory[0].seconds, 0, self.value, start)
+        self.shown: Incumbent | None = None
+        self.bound: int | float | None = None
+        self.conflicts = 0
+        self.improved_at = 0
+        self.moves = 0
+        self.interrupted = False
+        self.proved = False
+
+    def progress(self) -> Progress:
+        return Progress(self.clock.seconds(), self.conflicts, float(self.value), self.improved_at)
+
+    def stopped(self) -> bool:
+        return self.stopper.stops(self.progress())
+
+    def solve(self, workers: int, seed: int) -> None:
+        from ortools.sat.python import cp_model
+
+        try:
+            self._show()
+            model = _Model(cp_model.CpModel(), self.problem)
+            # Building a large model in Python takes long: look at the clock after every table.
+            for _ in model.build():
+                if self.stopped():
+                    return
+            model.hint(self.incumbent)
+            solver = cp_model.CpSolver()
+            allowance = self.stopper.allowance(self.progress())
+            solver.parameters.num_workers = workers
+            solver.parameters.random_seed = seed
+            solver.parameters.cp_model_presolve = model.presolved
+            # Ctrl-C is Python's; a handler inside the library would end the process's own.
+            solver.parameters.catch_sigint_signal = False
+            if math.isfinite(allowance.seconds):
+                solver.parameters.max_time_in_seconds = max(allowance.seconds, 0.0)
+            if math.isfinite(allowance.iterations):
+                solver.parameters.max_number_of_conflicts = int(allowance.iterations)
+            self._run(solver, model)
+        except KeyboardInterrupt:
+            self.interrupted = True
+
+    def _run(self, solver: cp_model.CpSolver, model: _Model) -> None:
+        from ortools.sat.python.cp_model import INFEASIBLE, OPTIMAL
+
+        found = _solutions(self, model)
+
+        status = None
+
+        def search() -> None:
+            nonlocal status
+            status = solver.solve(model.model, found)
+            if status == INFEASIBLE:
+                # No problem is.
+                solver.parameters.cp_model_presolve = not model.presolved
+                status = solver.solve(model.model, found)
+
+        def look() -> None:
+            self._show()
+            if self.stopped():
+                solver.stop_search()
+
+        self.interrupted = run_watched(search, look, solver.stop_search)
+        self.conflicts = solver.num_conflicts
+        # CP-SAT reports its integer bound as a float, which holds the last digits of none beyond 2**53.
+        exact = status == OPTIMAL and self.problem.integral
+        reported = reported_bound(status, solver.best_objective_bound)
+        self.bound = self.value if exact else self._below_value(model.lower_bound(reported))
+        # An optimum on the grid is one of the problem, up to the grid.
+        steps = 0.0 if self.problem.integral else model.rounded + model.lost
+        self.proved = status == OPTIMAL and self.bound is not None and self.value <= self.bound + steps / model.scale
+
+    def _below_value(self, bound: int | float | None) -> int | float | None:
+        if bound is None or bound <= self.value:
+            return bound
+        # Above a value that was reached a bound can only be by rounding; beyond that it is none.
+        integral = self.problem.integral
+        scale = 0.0 if integral else ordinary_value(without_limits(self.problem))
+        return self.value if reached(bound, self.value, integral, scale) else None
+
+    def accept(self, permutation: Permutation, conflicts: int) -> None:
+        value = self.problem.value(permutation)
+        self.conflicts = conflicts
+        if value < self.value:
+            self.incumbent, self.value, self.improved_at = permutation, value, conflicts
+            self.moves += 1
+            self.trajectory.append(TrajectoryPoint(self.clock.seconds(), value, conflicts))
+            self.latest = Incumbent(self.trajectory[-1].seconds, conflicts, value, permutation)
+
+    def _show(self) -> None:
+        # CP-SAT finds in a thread of its own; the callback is called in the caller's.
+        latest = self.latest
+        if self.on_improvement is not None and latest is not self.shown:
+            self.shown = latest
+            self.on_improvement(latest)
+
+    def result(self, solver: str, seed: int | None) -> Result:
+        proved = self.proved or reached(self.value, self.bound, self.problem.integral)
+        status: Status = "optimal" if proved else "feasible"
+        return Result(
+            permutation=self.incumbent,
+            value=self.value,
+            bound=self.bound,
+            status="interrupted" if self.interrupted and not proved else status,
+            trajectory=tuple(self.trajectory),
+            iterations=self.conflicts,
+            moves=self.moves,
+            restarts=0,
+            runtime=self.clock.seconds(),
+            seed=seed,
+            solver=solver,
+        )
+
+
+class _Model:
+    """The CP-SAT model of a problem, in integers."""
+
+    def __init__(self, model: cp_model.CpModel, problem: Problem) -> None:
+        self.model = model
+        self.limits = problem.load_limits if isinstance(problem, LoadLimited) else None
+        self.problem = without_limits(problem)
+        self.costs = pairs_of(self.problem)
+        m, n = self.costs.unary.shape
+        self.x = [[model.new_bool_var(f"x{s},{e}") for e in range(n)] for s in range(m)]
+        reach = float(np.abs(self.costs.unary).max(axis=1, initial=0.0).sum())
+        self.scale = 1.0
+        # What rounding to the grid has added at most to the objective of any permutation, or taken, in grid steps.
+        self.rounded = self.lost = 0.0
+        self.root_bound: int | None = None
+        loads = 0 if self.limits is None else int(self.limits.slot_load.sum())
+        self.presolved = problem.integral and max(largest_sum(self.problem), loads) <= LARGEST_PRESOLVED_SUM
+        if not problem.integral:
+            reach += sum(float(np.abs(self.costs.table(s, t)).max()) for s, t in self.costs.pairs.tolist())
+            self.scale = grid_scale(reach, GRID if self.limits is None else LIMITED_GRID)
+
+    def build(self) -> Iterator[None]:
+        """Add constraints and objective, a table or a row at a time."""
+        m, n = self.costs.unary.shape
+        model, x = self.model, self.x
+        for s in range(m):
+            model.add_exactly_one(x[s])
+        for start in range(0, m, self.costs.block_size):
+            for e in range(n):
+                column = [x[s][e] for s in range(start, start + self.costs.block_size)]
+                if self.costs.capacity == 1:
+                    model.add_exactly_one(column)
+                else:
+                    model.add(sum(column) == self.costs.capacity)
+        if self.limits is not None:
+            for e, limit in enumerate(self.limits.limit.tolist()):
+                loads = zip(x, self.limits.slot_load.tolist(), strict=True)
+                model.add(sum(load * slot[e] for slot, load in loads) <= limit)
+        terms, coefficients = [], []
+        unary = self._integers(self.costs.unary, each_slot=True)
+        for s in range(m):
+            terms += x[s]
+            coefficients += unary[s].tolist()
+        yield
+        pays = len(self.costs.pairs)
+        parts = self._tables() if pays * 4 <= m * (m - 1) // 2 else self._rows(unary)
+        for part in parts:
+            terms += part
+            coefficients += [1] * len(part)
+            yield
+        from ortools.sat.python import cp_model
+
+        model.minimize(cp_model.LinearExpr.weighted_sum(terms, coefficients))
+
+    def _tables(self) -> Iterator[list[cp_model.IntVar]]:
+        m, n = self.costs.unary.shape
+        expert = []
+        for s in range(m):
+            variable = self.model.new_int_var(0, n - 1, f"e{s}")
+            for e in range(n):
+                self.model.add(variable == e).only_enforce_if(self.x[s][e])
+            expert.append(variable)
+        for s, t in self.costs.pairs.tolist():
+            table = self._integers(self.costs.table(s, t))
+            allowed = [(e, f, int(table[e, f])) for e in range(n) for f in range(n) if e != f or self._share(s, t)]
+            low, high = min(row[2] for row in allowed), max(row[2] for row in allowed)
+            cost = self.model.new_int_var(low, high, f"w{s},{t}")
+            self.model.add_allowed_assignments([expert[s], expert[t], cost], allowed)
+            yield [cost]
+
+    def _rows(self, unary: npt.NDArray[np.int64]) -> Iterator[list[cp_model.IntVar]]:
+        from ortools.sat.python import cp_model
+
+        m, n = self.costs.unary.shape
+        least, self.root_bound = self._row_bounds()
+        rows = []
+        for s in range(m):
+            others = [t for t in range(m) if t != s]
+            tables = np.stack([self._integers(self._half(s, t)) for t in others], axis=1)
+            low, high = int(tables.min(axis=2).sum(axis=1).min()), int(tables.max(axis=2).sum(axis=1).max())
+            row = self.model.new_int_var(low, high, f"w{s}")
+            variables = [self.x[t][f] for t in others for f in range(n)]
+            for e in range(n):
+                expression = cp_model.LinearExpr.weighted_sum(variables, tables[e].ravel().tolist())
+                self.model.add(row >= expression).only_enforce_if(self.x[s][e])
+            if least is not None:
+                self.model.add(row >= cp_model.LinearExpr.weighted_sum(self.x[s], least[s].tolist()))
+            rows.append(row)
+            yield [row]
+        if self.root_bound is not None:
+            slots = [variable for variables in self.x for variable in variables]
+            self.model.add(
+                sum(rows) + cp_model.LinearExpr.weighted_sum(slots, unary.ravel().tolist()) >= self.root_bound
+            )
+
+    def _half(self, s: int, t: int) -> npt.NDArray[Any]:
+        """Return what row s pays for its pair with t; the rows of s and t together pay the pair."""
+        if isinstance(self.costs.problem, QuadraticAssignment):
+            return self.costs.problem.flow[s, t] * self.costs.problem.distance
+        return self.costs.table(s, t) if s < t else np.zeros_like(self.costs.table(s, t))
+
+    def _row_bounds(self) -> tuple[npt.NDArray[np.int64] | None, int | None]:
+        problem = self.costs.problem
+        if not self.problem.integral or problem is None:
+            return None, None
+        if isinstance(problem, QuadraticAssignment):
+            total, rows = gilmore_lawler(problem)
+            return rows - self.costs.unary, int(total)
+        return None, int(pairwise_gilmore_lawler(problem, 1.0))
+
+    def _share(self, s: int, t: int) -> bool:
+        """Whether two slots may have one expert."""
+        return self.costs.capacity > 1 or s // self.costs.block_size != t // self.costs.block_size
+
+    def _integers(self, costs: npt.NDArray[Any], each_slot: bool = False) -> npt.NDArray[np.int64]:
+        """Return costs of which one is paid, or one of each row, as integers."""
+        if self.problem.integral:
+            return costs.astype(np.int64)
+        scaled = costs * self.scale
+        on_grid = np.rint(scaled)
+        added, axis = on_grid - scaled, 1 if each_slot else None
+        self.rounded += float(added.max(axis=axis).sum())
+        self.lost -= float(added.min(axis=axis).sum())
+        return on_grid.astype(np.int64)
+
+    def lower_bound(self, objective: float | None) -> int | float | None:
+        """Return a bound on the problem's values from one on the model's objective; the bound at the root if None."""
+        if objective is None:
+            return self.root_bound
+        if self.problem.integral:
+            bound = round(objective if abs(objective) < EXACT_IN_FLOAT64 else math.nextafter(objective, -math.inf))
+            return bound if self.root_bound is None else max(bound, self.root_bound)
+        return (objective - self.rounded) / self.scale
+
+    def hint(self, permutation: Permutation) -> None:
+        """Give CP-SAT a permutation to start from."""
+        experts = permutation % self.costs.block_size // self.costs.capacity
+        for s, variables in enumerate(self.x):
+            for e, variable in enumerate(variables):
+                self.model.add_hint(variable, e == experts[s])
+
+    def permutation(self, value_of: Any) -> Permutation:
+        """Return the permutation of a solution, given the function that reads a variable."""
+        experts = np.array([[value_of(variable) for variable in row].index(True) for row in self.x])
+        p = np.empty(len(experts), dtype=np.int64)
+        for start in range(0, len(p), self.costs.block_size):
+            block = slice(start, start + self.costs.block_size)
+            p[block] = start + seats_by_expert(experts[block])
+        return p
+
+
+def _solutions(search: _Search, model: _Model) -> cp_model.CpSolverSolutionCallback:
+    from ortools.sat.python import cp_model
+
+    class Solutions(cp_model.CpSolverSolutionCallback):  # type: ignore[misc]
+        def on_solution_callback(self) -> None:
+            search.accept(model.permutation(self.boolean_value), self.num_conflicts)
+
+    return Solutions()

@@ -1,0 +1,87 @@
+"""Linear assignment with capacity as a minimum-cost flow, through OR-Tools."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from moe_search.problems.linear import LinearAssignment
+from moe_search.problems.problem import Permutation, Problem, seats_by_expert
+from moe_search.solvers.engine.clock import Clock
+from moe_search.solvers.engine.incumbent import OnImprovement
+from moe_search.solvers.engine.result import Result, Status, reached
+from moe_search.solvers.engine.single_step import single_step_result
+from moe_search.solvers.engine.solver import Solver
+from moe_search.solvers.engine.stop import StoppingCriterion
+from moe_search.solvers.exact.integer_grid import grid_scale
+
+
+@dataclass(frozen=True)
+class MinCostFlow(Solver):
+    """Solve a `LinearAssignment` to optimality with the cost-scaling flow of OR-Tools.
+
+    One unit flows from each slot to the experts, each of which takes c. Integer costs are exact. Floats are rounded to
+    a grid as fine as 64-bit arithmetic allows; the bound takes the rounding in. It cannot be stopped on its way:
+    `stop` is not asked. `seed` and `initial` have no influence.
+
+    References
+    ----------
+    A. V. Goldberg, "An efficient implementation of a scaling minimum-cost flow algorithm", Journal of Algorithms 22
+    (1997), 1-29.
+    """
+
+    exact: ClassVar[bool] = True
+
+    def refuses(self, problem: Problem) -> str | None:
+        """Refuse other classes, and integers beyond the flow's arithmetic."""
+        if not isinstance(problem, LinearAssignment):
+            return "it solves LinearAssignment only"
+        if problem.integral and int(np.ptp(problem.cost)) > _largest_unit_cost(problem):
+            return f"its costs differ by more than {_largest_unit_cost(problem)}, which overflows the flow's arithmetic"
+        return None
+
+    def run(
+        self,
+        problem: Problem,
+        stop: StoppingCriterion,
+        seed: int | np.random.SeedSequence,
+        initial: Permutation | None,
+        on_improvement: OnImprovement | None,
+    ) -> Result:
+        """Solve; see `Solver.solve`."""
+        from ortools.graph.python.min_cost_flow import SimpleMinCostFlow
+
+        assert isinstance(problem, LinearAssignment)
+        clock = Clock()
+        m, n = problem.cost.shape
+        reduced = problem.cost - problem.cost.min(axis=1, keepdims=True)
+        scale = 1.0 if problem.integral else grid_scale(float(reduced.max()), float(_largest_unit_cost(problem)))
+        on_grid = reduced if problem.integral else np.rint(reduced * scale)
+        flow = SimpleMinCostFlow()
+        arcs = flow.add_arcs_with_capacity_and_unit_cost(
+            np.repeat(np.arange(m), n),
+            np.tile(m + np.arange(n), m),
+            np.ones(m * n, dtype=np.int64),
+            on_grid.astype(np.int64).ravel(),
+        )
+        flow.set_nodes_supplies(np.arange(m + n), np.repeat([1, -problem.capacity], [m, n]))
+        status = flow.solve()
+        if status != flow.OPTIMAL:
+            raise RuntimeError(f"OR-Tools ended with status {status!r} on a feasible flow")
+        experts = flow.flows(arcs).reshape(m, n).argmax(axis=1)
+        permutation = seats_by_expert(experts)
+        value = problem.value(permutation)
+        bound = value
+        if not problem.integral:
+            # What rounding has added at most to any assignment, less what it has added to the one found.
+            added = on_grid - reduced * scale
+            bound -= float((added.max(axis=1) - added[np.arange(m), experts]).sum()) / scale
+        label: Status = "optimal" if reached(value, bound, problem.integral) else "feasible"
+        return single_step_result(clock, permutation, value, bound, label, repr(self), on_improvement)
+
+
+def _largest_unit_cost(problem: LinearAssignment) -> int:
+    # Cost scaling multiplies the costs by the number of nodes, and adds a few of them along a path.
+    return 2**60 // (4 * (sum(problem.cost.shape) + 2))

@@ -1,0 +1,136 @@
+"""Symmetries of an assignment: seats or slots that are twins, and automorphisms of a matrix."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from moe_search.solvers.engine.clock import Clock
+
+MOST_AUTOMORPHISMS = 512
+MOST_STEPS = 200_000
+
+
+class Symmetry(NamedTuple):
+    """Exchanges of the rows and columns of a matrix that leave it as it is.
+
+    Parameters
+    ----------
+    maps : ndarray of int64, shape (g, n)
+        Automorphisms, the identity apart: ``matrix[g[i], g[j]] == matrix[i, j]``.
+    previous_twin : ndarray of int64, shape (n,)
+        The last index before each one whose exchange with it is an automorphism, or -1. Twins are an equivalence: the
+        chain of previous twins visits all that come before.
+    """
+
+    maps: npt.NDArray[np.int64]
+    previous_twin: npt.NDArray[np.int64]
+
+
+def symmetry_of(matrix: npt.NDArray[Any], colors: npt.NDArray[Any], clock: Clock) -> Symmetry:
+    """Return the symmetries of a square matrix that map indices only to those of the same color.
+
+    Parameters
+    ----------
+    matrix : ndarray, shape (n, n)
+        Symmetric or not.
+    colors : ndarray, shape (n, k)
+        Two indices are of one color if their rows are equal.
+    clock : Clock
+        Not to count compilation on.
+
+    Returns
+    -------
+    Symmetry
+        All twins; all automorphisms, unless there are more than `MOST_AUTOMORPHISMS` or the search for them takes more
+        than `MOST_STEPS`.
+    """
+    n = len(matrix)
+    # Numbers only matter as equal or not: one compiled kernel for integers and floats.
+    labels = _labels(matrix.ravel()).reshape(n, n)
+    # A row can only go where a row of the same numbers is.
+    rows = [np.sort(labels, axis=1), np.sort(labels, axis=0).T, np.diagonal(labels)[:, None]]
+    color = _labels(np.hstack([*rows, _labels(colors)[:, None]]))
+    clock.compile(find_twins, labels, color, np.empty(0, dtype=np.int64))
+    clock.compile(find_automorphisms, labels, color, np.empty((0, n), dtype=np.int64), 0)
+    previous = np.full(n, -1, dtype=np.int64)
+    find_twins(labels, color, previous)
+    maps = np.empty((MOST_AUTOMORPHISMS, n), dtype=np.int64)
+    return Symmetry(maps[: find_automorphisms(labels, color, maps, MOST_STEPS)], previous)
+
+
+def seats_of_experts(expert: npt.NDArray[np.int64], block_size: int) -> Symmetry:
+    """Return the symmetry of seats of which only those of one expert, neighbours in a block, are alike."""
+    m = len(expert)
+    seat = np.arange(m)
+    alike = (seat % block_size > 0) & (expert == np.roll(expert, 1))
+    return Symmetry(np.empty((0, m), dtype=np.int64), np.where(alike, seat - 1, -1))
+
+
+def _labels(values: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    return np.unique(values, axis=0, return_inverse=True)[1].ravel().astype(np.int64)
+
+
+@njit(cache=True, nogil=True)
+def find_twins(matrix: Any, color: Any, previous: Any) -> None:
+    """Write the previous twin of each index where there is one."""
+    for i in range(previous.shape[0]):
+        for j in range(i - 1, -1, -1):
+            if are_twins(matrix, color, i, j):
+                previous[i] = j
+                break
+
+
+@njit(cache=True, nogil=True)
+def are_twins(matrix: Any, color: Any, i: int, j: int) -> bool:
+    """Return whether the exchange of i and j leaves the matrix and the colors as they are."""
+    if color[i] != color[j] or matrix[i, i] != matrix[j, j] or matrix[i, j] != matrix[j, i]:
+        return False
+    for k in range(matrix.shape[0]):
+        if k != i and k != j and (matrix[i, k] != matrix[j, k] or matrix[k, i] != matrix[k, j]):
+            return False
+    return True
+
+
+@njit(cache=True, nogil=True)
+def find_automorphisms(matrix: Any, color: Any, found: Any, most_steps: int) -> int:
+    """Write automorphisms to the rows of `found`; return how many."""
+    n = matrix.shape[0]
+    image = np.full(n, -1, dtype=np.int64)
+    taken = np.zeros(n, dtype=np.bool_)
+    count = 0
+    i = 0
+    for _ in range(most_steps):
+        if i < 0 or count == found.shape[0]:
+            break
+        if image[i] >= 0:
+            taken[image[i]] = False
+        target = image[i] + 1
+        while target < n and (taken[target] or not maps(matrix, color, image, i, target)):
+            target += 1
+        if target == n:
+            image[i] = -1
+            i -= 1
+            continue
+        image[i] = target
+        taken[target] = True
+        if i + 1 < n:
+            i += 1
+        elif (image != np.arange(n)).any():
+            found[count] = image
+            count += 1
+    return count
+
+
+@njit(cache=True, nogil=True)
+def maps(matrix: Any, color: Any, image: Any, i: int, target: int) -> bool:
+    """Return whether `target` as the image of i agrees with the images of all before i."""
+    if color[i] != color[target]:
+        return False
+    for j in range(i):
+        if matrix[i, j] != matrix[target, image[j]] or matrix[j, i] != matrix[image[j], target]:
+            return False
+    return True

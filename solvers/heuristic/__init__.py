@@ -1,0 +1,1 @@
+"""Solvers that find good permutations and prove nothing."""

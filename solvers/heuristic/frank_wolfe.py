@@ -1,0 +1,95 @@
+"""Scipy's FAQ, restarted, as a peer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from moe_search.problems.problem import Permutation, Problem
+from moe_search.problems.quadratic import QuadraticAssignment
+from moe_search.solvers.engine.incumbent import OnImprovement
+from moe_search.solvers.engine.parameters import require_count, store_plain
+from moe_search.solvers.engine.result import Result
+from moe_search.solvers.engine.run import SearchRun, Slice
+from moe_search.solvers.engine.solver import Solver
+from moe_search.solvers.engine.stop import StoppingCriterion
+
+MOST_LOCATIONS = 500
+
+
+@dataclass(frozen=True)
+class FrankWolfe(Solver):
+    """Round a local optimum of the relaxation to doubly stochastic matrices, from many starts: scipy's FAQ.
+
+    The first start is the barycenter, the matrix of equal entries (an `initial` permutation, where one is given, is the
+    incumbent); all others are random doubly stochastic matrices. An iteration is one start.
+
+    Parameters
+    ----------
+    steps : int, default 30
+        Frank-Wolfe steps of a start at most, scipy's ``maxiter``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `steps` is not a positive int.
+
+    Notes
+    -----
+    Scipy cannot be stopped within a start, so the search stops between two: a limit of time is overrun by up to the
+    time of one start (milliseconds at n = 30, a second at n = 300), and Ctrl-C ends the start that it meets, without
+    its result. The values of ``quadratic_assignment`` are not taken over; each start's permutation is valued by the
+    problem's definition.
+
+    References
+    ----------
+    J. T. Vogelstein et al., "Fast approximate quadratic programming for graph matching", PLOS ONE 10 (2015), e0121002.
+    """
+
+    steps: int = 30
+
+    def __post_init__(self) -> None:
+        store_plain(self)
+        require_count("steps", self.steps)
+
+    def refuses(self, problem: Problem) -> str | None:
+        """Refuse other classes, and linear terms."""
+        if not isinstance(problem, QuadraticAssignment):
+            return "scipy's FAQ solves QuadraticAssignment only"
+        if problem.size > MOST_LOCATIONS:
+            return f"a start cannot be stopped and takes seconds beyond {MOST_LOCATIONS} locations, got {problem.size}"
+        if problem.linear is not None and problem.linear.any():
+            return "scipy's FAQ has no linear term; LocalSearch and BranchAndBound take it"
+        return None
+
+    def run(
+        self,
+        problem: Problem,
+        stop: StoppingCriterion,
+        seed: int | np.random.SeedSequence,
+        initial: Permutation | None,
+        on_improvement: OnImprovement | None,
+    ) -> Result:
+        """Search; see `Solver.solve`."""
+        # Imported here: it takes longer than many a search that needs none of it.
+        from scipy.optimize import quadratic_assignment
+
+        assert isinstance(problem, QuadraticAssignment)
+        run = SearchRun(problem, stop, seed, initial, on_improvement)
+        rng = np.random.default_rng(seed)
+        # Scipy multiplies in the type of the matrices, where integers could overflow.
+        flow, distance = problem.flow.astype(np.float64), problem.distance.astype(np.float64)
+
+        def advance(budget: int, target: float) -> Slice:
+            start = run.iterations + 1
+            options = {"P0": "barycenter" if start == 1 else "randomized", "rng": rng, "maxiter": self.steps}
+            permutation = quadratic_assignment(flow, distance, options=options).col_ind.astype(np.int64)
+            value = problem.value(permutation)
+            better = value < run.value
+            if better:
+                run.incumbent = permutation
+            return Slice(1, start, [(start, np.asarray(value))] if better else [], False)
+
+        run.loop(advance)
+        return run.result(repr(self), moves=0, restarts=max(run.iterations - 1, 0))

@@ -1,0 +1,76 @@
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from qaplib_files import FOLDER, best_known, needs_qaplib
+
+import moe_search.bench
+from moe_search.bench.comparison.datasets import (
+    qaplib,
+    random_linear,
+    random_mixture,
+    random_pairwise,
+    random_quadratic,
+    trained_gates,
+)
+from moe_search.bench.comparison.objective import Objective, excess
+from moe_search.problems import LinearAssignment, MixtureAssignment
+from moe_search.problems.qaplib import read_qaplib_solution
+from moe_search.solvers.engine.stop import MaxIterations
+from moe_search.solvers.heuristic.local_search import LocalSearch
+
+HOME = Path(moe_search.bench.__file__).parent / "comparison" / "datasets"
+
+
+@pytest.mark.parametrize("module", [random_linear, random_mixture, random_pairwise, random_quadratic])
+def test_random_data_sets_depend_on_their_seed_alone(module):
+    first, again, other = (module.Dataset.get_instance(seed=seed).get_data()["problem"] for seed in (0, 0, 1))
+    p = first.random_permutation(np.random.default_rng(0))
+    assert first.value(p) == again.value(p) != other.value(p)
+
+
+@pytest.mark.parametrize(
+    ("gate", "kind"), [("top-k", MixtureAssignment), ("comet", MixtureAssignment), ("hash", LinearAssignment)]
+)
+def test_the_problems_of_trained_gates_are_small_and_real(gate, kind):
+    data = trained_gates.Dataset.get_instance(gate=gate).get_data()
+    problem = data["problem"]
+    assert isinstance(problem, kind)
+    # Trained where its experts are, the gate is far better than with experts at random.
+    here = problem.value(np.arange(problem.size))
+    random = [problem.value(problem.random_permutation(np.random.default_rng(seed))) for seed in range(5)]
+    assert LocalSearch().solve(problem, MaxIterations(20_000), seed=0).value <= min(here, *random)
+    with np.load(HOME / f"{gate}.npz", allow_pickle=False) as file:
+        assert all(array.dtype.kind in "fiU" for array in dict(file).values())
+
+
+def test_the_stored_problems_take_less_than_200_kilobytes():
+    assert 0 < sum(path.stat().st_size for path in HOME.glob("*.npz")) < 200_000
+
+
+@needs_qaplib
+def test_qaplib_instances_come_with_their_best_known_value():
+    data = qaplib.Dataset.get_instance(instance="nug12", folder=str(FOLDER)).get_data()
+    value, permutation = read_qaplib_solution(FOLDER / "nug12.sln")
+    assert data["best_known"] == best_known()["nug12"] == value
+    objective = Objective.get_instance(seconds=1.0)
+    objective.set_data(**data)
+    assert objective.evaluate_result(permutation, value) == {"value": value, "bound": value, "excess": 0.0}
+
+
+def test_a_missing_qaplib_file_is_skipped_with_its_reason(monkeypatch, tmp_path):
+    monkeypatch.delenv("MOE_SEARCH_QAPLIB", raising=False)
+    objective = Objective.get_instance(seconds=1.0)
+    for folder, reason in ((None, "set MOE_SEARCH_QAPLIB"), (str(tmp_path), "there is no file")):
+        data = qaplib.Dataset.get_instance(instance="nug12", folder=folder).get_data()
+        skipped, why = objective.skip(**data)
+        assert skipped
+        assert reason in why
+
+
+def test_excess_by_hand():
+    assert excess(11.0, 10.0) == pytest.approx(0.1)
+    assert excess(-9.0, -10.0) == pytest.approx(0.1)
+    assert excess(0.0, 0.0) == 0.0
+    assert math.isinf(excess(1.0, 0.0))

@@ -1,0 +1,119 @@
+import gzip
+import struct
+
+import numpy as np
+import pytest
+
+from moe_search.bench.datasets import load_two_fashion
+from moe_search.bench.datasets.idx_file import read_idx
+
+SIDE = 4
+
+
+def idx(array):
+    return struct.pack(">BBBB", 0, 0, 8, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+
+
+@pytest.fixture
+def source():
+    generator = np.random.default_rng(0)
+    images = {"train": 24, "t10k": 6}
+    pixels = {name: generator.integers(0, 256, (count, SIDE, SIDE)).astype(np.uint8) for name, count in images.items()}
+    labels = {name: (np.arange(count) % 10).astype(np.uint8) for name, count in images.items()}
+    return pixels, labels
+
+
+@pytest.fixture
+def folder(tmp_path, source):
+    for name, pixels in source[0].items():
+        (tmp_path / f"{name}-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(pixels)))
+        (tmp_path / f"{name}-labels-idx1-ubyte").write_bytes(idx(source[1][name]))  # as good as compressed
+    return tmp_path
+
+
+def load(folder, **arguments):
+    return load_two_fashion(
+        **({"num_train": 60, "num_validation": 20, "num_test": 20, "canvas": 6} | arguments), path=folder
+    )
+
+
+def test_no_source_image_is_in_two_splits_and_the_test_file_stays_apart(folder):
+    data = load(folder)
+    train, validation, test = (set(split.sources.ravel()) for split in (data.train, data.validation, data.test))
+    assert not train & validation
+    assert len(train) == 20
+    assert len(validation) == 4
+    assert train | validation == set(range(24))
+    assert test == set(range(24, 30))
+
+
+@pytest.mark.parametrize("shrink", [1, 2])
+def test_canvas_is_the_pixelwise_maximum_of_both_shifted_sources(folder, source, shrink):
+    split = load(folder, shrink=shrink).test
+    side = SIDE // shrink
+    for image, labels, (first, second) in zip(split.images, split.labels, split.sources, strict=True):
+        expected = np.zeros((6, 6))
+        for corner, number in ((0, first - 24), (6 - side, second - 24)):
+            for row in range(side):
+                for column in range(side):
+                    square = source[0]["t10k"][
+                        number, row * shrink : (row + 1) * shrink, column * shrink : (column + 1) * shrink
+                    ]
+                    here = expected[corner + row, corner + column]
+                    expected[corner + row, corner + column] = max(here, square.astype(float).mean() / 255)
+        np.testing.assert_allclose(image, expected, atol=1e-6)
+        assert labels.tolist() == [(first - 24) % 10, (second - 24) % 10]
+
+
+def test_seed_decides_everything(folder):
+    first, again, other = (load(folder, seed=seed) for seed in (0, 0, 1))
+    assert np.array_equal(first.train.images, again.train.images)
+    assert not np.array_equal(first.train.sources, other.train.sources)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_validation": 0}, "num_validation must be at least 1, got 0"),
+        ({"canvas": 4}, "canvas must be at least 5 pixels"),
+        ({"shrink": 3}, "shrink must divide the 4 pixels of an image, got 3"),
+        ({"shrink": 0}, "shrink must divide the 4 pixels of an image, got 0"),
+        ({"seed": -1}, "seed must be 0 or more, got -1"),
+    ],
+)
+def test_arguments_out_of_range(folder, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        load(folder, **arguments)
+
+
+def test_a_missing_file_says_how_to_get_it(tmp_path):
+    with pytest.raises(FileNotFoundError, match="'apt-get install dataset-fashion-mnist'"):
+        load(tmp_path)
+
+
+def test_labels_must_be_as_many_as_images(folder, source):
+    (folder / "train-labels-idx1-ubyte").write_bytes(idx(source[1]["t10k"]))
+    with pytest.raises(ValueError, match="one label for each image of train, got 6 for 24"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is no idx file of bytes: it must start with 00 00 08"),
+        (b"\x00\x00\x0d\x01\x00\x00\x00\x00", "it must start with 00 00 08, got 00 00 0d"),
+        (idx(np.zeros((2, 3), np.uint8)), "must hold an array of 1 axes, got 2"),
+        (idx(np.zeros(5, np.uint8))[:-1], r"must hold 13 bytes for shape \(5,\), got 12"),
+        (idx(np.zeros(5, np.uint8))[:6], "it is damaged"),
+    ],
+)
+def test_damaged_idx_files(tmp_path, content, message):
+    (tmp_path / "file").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_idx(tmp_path / "file", axes=1)
+    (tmp_path / "file.gz").write_bytes(gzip.compress(content))
+    with pytest.raises(ValueError, match=message):
+        read_idx(tmp_path / "file.gz", axes=1)
+    (tmp_path / "file.gz").write_bytes(gzip.compress(content)[:-4])
+    with pytest.raises(ValueError, match="truncated gzip file"):
+        read_idx(tmp_path / "file.gz", axes=1)

@@ -1,0 +1,72 @@
+import io
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from typer.testing import CliRunner
+
+from moe_search.bench.demo.run import run_demo
+from moe_search.bench.demo.settings import smoke_settings
+from moe_search.cli import app
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    path, picture = folder / "report.html", folder / "curves.png"
+    done = CliRunner().invoke(
+        app, ["demo", "--smoke", "--device", "cpu", "--epochs", "1", "--report", str(path), "--picture", str(picture)]
+    )
+    assert done.exit_code == 0, done.output
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    return done.stdout, path.read_text(encoding="utf-8")
+
+
+def test_demo_prints_a_table_for_each_scenario(smoke):
+    printed, _ = smoke
+    for gate in ("Softmax", "Hash", "Hash+", "Top-k", "Top-k+", "COMET", "COMET+"):
+        assert len(re.findall(rf"^ *{re.escape(gate)} .*\d\.\d{{3}} ± ", printed, flags=re.MULTILINE)) == 2, gate
+    assert "Trained from scratch" in printed
+    assert "Bad initialization" in printed
+    assert len(re.findall(r"(Hash|Top-k|COMET)\+ against \1:", printed)) == 6
+    assert "no significance test" in " ".join(printed.split())
+
+
+def test_report_holds_what_was_printed(smoke):
+    printed, page = smoke
+    losses = re.findall(r"^ *(?:Hash|Top-k|COMET)\+? +(\d\.\d{3} ± \d\.\d{3})", printed, flags=re.MULTILINE)
+    assert len(losses) == 12
+    for loss in losses:
+        assert f"<td>{loss}</td>" in page
+
+
+def test_report_is_complete_and_self_contained(smoke):
+    _, page = smoke
+    assert page.count("<svg") == 5
+    for fact in ("python", "moe-search", "torch", "numpy", "numba", "ortools", "0, 1", "cpu"):
+        assert fact in page
+    assert page.count("Every search") == 4  # a summary and a caption in both scenarios
+    addresses = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert addresses
+    assert all(address.startswith(("#", "data:image/png;base64,")) for address in addresses)
+
+
+def test_unwritable_report_is_refused_before_training():
+    with pytest.raises(OSError, match="report must lie in a folder that exists"):
+        run_demo(
+            smoke_settings(),
+            torch.device("cpu"),
+            Path("/nowhere/r.html"),
+            "moe-search demo",
+            Console(file=io.StringIO()),
+        )
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
+def test_demo_on_cuda(tmp_path):
+    path = tmp_path / "report.html"
+    done = CliRunner().invoke(app, ["demo", "--smoke", "--device", "cuda", "--epochs", "1", "--report", str(path)])
+    assert done.exit_code == 0, done.output
+    assert "cuda (" in path.read_text(encoding="utf-8")

@@ -1,0 +1,40 @@
+import numpy as np
+import pytest
+
+from moe_search.bench.comparison.solvers.random_permutations import RandomPermutations
+from moe_search.bench.peers.scipy_quadratic import ScipyQuadratic
+from moe_search.problems.random_instances import random_linear, random_mixture, random_quadratic
+from moe_search.solvers.engine.stop import MaxIterations, MaxRuntime
+from moe_search.solvers.exact.enumeration import Enumeration
+
+
+@pytest.mark.parametrize("heuristic", ["2opt", "faq"])
+def test_scipy_answers_are_valued_by_the_problem(heuristic):
+    problem = random_quadratic(7, seed=0, symmetric=False)
+    optimum = Enumeration().solve(problem, MaxRuntime(60.0)).value
+    options = {"P0": "randomized"} if heuristic == "faq" else {}
+    result = ScipyQuadratic(heuristic, options).solve(problem, MaxIterations(20), seed=0)
+    assert result.value == problem.value(result.permutation)
+    assert optimum <= result.value <= 1.1 * optimum
+
+
+def test_scipy_refuses_what_it_does_not_know():
+    peer = ScipyQuadratic("2opt")
+    assert "QuadraticAssignment only" in peer.refuses(random_linear(4, seed=0))
+    assert "linear term" in peer.refuses(random_quadratic(4, seed=0, linear=True))
+    with pytest.raises(ValueError, match="linear term"):
+        peer.solve(random_quadratic(4, seed=0, linear=True), MaxIterations(1))
+
+
+def test_random_permutations_keep_the_best_of_what_they_drew():
+    problem = random_mixture(9, 4, 2, seed=0, num_selectors=2)
+    seen = []
+    result = RandomPermutations().solve(problem, MaxIterations(200), seed=3, on_improvement=seen.append)
+    rng = np.random.default_rng(3)
+    first = problem.random_permutation(np.random.default_rng(3))
+    drawn = [first, *(problem.random_permutation(rng) for _ in range(200))]
+    assert result.value == min(problem.value(p) for p in drawn)
+    values = [incumbent.value for incumbent in seen]
+    assert values == sorted(values, reverse=True)
+    assert values[-1] == result.value
+    assert result.iterations == 200

@@ -1,0 +1,79 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+from instances import INSTANCES, naive_value
+from naive import permutations
+from qaplib_files import FOLDER, needs_qaplib
+
+from moe_search.problems import Problem, QuadraticAssignment, read_qaplib
+from moe_search.solvers.bounds.convex_relaxation import convex_relaxation
+from moe_search.solvers.bounds.gilmore_lawler import gilmore_lawler, pairwise_gilmore_lawler
+from moe_search.solvers.bounds.lower_bounds import lower_bound
+
+
+@pytest.mark.parametrize("name", INSTANCES)
+@settings(max_examples=6, deadline=None)
+@given(seed=st.integers(0, 10**6), seconds=st.sampled_from([0.0, 10.0]))
+def test_no_permutation_is_below_the_bound(name, seed, seconds):
+    problem = INSTANCES[name](seed)
+    optimum = min(naive_value(problem, p) for p in permutations(problem.size, problem.block_size))
+    bound = lower_bound(problem, seconds)
+    assert isinstance(bound, int if problem.integral else float)
+    assert bound <= optimum + 1e-9 * abs(optimum)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_gilmore_lawler_with_negative_entries_and_diagonals(seed):
+    rng = np.random.default_rng(seed)
+    problem = QuadraticAssignment(*rng.integers(-9, 10, (2, 5, 5)), rng.integers(-50, 50, (5, 5)))
+    optimum = min(naive_value(problem, p) for p in permutations(5, 5))
+    bound, rows = gilmore_lawler(problem)
+    assert bound <= optimum
+    assert rows.shape == (5, 5)
+
+
+# Published Gilmore-Lawler bounds of QAPLIB's page; the last is the bound of chr12a.
+@needs_qaplib
+@pytest.mark.parametrize(("name", "published"), [("nug12", 493), ("nug15", 963), ("nug20", 2057), ("nug30", 4539)])
+def test_gilmore_lawler_is_the_published_bound(name, published):
+    bound, _ = gilmore_lawler(read_qaplib(FOLDER / f"{name}.dat"))
+    assert bound in (published, published + 1)  # ours rounds up to the even value that all permutations have
+
+
+def test_gilmore_lawler_is_exact_where_nothing_interacts():
+    linear = [[4, 1, 3], [2, 0, 5], [3, 2, 2]]
+    problem = QuadraticAssignment(np.zeros((3, 3), dtype=int), np.zeros((3, 3), dtype=int), linear)
+    assert gilmore_lawler(problem)[0] == 5
+
+
+def test_the_quick_pairwise_bound_is_the_weaker_one():
+    problem = INSTANCES["pairwise float"](0)
+    assert pairwise_gilmore_lawler(problem, 0.0) <= pairwise_gilmore_lawler(problem) + 1e-12
+
+
+def test_the_convex_relaxation_is_tight_where_the_optimum_fits_exactly():
+    # Targets are the mixture under one map, so the least squared loss is zero, which no bound may exceed.
+    problem = INSTANCES["mixture squared"](1)
+    p = np.array([2, 3, 0, 1, 6, 4, 7, 5])
+    fitted = type(problem)(problem.slot_weights, problem.outputs, problem.predictions(p), "squared")
+    assert -1e-6 <= convex_relaxation(fitted, 5.0) <= 1e-12
+
+
+def test_longer_runs_of_the_relaxation_bound_better():
+    problem = INSTANCES["mixture cross-entropy"](2)
+    assert convex_relaxation(problem, 5.0) >= convex_relaxation(problem, 0.0) - 1e-12
+
+
+def test_an_unknown_class_has_no_bound():
+    class Unknown(Problem):
+        size = 3
+        integral = True
+
+        def value(self, permutation):
+            return 0
+
+        def state(self, permutation):
+            return None
+
+    assert lower_bound(Unknown(), 1.0) is None

@@ -1,0 +1,175 @@
+import pickle
+
+import joblib
+import numpy as np
+import pytest
+from instances import INSTANCES
+from numba import typeof
+
+from moe_search import solvers
+from moe_search.problems import random_quadratic
+from moe_search.solvers import (
+    Enumeration,
+    LocalSearch,
+    MaxIterations,
+    MaxRuntime,
+    MultiStart,
+    SimulatedAnnealing,
+    TabuSearch,
+    TargetValue,
+)
+from moe_search.solvers.heuristic.multi_start import spawned_seeds
+
+PROBLEM = random_quadratic(14, seed=1)
+STOP = MaxIterations(300)
+
+
+@pytest.mark.parametrize("solver", [TabuSearch(), SimulatedAnnealing(), LocalSearch("both")])
+def test_it_is_the_best_of_its_runs_whatever_the_number_of_threads(solver):
+    alone = [solver.solve(PROBLEM, STOP, seed) for seed in spawned_seeds(7, 5)]
+    best = min(alone, key=lambda result: result.value)
+    for n_jobs in (1, 2, 5, -1):
+        result = MultiStart(solver, 5, n_jobs).solve(PROBLEM, STOP, seed=7)
+        assert result.permutation.tolist() == best.permutation.tolist()
+        assert [point[1:] for point in result.trajectory] == [point[1:] for point in best.trajectory]
+        assert result.iterations == sum(run.iterations for run in alone)
+        assert result.statistics["swaps evaluated"] == sum(run.statistics["swaps evaluated"] for run in alone)
+        assert result.seed == 7
+
+
+def same_as_threads(solver):
+    expected = solver.solve(PROBLEM, STOP, seed=3)
+
+    def check():
+        shown = []
+        result = solver.solve(PROBLEM, STOP, seed=3, on_improvement=shown.append)
+        assert result.permutation.tolist() == expected.permutation.tolist()
+        assert (result.value, result.iterations) == (expected.value, expected.iterations)
+        assert [incumbent.value for incumbent in shown] == [result.value]
+
+    return check
+
+
+# Worker processes leave pipes to the garbage collector when they end.
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_processes_of_loky_find_the_same():
+    check = same_as_threads(MultiStart(TabuSearch(), 3, 2))
+    with joblib.parallel_config(backend="loky"):
+        check()
+    joblib.externals.loky.get_reusable_executor().shutdown(wait=True)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_dask_cluster_finds_the_same():
+    distributed = pytest.importorskip("distributed", reason="pip install 'moe-search[cluster]' for Dask")
+    check = same_as_threads(MultiStart(TabuSearch(), 3, 2))
+    with (
+        distributed.LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as cluster,
+        distributed.Client(cluster),
+        joblib.parallel_config(backend="dask"),
+    ):
+        check()
+
+
+class Counted(LocalSearch):
+    """A local search that counts its runs."""
+
+    runs = 0
+
+    def run(self, *arguments):
+        type(self).runs += 1
+        return super().run(*arguments)
+
+
+def test_no_run_begins_once_the_time_is_up(monkeypatch):
+    monkeypatch.setattr(Counted, "runs", 0)
+    result = MultiStart(Counted(), 10_000, 1).solve(PROBLEM, MaxRuntime(0.01))
+    assert 1 <= Counted.runs < 10_000
+    assert result.value == PROBLEM.value(result.permutation)
+
+
+def test_the_first_run_begins_even_without_time(monkeypatch):
+    monkeypatch.setattr(Counted, "runs", 0)
+    assert MultiStart(Counted(), 3, 1).solve(PROBLEM, MaxRuntime(0.0)).restarts == 0
+    assert Counted.runs == 1
+
+
+def test_seeds_are_spawned_anew_at_every_call():
+    sequence = np.random.SeedSequence(5, spawn_key=(2,))
+    states = [[s.generate_state(1)[0] for s in spawned_seeds(sequence, 3)] for _ in range(2)]
+    assert states[0] == states[1]
+    assert len(set(states[0])) == 3
+
+
+def test_a_seed_is_reported_only_if_it_gives_the_run_again():
+    def run(seed):
+        return LocalSearch().solve(PROBLEM, MaxIterations(300), seed)
+
+    assert (run(5).seed, run(np.random.SeedSequence(5)).seed) == (5, 5)
+    spawned = run(np.random.SeedSequence(5, spawn_key=(2,)))
+    assert spawned.permutation.tolist() != run(5).permutation.tolist()
+    assert spawned.seed is None
+
+
+@pytest.mark.parametrize("name", INSTANCES)
+def test_problems_can_be_sent_to_other_processes(name):
+    problem = INSTANCES[name](3)
+    again = pickle.loads(pickle.dumps(problem))
+    permutation = problem.random_permutation(np.random.default_rng(0))
+    assert again.value(permutation) == problem.value(permutation)
+    # The same types to Numba, read-only ones, so that the kernels need not be compiled again.
+    ours, theirs = problem.state(permutation), again.state(permutation)
+    assert typeof(ours) == typeof(theirs)
+    # The same walk, hence the same arrays.
+    stop = MaxIterations(100)
+    results = [LocalSearch().solve(each, stop, seed=1, initial=permutation) for each in (problem, again)]
+    assert results[0].value == results[1].value
+    assert results[0].permutation.tolist() == results[1].permutation.tolist()
+
+
+def test_results_can_be_sent_to_other_processes():
+    result = LocalSearch().solve(PROBLEM, STOP, seed=1)
+    again = pickle.loads(pickle.dumps(result))
+    assert again.to_json() == result.to_json()
+
+
+@pytest.mark.parametrize("name", solvers.__all__)
+def test_solvers_can_be_sent_to_other_processes(name):
+    kind = getattr(solvers, name)
+    if isinstance(kind, type) and issubclass(kind, solvers.Solver) and kind is not solvers.Solver:
+        solver = kind(TabuSearch()) if kind is MultiStart else kind()
+        assert pickle.loads(pickle.dumps(solver)) == solver
+
+
+def test_a_target_ends_every_run_and_a_proof_is_kept():
+    small = random_quadratic(5, seed=0)
+    exact = MultiStart(Enumeration(), 2).solve(small, MaxRuntime(60.0))
+    assert (exact.status, exact.gap) == ("optimal", 0.0)
+    reached = MultiStart(LocalSearch(), 2).solve(small, TargetValue(exact.value))
+    assert reached.value == exact.value
+
+
+def test_runs_that_wait_for_each_other_share_the_limit():
+    result = MultiStart(LocalSearch(), 4, n_jobs=1).solve(PROBLEM, MaxRuntime(0.4))
+    # Four limits of their own would take 1.6 seconds.
+    assert 0.3 < result.runtime < 1.2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (("tabu",), TypeError, r"solver must be a Solver such as TabuSearch\(\), got str"),
+        ((TabuSearch(), 0), ValueError, "runs must be at least 1, got 0"),
+        ((TabuSearch(), 2.0), TypeError, "runs must be an int, got float"),
+        ((TabuSearch(), 2, 0), ValueError, "n_jobs must be positive, or negative to count .*, got 0"),
+        ((TabuSearch(), 2, None), TypeError, "n_jobs must be an int, got NoneType"),
+    ],
+)
+def test_bad_parameters(arguments, error, message):
+    with pytest.raises(error, match=message):
+        MultiStart(*arguments)
+
+
+def test_it_refuses_what_the_solver_refuses():
+    with pytest.raises(ValueError, match="MultiStart cannot take this QuadraticAssignment: it has 14! permutations"):
+        MultiStart(Enumeration()).solve(PROBLEM, STOP)
