@@ -31,6 +31,7 @@ from .problems import (
     LoadLimited as LoadLimited,
     MixtureAssignment as MixtureAssignment,
     PairwiseAssignment as PairwiseAssignment,
+    PermutationProblem as PermutationProblem,
     Problem as Problem,
     QuadraticAssignment as QuadraticAssignment,
     random_linear as random_linear,

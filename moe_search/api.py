@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from moe_search.problems.linear import LinearAssignment
 from moe_search.problems.pairwise import PairwiseAssignment
-from moe_search.problems.problem import Problem, ordinary_value
+from moe_search.problems.problem import Problem
 from moe_search.problems.quadratic import QuadraticAssignment
 from moe_search.solvers.bounds.lower_bounds import assignment_seconds, compile_bound, lower_bound
 from moe_search.solvers.engine.clock import Clock
@@ -102,7 +102,7 @@ def solve(
         return with_bound(chosen.solve(problem, stop, seed, initial, on_improvement), problem)
     compile_bound(problem, clock)
     bound = lower_bound(problem, min(BOUND_SHARE * seconds, MOST_BOUND_SECONDS))
-    scale = 0.0 if problem.integral else ordinary_value(problem)
+    scale = 0.0 if problem.integral else problem.ordinary_value()
     if bound is not None:
         # Floats reach their bound up to rounding only.
         slack = 0.0 if problem.integral else 1e-9 * max(scale, abs(bound))

@@ -3,6 +3,7 @@ from .load_limited import LoadLimited as LoadLimited
 from .load_limited_start import InfeasibleLimitsError as InfeasibleLimitsError
 from .mixture import MixtureAssignment as MixtureAssignment
 from .pairwise import PairwiseAssignment as PairwiseAssignment
+from .permutation_problem import PermutationProblem as PermutationProblem
 from .problem import Problem as Problem
 from .qaplib import (
     read_qaplib as read_qaplib,

@@ -10,11 +10,11 @@ import numpy.typing as npt
 
 from moe_search.problems.arrays import largest_magnitude, numeric_array, require_fits
 from moe_search.problems.moves import commit_swap, exchange_seats, kernel, swap_delta
-from moe_search.problems.problem import Problem, expert_of_seat, inverse
+from moe_search.problems.permutation_problem import PermutationProblem, expert_of_seat, inverse
 
 
 @dataclass(frozen=True, eq=False)
-class LinearAssignment(Problem):
+class LinearAssignment(PermutationProblem):
     """Give every slot one expert at the least total cost, each expert holding m / n slots.
 
     ``value(p) = sum_s cost[s, p[s] // c]`` with the capacity ``c = m / n``.
@@ -74,13 +74,13 @@ class LinearAssignment(Problem):
         return self.cost.dtype.kind == "i"
 
     def value(self, permutation: npt.ArrayLike) -> int | float:
-        """Return the total cost of a permutation; see `Problem.value`."""
-        p = self.check_permutation(permutation)
+        """Return the total cost of a permutation; see `PermutationProblem.value`."""
+        p = self.check_solution(permutation)
         return self.cost[np.arange(self.size), p // self.capacity].sum().item()
 
     def state(self, permutation: npt.ArrayLike) -> LinearState:
-        """Return the arrays of the kernels; see `Problem.state`."""
-        p = self.check_permutation(permutation)
+        """Return the arrays of the kernels; see `PermutationProblem.state`."""
+        p = self.check_solution(permutation)
         expert = expert_of_seat(self.size, self.size, self.capacity)[p]
         return LinearState(p, inverse(p), expert, self.cost)
 

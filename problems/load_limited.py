@@ -14,7 +14,7 @@ from moe_search.problems.arrays import largest_magnitude, numeric_array, read_on
 from moe_search.problems.delta_matrix import DeltaMatrix, commit_swap_and_deltas, fill_deltas, fill_potential
 from moe_search.problems.load_limited_start import InfeasibleLimitsError, LoadLimits, find_start, repair
 from moe_search.problems.moves import commit_swap, kernel, swap_delta
-from moe_search.problems.problem import Permutation, Problem
+from moe_search.problems.permutation_problem import Permutation, PermutationProblem
 from moe_search.problems.value_range import value_range
 
 # Float loads are compared as multiples of this part of their sum, so that the order of a summation decides nothing.
@@ -22,7 +22,7 @@ GRID = 2.0**-50
 
 
 @dataclass(frozen=True, eq=False)
-class LoadLimited(Problem):
+class LoadLimited(PermutationProblem):
     """Minimize another problem over the permutations under which no expert bears more than its limit.
 
     Slot s weighs ``slot_loads[s]``; the load of an expert is the sum over its slots in all blocks. A permutation is
@@ -32,11 +32,11 @@ class LoadLimited(Problem):
 
     with a barrier above the range of all inner values, so that any feasible permutation is better than any other, and
     every excess load costs. A search that starts feasible therefore ends feasible, and all of this package do: they
-    start at `start_from` or `random_permutation`.
+    start at `start_from` or `random_solution`.
 
     Parameters
     ----------
-    problem : Problem
+    problem : PermutationProblem
         A linear, quadratic (an expert is a location then), pairwise or mixture problem, or one's own whose
         `moe_search.problems.value_range` is registered.
     slot_loads : array_like, shape (block_size,) or (size,)
@@ -78,7 +78,7 @@ class LoadLimited(Problem):
     (0, False, True)
     """
 
-    problem: Problem
+    problem: PermutationProblem
     slot_loads: npt.NDArray[Any]
     limits: npt.NDArray[Any]
     start: Permutation = field(init=False, repr=False)
@@ -88,12 +88,12 @@ class LoadLimited(Problem):
 
     def __init__(
         self,
-        problem: Problem,
+        problem: PermutationProblem,
         slot_loads: npt.ArrayLike,
         limits: npt.ArrayLike,
         start: npt.ArrayLike | None = None,
     ) -> None:
-        if not isinstance(problem, Problem):
+        if not isinstance(problem, PermutationProblem):
             raise TypeError(f"problem must be a Problem such as LinearAssignment, got {type(problem).__name__}")
         low, high = value_range(problem)
         object.__setattr__(self, "problem", problem)
@@ -119,7 +119,7 @@ class LoadLimited(Problem):
             raise InfeasibleLimitsError(
                 f"limits must hold one of at least {loads.max()}, the load of slot {slot}, got {limits.max()} at most"
             )
-        near = None if start is None else self.check_permutation(start, "start")
+        near = None if start is None else self.check_solution(start, "start")
         load_limits = LoadLimits(*_on_grid(loads, limits), block_size, self.capacity)
         barrier, slope = self._penalties(low, high, int(load_limits.slot_load.sum()))
         for name, value in (
@@ -128,7 +128,7 @@ class LoadLimited(Problem):
             ("barrier", barrier),
             ("slope", slope),
             ("load_limits", load_limits),
-            ("start", read_only(find_start(load_limits, self.problem.random_permutation, near))),
+            ("start", read_only(find_start(load_limits, self.problem.random_solution, near))),
         ):
             object.__setattr__(self, name, value)
 
@@ -178,29 +178,29 @@ class LoadLimited(Problem):
     def loads(self, permutation: npt.ArrayLike) -> npt.NDArray[Any]:
         """Return the load of every expert, shape (n,)."""
         loads = np.zeros(self.num_experts, dtype=self.slot_loads.dtype)
-        np.add.at(loads, self.load_limits.experts(self.check_permutation(permutation)), self.slot_loads)
+        np.add.at(loads, self.load_limits.experts(self.check_solution(permutation)), self.slot_loads)
         return loads
 
     def feasible(self, permutation: npt.ArrayLike) -> bool:
         """Return whether every expert is within its limit."""
-        return self.load_limits.excess(self.check_permutation(permutation)) == 0
+        return self.load_limits.excess(self.check_solution(permutation)) == 0
 
     def value(self, permutation: npt.ArrayLike) -> int | float:
-        """Return the inner value, and the penalty if the permutation is not feasible; see `Problem.value`."""
-        p = self.check_permutation(permutation)
+        """Return the inner value, and the penalty where the permutation is not feasible."""
+        p = self.check_solution(permutation)
         return self.problem.value(p) + penalty(self.load_limits.excess(p), self.barrier, self.slope)
 
     def start_from(self, permutation: Permutation) -> Permutation:
-        """Return a feasible permutation: this one, or near it by swaps, or `start`; see `Problem.start_from`."""
+        """Return a feasible permutation: this one, or near it by swaps, or `start`."""
         repaired = repair(self.load_limits, self.problem.start_from(permutation))
         return repaired if self.feasible(repaired) else self.start.copy()
 
-    def random_permutation(self, rng: np.random.Generator) -> Permutation:
+    def random_solution(self, rng: np.random.Generator) -> Permutation:
         """Return a random feasible permutation: a uniform one, repaired by swaps."""
-        return self.start_from(self.problem.random_permutation(rng))
+        return self.start_from(self.problem.random_solution(rng))
 
     def state(self, permutation: npt.ArrayLike) -> LimitedState:
-        """Return the arrays of the kernels; see `Problem.state`."""
+        """Return the arrays of the kernels; see `PermutationProblem.state`."""
         inner = self.problem.state(permutation)
         limits = self.load_limits
         experts = limits.experts(inner.permutation)
@@ -218,7 +218,7 @@ class LoadLimited(Problem):
         )
 
     def delta_matrix(self) -> Any:
-        """Return the arrays for the deltas of all swaps; see `Problem.delta_matrix`."""
+        """Return the arrays for the deltas of all swaps; see `PermutationProblem.delta_matrix`."""
         inner = self.problem.delta_matrix()
         deltas = np.zeros(inner.deltas.shape, dtype=np.int64 if self.integral else np.float64)
         return LimitedDeltaMatrix(deltas, inner)

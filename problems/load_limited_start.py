@@ -9,7 +9,7 @@ from itertools import chain
 import numpy as np
 import numpy.typing as npt
 
-from moe_search.problems.problem import Permutation, expert_of_seat
+from moe_search.problems.permutation_problem import Permutation, expert_of_seat
 
 RANDOM_STARTS = 20
 MOST_NODES = 100_000

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_search.problems.load_limited_start import LoadLimits, greedy, least_highest_load, repair
-from moe_search.problems.problem import Permutation
+from moe_search.problems.permutation_problem import Permutation
 
 ROUNDS = 10
 

@@ -15,7 +15,7 @@ from moe_search.problems.arrays import largest_magnitude, numeric_array, read_on
 from moe_search.problems.delta_matrix import DeltaMatrix, commit_swap_and_deltas, fill_deltas
 from moe_search.problems.moves import commit_swap, exchange_seats, kernel, swap_delta
 from moe_search.problems.pairwise import PairwiseAssignment
-from moe_search.problems.problem import Permutation, Problem, expert_of_seat, inverse
+from moe_search.problems.permutation_problem import Permutation, PermutationProblem, expert_of_seat, inverse
 
 Loss = Literal["squared", "bce", "cross_entropy"]
 SQUARED, BCE, CROSS_ENTROPY = range(3)
@@ -25,7 +25,7 @@ NO_LABEL = read_only(np.zeros((0, 0), dtype=np.int64))
 
 
 @dataclass(frozen=True, eq=False)
-class MixtureAssignment(Problem):
+class MixtureAssignment(PermutationProblem):
     """Give every slot one expert such that the loss of the mixture is least, gate weights and expert outputs frozen.
 
     ``value(p) = sum_b w[b] * loss(z[b], y[b])`` with ``z[b] = sum_{t, s} g[b, t, s] * F[b, e(t, s)]`` and
@@ -152,7 +152,7 @@ class MixtureAssignment(Problem):
 
     def experts(self, permutation: npt.ArrayLike) -> Permutation:
         """Return the expert of every slot, shape (T m,), under a permutation."""
-        p = self.check_permutation(permutation)
+        p = self.check_solution(permutation)
         return expert_of_seat(self.size, self.block_size, self.capacity)[p]
 
     def predictions(self, permutation: npt.ArrayLike) -> npt.NDArray[np.float64]:
@@ -175,13 +175,13 @@ class MixtureAssignment(Problem):
         return (top + np.log(np.exp(groups - top[:, :, None]).sum(axis=2)) - chosen).sum(axis=1)
 
     def value(self, permutation: npt.ArrayLike) -> float:
-        """Return the weighted loss of a permutation; see `Problem.value`."""
+        """Return the weighted loss of a permutation; see `PermutationProblem.value`."""
         assert self.sample_weights is not None
         return float(self.sample_weights @ self.sample_losses(self.predictions(permutation)))
 
     def state(self, permutation: npt.ArrayLike) -> MixtureState:
-        """Return the arrays of the kernels; see `Problem.state`."""
-        p = self.check_permutation(permutation)
+        """Return the arrays of the kernels; see `PermutationProblem.state`."""
+        p = self.check_solution(permutation)
         predictions = self.predictions(p)
         assert self.sample_weights is not None
         is_class = self.loss == "cross_entropy"

@@ -10,11 +10,11 @@ import numpy.typing as npt
 
 from moe_search.problems.arrays import largest_magnitude, numeric_array, read_only, require_fits
 from moe_search.problems.moves import commit_swap, exchange_seats, kernel, swap_delta
-from moe_search.problems.problem import Permutation, Problem, expert_of_seat, inverse
+from moe_search.problems.permutation_problem import Permutation, PermutationProblem, expert_of_seat, inverse
 
 
 @dataclass(frozen=True, eq=False)
-class PairwiseAssignment(Problem):
+class PairwiseAssignment(PermutationProblem):
     """Give every slot one expert where each pair of slots pays for its pair of experts; Lawler (1963).
 
     ``value(p) = sum_{s, t} cost[s, t, e(s), e(t)]`` over all ordered pairs of slots, s = t included (the linear part),
@@ -89,18 +89,18 @@ class PairwiseAssignment(Problem):
 
     def experts(self, permutation: npt.ArrayLike) -> Permutation:
         """Return the expert of every slot under a permutation."""
-        p = self.check_permutation(permutation)
+        p = self.check_solution(permutation)
         return expert_of_seat(self.size, self.block_size, self.capacity)[p]
 
     def value(self, permutation: npt.ArrayLike) -> int | float:
-        """Return the total cost of a permutation; see `Problem.value`."""
+        """Return the total cost of a permutation; see `PermutationProblem.value`."""
         e = self.experts(permutation)
         slots = np.arange(self.size)
         return self.cost[slots[:, None], slots[None, :], e[:, None], e[None, :]].sum().item()
 
     def state(self, permutation: npt.ArrayLike) -> PairwiseState:
-        """Return the arrays of the kernels; see `Problem.state`."""
-        p = self.check_permutation(permutation)
+        """Return the arrays of the kernels; see `PermutationProblem.state`."""
+        p = self.check_solution(permutation)
         e = self.experts(p)
         potential = self.unary + self.coupling[np.arange(self.size), e].sum(axis=0)
         return PairwiseState(p, inverse(p), e, potential, self.coupling)

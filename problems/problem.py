@@ -1,4 +1,4 @@
-"""What every problem offers: a value to be minimized over permutations, and the arrays of its kernels."""
+"""What every problem offers, whatever its solutions are: a value to be minimized over them."""
 
 from __future__ import annotations
 
@@ -8,21 +8,13 @@ from functools import partial
 from typing import Any, SupportsIndex
 
 import numpy as np
-import numpy.typing as npt
-
-from moe_search.problems.arrays import read_only
-from moe_search.problems.delta_matrix import DeltaMatrix, empty_delta_matrix
-
-Permutation = npt.NDArray[np.int64]
 
 
 class Problem(ABC):
-    """Minimize ``value(p)`` over the permutations p of {0 .. size - 1} that stay inside blocks.
+    """Minimize ``value(solution)``.
 
-    A permutation gives the seat of every slot. Slots and seats ``t * block_size .. (t + 1) * block_size - 1`` form
-    block t, one for each selector of a gate, and a slot only ever takes a seat of its own block. A new problem class
-    gives `size`, `block_size`, `integral`, `value` and `state`, and registers the kernels `swap_delta` and
-    `commit_swap` for the NamedTuple that `state` returns (see `moe_search.problems.moves`).
+    This is all that `moe_search.solve`, results, stopping criteria and bounds need to know. What a solution is, a kind
+    of problem says: those of `moe_search.problems.permutation_problem.PermutationProblem` are permutations.
     """
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
@@ -34,129 +26,29 @@ class Problem(ABC):
 
     @property
     @abstractmethod
-    def size(self) -> int:
-        """Number of slots (and of seats) in all blocks."""
-
-    @property
-    def block_size(self) -> int:
-        """Number of slots in a block; moves stay inside a block."""
-        return self.size
-
-    @property
-    @abstractmethod
     def integral(self) -> bool:
-        """Whether values and deltas are exact 64-bit integers (else floating point)."""
+        """Whether values are exact 64-bit integers (else floating point)."""
 
     @abstractmethod
-    def value(self, permutation: npt.ArrayLike) -> int | float:
-        """Return the value of a permutation, computed in plain numpy from the definition.
-
-        Parameters
-        ----------
-        permutation : array_like of int, shape (size,)
-            ``permutation[s]`` is the seat of slot s.
-
-        Returns
-        -------
-        int or float
-            The value; an int if the problem is `integral`.
-
-        Raises
-        ------
-        ValueError, TypeError
-            If `permutation` is not a permutation that stays inside the blocks.
-        """
+    def value(self, solution: Any) -> int | float:
+        """Return the value of a solution, computed in plain numpy from the definition; an int if `integral`."""
 
     @abstractmethod
-    def state(self, permutation: npt.ArrayLike) -> Any:
-        """Return the NamedTuple of arrays that the kernels read and update, standing at `permutation`.
+    def check_solution(self, solution: Any, name: str = "solution") -> Any:
+        """Return a copy of `solution` in its usual form, or raise an error that says why it is none."""
 
-        It has at least the fields ``permutation`` (seat of every slot) and ``order`` (slot of every seat).
-        """
+    @abstractmethod
+    def random_solution(self, rng: np.random.Generator) -> Any:
+        """Return a random solution, from which a search may start."""
 
-    def delta_matrix(self) -> DeltaMatrix:
-        """Return the arrays for the deltas of all swaps, to be filled; see `moe_search.problems.delta_matrix`."""
-        return empty_delta_matrix(self.size, np.int64 if self.integral else np.float64)
+    def start_from(self, solution: Any) -> Any:
+        """Return where a search that is given a solution starts: there, unless the problem forbids some."""
+        return solution
 
-    @property
-    def sweep_cost(self) -> int:
-        """Operations, of about a nanosecond, that bring the deltas of all swaps up to date after a move."""
-        return self.size * self.block_size
+    def ordinary_value(self) -> float:
+        """Return the magnitude of a value that is nothing special, by which rounding errors are measured."""
+        return abs(float(self.value(self.random_solution(np.random.default_rng(0)))))
 
-    @property
-    def capacity(self) -> int:
-        """Slots of an expert in a block; 1 where each slot has a seat of its own."""
-        return 1
-
-    def check_permutation(self, permutation: npt.ArrayLike, name: str = "permutation") -> Permutation:
-        """Return `permutation` as an int64 array, or raise an error that says why it is none.
-
-        Raises
-        ------
-        TypeError
-            If the entries are not integers.
-        ValueError
-            If the length is wrong, a seat is missing or twice taken, or a slot leaves its block.
-        """
-        p = np.asarray(permutation)
-        if p.dtype.kind not in "iu":
-            raise TypeError(f"{name} must hold integers, got dtype {p.dtype}")
-        if p.shape != (self.size,):
-            raise ValueError(f"{name} must have shape ({self.size},), got shape {p.shape}")
-        if p.min() < 0 or p.max() >= self.size:
-            raise ValueError(f"{name} must hold the seats 0 .. {self.size - 1}, got {p.min()} .. {p.max()}")
-        counts = np.bincount(p.astype(np.int64), minlength=self.size)
-        if counts.max() > 1:
-            seat = int(np.argmax(counts))
-            raise ValueError(f"{name} must hold every seat once, got seat {seat} {counts[seat]} times")
-        if self.block_size == self.size:
-            return p.astype(np.int64)
-        blocks = np.arange(self.size) // self.block_size
-        stray = p // self.block_size != blocks
-        if stray.any():
-            slot = int(np.argmax(stray))
-            raise ValueError(
-                f"{name} must keep every slot in its block of {self.block_size} seats,"
-                f" got seat {p[slot]} for slot {slot}"
-            )
-        return p.astype(np.int64)
-
-    def start_from(self, permutation: Permutation) -> Permutation:
-        """Return where a search that is given a permutation starts: there, unless the problem forbids some."""
-        return permutation
-
-    def random_permutation(self, rng: np.random.Generator) -> Permutation:
-        """Return a uniformly random permutation that stays inside the blocks."""
-        starts = range(0, self.size, self.block_size)
-        return np.concatenate([start + rng.permutation(self.block_size) for start in starts])
-
-
-def ordinary_value(problem: Problem) -> float:
-    """Return the magnitude of a value that is nothing special, by which rounding errors are measured.
-
-    That of the permutation which reverses every block: values of the identity, or of where a search starts, may be the
-    least there is.
-    """
-    blocks = np.arange(problem.size).reshape(-1, problem.block_size)
-    return abs(float(problem.value(blocks[:, ::-1].ravel())))
-
-
-def inverse(permutation: Permutation) -> Permutation:
-    """Return the inverse permutation: the slot of every seat."""
-    order = np.empty_like(permutation)
-    order[permutation] = np.arange(permutation.size)
-    return order
-
-
-def expert_of_seat(size: int, block_size: int, capacity: int) -> Permutation:
-    """Return the expert of every seat: seats e * c .. e * c + c - 1 of each block belong to expert e."""
-    return read_only(np.arange(size) % block_size // capacity)
-
-
-def seats_by_expert(experts: Permutation) -> Permutation:
-    """Return a permutation of one block that gives every slot a seat of its expert, each expert having its number."""
-    permutation = np.empty_like(experts)
-    # Numpy sorts 16 bits by radix, five times as fast.
-    keys = experts.astype(np.int16) if experts.max(initial=0) < 2**15 else experts
-    permutation[np.argsort(keys, kind="stable")] = np.arange(experts.size)
-    return permutation
+    def value_range(self) -> tuple[int | float, int | float] | None:
+        """Return two numbers between which all values lie (up to rounding, unless `integral`); None if unknown."""
+        return None

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_search.problems.arrays import INT64_MAX
-from moe_search.problems.problem import Permutation
+from moe_search.problems.permutation_problem import Permutation
 from moe_search.problems.quadratic import QuadraticAssignment
 
 

@@ -25,11 +25,11 @@ from moe_search.problems.delta_matrix import (
     fill_potential,
 )
 from moe_search.problems.moves import commit_swap, exchange_seats, kernel, swap_delta
-from moe_search.problems.problem import Permutation, Problem, inverse
+from moe_search.problems.permutation_problem import Permutation, PermutationProblem, inverse
 
 
 @dataclass(frozen=True, eq=False)
-class QuadraticAssignment(Problem):
+class QuadraticAssignment(PermutationProblem):
     """Place n facilities on n locations; the form of Koopmans and Beckmann (1957).
 
     ``value(p) = sum_{i, j} flow[i, j] * distance[p[i], p[j]] + sum_i linear[i, p[i]]``, over all ordered pairs, the
@@ -101,16 +101,16 @@ class QuadraticAssignment(Problem):
         return self.flow.dtype.kind == "i"
 
     def value(self, permutation: npt.ArrayLike) -> int | float:
-        """Return the total cost of a permutation; see `Problem.value`."""
-        p = self.check_permutation(permutation)
+        """Return the total cost of a permutation; see `PermutationProblem.value`."""
+        p = self.check_solution(permutation)
         value = np.vdot(self.flow, self.distance[np.ix_(p, p)])
         if self.linear is not None:
             value = value + self.linear[np.arange(self.size), p].sum()
         return value.item()
 
     def state(self, permutation: npt.ArrayLike) -> SymmetricQuadraticState | GeneralQuadraticState:
-        """Return the arrays of the kernels; see `Problem.state`."""
-        p = self.check_permutation(permutation)
+        """Return the arrays of the kernels; see `PermutationProblem.state`."""
+        p = self.check_solution(permutation)
         arrays = self.kernel_arrays
         permuted = np.ascontiguousarray(arrays.distance[np.ix_(p, p)])
         if arrays.factor:
@@ -122,7 +122,7 @@ class QuadraticAssignment(Problem):
         )
 
     def delta_matrix(self) -> DeltaMatrix:
-        """Return the arrays for the deltas of all swaps; see `Problem.delta_matrix`."""
+        """Return the arrays for the deltas of all swaps; see `PermutationProblem.delta_matrix`."""
         return empty_delta_matrix(self.size, self.kernel_arrays.delta_dtype, with_potential=True)
 
 

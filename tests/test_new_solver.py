@@ -42,7 +42,7 @@ def test_the_example_is_a_good_solver(names, name):
     solver = names["ThresholdAccepting"]()
     best = ms.Enumeration().solve(problem, ms.MaxRuntime(60.0))
     shown = []
-    start = problem.random_permutation(np.random.default_rng(0))
+    start = problem.random_solution(np.random.default_rng(0))
     values = [
         solver.solve(problem, ms.MaxIterations(3000), seed, start, on_improvement=shown.append).value
         for seed in range(10)

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from moe_search.problems.problem import Permutation, Problem
+from moe_search.problems.permutation_problem import Permutation
+from moe_search.problems.problem import Problem
 from moe_search.solvers.engine.incumbent import OnImprovement
 from moe_search.solvers.engine.result import Result
 from moe_search.solvers.engine.run import SearchRun, Slice

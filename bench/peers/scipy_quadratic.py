@@ -10,7 +10,8 @@ import numpy as np
 from scipy.optimize import quadratic_assignment
 
 from moe_search.bench.peers.proposals import Proposer
-from moe_search.problems.problem import Permutation, Problem
+from moe_search.problems.permutation_problem import Permutation
+from moe_search.problems.problem import Problem
 from moe_search.problems.quadratic import QuadraticAssignment
 
 

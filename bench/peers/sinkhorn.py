@@ -18,7 +18,8 @@ from moe_search.bench.peers.proposals import Proposer
 from moe_search.problems.linear import LinearAssignment
 from moe_search.problems.mixture import MixtureAssignment
 from moe_search.problems.pairwise import PairwiseAssignment
-from moe_search.problems.problem import Permutation, Problem
+from moe_search.problems.permutation_problem import Permutation
+from moe_search.problems.problem import Problem
 from moe_search.problems.quadratic import QuadraticAssignment
 
 LARGEST_BLOCK = 256
@@ -68,7 +69,7 @@ class SinkhornRelaxation(Proposer):
         """Yield the rounded matrix after every step."""
         value = relaxed_value(problem)
         m = problem.block_size
-        scale = abs(problem.value(problem.random_permutation(rng))) or 1.0
+        scale = abs(problem.value(problem.random_solution(rng))) or 1.0
         while True:
             draws = 1e-3 * rng.standard_normal((problem.size // m, m, m))
             logits = torch.from_numpy(draws).requires_grad_()

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_search.problems.moves import commit_swap, exchange_seats, kernel, swap_delta
-from moe_search.problems.problem import Permutation, inverse
+from moe_search.problems.permutation_problem import Permutation, inverse
 from moe_search.problems.quadratic import QuadraticAssignment
 
 
@@ -34,8 +34,8 @@ class TextbookQuadratic(QuadraticAssignment):
     """A quadratic assignment whose deltas are those of the textbook, for any two matrices."""
 
     def state(self, permutation: npt.ArrayLike) -> Any:
-        """Return the arrays of the kernels; see `Problem.state`."""
-        p = self.check_permutation(permutation)
+        """Return the arrays of the kernels; see `PermutationProblem.state`."""
+        p = self.check_solution(permutation)
         return TextbookState(p, inverse(p), self.flow, self.distance)
 
 
@@ -43,8 +43,8 @@ class SymmetricTextbookQuadratic(QuadraticAssignment):
     """A quadratic assignment whose deltas are those of the textbook, for two symmetric matrices."""
 
     def state(self, permutation: npt.ArrayLike) -> Any:
-        """Return the arrays of the kernels; see `Problem.state`."""
-        p = self.check_permutation(permutation)
+        """Return the arrays of the kernels; see `PermutationProblem.state`."""
+        p = self.check_solution(permutation)
         return SymmetricTextbookState(p, inverse(p), self.flow, self.distance)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from moe_search.problems.problem import Permutation
+from moe_search.problems.permutation_problem import Permutation
 from moe_search.problems.quadratic import QuadraticAssignment
 from moe_search.solvers.engine.random_state import random_state, random_unit
 from moe_search.solvers.heuristic.tabu_search import TabuSearch

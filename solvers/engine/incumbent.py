@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from moe_search.problems.problem import Permutation
+from moe_search.problems.permutation_problem import Permutation
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from moe_search.problems.problem import Permutation
+from moe_search.problems.permutation_problem import Permutation
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from moe_search.problems.problem import Permutation, Problem, ordinary_value
+from moe_search.problems.permutation_problem import Permutation
+from moe_search.problems.problem import Problem
 from moe_search.solvers.engine.budget import FIRST_BUDGET, Budget
 from moe_search.solvers.engine.clock import Clock
 from moe_search.solvers.engine.incumbent import Incumbent, OnImprovement
@@ -66,7 +67,7 @@ class SearchRun:
         self.problem = problem
         self.stopper = stop.start()
         self.seed = seed
-        self.initial = problem.random_permutation(np.random.default_rng(seed)) if initial is None else initial
+        self.initial = problem.random_solution(np.random.default_rng(seed)) if initial is None else initial
         self.value = problem.value(self.initial)
         self.incumbent = self.initial.copy()
         self.trajectory = [TrajectoryPoint(self.clock.seconds(), self.value, 0)]
@@ -90,7 +91,7 @@ class SearchRun:
         """
         if self.problem.integral:
             return np.int64(0)
-        return np.float64(1e-12 * max(abs(float(self.value)), 1e-12 * ordinary_value(self.problem)))
+        return np.float64(1e-12 * max(abs(float(self.value)), 1e-12 * self.problem.ordinary_value()))
 
     def progress(self) -> Progress:
         """Return where the run stands."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from moe_search.problems.problem import Permutation
+from moe_search.problems.permutation_problem import Permutation
 from moe_search.solvers.engine.clock import Clock
 from moe_search.solvers.engine.incumbent import Incumbent, OnImprovement
 from moe_search.solvers.engine.result import Result, Status, TrajectoryPoint

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from moe_search.problems.problem import Permutation, Problem
+from moe_search.problems.permutation_problem import Permutation
+from moe_search.problems.problem import Problem
 from moe_search.solvers.engine.incumbent import OnImprovement
 from moe_search.solvers.engine.result import Result
 from moe_search.solvers.engine.stop import StoppingCriterion, require_criterion
@@ -78,7 +79,7 @@ class Solver(ABC):
         require_criterion(stop)
         require_seed(seed)
         require_callback(on_improvement)
-        start = None if initial is None else problem.start_from(problem.check_permutation(initial, "initial"))
+        start = None if initial is None else problem.start_from(problem.check_solution(initial, "initial"))
         reason = self.refuses(problem)
         if reason is not None:
             raise ValueError(f"{type(self).__name__} cannot take this {type(problem).__name__}: {reason}")

@@ -14,7 +14,8 @@ from moe_search.problems.arrays import INT64_MAX, largest_magnitude, read_only
 from moe_search.problems.linear import LinearAssignment
 from moe_search.problems.mixture import MixtureAssignment
 from moe_search.problems.pairwise import PairwiseAssignment
-from moe_search.problems.problem import Permutation, Problem, expert_of_seat
+from moe_search.problems.permutation_problem import Permutation, expert_of_seat
+from moe_search.problems.problem import Problem
 from moe_search.problems.quadratic import QuadraticAssignment
 from moe_search.solvers.bounds.partial_bounds import KoopmansBeckmann, Lawler
 from moe_search.solvers.bounds.small_assignment import empty_duals

@@ -17,7 +17,8 @@ from moe_search.problems.linear import LinearAssignment
 from moe_search.problems.load_limited import LoadLimited
 from moe_search.problems.mixture import MixtureAssignment
 from moe_search.problems.pairwise import PairwiseAssignment
-from moe_search.problems.problem import Permutation, Problem, ordinary_value, seats_by_expert
+from moe_search.problems.permutation_problem import Permutation, seats_by_expert
+from moe_search.problems.problem import Problem
 from moe_search.problems.quadratic import QuadraticAssignment
 from moe_search.solvers.bounds.gilmore_lawler import gilmore_lawler, pairwise_gilmore_lawler
 from moe_search.solvers.engine.background import run_watched
@@ -115,7 +116,7 @@ class CpSat(Solver):
         # Imported before the clock starts: it takes longer than many a limit.
         importlib.import_module("ortools.sat.python.cp_model")
         clock = Clock()
-        start = problem.random_permutation(np.random.default_rng(seed)) if initial is None else initial
+        start = problem.random_solution(np.random.default_rng(seed)) if initial is None else initial
         search = _Search(problem, start, stop, clock, on_improvement)
         if not search.stopped():
             search.solve(self.workers, int(random_state(seed)[0] % 2**31))
@@ -299,7 +300,7 @@ class _Search:
             return bound
         # Above a value that was reached a bound can only be by rounding; beyond that it is none.
         integral = self.problem.integral
-        scale = 0.0 if integral else ordinary_value(without_limits(self.problem))
+        scale = 0.0 if integral else without_limits(self.problem).ordinary_value()
         return self.value if reached(bound, self.value, integral, scale) else None
 
     def accept(self, permutation: Permutation, conflicts: int) -> None:

@@ -11,7 +11,8 @@ import numpy.typing as npt
 from numba import njit
 
 from moe_search.problems.moves import commit_swap, copy_permutation, swap_delta
-from moe_search.problems.problem import Permutation, Problem
+from moe_search.problems.permutation_problem import Permutation
+from moe_search.problems.problem import Problem
 from moe_search.solvers.engine.incumbent import OnImprovement
 from moe_search.solvers.engine.result import Result
 from moe_search.solvers.engine.run import SearchRun, Slice

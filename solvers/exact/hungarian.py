@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_search.problems.linear import LinearAssignment
-from moe_search.problems.problem import Permutation, Problem
+from moe_search.problems.permutation_problem import Permutation
+from moe_search.problems.problem import Problem
 from moe_search.solvers.engine.clock import Clock
 from moe_search.solvers.engine.incumbent import OnImprovement
 from moe_search.solvers.engine.result import Result

@@ -8,7 +8,8 @@ from typing import ClassVar
 import numpy as np
 
 from moe_search.problems.linear import LinearAssignment
-from moe_search.problems.problem import Permutation, Problem, seats_by_expert
+from moe_search.problems.permutation_problem import Permutation, seats_by_expert
+from moe_search.problems.problem import Problem
 from moe_search.solvers.engine.clock import Clock
 from moe_search.solvers.engine.incumbent import OnImprovement
 from moe_search.solvers.engine.result import Result, Status, reached

@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from moe_search.problems.arrays import read_only
 from moe_search.problems.linear import LinearAssignment
-from moe_search.problems.problem import Permutation, Problem, seats_by_expert
+from moe_search.problems.permutation_problem import Permutation, seats_by_expert
+from moe_search.problems.problem import Problem
 from moe_search.solvers.engine.incumbent import OnImprovement
 from moe_search.solvers.engine.result import Result, reached
 from moe_search.solvers.engine.run import SearchRun, Slice

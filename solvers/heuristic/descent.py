@@ -9,7 +9,7 @@ import numpy.typing as npt
 from numba import njit
 
 from moe_search.problems.moves import commit_swap, copy_permutation, slide, swap_delta
-from moe_search.problems.problem import Permutation
+from moe_search.problems.permutation_problem import Permutation
 from moe_search.solvers.engine.random_state import random_below
 
 SWAP, INSERTION, BOTH = range(3)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moe_search.problems.problem import Permutation, Problem
+from moe_search.problems.permutation_problem import Permutation
+from moe_search.problems.problem import Problem
 from moe_search.problems.quadratic import QuadraticAssignment
 from moe_search.solvers.engine.incumbent import OnImprovement
 from moe_search.solvers.engine.parameters import require_count, store_plain

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from numba import njit
 
 from moe_search.problems.moves import commit_swap, copy_permutation, swap_delta
-from moe_search.problems.problem import Permutation
+from moe_search.problems.permutation_problem import Permutation
 from moe_search.solvers.engine.random_state import metropolis, random_below
 from moe_search.solvers.heuristic.descent import (
     BOTH,

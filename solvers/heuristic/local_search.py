@@ -7,7 +7,8 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from moe_search.problems.problem import Permutation, Problem
+from moe_search.problems.permutation_problem import Permutation
+from moe_search.problems.problem import Problem
 from moe_search.solvers.engine.incumbent import OnImprovement
 from moe_search.solvers.engine.parameters import store_plain
 from moe_search.solvers.engine.random_state import random_state

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from moe_search.problems.problem import Permutation, Problem
+from moe_search.problems.permutation_problem import Permutation
+from moe_search.problems.problem import Problem
 from moe_search.solvers.engine.background import run_watched
 from moe_search.solvers.engine.clock import Clock
 from moe_search.solvers.engine.incumbent import Incumbent, OnImprovement

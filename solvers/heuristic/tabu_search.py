@@ -12,7 +12,8 @@ from numba import njit
 
 from moe_search.problems.delta_matrix import DeltaMatrix, commit_swap_and_deltas, fill_deltas, fill_potential
 from moe_search.problems.moves import copy_permutation
-from moe_search.problems.problem import Permutation, Problem
+from moe_search.problems.permutation_problem import Permutation
+from moe_search.problems.problem import Problem
 from moe_search.solvers.engine.incumbent import OnImprovement
 from moe_search.solvers.engine.parameters import store_plain
 from moe_search.solvers.engine.random_state import random_state, random_unit

@@ -14,7 +14,7 @@ def limited(inner, seed, slack=1.2, floats=False):
     rng = np.random.default_rng(seed)
     loads = rng.random(inner.size) if floats else rng.integers(0, 9, inner.size)
     n = inner.block_size // inner.capacity
-    borne = loads_of_experts(loads.tolist(), n, inner.block_size, inner.random_permutation(rng).tolist())
+    borne = loads_of_experts(loads.tolist(), n, inner.block_size, inner.random_solution(rng).tolist())
     return LoadLimited(inner, loads, np.array(borne) * (1.0 if floats else slack))
 
 

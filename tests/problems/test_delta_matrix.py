@@ -35,7 +35,7 @@ def pairs(problem):
 @given(seed=st.integers(0, 10**6), moves=st.lists(st.integers(0, 10**6), max_size=6))
 def test_every_delta_is_the_difference_of_naive_values(name, seed, moves):
     problem = INSTANCES[name](seed)
-    p = problem.random_permutation(np.random.default_rng(seed)).tolist()
+    p = problem.random_solution(np.random.default_rng(seed)).tolist()
     state, matrix = problem.state(p), problem.delta_matrix()
     fill(state, matrix, problem.block_size)
     for move in moves:
@@ -57,7 +57,7 @@ def test_every_delta_is_the_difference_of_naive_values(name, seed, moves):
 @given(seed=st.integers(0, 10**6), moves=st.lists(st.integers(0, 10**6), min_size=1, max_size=12))
 def test_correcting_sparse_mixtures_agrees_with_computing_them_afresh(loss, seed, moves):
     problem = random_mixture(20, 12, 6, seed=seed, k=2, loss=loss, num_selectors=2)
-    p = problem.random_permutation(np.random.default_rng(seed))
+    p = problem.random_solution(np.random.default_rng(seed))
     state, matrix = problem.state(p)._replace(corrects=1), problem.delta_matrix()
     fill(state, matrix, problem.block_size)
     for move in moves:

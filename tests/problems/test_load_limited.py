@@ -20,7 +20,7 @@ seeds = st.integers(0, 2**32 - 1)
 @given(seed=seeds, floats=st.booleans())
 def test_plain_kernels_agree_with_values(name, seed, floats):
     rng, problem = np.random.default_rng(seed), limited(INNER[name](seed), seed, floats=floats)
-    p = problem.problem.random_permutation(rng)
+    p = problem.problem.random_solution(rng)
     state, matrix = problem.state(p), problem.delta_matrix()
     fill_potential.dispatch(type(state))(state, matrix, 0, problem.size)
     fill_deltas.dispatch(type(state))(state, matrix, problem.block_size, 0, problem.size)
@@ -84,8 +84,8 @@ def test_a_start_is_found_whenever_there_is_one(data, n, capacity, blocks):
         return
     problem = LoadLimited(inner, loads, limits)
     rng = np.random.default_rng(0)
-    for p in (problem.start, problem.random_permutation(rng), problem.start_from(inner.random_permutation(rng))):
-        problem.check_permutation(p)
+    for p in (problem.start, problem.random_solution(rng), problem.start_from(inner.random_solution(rng))):
+        problem.check_solution(p)
         assert excess_load(loads, limits, m, p.tolist()) == 0
     assert problem.start_from(problem.start).tolist() == problem.start.tolist()
 
@@ -183,7 +183,7 @@ def test_a_start_on_a_large_instance_with_tight_limits():
     inner = problems.random_linear(2000, 20, seed=0)
     loads = rng.integers(0, 100, 2000)
     problem = LoadLimited(inner, loads, int(loads.sum() / 20 * 1.001) + 1)
-    for p in (problem.start, problem.random_permutation(rng)):
+    for p in (problem.start, problem.random_solution(rng)):
         assert problem.loads(p).max() <= problem.limits[0]
 
 

@@ -22,7 +22,7 @@ def test_hand_computed():
 def test_as_pairwise_has_the_same_values(seed, selectors, capacity):
     problem = random_mixture(6, 2 * capacity, 2, seed=seed, num_selectors=selectors)
     pairwise = problem.as_pairwise()
-    p = problem.random_permutation(np.random.default_rng(seed))
+    p = problem.random_solution(np.random.default_rng(seed))
     assert pairwise.value(p) == pytest.approx(problem.value(p), rel=1e-9)
 
 

@@ -183,7 +183,7 @@ def test_never_worse_than_the_initial_permutation(solver, name):
 def test_no_time_returns_the_initial_permutation_or_better(solver):
     at_once = solver.refuses(PROBLEMS["quadratic"]) is not None
     problem = PROBLEMS["linear" if at_once else "quadratic"]
-    initial = problem.random_permutation(np.random.default_rng(1))
+    initial = problem.random_solution(np.random.default_rng(1))
     result = solver.solve(problem, MaxRuntime(0.0), initial=initial)
     if not at_once:
         assert result.permutation.tolist() == initial.tolist()

@@ -9,7 +9,8 @@ import numpy as np
 
 from moe_search.bench.comparison.anytime_solver import AnytimeSolver
 from moe_search.bench.peers.proposals import Proposer
-from moe_search.problems.problem import Permutation, Problem
+from moe_search.problems.permutation_problem import Permutation
+from moe_search.problems.problem import Problem
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class RandomPermutations(Proposer):
     def proposals(self, problem: Problem, rng: np.random.Generator) -> Iterator[Permutation]:
         """Yield uniformly random permutations."""
         while True:
-            yield problem.random_permutation(rng)
+            yield problem.random_solution(rng)
 
 
 class Solver(AnytimeSolver):

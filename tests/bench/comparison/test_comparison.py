@@ -43,7 +43,7 @@ class Shuffle(Proposer):
             with open(self.log, "a") as file:
                 file.write("run\\n")
         while True:
-            yield problem.random_permutation(rng)
+            yield problem.random_solution(rng)
 
 
 @dataclass(frozen=True)
@@ -261,7 +261,7 @@ class Exits(Proposer):
         if problem.size == 6:
             os._exit(3)
         while True:
-            yield problem.random_permutation(rng)
+            yield problem.random_solution(rng)
 """
 
 

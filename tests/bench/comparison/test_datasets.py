@@ -26,7 +26,7 @@ HOME = Path(moe_search.bench.__file__).parent / "comparison" / "datasets"
 @pytest.mark.parametrize("module", [random_linear, random_mixture, random_pairwise, random_quadratic])
 def test_random_data_sets_depend_on_their_seed_alone(module):
     first, again, other = (module.Dataset.get_instance(seed=seed).get_data()["problem"] for seed in (0, 0, 1))
-    p = first.random_permutation(np.random.default_rng(0))
+    p = first.random_solution(np.random.default_rng(0))
     assert first.value(p) == again.value(p) != other.value(p)
 
 
@@ -39,7 +39,7 @@ def test_the_problems_of_trained_gates_are_small_and_real(gate, kind):
     assert isinstance(problem, kind)
     # Trained where its experts are, the gate is far better than with experts at random.
     here = problem.value(np.arange(problem.size))
-    random = [problem.value(problem.random_permutation(np.random.default_rng(seed))) for seed in range(5)]
+    random = [problem.value(problem.random_solution(np.random.default_rng(seed))) for seed in range(5)]
     assert LocalSearch().solve(problem, MaxIterations(20_000), seed=0).value <= min(here, *random)
     with np.load(HOME / f"{gate}.npz", allow_pickle=False) as file:
         assert all(array.dtype.kind in "fiU" for array in dict(file).values())

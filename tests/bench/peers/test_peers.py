@@ -31,8 +31,8 @@ def test_random_permutations_keep_the_best_of_what_they_drew():
     seen = []
     result = RandomPermutations().solve(problem, MaxIterations(200), seed=3, on_improvement=seen.append)
     rng = np.random.default_rng(3)
-    first = problem.random_permutation(np.random.default_rng(3))
-    drawn = [first, *(problem.random_permutation(rng) for _ in range(200))]
+    first = problem.random_solution(np.random.default_rng(3))
+    drawn = [first, *(problem.random_solution(rng) for _ in range(200))]
     assert result.value == min(problem.value(p) for p in drawn)
     values = [incumbent.value for incumbent in seen]
     assert values == sorted(values, reverse=True)

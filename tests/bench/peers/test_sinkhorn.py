@@ -20,7 +20,7 @@ def as_matrices(p, block_size):
 def test_at_a_permutation_the_relaxed_value_is_the_value(name):
     problem = INSTANCES[name](3)
     for seed in range(3):
-        p = problem.random_permutation(np.random.default_rng(seed))
+        p = problem.random_solution(np.random.default_rng(seed))
         matrices = as_matrices(p, problem.block_size)
         assert float(relaxed_value(problem)(matrices)) == pytest.approx(problem.value(p), rel=1e-12)
         np.testing.assert_array_equal(rounded(matrices), p)

@@ -11,7 +11,7 @@ from moe_search.solvers import MaxIterations, TabuSearch
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_the_textbook_makes_the_same_moves(solver, symmetric):
     problem = random_quadratic(11, seed=3, symmetric=symmetric)
-    initial = problem.random_permutation(np.random.default_rng(1))
+    initial = problem.random_solution(np.random.default_rng(1))
     twin = textbook_tabu(problem, initial, seed=8)
     best = [advance(twin, iterations, solver) for iterations in (1, 9, 90, 900)]
     ours = [solver.solve(problem, MaxIterations(total), 8, initial).value for total in (1, 10, 100, 1000)]

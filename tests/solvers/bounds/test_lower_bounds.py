@@ -5,7 +5,7 @@ from instances import INSTANCES, naive_value
 from naive import permutations
 from qaplib_files import FOLDER, needs_qaplib
 
-from moe_search.problems import Problem, QuadraticAssignment, read_qaplib
+from moe_search.problems import PermutationProblem, QuadraticAssignment, read_qaplib
 from moe_search.solvers.bounds.convex_relaxation import convex_relaxation
 from moe_search.solvers.bounds.gilmore_lawler import gilmore_lawler, pairwise_gilmore_lawler
 from moe_search.solvers.bounds.lower_bounds import lower_bound
@@ -66,7 +66,7 @@ def test_longer_runs_of_the_relaxation_bound_better():
 
 
 def test_an_unknown_class_has_no_bound():
-    class Unknown(Problem):
+    class Unknown(PermutationProblem):
         size = 3
         integral = True
 

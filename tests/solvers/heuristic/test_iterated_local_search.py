@@ -71,7 +71,7 @@ def naive_iterated(problem, p, seed, rounds, strength, acceptance, best):
 @pytest.mark.parametrize("seed", range(4))
 def test_a_descent_makes_the_moves_of_the_naive_one(improvement, seed):
     problem = random_quadratic(9, seed=seed)
-    initial = problem.random_permutation(np.random.default_rng(seed)).tolist()
+    initial = problem.random_solution(np.random.default_rng(seed)).tolist()
     _, _, count, values = naive_descent(problem, initial, [True] * 9, improvement == "best")
     result = IteratedLocalSearch(improvement=improvement).solve(problem, MaxIterations(count), initial=initial)
     assert [(point.value, point.iteration) for point in result.trajectory[1:]] == values

@@ -115,7 +115,7 @@ def test_a_seed_is_reported_only_if_it_gives_the_run_again():
 def test_problems_can_be_sent_to_other_processes(name):
     problem = INSTANCES[name](3)
     again = pickle.loads(pickle.dumps(problem))
-    permutation = problem.random_permutation(np.random.default_rng(0))
+    permutation = problem.random_solution(np.random.default_rng(0))
     assert again.value(permutation) == problem.value(permutation)
     # The same types to Numba, read-only ones, so that the kernels need not be compiled again.
     ours, theirs = problem.state(permutation), again.state(permutation)

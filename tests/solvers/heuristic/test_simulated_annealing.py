@@ -48,7 +48,7 @@ def naive_annealing(problem, p, seed, scale, solver, iterations):
 def test_it_walks_as_the_naive_search(name, seed):
     problem = INSTANCES[name](seed)
     solver = SimulatedAnnealing(hot=0.8, cold=0.05, sweeps=3)
-    initial = problem.random_permutation(np.random.default_rng(seed))
+    initial = problem.random_solution(np.random.default_rng(seed))
     run = SearchRun(problem, MaxRuntime(1.0), seed, initial)
     scale = mean_delta(run, problem.state(initial))
     found, moves, coolings = naive_annealing(problem, initial.tolist(), seed, scale, solver, 500)
