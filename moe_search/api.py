@@ -13,19 +13,10 @@ from moe_search.problems.pairwise import PairwiseAssignment
 from moe_search.problems.problem import Problem
 from moe_search.problems.quadratic import QuadraticAssignment
 from moe_search.solvers.bounds.lower_bounds import assignment_seconds, compile_bound, lower_bound
-from moe_search.solvers.engine.clock import Clock
-from moe_search.solvers.engine.incumbent import OnImprovement, delayed
 from moe_search.solvers.engine.result import Result, reached
-from moe_search.solvers.engine.solver import Solver, require_callback
-from moe_search.solvers.engine.stop import (
-    AnyOf,
-    MaxRuntime,
-    Progress,
-    Since,
-    StoppingCriterion,
-    TargetValue,
-    require_criterion,
-)
+from moe_search.solvers.engine.run import OnImprovement
+from moe_search.solvers.engine.solver import Solver, require_problem
+from moe_search.solvers.engine.stop import MaxRuntime, Progress, StoppingCriterion, require_criterion
 from moe_search.solvers.exact.enumeration import Enumeration, number_of_permutations
 
 BOUND_SHARE = 0.1
@@ -87,44 +78,23 @@ def solve(
     >>> result.value, result.status
     (34, 'optimal')
     """
-    clock = Clock()
-    if not isinstance(problem, Problem):
-        raise TypeError(f"problem must be a Problem such as QuadraticAssignment, got {type(problem).__name__}")
+    require_problem(problem)
     if solver is not None and not isinstance(solver, Solver):
         raise TypeError(f"solver must be a Solver such as LocalSearch(), got {type(solver).__name__}")
     if stop is None:
         stop = MaxRuntime(math.inf if isinstance(problem, LinearAssignment) and solver is None else 1.0)
     require_criterion(stop)
-    require_callback(on_improvement)
     seconds = stop.start().allowance(Progress()).seconds
     chosen = default_solver(problem, seconds) if solver is None else solver
-    if chosen.exact:
-        return with_bound(chosen.solve(problem, stop, seed, initial, on_improvement), problem)
-    compile_bound(problem, clock)
-    bound = lower_bound(problem, min(BOUND_SHARE * seconds, MOST_BOUND_SECONDS))
-    scale = 0.0 if problem.integral else problem.ordinary_value()
-    if bound is not None:
-        # Floats reach their bound up to rounding only.
-        slack = 0.0 if problem.integral else 1e-9 * max(scale, abs(bound))
-        stop = AnyOf(TargetValue(bound + slack), stop)
-    spent = clock.seconds()
-    result = chosen.solve(problem, Since(spent, stop), seed, initial, delayed(on_improvement, spent))
-    # The solver may have proved more, as one that runs an exact one does.
-    bound = max((each for each in (bound, result.bound) if each is not None), default=None)
-    optimal = reached(result.value, bound, problem.integral, scale)
-    return replace(
-        result,
-        bound=bound,
-        status="optimal" if optimal else result.status,
-        runtime=result.runtime + spent,
-        trajectory=tuple(point._replace(seconds=point.seconds + spent) for point in result.trajectory),
-    )
-
-
-def with_bound(result: Result, problem: Problem) -> Result:
-    """Return the result of an exact solver with a quick bound, if it was stopped before it had one of its own."""
+    run = chosen.start(problem, stop, seed, initial, on_improvement)
+    if not chosen.exact:
+        compile_bound(problem, run.clock)
+        run.aim(lower_bound(problem, min(BOUND_SHARE * seconds, MOST_BOUND_SECONDS)))
+        return chosen.search(run)
+    result = chosen.search(run)
     if result.bound is not None:
         return result
+    # An exact solver that was stopped before it had a bound of its own gets a quick one.
     bound = lower_bound(problem, LATE_BOUND_SECONDS)
     optimal = reached(result.value, bound, problem.integral)
     return replace(result, bound=bound, status="optimal" if optimal else result.status)

@@ -71,6 +71,11 @@ class PermutationProblem(Problem):
         return self.size * self.block_size
 
     @property
+    def num_swaps(self) -> int:
+        """Number of pairs of slots that can exchange their seats."""
+        return self.size * (self.block_size - 1) // 2
+
+    @property
     def capacity(self) -> int:
         """Slots of an expert in a block; 1 where each slot has a seat of its own."""
         return 1

@@ -1,4 +1,3 @@
-from .engine.incumbent import Incumbent as Incumbent
 from .engine.result import (
     Result as Result,
     TrajectoryPoint as TrajectoryPoint,

@@ -12,7 +12,7 @@ from benchopt import BaseSolver
 
 from moe_search.problems.permutation_problem import Permutation
 from moe_search.problems.problem import Problem
-from moe_search.solvers.engine.incumbent import Incumbent
+from moe_search.solvers.engine.result import Incumbent
 from moe_search.solvers.engine.solver import Solver
 from moe_search.solvers.engine.stop import MaxRuntime
 

@@ -9,11 +9,9 @@ import numpy as np
 
 from moe_search.problems.permutation_problem import Permutation
 from moe_search.problems.problem import Problem
-from moe_search.solvers.engine.incumbent import OnImprovement
 from moe_search.solvers.engine.result import Result
-from moe_search.solvers.engine.run import SearchRun, Slice
+from moe_search.solvers.engine.run import Run, Slice
 from moe_search.solvers.engine.solver import Solver
-from moe_search.solvers.engine.stop import StoppingCriterion
 
 
 class Proposer(Solver):
@@ -26,18 +24,11 @@ class Proposer(Solver):
     def proposals(self, problem: Problem, rng: np.random.Generator) -> Iterator[Permutation]:
         """Yield permutations without end, the randomness drawn from `rng`."""
 
-    def run(
-        self,
-        problem: Problem,
-        stop: StoppingCriterion,
-        seed: int | np.random.SeedSequence,
-        initial: Permutation | None,
-        on_improvement: OnImprovement | None,
-    ) -> Result:
-        """Solve; see `Solver.solve`."""
-        rng = np.random.default_rng(seed)
-        run = SearchRun(problem, stop, seed, initial, on_improvement)
-        proposals = self.proposals(problem, rng)
+    def search(self, run: Run) -> Result:
+        """Take proposals until the run stops; see `Solver.search`."""
+        problem = run.problem
+        run.begin()
+        proposals = self.proposals(problem, np.random.default_rng(run.seed))
 
         def advance(budget: int, target: float) -> Slice:
             proposal = next(proposals)
@@ -49,4 +40,4 @@ class Proposer(Solver):
             return Slice(1, iteration, ((iteration, run.dtype(value)),), False)
 
         run.loop(advance)
-        return run.result(repr(self), moves=0)
+        return run.result(moves=0)

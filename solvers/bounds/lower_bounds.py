@@ -15,7 +15,7 @@ from moe_search.problems.quadratic import QuadraticAssignment
 from moe_search.solvers.bounds.convex_relaxation import convex_relaxation
 from moe_search.solvers.bounds.gilmore_lawler import gilmore_lawler, pairwise_gilmore_lawler
 from moe_search.solvers.bounds.small_assignment import assign, empty_duals
-from moe_search.solvers.engine.clock import Clock
+from moe_search.solvers.engine.run import Clock
 from moe_search.solvers.exact.hungarian import EXACT_IN_FLOAT64, solve_dense
 
 

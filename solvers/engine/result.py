@@ -28,6 +28,36 @@ class TrajectoryPoint(NamedTuple):
     iteration: int
 
 
+@dataclass(frozen=True, eq=False)
+class Incumbent:
+    """What a running solver has found so far.
+
+    Parameters
+    ----------
+    seconds : float
+        Time since the start, compilation apart.
+    iterations : int
+        Work done when it was found; each solver says what it counts.
+    value : int or float
+        Its value; floats up to the rounding errors of the deltas that led there.
+    solution : ndarray of int64, shape (size,)
+        The solution; a permutation is a copy of its own, read-only.
+    """
+
+    seconds: float
+    iterations: int
+    value: int | float
+    solution: Any
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "solution", kept(self.solution))
+
+    @property
+    def permutation(self) -> Permutation:
+        """The solution of a problem of permutations."""
+        return self.solution
+
+
 @cache
 def installed_versions() -> tuple[tuple[str, str], ...]:
     """Return the versions of Python, of this package and of the packages a result depends on."""
@@ -46,8 +76,8 @@ class Result:
 
     Parameters
     ----------
-    permutation : ndarray of int64, shape (size,)
-        The incumbent: the seat of every slot.
+    solution : ndarray of int64, shape (size,)
+        The incumbent: of a problem of permutations the seat of every slot, read-only.
     value : int or float
         Its value, by the problem's own definition.
     bound : int or float or None
@@ -75,7 +105,7 @@ class Result:
         ``(value - bound) / |value|``; 0 if they are equal, None without a bound, infinite if only the value is 0.
     """
 
-    permutation: Permutation
+    solution: Any
     value: int | float
     bound: int | float | None
     status: Status
@@ -91,10 +121,13 @@ class Result:
     gap: float | None = field(init=False)
 
     def __post_init__(self) -> None:
-        permutation = np.array(self.permutation, dtype=np.int64)
-        permutation.flags.writeable = False
-        object.__setattr__(self, "permutation", permutation)
+        object.__setattr__(self, "solution", kept(self.solution))
         object.__setattr__(self, "gap", relative_gap(self.value, self.bound))
+
+    @property
+    def permutation(self) -> Permutation:
+        """The solution of a problem of permutations: the seat of every slot."""
+        return self.solution
 
     @property
     def history(self) -> tuple[tuple[float, int | float], ...]:
@@ -102,7 +135,7 @@ class Result:
         return tuple((point.seconds, point.value) for point in self.trajectory)
 
     def summary(self) -> str:
-        """Return a few lines of text with everything but the permutation, the trajectory and the statistics."""
+        """Return a few lines of text with everything but the solution, the trajectory and the statistics."""
         versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         gap = "unknown" if self.gap is None else f"{100 * self.gap:.3f} %"
         rows = {
@@ -125,7 +158,7 @@ class Result:
         """Return the result as a JSON object; `from_json` reads it back without loss."""
         data = asdict(self)
         del data["gap"]
-        return json.dumps(data | {"permutation": self.permutation.tolist()})
+        return json.dumps(data | {"solution": self.solution.tolist()})
 
     @classmethod
     def from_json(cls, text: str) -> Result:
@@ -160,6 +193,14 @@ class Result:
         ax.set_ylabel("value of the incumbent")
         ax.legend()
         return ax
+
+
+def kept(solution: Any) -> Any:
+    """Return a read-only copy of a permutation, which a search goes on changing; any other solution as it is."""
+    if isinstance(solution, np.ndarray | list | tuple):
+        solution = np.array(solution, dtype=np.int64)
+        solution.flags.writeable = False
+    return solution
 
 
 def relative_gap(value: float, bound: float | None) -> float | None:

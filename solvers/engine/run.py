@@ -1,20 +1,70 @@
-"""One run of a compiled search: its clock, incumbent and trajectory, and the loop over slices."""
+"""One run of a solver: its clock, incumbent, bound and trajectory, and the loop over slices."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from moe_search.problems.permutation_problem import Permutation
 from moe_search.problems.problem import Problem
-from moe_search.solvers.engine.budget import FIRST_BUDGET, Budget
-from moe_search.solvers.engine.clock import Clock
-from moe_search.solvers.engine.incumbent import Incumbent, OnImprovement
-from moe_search.solvers.engine.result import Result, Status, TrajectoryPoint
-from moe_search.solvers.engine.solver import reported_seed
-from moe_search.solvers.engine.stop import Progress, StoppingCriterion
+from moe_search.solvers.engine.result import Incumbent, Result, Status, TrajectoryPoint, reached
+from moe_search.solvers.engine.stop import Allowance, AnyOf, Progress, StoppingCriterion, TargetValue
+
+OnImprovement = Callable[[Incumbent], object]
+
+SLICE_SECONDS = 0.004
+FIRST_BUDGET = 16
+MAX_BUDGET = 1 << 40
+
+
+class Clock:
+    """Seconds since its creation, compilation apart."""
+
+    def __init__(self) -> None:
+        self.started = time.perf_counter()
+
+    def seconds(self) -> float:
+        """Return the seconds on the clock."""
+        return time.perf_counter() - self.started
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Keep the time of what is done inside off the clock."""
+        before = time.perf_counter()
+        yield
+        self.started += time.perf_counter() - before
+
+    def compile(self, dispatcher: Any, *arguments: Any) -> None:
+        """Call a kernel once, with arguments under which it does no work: what compiles it is kept off the clock."""
+        with self.stopped():
+            dispatcher(*arguments)
+
+
+@dataclass
+class Budget:
+    """Work of the next slice, adapted so that a slice takes about `SLICE_SECONDS`."""
+
+    last: int
+    seconds_per_unit: float = 0.0
+
+    def next(self, seconds_left: float, units_left: float) -> int:
+        """Return how many units of work the next slice may do, at least one."""
+        # A short slice is a poor measure: grow by at most 8 from one to the next.
+        budget = 8.0 * self.last
+        if self.seconds_per_unit > 0.0:
+            budget = min(budget, min(SLICE_SECONDS, seconds_left) / self.seconds_per_unit)
+        return max(1, int(min(budget, units_left, MAX_BUDGET)))
+
+    def record(self, work: int, seconds: float) -> None:
+        """Take in the time that a slice took."""
+        self.last = max(work, 1)
+        self.seconds_per_unit = max(seconds, 1e-9) / self.last
 
 
 class Slice(NamedTuple):
@@ -38,45 +88,68 @@ class Slice(NamedTuple):
     ended: bool
 
 
-class SearchRun:
-    """One run of a compiled search on a problem.
+class Run:
+    """One run of a solver on a problem; `Solver.solve` makes it from checked arguments.
+
+    A solver calls `begin`, then either `loop` with a function that searches on, or `offer` and `show` at every
+    solution; `result` ends it. A solver that finds its answer in one step calls `answer` instead of all of these.
 
     Parameters
     ----------
+    solver : str
+        The solver and its parameters.
     problem : Problem
         What to minimize.
     stop : StoppingCriterion
         When to stop.
     seed : int or SeedSequence
-        Source of the randomness; it draws the initial permutation if none is given.
-    initial : ndarray of int64 or None
+        Source of the randomness; it draws the initial solution if none is given.
+    initial : solution or None
         Where to start.
     on_improvement : callable or None
-        Shown the incumbent between slices; see `Solver.solve`.
+        Shown the incumbent; see `Solver.solve`.
+    clock : Clock, optional
+        That of the run which this one is a part of; by default one that starts now.
+
+    Attributes
+    ----------
+    incumbent, value
+        The best solution met, and its value.
+    bound : int, float or None
+        A proved lower bound, if one is known.
+    iterations, improved_at : int
+        Work done, and when the incumbent was found.
+    interrupted : bool
+        Whether Ctrl-C came.
     """
 
     def __init__(
         self,
+        solver: str,
         problem: Problem,
         stop: StoppingCriterion,
-        seed: int | np.random.SeedSequence,
-        initial: Permutation | None,
+        seed: int | np.random.SeedSequence = 0,
+        initial: Any = None,
         on_improvement: OnImprovement | None = None,
+        clock: Clock | None = None,
     ) -> None:
-        self.clock = Clock()
+        self.clock = Clock() if clock is None else clock
+        self.solver = solver
         self.problem = problem
-        self.stopper = stop.start()
+        self.stop = stop
         self.seed = seed
-        self.initial = problem.random_solution(np.random.default_rng(seed)) if initial is None else initial
-        self.value = problem.value(self.initial)
-        self.incumbent = self.initial.copy()
-        self.trajectory = [TrajectoryPoint(self.clock.seconds(), self.value, 0)]
+        self.initial = initial
         self.on_improvement = on_improvement
+        self.incumbent: Any = None
+        self.value: int | float = math.inf
+        self.bound: int | float | None = None
+        self.bound_scale = 0.0
+        self.trajectory: list[TrajectoryPoint] = []
         self.shown = 0
         self.iterations = 0
         self.improved_at = 0
         self.interrupted = False
-        self.taken = False
+        self._lock = threading.Lock()
 
     @property
     def dtype(self) -> type[np.generic]:
@@ -87,15 +160,49 @@ class SearchRun:
     def tolerance(self) -> np.generic:
         """The least delta that counts as an improvement: none for integers, above the rounding errors for floats.
 
-        Of the type of the deltas, since a float would cost large integers their last digits.
+        It has the type of the deltas, since a float would cost large integers their last digits.
         """
         if self.problem.integral:
             return np.int64(0)
         return np.float64(1e-12 * max(abs(float(self.value)), 1e-12 * self.problem.ordinary_value()))
 
+    def begin(self, otherwise: Any = None) -> Any:
+        """Make the initial solution the incumbent and return it; without one, `otherwise`, or else a random one."""
+        if self.initial is None:
+            rng = np.random.default_rng(self.seed)
+            self.initial = self.problem.random_solution(rng) if otherwise is None else otherwise
+        self.offer(self.initial.copy(), self.problem.value(self.initial), 0)
+        return self.initial
+
+    def aim(self, bound: int | float | None) -> None:
+        """Take a proved lower bound as known, and a value equal to it as a reason to stop."""
+        self.bound = bound
+        if bound is not None:
+            # Floats reach their bound up to rounding only.
+            self.bound_scale = 0.0 if self.problem.integral else self.problem.ordinary_value()
+            slack = 0.0 if self.problem.integral else 1e-9 * max(self.bound_scale, abs(bound))
+            self.stop = AnyOf(TargetValue(bound + slack), self.stop)
+
     def progress(self) -> Progress:
         """Return where the run stands."""
         return Progress(self.clock.seconds(), self.iterations, float(self.value), self.improved_at)
+
+    def offer(self, solution: Any, value: int | float, iteration: int) -> None:
+        """Make `solution`, of this very value, the incumbent if it is better; any thread may call this."""
+        with self._lock:
+            if value < self.value:
+                self.incumbent, self.value, self.improved_at = solution, value, iteration
+                self.trajectory.append(TrajectoryPoint(self.clock.seconds(), value, iteration))
+
+    def show(self) -> None:
+        """Show the incumbent to whoever asked for it, unless it was shown before."""
+        if self.on_improvement is None or self.shown == len(self.trajectory):
+            return
+        with self._lock:
+            self.shown = len(self.trajectory)
+            point = self.trajectory[-1]
+            incumbent = Incumbent(point.seconds, point.iteration, point.value, self.incumbent)
+        self.on_improvement(incumbent)
 
     def loop(
         self, advance: Callable[[int, float], Slice], iteration: int = 1, first_budget: int = FIRST_BUDGET
@@ -105,32 +212,33 @@ class SearchRun:
         Parameters
         ----------
         advance : callable
-            Searches on, as far as the budget and the target go.
+            Searches on, as far as the budget and the target go; the incumbent is written to `incumbent` in place.
         iteration : int, default 1
             Units of work of an iteration.
         first_budget : int
             Units of work of the first slice, before any is timed.
         """
-        budget = Budget(last=max(first_budget // 8, 1))
-        done = False
+        stopper = self.stop.start()
+        budget = Budget(max(first_budget // 8, 1))
+        ended = False
         try:
-            self._show()
-            while not done:
+            self.show()
+            while not ended:
                 progress = self.progress()
-                allowance = self.stopper.allowance(progress)
+                allowance: Allowance = stopper.allowance(progress)
                 if allowance.spent or progress.value <= allowance.target:
                     break
                 units = budget.next(allowance.seconds, allowance.iterations * iteration)
                 piece = advance(units, allowance.target)
-                self._record(progress, piece)
-                budget.record(piece.work, self.clock.seconds() - progress.seconds)
-                self._show()
-                done = piece.ended
+                seconds = self.clock.seconds() - progress.seconds
+                self._take_in(piece, progress, seconds)
+                budget.record(piece.work, seconds)
+                self.show()
+                ended = piece.ended
         except KeyboardInterrupt:
             self.interrupted = True
 
-    def _record(self, before: Progress, piece: Slice) -> None:
-        seconds = self.clock.seconds() - before.seconds
+    def _take_in(self, piece: Slice, before: Progress, seconds: float) -> None:
         for iteration, value in piece.improvements:
             # The kernel knows no clock; within a slice of milliseconds the work is as good as one.
             share = (int(iteration) - before.iterations) / max(piece.iterations - before.iterations, 1)
@@ -139,50 +247,61 @@ class SearchRun:
             self.trajectory.append(TrajectoryPoint(before.seconds + share * seconds, self.value, self.improved_at))
         self.iterations = piece.iterations
 
-    def take(self, permutation: Permutation, value: int | float) -> None:
-        """Make `permutation` of this very value the incumbent, found where the run stands and the last, and show it."""
-        self.incumbent, self.value, self.improved_at = permutation, value, self.iterations
-        self.taken = True
-        self.trajectory.append(TrajectoryPoint(self.clock.seconds(), value, self.iterations))
-        self._show()
-
-    def _show(self) -> None:
-        if self.on_improvement is None or self.shown == len(self.trajectory):
-            return
-        self.shown = len(self.trajectory)
-        point = self.trajectory[-1]
-        self.on_improvement(Incumbent(point.seconds, point.iteration, point.value, self.incumbent))
+    def answer(self, solution: Any, bound: int | float | None) -> Result:
+        """Return the result of a solver without randomness that found its answer in one step, and show it."""
+        self.iterations = 1
+        self.bound = bound
+        self.offer(solution, self.problem.value(solution), 1)
+        try:
+            self.show()
+        except KeyboardInterrupt:
+            self.interrupted = True
+        return self.result(moves=0, seed=None)
 
     def result(
         self,
-        solver: str,
         *,
         moves: int,
         restarts: int = 0,
         proved: bool = False,
         statistics: Mapping[str, int] | None = None,
+        **changes: Any,
     ) -> Result:
-        """Return the result, its value taken from the problem's own definition; its own bound if that is proved."""
+        """Return the result, its value taken from the problem's own definition.
+
+        Parameters
+        ----------
+        moves, restarts, statistics
+            As in `Result`.
+        proved : bool
+            Whether the search has proved its incumbent optimal; its value is then the bound, unless one is known.
+        **changes
+            Other fields of `Result` that are not those of the run.
+        """
         if self.interrupted:
             self._take_in_lost_slice()
-        elif not self.problem.integral and len(self.trajectory) > 1 and not self.taken:
+        elif not self.problem.integral and len(self.trajectory) > 1:
             self.value = self.problem.value(self.incumbent)
             self.trajectory[-1] = self.trajectory[-1]._replace(value=self.value)
-        status: Status = "optimal" if proved else "feasible"
-        return Result(
-            permutation=self.incumbent,
-            value=self.value,
-            bound=self.value if proved else None,
-            status="interrupted" if self.interrupted else status,
-            trajectory=tuple(self.trajectory),
-            iterations=self.iterations,
-            moves=moves,
-            restarts=restarts,
-            runtime=self.clock.seconds(),
-            seed=reported_seed(self.seed),
-            solver=solver,
-            statistics=dict(statistics or {}),
-        )
+        bound = self.value if proved and self.bound is None else self.bound
+        status: Status = "interrupted" if self.interrupted else "feasible"
+        if proved or reached(self.value, bound, self.problem.integral, self.bound_scale):
+            status = "optimal"
+        fields: dict[str, Any] = {
+            "solution": self.incumbent,
+            "value": self.value,
+            "bound": bound,
+            "status": status,
+            "trajectory": tuple(self.trajectory),
+            "iterations": self.iterations,
+            "moves": moves,
+            "restarts": restarts,
+            "runtime": self.clock.seconds(),
+            "seed": reported_seed(self.seed),
+            "solver": self.solver,
+            "statistics": dict(statistics or {}),
+        }
+        return Result(**fields | changes)
 
     def _take_in_lost_slice(self) -> None:
         """Take in what a slice found that Ctrl-C kept from being recorded: its incumbent is there, its log is not."""
@@ -190,3 +309,11 @@ class SearchRun:
         if value < self.value:
             self.trajectory.append(TrajectoryPoint(self.clock.seconds(), value, self.iterations))
         self.value = value
+
+
+def reported_seed(seed: int | np.random.SeedSequence) -> int | None:
+    """Return the int that gives the same run as a seed, for a result; None if there is none."""
+    if isinstance(seed, np.random.SeedSequence):
+        # A spawned sequence draws other numbers than the seed that it descends from.
+        return int(seed.entropy) if isinstance(seed.entropy, (int, np.integer)) and not seed.spawn_key else None
+    return int(seed)

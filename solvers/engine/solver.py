@@ -6,42 +6,46 @@ from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 import numpy as np
-import numpy.typing as npt
 
-from moe_search.problems.permutation_problem import Permutation
+from moe_search.checks import require_integer, store_plain
+from moe_search.problems.permutation_problem import PermutationProblem
 from moe_search.problems.problem import Problem
-from moe_search.solvers.engine.incumbent import OnImprovement
 from moe_search.solvers.engine.result import Result
+from moe_search.solvers.engine.run import OnImprovement, Run
 from moe_search.solvers.engine.stop import StoppingCriterion, require_criterion
 
 
 class Solver(ABC):
-    """Minimize a problem. A new solver gives `refuses` and `run`; a frozen dataclass holds its parameters."""
+    """Minimize a problem. A new solver is a frozen dataclass of its parameters that gives `search`.
+
+    Most give less: a solver whose search is a kernel derives from
+    `moe_search.solvers.engine.compiled_search.CompiledSearch`. Numbers of numpy among the parameters become Python's;
+    a solver that checks its parameters in ``__post_init__`` calls that of this class first.
+    """
 
     exact: ClassVar[bool] = False
     """Whether the solver proves optimality by itself if it is given the time."""
 
+    takes: ClassVar[type[Problem]] = PermutationProblem
+    """The class of the problems that the solver takes."""
+
+    def __post_init__(self) -> None:
+        store_plain(self)
+
     def refuses(self, problem: Problem) -> str | None:
         """Return why this solver cannot take a problem, or None if it can."""
-        return None
+        return None if isinstance(problem, self.takes) else f"it solves {self.takes.__name__} only"
 
     @abstractmethod
-    def run(
-        self,
-        problem: Problem,
-        stop: StoppingCriterion,
-        seed: int | np.random.SeedSequence,
-        initial: Permutation | None,
-        on_improvement: OnImprovement | None,
-    ) -> Result:
-        """Solve a problem whose arguments `solve` has checked."""
+    def search(self, run: Run) -> Result:
+        """Solve the problem of a run, whose arguments `solve` has checked."""
 
     def solve(
         self,
         problem: Problem,
         stop: StoppingCriterion,
         seed: int | np.random.SeedSequence = 0,
-        initial: npt.ArrayLike | None = None,
+        initial: Any = None,
         on_improvement: OnImprovement | None = None,
     ) -> Result:
         """Solve a problem.
@@ -54,8 +58,9 @@ class Solver(ABC):
             When to return the incumbent, at the latest.
         seed : int or SeedSequence, default 0
             Source of all randomness; an int must be >= 0.
-        initial : array_like of int, shape (size,), optional
-            Permutation to start from, or near which to start where the problem forbids it. The result is never worse.
+        initial : solution, optional
+            Where to start, such as a permutation as an array_like of int, shape (size,); near it where the problem
+            forbids it. The result is never worse.
         on_improvement : callable, optional
             Called as ``on_improvement(incumbent)`` with an `Incumbent`: for the first one, then whenever the solver
             has found a better one, some milliseconds later at most where a compiled search runs in slices. Its time is
@@ -70,41 +75,36 @@ class Solver(ABC):
         Raises
         ------
         TypeError
-            If an argument is of the wrong type, or the solver cannot take a problem of this class.
+            If an argument is of the wrong type.
         ValueError
-            If `initial` is no permutation of the problem, `seed` is negative, or the problem is beyond the solver.
+            If `initial` is no solution of the problem, `seed` is negative, or the solver cannot take the problem.
         """
-        if not isinstance(problem, Problem):
-            raise TypeError(f"problem must be a Problem such as QuadraticAssignment, got {type(problem).__name__}")
+        return self.search(self.start(problem, stop, seed, initial, on_improvement))
+
+    def start(
+        self,
+        problem: Problem,
+        stop: StoppingCriterion,
+        seed: int | np.random.SeedSequence,
+        initial: Any,
+        on_improvement: OnImprovement | None,
+    ) -> Run:
+        """Check the arguments of `solve` and return the run of them, its clock started."""
+        require_problem(problem)
         require_criterion(stop)
-        require_seed(seed)
-        require_callback(on_improvement)
-        start = None if initial is None else problem.start_from(problem.check_solution(initial, "initial"))
+        if not isinstance(seed, np.random.SeedSequence):
+            require_integer("seed", seed, 0)
+        if on_improvement is not None and not callable(on_improvement):
+            raise TypeError(f"on_improvement must be a function of an Incumbent, got {type(on_improvement).__name__}")
+        if initial is not None:
+            initial = problem.start_from(problem.check_solution(initial, "initial"))
         reason = self.refuses(problem)
         if reason is not None:
             raise ValueError(f"{type(self).__name__} cannot take this {type(problem).__name__}: {reason}")
-        return self.run(problem, stop, seed, start, on_improvement)
+        return Run(repr(self), problem, stop, seed, initial, on_improvement)
 
 
-def require_seed(seed: Any) -> None:
-    """Raise unless `seed` is an int >= 0 or a SeedSequence."""
-    if isinstance(seed, np.random.SeedSequence):
-        return
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
-        raise TypeError(f"seed must be an int or a SeedSequence, got {type(seed).__name__}")
-    if seed < 0:
-        raise ValueError(f"seed must be >= 0, got {seed}")
-
-
-def require_callback(on_improvement: Any) -> None:
-    """Raise TypeError unless `on_improvement` is None or can be called."""
-    if on_improvement is not None and not callable(on_improvement):
-        raise TypeError(f"on_improvement must be a function of an Incumbent, got {type(on_improvement).__name__}")
-
-
-def reported_seed(seed: int | np.random.SeedSequence) -> int | None:
-    """Return the int that gives the same run as a seed, for a result; None if there is none."""
-    if isinstance(seed, np.random.SeedSequence):
-        # A spawned sequence draws other numbers than the seed that it descends from.
-        return int(seed.entropy) if isinstance(seed.entropy, (int, np.integer)) and not seed.spawn_key else None
-    return int(seed)
+def require_problem(problem: object) -> None:
+    """Raise TypeError unless `problem` is one."""
+    if not isinstance(problem, Problem):
+        raise TypeError(f"problem must be a Problem such as QuadraticAssignment, got {type(problem).__name__}")

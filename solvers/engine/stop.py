@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import numbers
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-from moe_search.solvers.engine.parameters import store_plain
+from moe_search.checks import require_integer, require_number, store_plain
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,13 @@ class Stopper(ABC):
 
 
 class StoppingCriterion(Stopper):
-    """A recipe for a stopper. The built-in ones read everything they need from `Progress` and start as themselves."""
+    """A recipe for a stopper. The built-in ones read everything they need from `Progress` and start as themselves.
+
+    Numbers of numpy among the parameters of a criterion become Python's.
+    """
+
+    def __post_init__(self) -> None:
+        store_plain(self)
 
     def start(self) -> Stopper:
         """Return a fresh stopper for one run."""
@@ -80,10 +85,8 @@ class MaxRuntime(StoppingCriterion):
     seconds: float
 
     def __post_init__(self) -> None:
-        store_plain(self)
-        _require_number("seconds", self.seconds)
-        if not self.seconds >= 0:
-            raise ValueError(f"seconds must be a number >= 0, got {self.seconds}")
+        super().__post_init__()
+        require_number("seconds", self.seconds, finite=False)
 
     def allowance(self, progress: Progress) -> Allowance:
         """Return the seconds left."""
@@ -103,8 +106,8 @@ class MaxIterations(StoppingCriterion):
     iterations: int
 
     def __post_init__(self) -> None:
-        store_plain(self)
-        _require_count("iterations", self.iterations)
+        super().__post_init__()
+        require_integer("iterations", self.iterations, 0)
 
     def allowance(self, progress: Progress) -> Allowance:
         """Return the iterations left."""
@@ -124,8 +127,8 @@ class NoImprovement(StoppingCriterion):
     iterations: int
 
     def __post_init__(self) -> None:
-        store_plain(self)
-        _require_count("iterations", self.iterations)
+        super().__post_init__()
+        require_integer("iterations", self.iterations, 0)
 
     def allowance(self, progress: Progress) -> Allowance:
         """Return the iterations left since the last improvement."""
@@ -145,10 +148,8 @@ class TargetValue(StoppingCriterion):
     value: float
 
     def __post_init__(self) -> None:
-        store_plain(self)
-        _require_number("value", self.value)
-        if math.isnan(self.value):
-            raise ValueError("value must be a number, got nan")
+        super().__post_init__()
+        require_number("value", self.value, -math.inf, finite=False)
 
     def allowance(self, progress: Progress) -> Allowance:
         """Return the target."""
@@ -186,30 +187,6 @@ class AnyOf(StoppingCriterion):
 
 
 @dataclass(frozen=True)
-class Since(StoppingCriterion):
-    """Count seconds that were spent before a solver starts as part of its run.
-
-    Parameters
-    ----------
-    seconds : float
-        Time already spent.
-    stop : StoppingCriterion
-        The criterion of the whole.
-    """
-
-    seconds: float
-    stop: StoppingCriterion
-
-    def start(self) -> Stopper:
-        """Return the same around a fresh stopper."""
-        return _Shifted(self.seconds, self.stop.start())
-
-    def allowance(self, progress: Progress) -> Allowance:
-        """Return what is left of the whole."""
-        return _Shifted(self.seconds, self.stop).allowance(progress)
-
-
-@dataclass(frozen=True)
 class _First(Stopper):
     stoppers: tuple[Stopper, ...]
 
@@ -222,31 +199,9 @@ class _First(Stopper):
         )
 
 
-@dataclass(frozen=True)
-class _Shifted(Stopper):
-    seconds: float
-    stopper: Stopper
-
-    def allowance(self, progress: Progress) -> Allowance:
-        shifted = Progress(progress.seconds + self.seconds, progress.iterations, progress.value, progress.improved_at)
-        return self.stopper.allowance(shifted)
-
-
 def require_criterion(stop: object) -> None:
     """Raise TypeError unless `stop` is a stopping criterion."""
     if not isinstance(stop, StoppingCriterion):
         raise TypeError(
             f"stop must be a stopping criterion such as MaxRuntime(1.0), got {type(stop).__name__} ({stop!r})"
         )
-
-
-def _require_number(name: str, number: object) -> None:
-    if isinstance(number, bool) or not isinstance(number, numbers.Real):
-        raise TypeError(f"{name} must be a number, got {type(number).__name__}")
-
-
-def _require_count(name: str, number: object) -> None:
-    if isinstance(number, bool) or not isinstance(number, numbers.Integral):
-        raise TypeError(f"{name} must be an integer, got {type(number).__name__}")
-    if number < 0:
-        raise ValueError(f"{name} must be an integer >= 0, got {number}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import singledispatch
 from typing import Any, ClassVar, NamedTuple
 
@@ -14,17 +14,15 @@ from moe_search.problems.arrays import INT64_MAX, largest_magnitude, read_only
 from moe_search.problems.linear import LinearAssignment
 from moe_search.problems.mixture import MixtureAssignment
 from moe_search.problems.pairwise import PairwiseAssignment
-from moe_search.problems.permutation_problem import Permutation, expert_of_seat
+from moe_search.problems.permutation_problem import expert_of_seat
 from moe_search.problems.problem import Problem
 from moe_search.problems.quadratic import QuadraticAssignment
 from moe_search.solvers.bounds.partial_bounds import KoopmansBeckmann, Lawler
 from moe_search.solvers.bounds.small_assignment import empty_duals
-from moe_search.solvers.engine.clock import Clock
-from moe_search.solvers.engine.incumbent import OnImprovement, delayed, uncounted
-from moe_search.solvers.engine.result import Result, reached
-from moe_search.solvers.engine.run import SearchRun, Slice
+from moe_search.solvers.engine.result import Incumbent, Result
+from moe_search.solvers.engine.run import Clock, Run, Slice
 from moe_search.solvers.engine.solver import Solver
-from moe_search.solvers.engine.stop import AnyOf, MaxIterations, Since, StoppingCriterion
+from moe_search.solvers.engine.stop import AnyOf, MaxIterations
 from moe_search.solvers.exact.branching import DONE, LOGGED, branch_slice, empty_tree, open_bound
 from moe_search.solvers.exact.hungarian import EXACT_IN_FLOAT64
 from moe_search.solvers.exact.symmetry import Symmetry, seats_of_experts, symmetry_of
@@ -76,23 +74,12 @@ class BranchAndBound(Solver):
             return f"its values can reach {reach(problem):.3e}, which overflows the arithmetic of the bound"
         return None
 
-    def run(
-        self,
-        problem: Problem,
-        stop: StoppingCriterion,
-        seed: int | np.random.SeedSequence,
-        initial: Permutation | None,
-        on_improvement: OnImprovement | None,
-    ) -> Result:
-        """Search; see `Solver.solve`."""
+    def search(self, run: Run) -> Result:
+        """Search; see `Solver.search`."""
+        problem = run.problem
         # The bounds of a squared mixture are those of its pairs.
         pairs = problem.as_pairwise() if isinstance(problem, MixtureAssignment) else problem
-        moves = max(HEURISTIC_OPERATIONS // pairs.sweep_cost, 1)
-        found = TabuSearch().solve(pairs, AnyOf(stop, MaxIterations(moves)), seed, initial, uncounted(on_improvement))
-        later = delayed(on_improvement, found.runtime)
-        run = SearchRun(problem, Since(found.runtime, stop), seed, found.permutation, later)
-        run.shown = len(run.trajectory)
-        run.interrupted = found.status == "interrupted"
+        moves = self._begin(run, pairs)
         relaxation = relax(pairs, run.clock)
         scale = relaxation.scale
         # An improvement is one where all costs are zero too, or too small for their rounding to be a number.
@@ -115,22 +102,27 @@ class BranchAndBound(Solver):
         run.clock.compile(branch_slice, relaxation.costs, tree, 0, -math.inf)
         if not run.interrupted:
             run.loop(advance, unit)
-        done = int(tree.counters[DONE]) == 1
-        result = run.result(repr(self), moves=found.moves, proved=done)
-        bound = result.bound if done else round_up(open_bound(tree), relaxation, problem.integral)
-        if bound is not None:
-            bound = min(bound, result.value)
-        # Nodes are what is counted here, and the heuristic bounds none.
-        before = [point._replace(iteration=0) for point in found.trajectory]
-        before[-1] = before[-1]._replace(value=run.trajectory[0].value)
-        later_points = (point._replace(seconds=point.seconds + found.runtime) for point in result.trajectory[1:])
-        return replace(
-            result,
-            bound=bound,
-            status="optimal" if reached(result.value, bound, problem.integral) else result.status,
-            trajectory=(*before, *later_points),
-            runtime=result.runtime + found.runtime,
-        )
+        if int(tree.counters[DONE]) == 1:
+            return run.result(moves=moves, proved=True)
+        bound = round_up(open_bound(tree), relaxation, problem.integral)
+        run.bound = None if bound is None else min(bound, problem.value(run.incumbent))
+        return run.result(moves=moves)
+
+    def _begin(self, run: Run, pairs: Problem) -> int:
+        """Find the first incumbent by a short tabu search, whose moves are no iterations; return how many it made."""
+
+        def take(incumbent: Incumbent) -> None:
+            run.offer(incumbent.permutation, incumbent.value, 0)
+            run.show()
+
+        heuristic, stop = TabuSearch(), AnyOf(run.stop, MaxIterations(max(HEURISTIC_OPERATIONS // pairs.sweep_cost, 1)))
+        found = heuristic.search(Run(repr(heuristic), pairs, stop, run.seed, run.initial, take, run.clock))
+        run.incumbent, run.value = found.permutation.copy(), run.problem.value(found.permutation)
+        run.trajectory = [point._replace(iteration=0) for point in found.trajectory]
+        run.trajectory[-1] = run.trajectory[-1]._replace(value=run.value)
+        run.shown = len(run.trajectory)
+        run.interrupted = found.status == "interrupted"
+        return found.moves
 
 
 class Relaxation(NamedTuple):

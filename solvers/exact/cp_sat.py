@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from moe_search.checks import require_integer
 from moe_search.problems.arrays import largest_magnitude
 from moe_search.problems.linear import LinearAssignment
 from moe_search.problems.load_limited import LoadLimited
@@ -22,13 +23,10 @@ from moe_search.problems.problem import Problem
 from moe_search.problems.quadratic import QuadraticAssignment
 from moe_search.solvers.bounds.gilmore_lawler import gilmore_lawler, pairwise_gilmore_lawler
 from moe_search.solvers.engine.background import run_watched
-from moe_search.solvers.engine.clock import Clock
-from moe_search.solvers.engine.incumbent import Incumbent, OnImprovement
-from moe_search.solvers.engine.parameters import require_count, store_plain
 from moe_search.solvers.engine.random_state import random_state
-from moe_search.solvers.engine.result import Result, Status, TrajectoryPoint, reached
-from moe_search.solvers.engine.solver import Solver, reported_seed
-from moe_search.solvers.engine.stop import Progress, StoppingCriterion
+from moe_search.solvers.engine.result import Result, reached
+from moe_search.solvers.engine.run import Run
+from moe_search.solvers.engine.solver import Solver
 from moe_search.solvers.exact.hungarian import EXACT_IN_FLOAT64
 from moe_search.solvers.exact.integer_grid import grid_scale
 
@@ -80,8 +78,8 @@ class CpSat(Solver):
     workers: int = 1
 
     def __post_init__(self) -> None:
-        store_plain(self)
-        require_count("workers", self.workers)
+        super().__post_init__()
+        require_integer("workers", self.workers)
 
     def refuses(self, problem: Problem) -> str | None:
         """Refuse losses that are not sums over pairs of slots, unknown classes, and models or integers too large."""
@@ -104,23 +102,68 @@ class CpSat(Solver):
             )
         return None
 
-    def run(
-        self,
-        problem: Problem,
-        stop: StoppingCriterion,
-        seed: int | np.random.SeedSequence,
-        initial: Permutation | None,
-        on_improvement: OnImprovement | None,
-    ) -> Result:
-        """Solve; see `Solver.solve`."""
-        # Imported before the clock starts: it takes longer than many a limit.
-        importlib.import_module("ortools.sat.python.cp_model")
-        clock = Clock()
-        start = problem.random_solution(np.random.default_rng(seed)) if initial is None else initial
-        search = _Search(problem, start, stop, clock, on_improvement)
-        if not search.stopped():
-            search.solve(self.workers, int(random_state(seed)[0] % 2**31))
-        return search.result(repr(self), reported_seed(seed))
+    def search(self, run: Run) -> Result:
+        """Build the model and solve it in a thread of its own; see `Solver.search`."""
+        # The import takes longer than many a limit.
+        with run.clock.stopped():
+            importlib.import_module("ortools.sat.python.cp_model")
+        run.begin()
+        try:
+            proved = self._solve(run)
+        except KeyboardInterrupt:
+            run.interrupted, proved = True, False
+        return run.result(moves=len(run.trajectory) - 1, proved=proved)
+
+    def _solve(self, run: Run) -> bool:
+        """Solve as long as the run may last; return whether the incumbent is proved optimal."""
+        from ortools.sat.python import cp_model
+
+        stopper = run.stop.start()
+        if stopper.stops(run.progress()):
+            return False
+        run.show()
+        model = _Model(cp_model.CpModel(), run.problem)
+        # Building a large model in Python takes long: look at the clock after every table.
+        for _ in model.build():
+            if stopper.stops(run.progress()):
+                return False
+        model.hint(run.incumbent)
+        solver = cp_model.CpSolver()
+        allowance = stopper.allowance(run.progress())
+        solver.parameters.num_workers = self.workers
+        solver.parameters.random_seed = int(random_state(run.seed)[0] % 2**31)
+        solver.parameters.cp_model_presolve = model.presolved
+        # Ctrl-C is Python's; a handler inside the library would end the process's own.
+        solver.parameters.catch_sigint_signal = False
+        if math.isfinite(allowance.seconds):
+            solver.parameters.max_time_in_seconds = max(allowance.seconds, 0.0)
+        if math.isfinite(allowance.iterations):
+            solver.parameters.max_number_of_conflicts = int(allowance.iterations)
+        found = _solutions(run, model)
+        status = None
+
+        def work() -> None:
+            nonlocal status
+            status = solver.solve(model.model, found)
+            if status == cp_model.INFEASIBLE:
+                # Every problem has a solution: presolving lost it, or the lack of presolving did.
+                solver.parameters.cp_model_presolve = not model.presolved
+                status = solver.solve(model.model, found)
+
+        def look() -> None:
+            run.show()
+            if stopper.stops(run.progress()):
+                solver.stop_search()
+
+        run.interrupted = run_watched(work, look, solver.stop_search)
+        run.iterations = solver.num_conflicts
+        # CP-SAT reports its integer bound as a float, which holds the last digits of none beyond 2**53.
+        exact = status == cp_model.OPTIMAL and run.problem.integral
+        reported = reported_bound(status, solver.best_objective_bound)
+        run.bound = run.value if exact else _below_value(run, model.lower_bound(reported))
+        # An optimum on the grid is one of the problem, up to the grid.
+        steps = 0.0 if run.problem.integral else model.rounded + model.lost
+        return status == cp_model.OPTIMAL and run.bound is not None and run.value <= run.bound + steps / model.scale
 
 
 def without_limits(problem: Problem) -> Problem:
@@ -206,135 +249,12 @@ def reported_bound(status: cp_model.CpSolverStatus, bound: float) -> float | Non
     return bound if set_ and math.isfinite(bound) else None
 
 
-class _Search:
-    """One run: the model, CP-SAT in a thread of its own, the incumbent and the bound."""
-
-    def __init__(
-        self,
-        problem: Problem,
-        start: Permutation,
-        stop: StoppingCriterion,
-        clock: Clock,
-        on_improvement: OnImprovement | None,
-    ) -> None:
-        self.problem = problem
-        self.clock = clock
-        self.stopper = stop.start()
-        self.incumbent = start
-        self.value = problem.value(start)
-        self.trajectory = [TrajectoryPoint(clock.seconds(), self.value, 0)]
-        self.on_improvement = on_improvement
-        self.latest = Incumbent(self.trajectory[0].seconds, 0, self.value, start)
-        self.shown: Incumbent | None = None
-        self.bound: int | float | None = None
-        self.conflicts = 0
-        self.improved_at = 0
-        self.moves = 0
-        self.interrupted = False
-        self.proved = False
-
-    def progress(self) -> Progress:
-        return Progress(self.clock.seconds(), self.conflicts, float(self.value), self.improved_at)
-
-    def stopped(self) -> bool:
-        return self.stopper.stops(self.progress())
-
-    def solve(self, workers: int, seed: int) -> None:
-        from ortools.sat.python import cp_model
-
-        try:
-            self._show()
-            model = _Model(cp_model.CpModel(), self.problem)
-            # Building a large model in Python takes long: look at the clock after every table.
-            for _ in model.build():
-                if self.stopped():
-                    return
-            model.hint(self.incumbent)
-            solver = cp_model.CpSolver()
-            allowance = self.stopper.allowance(self.progress())
-            solver.parameters.num_workers = workers
-            solver.parameters.random_seed = seed
-            solver.parameters.cp_model_presolve = model.presolved
-            # Ctrl-C is Python's; a handler inside the library would end the process's own.
-            solver.parameters.catch_sigint_signal = False
-            if math.isfinite(allowance.seconds):
-                solver.parameters.max_time_in_seconds = max(allowance.seconds, 0.0)
-            if math.isfinite(allowance.iterations):
-                solver.parameters.max_number_of_conflicts = int(allowance.iterations)
-            self._run(solver, model)
-        except KeyboardInterrupt:
-            self.interrupted = True
-
-    def _run(self, solver: cp_model.CpSolver, model: _Model) -> None:
-        from ortools.sat.python.cp_model import INFEASIBLE, OPTIMAL
-
-        found = _solutions(self, model)
-
-        status = None
-
-        def search() -> None:
-            nonlocal status
-            status = solver.solve(model.model, found)
-            if status == INFEASIBLE:
-                # No problem is.
-                solver.parameters.cp_model_presolve = not model.presolved
-                status = solver.solve(model.model, found)
-
-        def look() -> None:
-            self._show()
-            if self.stopped():
-                solver.stop_search()
-
-        self.interrupted = run_watched(search, look, solver.stop_search)
-        self.conflicts = solver.num_conflicts
-        # CP-SAT reports its integer bound as a float, which holds the last digits of none beyond 2**53.
-        exact = status == OPTIMAL and self.problem.integral
-        reported = reported_bound(status, solver.best_objective_bound)
-        self.bound = self.value if exact else self._below_value(model.lower_bound(reported))
-        # An optimum on the grid is one of the problem, up to the grid.
-        steps = 0.0 if self.problem.integral else model.rounded + model.lost
-        self.proved = status == OPTIMAL and self.bound is not None and self.value <= self.bound + steps / model.scale
-
-    def _below_value(self, bound: int | float | None) -> int | float | None:
-        if bound is None or bound <= self.value:
-            return bound
-        # Above a value that was reached a bound can only be by rounding; beyond that it is none.
-        integral = self.problem.integral
-        scale = 0.0 if integral else without_limits(self.problem).ordinary_value()
-        return self.value if reached(bound, self.value, integral, scale) else None
-
-    def accept(self, permutation: Permutation, conflicts: int) -> None:
-        value = self.problem.value(permutation)
-        self.conflicts = conflicts
-        if value < self.value:
-            self.incumbent, self.value, self.improved_at = permutation, value, conflicts
-            self.moves += 1
-            self.trajectory.append(TrajectoryPoint(self.clock.seconds(), value, conflicts))
-            self.latest = Incumbent(self.trajectory[-1].seconds, conflicts, value, permutation)
-
-    def _show(self) -> None:
-        # CP-SAT finds in a thread of its own; the callback is called in the caller's.
-        latest = self.latest
-        if self.on_improvement is not None and latest is not self.shown:
-            self.shown = latest
-            self.on_improvement(latest)
-
-    def result(self, solver: str, seed: int | None) -> Result:
-        proved = self.proved or reached(self.value, self.bound, self.problem.integral)
-        status: Status = "optimal" if proved else "feasible"
-        return Result(
-            permutation=self.incumbent,
-            value=self.value,
-            bound=self.bound,
-            status="interrupted" if self.interrupted and not proved else status,
-            trajectory=tuple(self.trajectory),
-            iterations=self.conflicts,
-            moves=self.moves,
-            restarts=0,
-            runtime=self.clock.seconds(),
-            seed=seed,
-            solver=solver,
-        )
+def _below_value(run: Run, bound: int | float | None) -> int | float | None:
+    if bound is None or bound <= run.value:
+        return bound
+    # Above a value that was reached a bound can only be by rounding; beyond that it is none.
+    scale = 0.0 if run.problem.integral else without_limits(run.problem).ordinary_value()
+    return run.value if reached(bound, run.value, run.problem.integral, scale) else None
 
 
 class _Model:
@@ -488,11 +408,13 @@ class _Model:
         return p
 
 
-def _solutions(search: _Search, model: _Model) -> cp_model.CpSolverSolutionCallback:
+def _solutions(run: Run, model: _Model) -> cp_model.CpSolverSolutionCallback:
     from ortools.sat.python import cp_model
 
     class Solutions(cp_model.CpSolverSolutionCallback):  # type: ignore[misc]
         def on_solution_callback(self) -> None:
-            search.accept(model.permutation(self.boolean_value), self.num_conflicts)
+            permutation = model.permutation(self.boolean_value)
+            run.iterations = self.num_conflicts
+            run.offer(permutation, run.problem.value(permutation), run.iterations)
 
     return Solutions()

@@ -11,12 +11,9 @@ import numpy.typing as npt
 from moe_search.problems.linear import LinearAssignment
 from moe_search.problems.permutation_problem import Permutation
 from moe_search.problems.problem import Problem
-from moe_search.solvers.engine.clock import Clock
-from moe_search.solvers.engine.incumbent import OnImprovement
 from moe_search.solvers.engine.result import Result
-from moe_search.solvers.engine.single_step import single_step_result
+from moe_search.solvers.engine.run import Run
 from moe_search.solvers.engine.solver import Solver
-from moe_search.solvers.engine.stop import StoppingCriterion
 
 EXACT_IN_FLOAT64 = 2**53
 
@@ -35,29 +32,22 @@ class Hungarian(Solver):
     """
 
     exact: ClassVar[bool] = True
+    takes: ClassVar[type[Problem]] = LinearAssignment
 
     def refuses(self, problem: Problem) -> str | None:
         """Refuse other classes, and integers that float64, in which scipy computes, cannot hold."""
         if not isinstance(problem, LinearAssignment):
-            return "it solves LinearAssignment only"
+            return super().refuses(problem)
         if problem.integral and 2 * problem.size * int(np.ptp(problem.cost)) >= EXACT_IN_FLOAT64:
             return "its integer costs exceed what float64 holds exactly; MinCostFlow keeps integers"
         return None
 
-    def run(
-        self,
-        problem: Problem,
-        stop: StoppingCriterion,
-        seed: int | np.random.SeedSequence,
-        initial: Permutation | None,
-        on_improvement: OnImprovement | None,
-    ) -> Result:
-        """Solve; see `Solver.solve`."""
+    def search(self, run: Run) -> Result:
+        """Solve; see `Solver.search`."""
+        problem = run.problem
         assert isinstance(problem, LinearAssignment)
-        clock = Clock()
         permutation = solve_dense(problem.cost, problem.capacity)
-        value = problem.value(permutation)
-        return single_step_result(clock, permutation, value, value, "optimal", repr(self), on_improvement)
+        return run.answer(permutation, problem.value(permutation))
 
 
 def solve_dense(cost: npt.NDArray[Any], capacity: int) -> Permutation:

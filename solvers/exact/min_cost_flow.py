@@ -8,14 +8,11 @@ from typing import ClassVar
 import numpy as np
 
 from moe_search.problems.linear import LinearAssignment
-from moe_search.problems.permutation_problem import Permutation, seats_by_expert
+from moe_search.problems.permutation_problem import seats_by_expert
 from moe_search.problems.problem import Problem
-from moe_search.solvers.engine.clock import Clock
-from moe_search.solvers.engine.incumbent import OnImprovement
-from moe_search.solvers.engine.result import Result, Status, reached
-from moe_search.solvers.engine.single_step import single_step_result
+from moe_search.solvers.engine.result import Result
+from moe_search.solvers.engine.run import Run
 from moe_search.solvers.engine.solver import Solver
-from moe_search.solvers.engine.stop import StoppingCriterion
 from moe_search.solvers.exact.integer_grid import grid_scale
 
 
@@ -34,28 +31,22 @@ class MinCostFlow(Solver):
     """
 
     exact: ClassVar[bool] = True
+    takes: ClassVar[type[Problem]] = LinearAssignment
 
     def refuses(self, problem: Problem) -> str | None:
         """Refuse other classes, and integers beyond the flow's arithmetic."""
         if not isinstance(problem, LinearAssignment):
-            return "it solves LinearAssignment only"
+            return super().refuses(problem)
         if problem.integral and int(np.ptp(problem.cost)) > _largest_unit_cost(problem):
             return f"its costs differ by more than {_largest_unit_cost(problem)}, which overflows the flow's arithmetic"
         return None
 
-    def run(
-        self,
-        problem: Problem,
-        stop: StoppingCriterion,
-        seed: int | np.random.SeedSequence,
-        initial: Permutation | None,
-        on_improvement: OnImprovement | None,
-    ) -> Result:
-        """Solve; see `Solver.solve`."""
+    def search(self, run: Run) -> Result:
+        """Solve; see `Solver.search`."""
         from ortools.graph.python.min_cost_flow import SimpleMinCostFlow
 
+        problem = run.problem
         assert isinstance(problem, LinearAssignment)
-        clock = Clock()
         m, n = problem.cost.shape
         reduced = problem.cost - problem.cost.min(axis=1, keepdims=True)
         scale = 1.0 if problem.integral else grid_scale(float(reduced.max()), float(_largest_unit_cost(problem)))
@@ -73,14 +64,12 @@ class MinCostFlow(Solver):
             raise RuntimeError(f"OR-Tools ended with status {status!r} on a feasible flow")
         experts = flow.flows(arcs).reshape(m, n).argmax(axis=1)
         permutation = seats_by_expert(experts)
-        value = problem.value(permutation)
-        bound = value
+        bound = problem.value(permutation)
         if not problem.integral:
             # What rounding has added at most to any assignment, less what it has added to the one found.
             added = on_grid - reduced * scale
             bound -= float((added.max(axis=1) - added[np.arange(m), experts]).sum()) / scale
-        label: Status = "optimal" if reached(value, bound, problem.integral) else "feasible"
-        return single_step_result(clock, permutation, value, bound, label, repr(self), on_improvement)
+        return run.answer(permutation, bound)
 
 
 def _largest_unit_cost(problem: LinearAssignment) -> int:

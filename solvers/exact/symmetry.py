@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from moe_search.solvers.engine.clock import Clock
+from moe_search.solvers.engine.run import Clock
 
 MOST_AUTOMORPHISMS = 512
 MOST_STEPS = 200_000

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -10,13 +10,11 @@ import numpy.typing as npt
 
 from moe_search.problems.arrays import read_only
 from moe_search.problems.linear import LinearAssignment
-from moe_search.problems.permutation_problem import Permutation, seats_by_expert
+from moe_search.problems.permutation_problem import seats_by_expert
 from moe_search.problems.problem import Problem
-from moe_search.solvers.engine.incumbent import OnImprovement
 from moe_search.solvers.engine.result import Result, reached
-from moe_search.solvers.engine.run import SearchRun, Slice
+from moe_search.solvers.engine.run import Run, Slice
 from moe_search.solvers.engine.solver import Solver
-from moe_search.solvers.engine.stop import StoppingCriterion
 from moe_search.solvers.exact.expert_flow import (
     CHOOSE,
     DONE,
@@ -58,23 +56,13 @@ class Transport(Solver):
     """
 
     exact: ClassVar[bool] = True
+    takes: ClassVar[type[Problem]] = LinearAssignment
 
-    def refuses(self, problem: Problem) -> str | None:
-        """Refuse other classes."""
-        return None if isinstance(problem, LinearAssignment) else "it solves LinearAssignment only"
-
-    def run(
-        self,
-        problem: Problem,
-        stop: StoppingCriterion,
-        seed: int | np.random.SeedSequence,
-        initial: Permutation | None,
-        on_improvement: OnImprovement | None,
-    ) -> Result:
-        """Solve; see `Solver.solve`."""
+    def search(self, run: Run) -> Result:
+        """Search; see `Solver.search`."""
+        problem = run.problem
         assert isinstance(problem, LinearAssignment)
-        start = np.arange(problem.size) if initial is None else initial
-        run = SearchRun(problem, stop, seed, start, on_improvement)
+        run.begin(np.arange(problem.size))
         strides = sample_strides(problem.cost)
         flows = [empty_flow(sample(problem.cost, stride)) for stride in strides]
         level = 0
@@ -101,13 +89,11 @@ class Transport(Solver):
                 bound = (cheapest.sum() - problem.capacity * flow.price.sum()).item()
                 place_rest(flow, problem.capacity)
             permutation = seats_by_expert(flow.expert)
-            value = problem.value(permutation)
-            if value < run.value:
-                run.take(permutation, value)
+            run.offer(permutation, problem.value(permutation), run.iterations)
+            run.show()
         proved = flow.counters[PHASE] == DONE or reached(run.value, bound, problem.integral)
-        moves = sum(int(each.counters[MOVES]) for each in flows)
-        result = run.result(repr(self), moves=moves, proved=bool(proved))
-        return result if proved or bound is None else replace(result, bound=min(bound, result.value))
+        run.bound = None if proved or bound is None else min(bound, run.value)
+        return run.result(moves=sum(int(each.counters[MOVES]) for each in flows), proved=bool(proved))
 
 
 def sample_strides(cost: npt.NDArray[Any]) -> list[int]:
@@ -127,7 +113,7 @@ def sample_strides(cost: npt.NDArray[Any]) -> list[int]:
 
 
 def sample(cost: npt.NDArray[Any], stride: int) -> npt.NDArray[Any]:
-    """Return every so manieth row, as many as fill all experts alike."""
+    """Return the rows at multiples of the stride, the largest number of them that fills all experts alike."""
     m, n = cost.shape
     # Read-only as the whole is, so that one compiled kernel serves both.
     return read_only(np.ascontiguousarray(cost[::stride][: m // stride // n * n]))

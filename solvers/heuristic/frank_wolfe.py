@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
-from moe_search.problems.permutation_problem import Permutation
+from moe_search.checks import require_integer
 from moe_search.problems.problem import Problem
 from moe_search.problems.quadratic import QuadraticAssignment
-from moe_search.solvers.engine.incumbent import OnImprovement
-from moe_search.solvers.engine.parameters import require_count, store_plain
 from moe_search.solvers.engine.result import Result
-from moe_search.solvers.engine.run import SearchRun, Slice
+from moe_search.solvers.engine.run import Run, Slice
 from moe_search.solvers.engine.solver import Solver
-from moe_search.solvers.engine.stop import StoppingCriterion
 
 MOST_LOCATIONS = 500
 
@@ -48,37 +46,32 @@ class FrankWolfe(Solver):
     J. T. Vogelstein et al., "Fast approximate quadratic programming for graph matching", PLOS ONE 10 (2015), e0121002.
     """
 
+    takes: ClassVar[type[Problem]] = QuadraticAssignment
     steps: int = 30
 
     def __post_init__(self) -> None:
-        store_plain(self)
-        require_count("steps", self.steps)
+        super().__post_init__()
+        require_integer("steps", self.steps)
 
     def refuses(self, problem: Problem) -> str | None:
         """Refuse other classes, and linear terms."""
         if not isinstance(problem, QuadraticAssignment):
-            return "scipy's FAQ solves QuadraticAssignment only"
+            return super().refuses(problem)
         if problem.size > MOST_LOCATIONS:
             return f"a start cannot be stopped and takes seconds beyond {MOST_LOCATIONS} locations, got {problem.size}"
         if problem.linear is not None and problem.linear.any():
             return "scipy's FAQ has no linear term; LocalSearch and BranchAndBound take it"
         return None
 
-    def run(
-        self,
-        problem: Problem,
-        stop: StoppingCriterion,
-        seed: int | np.random.SeedSequence,
-        initial: Permutation | None,
-        on_improvement: OnImprovement | None,
-    ) -> Result:
-        """Search; see `Solver.solve`."""
+    def search(self, run: Run) -> Result:
+        """Search; see `Solver.search`."""
         # Imported here: it takes longer than many a search that needs none of it.
         from scipy.optimize import quadratic_assignment
 
+        problem = run.problem
         assert isinstance(problem, QuadraticAssignment)
-        run = SearchRun(problem, stop, seed, initial, on_improvement)
-        rng = np.random.default_rng(seed)
+        run.begin()
+        rng = np.random.default_rng(run.seed)
         # Scipy multiplies in the type of the matrices, where integers could overflow.
         flow, distance = problem.flow.astype(np.float64), problem.distance.astype(np.float64)
 
@@ -93,4 +86,4 @@ class FrankWolfe(Solver):
             return Slice(1, start, [(start, np.asarray(value))] if better else [], False)
 
         run.loop(advance)
-        return run.result(repr(self), moves=0, restarts=max(run.iterations - 1, 0))
+        return run.result(moves=0, restarts=max(run.iterations - 1, 0))

@@ -1,35 +1,48 @@
-"""Iterated local search."""
+"""Iterated local search: descents with don't-look bits, acceptance, the way home, perturbation."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
+import numpy.typing as npt
+from numba import njit
 
+from moe_search.checks import require_choice, require_flag, require_integer, require_number
+from moe_search.problems.moves import commit_swap, copy_permutation, swap_delta
 from moe_search.problems.permutation_problem import Permutation
-from moe_search.problems.problem import Problem
-from moe_search.solvers.engine.incumbent import OnImprovement
-from moe_search.solvers.engine.parameters import require_choice, require_count, require_number, store_plain
-from moe_search.solvers.engine.random_state import random_state
-from moe_search.solvers.engine.result import Result
-from moe_search.solvers.engine.run import SearchRun, Slice
-from moe_search.solvers.engine.solver import Solver
-from moe_search.solvers.engine.stop import StoppingCriterion
-from moe_search.solvers.heuristic.descent import CURSOR, Descent, enter, move_statistics
-from moe_search.solvers.heuristic.iterated_descent import ACCEPTED, FRESH, PERTURBATIONS, Iterated, iterate_slice
-from moe_search.solvers.heuristic.local_search import Improvement, Neighborhood
+from moe_search.solvers.engine.compiled_search import CompiledSearch, Kernel, Track, take
+from moe_search.solvers.engine.random_state import metropolis, random_below
+from moe_search.solvers.engine.run import Run
+from moe_search.solvers.heuristic.local_search import (
+    BOTH,
+    INSERTION,
+    SWAP,
+    Descent,
+    Improvement,
+    Neighborhood,
+    carry,
+    commit_best,
+    count_shuffle,
+    enter,
+    first_descent,
+    improve,
+    move_statistics,
+    restart,
+)
 from moe_search.solvers.heuristic.sampled_deltas import mean_delta
 
 Acceptance = Literal["better", "better_or_equal", "annealing", "restart"]
-LOG_LENGTH = 512
-# Of a perturbation: its swaps are no iterations, so that one without end would be a run without end.
+BETTER, BETTER_OR_EQUAL, ANNEALING, RESTART = range(4)
+# Phases beside the two neighborhoods of a descent.
+HOMEWARD, PERTURBATION = 2, 3
+# The swaps of a perturbation are no iterations, so that one without end would be a run without end.
 MOST_SWAPS = 1_000_000
 
 
 @dataclass(frozen=True)
-class IteratedLocalSearch(Solver):
+class IteratedLocalSearch(CompiledSearch):
     """Descend to a local optimum, perturb it a little, descend again, and decide which of the two to go on from.
 
     Parameters
@@ -76,80 +89,247 @@ class IteratedLocalSearch(Solver):
     dont_look: bool = True
 
     def __post_init__(self) -> None:
-        store_plain(self)
+        super().__post_init__()
         require_choice("neighborhood", self.neighborhood, get_args(Neighborhood))
         require_choice("improvement", self.improvement, get_args(Improvement))
         require_choice("acceptance", self.acceptance, get_args(Acceptance))
-        require_count("strength", self.strength)
+        require_integer("strength", self.strength)
         if self.strength > MOST_SWAPS:
             raise ValueError(f"strength must be at most {MOST_SWAPS}, got {self.strength}")
-        require_count("patience", self.patience)
-        require_number("temperature", self.temperature, least=0.0)
-        require_choice("dont_look", self.dont_look, (True, False))
+        require_integer("patience", self.patience)
+        require_number("temperature", self.temperature)
+        require_flag("dont_look", self.dont_look)
 
-    def run(
-        self,
-        problem: Problem,
-        stop: StoppingCriterion,
-        seed: int | np.random.SeedSequence,
-        initial: Permutation | None,
-        on_improvement: OnImprovement | None,
-    ) -> Result:
-        """Search; see `Solver.solve`."""
-        run = SearchRun(problem, stop, seed, initial, on_improvement)
-        state = problem.state(run.initial)
-        cursor: Any = np.zeros(1, dtype=CURSOR).view(np.recarray)
-        descent = Descent(
-            np.array([run.value, run.value, 0, 0], dtype=run.dtype),
-            cursor,
-            run.incumbent,
-            np.zeros(LOG_LENGTH, dtype=run.dtype),
-            np.zeros(LOG_LENGTH, dtype=np.int64),
-            random_state(seed),
-            run.tolerance,
-        )
-        walk = Iterated(
-            run.initial.copy(),
+    def prepare(self, run: Run, state: Any) -> tuple[Kernel, tuple[Any, ...]]:
+        """Return the kernel, where its descent begins, and the walk; see `CompiledSearch.prepare`."""
+        descent = first_descent(run, self.neighborhood, self.improvement)
+        progress = np.zeros(1, dtype=WALK).view(np.recarray)
+        progress.fresh = True
+        walk = Walk(
+            run.incumbent.copy(),
             np.array([run.value], dtype=run.dtype),
-            np.ones(problem.size, dtype=np.bool_),
-            np.zeros(7, dtype=np.int64),
-        )
-        walk.counters[FRESH] = 1
-        phase = 1 if self.neighborhood == "insertion" else 0
-        run.clock.compile(enter, descent, phase)
-        temperature = 0.0
-        if self.acceptance == "annealing":
-            temperature = self.temperature * mean_delta(run, state)
-        options = (
-            problem.block_size,
-            get_args(Neighborhood).index(self.neighborhood),
-            get_args(Improvement).index(self.improvement),
+            np.ones(len(run.incumbent), dtype=np.bool_),
+            progress,
             self.dont_look,
             self.strength,
             get_args(Acceptance).index(self.acceptance),
-            float(temperature),
+            self.temperature * mean_delta(run, state) if self.acceptance == "annealing" else 0.0,
             self.patience,
         )
+        return iterate_slice, (descent, walk)
 
-        def advance(budget: int, target: float) -> Slice:
-            nonlocal state
-            cursor.logged = 0
-            work = iterate_slice(state, descent, walk, budget, target, *options)
-            if cursor.refresh[0]:
-                state = problem.state(state.permutation)
-                descent.totals[0] = problem.value(state.permutation)
-                cursor.refresh = False
-                cursor.shuffles = 0
-            logged = int(cursor.logged[0])
-            improvements = zip(descent.log_iterations[:logged], descent.log_values[:logged], strict=True)
-            return Slice(work, int(cursor.iterations[0]), improvements, bool(cursor.done[0]))
-
-        run.clock.compile(iterate_slice, state, descent, walk, 0, -math.inf, *options)
-        run.loop(advance)
-        statistics = move_statistics(cursor[0]) | {
-            "perturbations": int(walk.counters[PERTURBATIONS]),
-            "local optima accepted": int(walk.counters[ACCEPTED]),
+    def statistics(self, track: Track, arguments: tuple[Any, ...]) -> dict[str, int]:
+        """Return the counts of moves by kind, of perturbations and of local optima accepted."""
+        descent, walk = arguments
+        progress = walk.progress[0]
+        return move_statistics(track, descent) | {
+            "perturbations": int(progress.perturbations),
+            "local optima accepted": int(progress.accepted),
         }
-        return run.result(
-            repr(self), moves=int(cursor.moves[0]), restarts=int(cursor.restarts[0]), statistics=statistics
-        )
+
+
+WALK = np.dtype(
+    [
+        ("fresh", np.bool_),  # there is no home yet
+        ("failures", np.int64),  # local optima in a row that were no better than home
+        ("position", np.int64),  # the next slot to bring home
+        ("center", np.int64),  # the slot that a perturbation moves around
+        ("swaps_left", np.int64),  # swaps left of a perturbation
+        ("slot_moved", np.bool_),  # the slot that is looked at has moved since its swaps were evaluated
+        ("perturbations", np.int64),
+        ("accepted", np.int64),  # local optima accepted
+    ]
+)
+
+
+class Walk(NamedTuple):
+    """Where an iterated local search stands beside its descent, and how it goes.
+
+    Parameters
+    ----------
+    home : ndarray of int64, shape (size,)
+        The local optimum that perturbations start from.
+    home_value : ndarray, shape (1,)
+        Its value.
+    look : ndarray of bool, shape (size,)
+        The slots whose swaps are still to be looked at; the others carry a don't-look bit.
+    progress : ndarray of `WALK`, shape (1,)
+        Where the search stands.
+    dont_look, strength, acceptance, temperature, patience
+        The parameters of the solver; the temperature in units of the value.
+    """
+
+    home: Permutation
+    home_value: npt.NDArray[Any]
+    look: npt.NDArray[np.bool_]
+    progress: npt.NDArray[Any]
+    dont_look: bool
+    strength: int
+    acceptance: int
+    temperature: float
+    patience: int
+
+
+@njit(cache=True, nogil=True)
+def iterate_slice(state: Any, track: Track, budget: int, target: float, descent: Descent, walk: Walk) -> int:
+    """Do at most `budget` units of work (deltas, and committed swaps that no delta led to); return how many.
+
+    Ends early at the target, with a full log, or when the state is to be built afresh. The phase of the cursor says
+    what comes next: a descent by swaps or insertions, the way home from a local optimum that was not accepted, or the
+    swaps of a perturbation. Only a descent evaluates neighbors, and only a finished one is decided on.
+    """
+    c, counts, progress = descent.cursor[0], track.counts[0], walk.progress[0]
+    size, neighborhood = state.permutation.shape[0], descent.neighborhood
+    first_phase = INSERTION if neighborhood == INSERTION else SWAP
+    if descent.block_size == 1:
+        counts.done = True
+    left = budget
+    while left > 0 and not counts.done and not counts.stale and counts.logged < track.log_values.shape[0]:
+        ended = False
+        if c.phase == SWAP:
+            left -= look_at_slots(state, track, descent, walk, left, target)
+            if c.unimproved > 0:
+                ended = neighborhood != BOTH
+                if not ended:
+                    enter(descent, INSERTION)
+        elif c.phase == INSERTION:
+            moves = counts.moves
+            left -= carry(state, track, descent, left, target)
+            ended = c.unimproved >= size
+            if ended and descent.takes_best:
+                ended = not commit_best(state, track, descent, target)
+            if counts.moves > moves and neighborhood == BOTH:
+                walk.look[:] = True
+                enter(descent, SWAP)
+        elif c.phase == HOMEWARD:
+            left -= 1
+            step_homeward(state, track, descent, walk)
+        else:
+            left -= 1
+            perturb(state, track, descent, walk)
+            if progress.swaps_left == 0:
+                enter(descent, first_phase)
+        if ended and not counts.done:
+            if track.totals[0] < track.totals[1] - track.tolerance:
+                take(track, state.permutation, target)
+            decide(state, track, descent, walk)
+            if walk.acceptance == RESTART and progress.failures > walk.patience:
+                restart(state, track, descent)
+                walk.look[:] = True
+                progress.fresh = True
+                progress.failures = 0
+                enter(descent, first_phase)
+    return budget - left
+
+
+@njit(cache=True, nogil=True)
+def look_at_slots(state: Any, track: Track, descent: Descent, walk: Walk, budget: int, target: float) -> int:
+    """Evaluate at most `budget` swaps of the slots to be looked at; return how many. At the end `unimproved` is 1.
+
+    A slot gets its don't-look bit when none of its swaps improves, and loses it when it moves; without such bits every
+    move makes all slots be looked at again.
+    """
+    c, counts, progress = descent.cursor[0], track.counts[0], walk.progress[0]
+    deltas, look, block_size, tolerance = descent.deltas, walk.look, descent.block_size, track.tolerance
+    size = look.shape[0]
+    work = 0
+    i = c.i
+    while work < budget and c.unimproved == 0 and counts.logged < track.log_values.shape[0]:
+        if not look[i]:
+            passed = 0
+            while passed < size and not look[i]:
+                i = i + 1 if i + 1 < size else 0
+                passed += 1
+            if passed == size:
+                c.unimproved = 1
+                break
+            c.j = i // block_size * block_size
+            progress.slot_moved = False
+            deltas[0] = 0
+        end = (i // block_size + 1) * block_size
+        chosen = -1
+        while c.j < end and work < budget and chosen < 0:
+            if c.j != i:
+                delta = swap_delta(state, i, c.j)
+                work += 1
+                counts.iterations += 1
+                if delta < deltas[0]:
+                    deltas[0] = delta
+                    c.best_j = c.j
+                    if not descent.takes_best and delta < -tolerance:
+                        chosen = c.j
+            c.j += 1
+        if chosen < 0 and c.j == end and deltas[0] < -tolerance:
+            chosen = c.best_j
+        if chosen >= 0:
+            commit_swap(state, i, chosen)
+            improve(state, track, descent, deltas[0], target)
+            look[chosen] = True
+            if not walk.dont_look:
+                look[:] = True
+            progress.slot_moved = True
+            deltas[0] = 0
+        if c.j == end:
+            # Once more if the slot has moved.
+            look[i] = progress.slot_moved
+            progress.slot_moved = False
+            c.j = i // block_size * block_size
+            deltas[0] = 0
+    c.i = i
+    return max(work, 1)
+
+
+@njit(cache=True, nogil=True)
+def decide(state: Any, track: Track, descent: Descent, walk: Walk) -> None:
+    """Take a local optimum for the new home, or turn back; then perturb."""
+    progress = walk.progress[0]
+    loss = track.totals[0] - walk.home_value[0]
+    better = progress.fresh or loss < -track.tolerance
+    accepted = better
+    if walk.acceptance == BETTER_OR_EQUAL:
+        accepted = better or loss <= track.tolerance
+    elif walk.acceptance == ANNEALING:
+        accepted = better or metropolis(track.rng, loss, walk.temperature)
+    progress.failures = 0 if better else progress.failures + 1
+    progress.fresh = False
+    progress.position = 0
+    if accepted:
+        progress.accepted += 1
+        copy_permutation(walk.home, state.permutation)
+        walk.home_value[0] = track.totals[0]
+    descent.cursor[0].phase = PERTURBATION if accepted else HOMEWARD
+
+
+@njit(cache=True, nogil=True)
+def step_homeward(state: Any, track: Track, descent: Descent, walk: Walk) -> None:
+    """Bring the next slot to its seat at home, by one swap; the last one turns to the perturbation."""
+    home, permutation = walk.home, state.permutation
+    slot = walk.progress[0].position
+    while slot < home.shape[0] and permutation[slot] == home[slot]:
+        slot += 1
+    walk.progress[0].position = slot
+    if slot < home.shape[0]:
+        commit_swap(state, slot, state.order[home[slot]])
+    else:
+        track.totals[0] = walk.home_value[0]
+        descent.cursor[0].phase = PERTURBATION
+
+
+@njit(cache=True, nogil=True)
+def perturb(state: Any, track: Track, descent: Descent, walk: Walk) -> None:
+    """Make one of the swaps of a slot with random others of its block that make up a perturbation."""
+    progress, block_size, size = walk.progress[0], descent.block_size, walk.look.shape[0]
+    if progress.swaps_left == 0:
+        progress.swaps_left = walk.strength
+        progress.center = random_below(track.rng, size)
+        progress.perturbations += 1
+    slot = progress.center
+    other = slot // block_size * block_size + random_below(track.rng, block_size - 1)
+    other = other + 1 if other >= slot else other
+    track.totals[0] += swap_delta(state, slot, other)
+    commit_swap(state, slot, other)
+    walk.look[slot] = True
+    walk.look[other] = True
+    progress.swaps_left -= 1
+    if progress.swaps_left == 0:
+        count_shuffle(track, descent, size)

@@ -7,19 +7,21 @@ from typing import Any
 from numba import njit
 
 from moe_search.problems.moves import swap_delta
+from moe_search.problems.permutation_problem import PermutationProblem
 from moe_search.solvers.engine.random_state import random_below, random_state
-from moe_search.solvers.engine.run import SearchRun
+from moe_search.solvers.engine.run import Run
 
 LEAST_SAMPLES, MOST_SAMPLES = 8, 200
 MOST_OPERATIONS = 4_000_000
 
 
-def mean_delta(run: SearchRun, state: Any) -> float:
+def mean_delta(run: Run, state: Any) -> float:
     """Return the mean absolute delta, zeros left out, of random swaps at the start of a run; 0 if none changes a thing.
 
     There are 200 of them, fewer where a delta takes long; their number depends on the problem alone.
     """
     problem = run.problem
+    assert isinstance(problem, PermutationProblem)
     if problem.block_size == 1:
         return 0.0
     operations = max(2 * problem.sweep_cost // (problem.size * problem.block_size), problem.size)

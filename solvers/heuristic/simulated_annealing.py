@@ -10,27 +10,21 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from moe_search.problems.moves import commit_swap, copy_permutation, swap_delta
-from moe_search.problems.permutation_problem import Permutation
-from moe_search.problems.problem import Problem
-from moe_search.solvers.engine.incumbent import OnImprovement
-from moe_search.solvers.engine.parameters import require_count, require_number, store_plain
-from moe_search.solvers.engine.random_state import metropolis, random_state
-from moe_search.solvers.engine.result import Result
-from moe_search.solvers.engine.run import SearchRun, Slice
-from moe_search.solvers.engine.solver import Solver
-from moe_search.solvers.engine.stop import StoppingCriterion
+from moe_search.checks import require_integer, require_number
+from moe_search.problems.moves import commit_swap, swap_delta
+from moe_search.problems.permutation_problem import PermutationProblem
+from moe_search.solvers.engine.compiled_search import CompiledSearch, Kernel, Track, take
+from moe_search.solvers.engine.random_state import metropolis
+from moe_search.solvers.engine.run import Run
 from moe_search.solvers.heuristic.sampled_deltas import mean_delta
 
-LOG_LENGTH = 512
 # A float state is built afresh after this many moves, before rounding errors add up.
 REFRESH_AFTER = 1 << 17
 LONGEST_COOLING = 1 << 50
-ITERATIONS, MOVES, LOGGED, DONE, FIRST, SECOND, LEFT, COOLINGS, SINCE_BUILT = range(9)
 
 
 @dataclass(frozen=True)
-class SimulatedAnnealing(Solver):
+class SimulatedAnnealing(CompiledSearch):
     """Commit each swap with the probability of Metropolis at a falling temperature; heat up again when it is cold.
 
     Parameters
@@ -70,130 +64,126 @@ class SimulatedAnnealing(Solver):
     reheat: float = 0.7
 
     def __post_init__(self) -> None:
-        store_plain(self)
-        require_number("hot", self.hot, least=0.0, strict=True)
-        require_number("cold", self.cold, least=0.0, strict=True)
-        require_count("sweeps", self.sweeps)
-        require_number("growth", self.growth, least=1.0)
-        require_number("reheat", self.reheat, least=0.0, strict=True)
+        super().__post_init__()
+        require_number("hot", self.hot, strict=True)
+        require_number("cold", self.cold, strict=True)
+        require_integer("sweeps", self.sweeps)
+        require_number("growth", self.growth, 1.0)
+        require_number("reheat", self.reheat, strict=True)
         if not self.cold <= self.hot:
             raise ValueError(f"cold must be at most hot, got cold {self.cold} and hot {self.hot}")
 
-    def run(
-        self,
-        problem: Problem,
-        stop: StoppingCriterion,
-        seed: int | np.random.SeedSequence,
-        initial: Permutation | None,
-        on_improvement: OnImprovement | None,
-    ) -> Result:
-        """Search; see `Solver.solve`."""
-        run = SearchRun(problem, stop, seed, initial, on_improvement)
-        state = problem.state(run.initial)
-        annealing = Annealing(
-            np.array([run.value, run.value], dtype=run.dtype),
-            np.zeros(9, dtype=np.int64),
-            np.zeros(2),
-            run.incumbent,
-            np.zeros(LOG_LENGTH, dtype=run.dtype),
-            np.zeros(LOG_LENGTH, dtype=np.int64),
-            random_state(seed),
-            run.tolerance,
+    def prepare(self, run: Run, state: Any) -> tuple[Kernel, tuple[Any, ...]]:
+        """Return the kernel and its cooling; see `CompiledSearch.prepare`."""
+        problem = run.problem
+        assert isinstance(problem, PermutationProblem)
+        progress = np.zeros(1, dtype=COOLING).view(np.recarray)
+        progress.j = 1
+        cooling = Cooling(
+            progress,
+            self.hot,
+            self.cold,
+            self.reheat,
+            math.log(self.growth),
+            mean_delta(run, state),
+            float(min(self.sweeps, LONGEST_COOLING) * problem.num_swaps),
+            REFRESH_AFTER,
         )
-        scale = mean_delta(run, state)
-        swaps = problem.size // problem.block_size * (problem.block_size * (problem.block_size - 1) // 2)
-        counters = annealing.counters
-        counters[SECOND] = 1
+        return anneal_slice, (cooling, problem.block_size)
 
-        def begin_cooling() -> None:
-            cooling = int(counters[COOLINGS])
-            growth = min(cooling * math.log(self.growth), math.log(LONGEST_COOLING))
-            proposals = int(min(self.sweeps, LONGEST_COOLING) * swaps * math.exp(growth))
-            counters[LEFT] = min(max(proposals, 1), LONGEST_COOLING)
-            start = self.hot if cooling == 0 else max(self.hot * self.reheat, self.cold)
-            annealing.temperature[:] = start * scale, (self.cold / start) ** (1.0 / counters[LEFT])
-            counters[COOLINGS] += 1
-
-        def advance(budget: int, target: float) -> Slice:
-            nonlocal state
-            counters[LOGGED] = 0
-            if counters[LEFT] == 0:
-                begin_cooling()
-            work = anneal_slice(state, annealing, budget, target, problem.block_size)
-            if counters[SINCE_BUILT] >= REFRESH_AFTER:
-                state = problem.state(state.permutation)
-                annealing.totals[0] = problem.value(state.permutation)
-                counters[SINCE_BUILT] = 0
-            logged = int(counters[LOGGED])
-            improvements = zip(annealing.log_iterations[:logged], annealing.log_values[:logged], strict=True)
-            return Slice(work, int(counters[ITERATIONS]), improvements, bool(counters[DONE]))
-
-        run.clock.compile(anneal_slice, state, annealing, 0, -math.inf, problem.block_size)
-        run.loop(advance)
-        moves = int(counters[MOVES])
-        statistics = {"swaps evaluated": run.iterations, "swaps committed": moves, "coolings": int(counters[COOLINGS])}
-        return run.result(repr(self), moves=moves, statistics=statistics)
+    def statistics(self, track: Track, arguments: tuple[Any, ...]) -> dict[str, int]:
+        """Return the counts of swaps and of coolings."""
+        return super().statistics(track, arguments) | {"coolings": int(arguments[0].progress[0].coolings)}
 
 
-class Annealing(NamedTuple):
-    """What an annealing carries from slice to slice.
+COOLING = np.dtype(
+    [
+        ("i", np.int64),  # the next pair of slots is (i, j)
+        ("j", np.int64),
+        ("left", np.int64),  # iterations left of this cooling
+        ("coolings", np.int64),  # coolings begun
+        ("since_built", np.int64),  # moves since the state was built
+        ("temperature", np.float64),  # in units of the value
+        ("factor", np.float64),  # what the temperature is multiplied by at every iteration
+    ]
+)
+
+
+class Cooling(NamedTuple):
+    """Where an annealing stands, and how its coolings go.
 
     Parameters
     ----------
-    totals : ndarray, shape (2,)
-        Value of the current permutation and of the incumbent.
-    counters : ndarray of int64, shape (9,)
-        Iterations; moves; improvements logged in this slice; whether the search has ended; the next pair of slots;
-        iterations left of this cooling; coolings begun; moves since the state was built.
-    temperature : ndarray of float64, shape (2,)
-        The temperature, in units of the value, and its factor from iteration to iteration.
-    incumbent : ndarray of int64, shape (size,)
-        The best permutation met.
-    log_values, log_iterations : ndarray
-        Improvements of the incumbent in this slice.
-    rng : ndarray of uint64, shape (4,)
-        State of the random numbers.
-    tolerance : int or float
-        The least difference that counts.
+    progress : ndarray of `COOLING`, shape (1,)
+        Where the annealing stands.
+    hot, cold, reheat : float
+        The parameters of the solver.
+    log_growth : float
+        Logarithm of how much longer each cooling is than the last.
+    scale : float
+        The value of a temperature of one.
+    proposals : float
+        Iterations of the first cooling.
+    refresh_after : int
+        Moves after which a state is built afresh.
     """
 
-    totals: npt.NDArray[Any]
-    counters: npt.NDArray[np.int64]
-    temperature: npt.NDArray[np.float64]
-    incumbent: Permutation
-    log_values: npt.NDArray[Any]
-    log_iterations: npt.NDArray[np.int64]
-    rng: npt.NDArray[np.uint64]
-    tolerance: Any
+    progress: npt.NDArray[Any]
+    hot: float
+    cold: float
+    reheat: float
+    log_growth: float
+    scale: float
+    proposals: float
+    refresh_after: int
 
 
 @njit(cache=True, nogil=True)
-def anneal_slice(state: Any, annealing: Annealing, budget: int, target: float, block_size: int) -> int:
-    """Try at most `budget` swaps; return how many. Ends early at the end of a cooling, the target or a full log."""
-    totals, counters = annealing.totals, annealing.counters
+def begin_cooling(cooling: Cooling) -> None:
+    """Heat up, for longer each time."""
+    c = cooling.progress[0]
+    growth = min(c.coolings * cooling.log_growth, math.log(LONGEST_COOLING))
+    proposals = min(max(cooling.proposals * math.exp(growth), 1.0), float(LONGEST_COOLING))
+    c.left = int(proposals)
+    start = cooling.hot if c.coolings == 0 else max(cooling.hot * cooling.reheat, cooling.cold)
+    c.temperature = start * cooling.scale
+    c.factor = (cooling.cold / start) ** (1.0 / c.left)
+    c.coolings += 1
+
+
+@njit(cache=True, nogil=True)
+def anneal_slice(state: Any, track: Track, budget: int, target: float, cooling: Cooling, block_size: int) -> int:
+    """Try at most `budget` swaps; return how many. Ends early at the end of a cooling, the target or a full log.
+
+    Between two slices the next pair to try is (i, j) and the temperature is that of the next trial: the sequence of
+    trials is the same however it is cut into slices.
+    """
+    c, counts = cooling.progress[0], track.counts[0]
+    if budget > 0 and c.left == 0:
+        begin_cooling(cooling)
+    totals, rng, tolerance = track.totals, track.rng, track.tolerance
     size = state.permutation.shape[0]
-    i, j = counters[FIRST], counters[SECOND]
-    temperature, factor = annealing.temperature
-    work = 0
-    if block_size == 1:
-        counters[DONE] = 1
-    limit = min(budget, counters[LEFT])
-    while work < limit and counters[DONE] == 0 and counters[LOGGED] < annealing.log_values.shape[0]:
+    i, j = c.i, c.j
+    temperature, factor = c.temperature, c.factor
+    moves, since_built = 0, c.since_built
+    counts.done |= block_size == 1
+    limit = 0 if counts.done else min(budget, c.left)
+    before, work = counts.iterations, 0
+    while work < limit:
         work += 1
         delta = swap_delta(state, i, j)
-        if metropolis(annealing.rng, delta, temperature):
+        if metropolis(rng, delta, temperature):
             commit_swap(state, i, j)
             totals[0] += delta
-            counters[MOVES] += 1
-            counters[SINCE_BUILT] += 1
-            if totals[0] < totals[1] - annealing.tolerance:
-                totals[1] = totals[0]
-                copy_permutation(annealing.incumbent, state.permutation)
-                annealing.log_values[counters[LOGGED]] = totals[0]
-                annealing.log_iterations[counters[LOGGED]] = counters[ITERATIONS] + work
-                counters[LOGGED] += 1
-                if totals[1] <= target:
-                    counters[DONE] = 1
+            moves += 1
+            since_built += 1
+            if totals[0] < totals[1] - tolerance:
+                counts.iterations = before + work
+                limit = work if take(track, state.permutation, target) else limit
+            if since_built >= cooling.refresh_after:
+                since_built = 0
+                counts.stale = True
+                limit = work
         temperature *= factor
         j += 1
         if j % block_size == 0:
@@ -201,10 +191,10 @@ def anneal_slice(state: Any, annealing: Annealing, budget: int, target: float, b
             i = i + 2 if (i + 2) % block_size == 0 else i + 1
             i = 0 if i == size else i
             j = i + 1
-        if counters[SINCE_BUILT] >= REFRESH_AFTER:
-            break
-    counters[FIRST], counters[SECOND] = i, j
-    counters[ITERATIONS] += work
-    counters[LEFT] -= work
-    annealing.temperature[0] = temperature
+    counts.iterations = before + work
+    counts.moves += moves
+    c.i, c.j = i, j
+    c.left -= work
+    c.since_built = since_built
+    c.temperature = temperature
     return work

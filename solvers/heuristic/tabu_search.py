@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -10,19 +9,14 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from moe_search.checks import require_number
 from moe_search.problems.delta_matrix import DeltaMatrix, commit_swap_and_deltas, fill_deltas, fill_potential
-from moe_search.problems.moves import copy_permutation
-from moe_search.problems.permutation_problem import Permutation
+from moe_search.problems.permutation_problem import PermutationProblem
 from moe_search.problems.problem import Problem
-from moe_search.solvers.engine.incumbent import OnImprovement
-from moe_search.solvers.engine.parameters import store_plain
-from moe_search.solvers.engine.random_state import random_state, random_unit
-from moe_search.solvers.engine.result import Result
-from moe_search.solvers.engine.run import SearchRun, Slice
-from moe_search.solvers.engine.solver import Solver
-from moe_search.solvers.engine.stop import StoppingCriterion
+from moe_search.solvers.engine.compiled_search import CompiledSearch, Kernel, Track, take
+from moe_search.solvers.engine.random_state import random_unit
+from moe_search.solvers.engine.run import Run
 
-LOG_LENGTH = 512
 MOST_OPERATIONS = 20_000_000
 # A float state and its deltas are built afresh after this many moves, before rounding errors add up.
 REFRESH_AFTER = 1 << 14
@@ -33,7 +27,7 @@ LONGEST_TENURE = float(1 << 29)
 
 
 @dataclass(frozen=True)
-class TabuSearch(Solver):
+class TabuSearch(CompiledSearch):
     """Commit the best swap that is not tabu, improving or not; Taillard's robust tabu search.
 
     A slot that leaves an expert (or a seat, where each holds one slot) is kept from going back for a random number of
@@ -69,138 +63,101 @@ class TabuSearch(Solver):
     aspiration: float = 5.0
 
     def __post_init__(self) -> None:
-        store_plain(self)
-        numbers = [*self.tenure, self.aspiration] if isinstance(self.tenure, tuple) else []
-        if len(numbers) != 3 or any(isinstance(x, bool) or not isinstance(x, int | float) for x in numbers):
-            raise TypeError(
-                f"tenure must be two numbers and aspiration one, got {self.tenure!r} and {self.aspiration!r}"
-            )
-        if not 0 <= numbers[0] <= numbers[1] < math.inf:
+        super().__post_init__()
+        if not isinstance(self.tenure, tuple) or len(self.tenure) != 2:
+            raise TypeError(f"tenure must be two numbers, got {self.tenure!r}")
+        low, high = (require_number("tenure", number) for number in self.tenure)
+        if not low <= high:
             raise ValueError(f"tenure must be 0 <= low <= high, got {self.tenure!r}")
-        if not numbers[2] > 0:
-            raise ValueError(f"aspiration must be positive, got {self.aspiration!r}")
+        require_number("aspiration", self.aspiration, strict=True, finite=False)
 
     def refuses(self, problem: Problem) -> str | None:
         """Refuse problems on which a single move takes so long that no limit of time could be kept."""
-        if problem.sweep_cost <= MOST_OPERATIONS:
-            return None
+        if not isinstance(problem, PermutationProblem) or problem.sweep_cost <= MOST_OPERATIONS:
+            return super().refuses(problem)
         return (
             f"a move would take {problem.sweep_cost:,} operations to update the deltas of all swaps,"
             f" {MOST_OPERATIONS:,} at most; LocalSearch takes any size"
         )
 
-    def run(
-        self,
-        problem: Problem,
-        stop: StoppingCriterion,
-        seed: int | np.random.SeedSequence,
-        initial: Permutation | None,
-        on_improvement: OnImprovement | None,
-    ) -> Result:
-        """Search; see `Solver.solve`."""
-        run = SearchRun(problem, stop, seed, initial, on_improvement)
-        state = problem.state(run.initial)
+    def iteration_work(self, problem: PermutationProblem) -> int:
+        """Return the number of deltas that a move brings up to date."""
+        return problem.size * problem.block_size
+
+    def prepare(self, run: Run, state: Any) -> tuple[Kernel, tuple[Any, ...]]:
+        """Return the kernel, the deltas of all swaps and the tabu list; see `CompiledSearch.prepare`."""
+        problem = run.problem
+        assert isinstance(problem, PermutationProblem)
         matrix = problem.delta_matrix()
+        shortest, longest = (min(float(factor) * problem.block_size, LONGEST_TENURE) for factor in self.tenure)
         tabu = Tabu(
-            totals=np.array([run.value, run.value], dtype=run.dtype),
-            counters=np.zeros(5, dtype=np.int64),
-            incumbent=run.incumbent,
+            filled=np.zeros(2, dtype=np.int64),
+            base=np.zeros(1, dtype=np.int64),
             stamps=first_stamps(problem.size, problem.block_size),
             masks=np.zeros((problem.size, problem.size), dtype=np.int32),
-            log_values=np.zeros(LOG_LENGTH, dtype=run.dtype),
-            log_iterations=np.zeros(LOG_LENGTH, dtype=np.int64),
-            rng=random_state(seed),
-            tolerance=run.tolerance,
             nothing=largest_of(matrix.deltas.dtype),
+            block_size=problem.block_size,
+            capacity=problem.capacity,
+            shortest=shortest,
+            longest=longest,
+            aspiration=int(min(self.aspiration * problem.block_size**2, LAST_STAMP)),
+            last_stamp=LAST_STAMP,
+            rounds=not problem.integral,
         )
-        shape = problem.block_size, problem.capacity
-        pairs = problem.size * problem.block_size
-        tenure = tuple(min(float(factor) * problem.block_size, LONGEST_TENURE) for factor in self.tenure)
-        aspiration = int(min(self.aspiration * problem.block_size**2, LAST_STAMP))
+        return tabu_slice, (matrix, tabu)
 
-        rows = np.zeros(2, dtype=np.int64)
-
-        def advance(budget: int, target: float) -> Slice:
-            nonlocal state
-            if rows[1] < problem.size:
-                return Slice(fill_slice(state, matrix, tabu, rows, budget, *shape), 0, (), False)
-            before = int(tabu.counters[ITERATIONS])
-            tabu.counters[LOGGED] = 0
-            # Slices end at fixed iterations to build floats afresh and to set stamps back, whatever the clock says.
-            moves = min(max(budget // pairs, 1), REFRESH_AFTER - before % REFRESH_AFTER)
-            work = tabu_slice(state, matrix, tabu, moves, target, *shape, *tenure, aspiration)
-            iterations, logged = int(tabu.counters[ITERATIONS]), int(tabu.counters[LOGGED])
-            if iterations % REFRESH_AFTER == 0 and work:
-                if not problem.integral:
-                    state = problem.state(state.permutation)
-                    tabu.totals[0] = problem.value(state.permutation)
-                    rows[:] = 0
-                if iterations - tabu.counters[BASE] > LAST_STAMP:
-                    tabu.counters[BASE] += LAST_STAMP
-                    tabu.stamps[:] = np.maximum(tabu.stamps, 0) - LAST_STAMP
-                    rows[:] = 0
-            improvements = zip(tabu.log_iterations[:logged], tabu.log_values[:logged], strict=True)
-            return Slice(work * pairs, iterations, improvements, bool(tabu.counters[DONE]))
-
-        run.clock.compile(fill_slice, state, matrix, tabu, rows, 0, *shape)
-        run.clock.compile(tabu_slice, state, matrix, tabu, 0, -math.inf, *shape, *tenure, aspiration)
-        run.loop(advance, pairs)
-        moves = int(tabu.counters[MOVES])
-        swaps = pairs_of_slots(problem.size, problem.block_size)
-        statistics = {"swaps evaluated": run.iterations * swaps, "swaps committed": moves}
-        return run.result(repr(self), moves=moves, statistics=statistics)
-
-
-ITERATIONS, MOVES, LOGGED, DONE, BASE = range(5)
+    def statistics(self, track: Track, arguments: tuple[Any, ...]) -> dict[str, int]:
+        """Return the counts of swaps: of all swaps at every move."""
+        size, block_size = arguments[1].masks.shape[0], arguments[1].block_size
+        evaluated = int(track.counts[0].iterations) * (size * (block_size - 1) // 2)
+        return super().statistics(track, arguments) | {"swaps evaluated": evaluated}
 
 
 class Tabu(NamedTuple):
-    """What a tabu search carries from slice to slice.
+    """What a tabu search carries from slice to slice, and its parameters.
 
     Parameters
     ----------
-    totals : ndarray, shape (2,)
-        Value of the current permutation and of the incumbent.
-    counters : ndarray of int64, shape (5,)
-        Iterations, moves, improvements logged in this slice, whether the search has ended, and the iteration that
-        stamps count from.
-    incumbent : ndarray of int64, shape (size,)
-        The best permutation met.
+    filled : ndarray of int64, shape (2,)
+        Rows of the potential, and of deltas and masks, that are up to date; all are before a move is made.
+    base : ndarray of int64, shape (1,)
+        The iteration that stamps count from.
     stamps : ndarray of int32, shape (size, size)
         Entry (i, j): the iteration until which slot i is kept from the expert of slot j. Its columns move with the
         permutation, so that the stamps of a row of swaps lie in a row.
     masks : ndarray of int32, shape (size, size)
         The lesser stamp of (i, j) and (j, i), the one that decides; never over for two slots of one expert.
-    log_values, log_iterations : ndarray
-        Improvements of the incumbent in this slice.
-    rng : ndarray of uint64, shape (4,)
-        State of the random numbers.
-    tolerance : int or float
-        The least difference that counts.
     nothing : int or float
         Larger than any delta, and of their type.
+    block_size, capacity : int
+        Those of the problem.
+    shortest, longest : float
+        Range of the number of iterations that a slot is kept from going back.
+    aspiration : int
+        Iterations after which a swap is forced.
+    last_stamp : int
+        Iterations after which stamps are set back.
+    rounds : bool
+        Whether values are floats, whose rounding errors add up.
     """
 
-    totals: npt.NDArray[Any]
-    counters: npt.NDArray[np.int64]
-    incumbent: Permutation
+    filled: npt.NDArray[np.int64]
+    base: npt.NDArray[np.int64]
     stamps: npt.NDArray[np.int32]
     masks: npt.NDArray[np.int32]
-    log_values: npt.NDArray[Any]
-    log_iterations: npt.NDArray[np.int64]
-    rng: npt.NDArray[np.uint64]
-    tolerance: Any
     nothing: Any
+    block_size: int
+    capacity: int
+    shortest: float
+    longest: float
+    aspiration: int
+    last_stamp: int
+    rounds: bool
 
 
 def largest_of(dtype: np.dtype[Any]) -> np.generic:
     """Return the largest number of a type, as a scalar of it."""
     return dtype.type(np.inf if dtype.kind == "f" else np.iinfo(dtype).max)
-
-
-def pairs_of_slots(size: int, block_size: int) -> int:
-    """Return the number of swaps inside the blocks."""
-    return size // block_size * (block_size * (block_size - 1) // 2)
 
 
 def first_stamps(size: int, block_size: int) -> npt.NDArray[np.int32]:
@@ -210,28 +167,56 @@ def first_stamps(size: int, block_size: int) -> npt.NDArray[np.int32]:
 
 
 @njit(cache=True, nogil=True)
-def fill_slice(
-    state: Any,
-    matrix: DeltaMatrix,
-    tabu: Tabu,
-    rows: npt.NDArray[np.int64],
-    budget: int,
-    block_size: int,
-    capacity: int,
-) -> int:
-    """Fill some rows of the potential, then of deltas and masks; `rows` counts both. Returns the work in pairs."""
+def tabu_slice(state: Any, track: Track, budget: int, target: float, matrix: DeltaMatrix, tabu: Tabu) -> int:
+    """Fill rows of deltas while any is missing, else move; return the work done in pairs of slots.
+
+    Between two moves the deltas are those of the current permutation, and the masks those of its stamps. Slices end at
+    fixed iterations to build floats afresh and to set stamps back, whatever the clock says; all is then filled anew.
+    """
+    counts = track.counts[0]
     size = state.permutation.shape[0]
-    count = min(budget // size, size - rows[0]) if rows[0] < size else min(budget // size, size - rows[1])
-    count = max(count, 1 if budget > 0 else 0)
-    if rows[0] < size:
-        fill_potential(state, matrix, rows[0], rows[0] + count)
-        rows[0] += count
+    pairs = size * tabu.block_size
+    if budget == 0:
+        return 0
+    if tabu.filled[1] < size:
+        return fill_rows(state, matrix, tabu, max(budget // size, 1)) * size
+    moves = min(max(budget // pairs, 1), REFRESH_AFTER - counts.iterations % REFRESH_AFTER)
+    work = move(state, track, moves, target, matrix, tabu)
+    if work > 0 and counts.iterations % REFRESH_AFTER == 0:
+        if tabu.rounds:
+            counts.stale = True
+            tabu.filled[0] = tabu.filled[1] = 0
+        if counts.iterations - tabu.base[0] > tabu.last_stamp:
+            set_back(tabu)
+    return work * pairs
+
+
+@njit(cache=True, nogil=True)
+def fill_rows(state: Any, matrix: DeltaMatrix, tabu: Tabu, count: int) -> int:
+    """Fill at most `count` rows of the potential, then of deltas and masks; return how many."""
+    filled = tabu.filled
+    size = state.permutation.shape[0]
+    if filled[0] < size:
+        count = min(count, size - filled[0])
+        fill_potential(state, matrix, filled[0], filled[0] + count)
+        filled[0] += count
     else:
-        fill_deltas(state, matrix, block_size, rows[1], rows[1] + count)
-        for i in range(rows[1], rows[1] + count):
-            fill_mask_row(state, tabu, block_size, capacity, i)
-        rows[1] += count
-    return count * size
+        count = min(count, size - filled[1])
+        fill_deltas(state, matrix, tabu.block_size, filled[1], filled[1] + count)
+        for i in range(filled[1], filled[1] + count):
+            fill_mask_row(state, tabu, tabu.block_size, tabu.capacity, i)
+        filled[1] += count
+    return count
+
+
+@njit(cache=True, nogil=True)
+def set_back(tabu: Tabu) -> None:
+    """Count stamps from a later iteration on, those that are over from the least there is."""
+    tabu.base[0] += tabu.last_stamp
+    for i in range(tabu.stamps.shape[0]):
+        for j in range(tabu.stamps.shape[1]):
+            tabu.stamps[i, j] = max(tabu.stamps[i, j], 0) - tabu.last_stamp
+    tabu.filled[0] = tabu.filled[1] = 0
 
 
 @njit(cache=True, nogil=True)
@@ -250,46 +235,30 @@ def fill_mask_row(state: Any, tabu: Tabu, block_size: int, capacity: int, i: int
 
 
 @njit(cache=True, nogil=True)
-def tabu_slice(
-    state: Any,
-    matrix: DeltaMatrix,
-    tabu: Tabu,
-    budget: int,
-    target: float,
-    block_size: int,
-    capacity: int,
-    shortest: float,
-    longest: float,
-    aspiration: int,
-) -> int:
+def move(state: Any, track: Track, budget: int, target: float, matrix: DeltaMatrix, tabu: Tabu) -> int:
     """Make at most `budget` iterations; return how many. Ends early at the target or with a full log."""
-    totals, counters = tabu.totals, tabu.counters
+    totals, counts, tolerance = track.totals, track.counts[0], track.tolerance
+    block_size, base, aspiration = tabu.block_size, tabu.base[0], tabu.aspiration
     work = 0
-    if capacity == block_size:
+    if tabu.capacity == block_size:
         # All permutations are one: every slot of a block has the same expert.
-        counters[DONE] = 1
-    while work < budget and counters[DONE] == 0 and counters[LOGGED] < tabu.log_values.shape[0]:
+        counts.done = True
+    while work < budget and not counts.done:
         work += 1
-        counters[ITERATIONS] += 1
-        now = counters[ITERATIONS] - counters[BASE]
+        counts.iterations += 1
+        now = counts.iterations - base
         # Rounding may take the current value below the incumbent's, by less than counts; two slots of one expert, with
         # their delta of 0, would then pass for an improvement.
-        needed = min(totals[1] - totals[0] - tabu.tolerance, totals.dtype.type(0))
+        needed = min(totals[1] - totals[0] - tolerance, totals.dtype.type(0))
         a, b = best_swap(matrix.deltas, tabu.masks, tabu.nothing, now, now - aspiration, needed, block_size)
         # Where everything is tabu only time passes.
         if a >= 0:
             totals[0] += matrix.deltas[a, b]
             commit_swap_and_deltas(state, matrix, block_size, a, b)
-            stamp(state, tabu, now, block_size, capacity, shortest, longest, a, b)
-            counters[MOVES] += 1
-            if totals[0] < totals[1] - tabu.tolerance:
-                totals[1] = totals[0]
-                copy_permutation(tabu.incumbent, state.permutation)
-                tabu.log_values[counters[LOGGED]] = totals[0]
-                tabu.log_iterations[counters[LOGGED]] = counters[ITERATIONS]
-                counters[LOGGED] += 1
-                if totals[1] <= target:
-                    counters[DONE] = 1
+            stamp(state, tabu, track.rng, now, a, b)
+            counts.moves += 1
+            if totals[0] < totals[1] - tolerance and take(track, state.permutation, target):
+                budget = work
     return work
 
 
@@ -351,24 +320,14 @@ def best_forced(deltas: Any, masks: Any, forced: int, block_size: int) -> tuple[
 
 
 @njit(cache=True, nogil=True)
-def stamp(
-    state: Any,
-    tabu: Tabu,
-    now: int,
-    block_size: int,
-    capacity: int,
-    shortest: float,
-    longest: float,
-    a: int,
-    b: int,
-) -> None:
+def stamp(state: Any, tabu: Tabu, rng: Any, now: int, a: int, b: int) -> None:
     """Keep slots a and b, just swapped, from going back for a random time."""
-    stamps, permutation = tabu.stamps, state.permutation
+    stamps, permutation, block_size, capacity = tabu.stamps, state.permutation, tabu.block_size, tabu.capacity
     start = a // block_size * block_size
     for i in range(start, start + block_size):
         stamps[i, a], stamps[i, b] = stamps[i, b], stamps[i, a]
-    until_a = now + random_tenure(tabu.rng, shortest, longest)
-    until_b = now + random_tenure(tabu.rng, shortest, longest)
+    until_a = now + random_tenure(rng, tabu.shortest, tabu.longest)
+    until_b = now + random_tenure(rng, tabu.shortest, tabu.longest)
     stamps[a, b] = until_a
     stamps[b, a] = until_b
     if capacity > 1:

@@ -14,7 +14,7 @@ from moe_search import problems
 from moe_search.solvers import BranchAndBound, CpSat, Enumeration, MaxIterations, MaxRuntime
 from moe_search.solvers.bounds.gilmore_lawler import gilmore_lawler
 from moe_search.solvers.bounds.small_assignment import assign, empty_duals
-from moe_search.solvers.engine.clock import Clock
+from moe_search.solvers.engine.run import Clock
 from moe_search.solvers.exact.branch_and_bound import relax
 from moe_search.solvers.exact.symmetry import symmetry_of
 
