@@ -14,6 +14,7 @@ from numba import njit
 from moe_search.problems.arrays import largest_magnitude, numeric_array, read_only, require_fits
 from moe_search.problems.delta_matrix import DeltaMatrix, commit_swap_and_deltas, fill_deltas
 from moe_search.problems.moves import commit_swap, exchange_seats, kernel, swap_delta
+from moe_search.problems.pair_costs import PairCosts
 from moe_search.problems.pairwise import PairwiseAssignment
 from moe_search.problems.permutation_problem import Permutation, PermutationProblem, expert_of_seat, inverse
 
@@ -231,6 +232,22 @@ class MixtureAssignment(PermutationProblem):
         slot, expert = np.ix_(np.arange(size), np.arange(n))
         cost[slot, slot, expert, expert] += constant / size - 2.0 * (g.T @ cross)
         return PairwiseAssignment(cost, block_size=self.block_size)
+
+    def value_range(self) -> tuple[float, float]:
+        """Return 0 and, the losses being convex, the loss if the worst expert answered every sample alone."""
+        assert self.sample_weights is not None
+        # A mixture is a convex combination of the experts' outputs, each times all the weight of the sample.
+        weight = self.slot_weights.sum(axis=(1, 2))[:, None]
+        alone = [self.sample_losses(weight * self.outputs[:, e]) for e in range(self.num_experts)]
+        return 0.0, float(self.sample_weights @ np.max(alone, axis=0))
+
+    def pair_costs(self) -> PairCosts | None:
+        """Return the costs of a squared loss, made at first use; the other losses are no sums over pairs."""
+        if self.loss != "squared":
+            return None
+        shape = self.size, self.num_experts
+        products = len(self.outputs) * (self.size**2 + self.num_experts**2)
+        return PairCosts(shape, self.block_size, False, make_pairwise=self.as_pairwise, products=products)
 
 
 class WeightsBySlot(NamedTuple):

@@ -25,6 +25,7 @@ from moe_search.problems.delta_matrix import (
     fill_potential,
 )
 from moe_search.problems.moves import commit_swap, exchange_seats, kernel, swap_delta
+from moe_search.problems.pair_costs import PairCosts
 from moe_search.problems.permutation_problem import Permutation, PermutationProblem, inverse
 
 
@@ -124,6 +125,19 @@ class QuadraticAssignment(PermutationProblem):
     def delta_matrix(self) -> DeltaMatrix:
         """Return the arrays for the deltas of all swaps; see `PermutationProblem.delta_matrix`."""
         return empty_delta_matrix(self.size, self.kernel_arrays.delta_dtype, with_potential=True)
+
+    def value_range(self) -> tuple[int | float, int | float]:
+        """Return the values if every flow went over the least distance, and over the largest."""
+        least, most = self.distance.min().item(), self.distance.max().item()
+        positive, negative = np.maximum(self.flow, 0).sum().item(), np.minimum(self.flow, 0).sum().item()
+        low, high = positive * least + negative * most, positive * most + negative * least
+        if self.linear is None:
+            return low, high
+        return low + self.linear.min(axis=1).sum().item(), high + self.linear.max(axis=1).sum().item()
+
+    def pair_costs(self) -> PairCosts:
+        """Return the costs, in factors."""
+        return PairCosts(self.flow.shape, self.size, self.integral, self.linear, (self.flow, self.distance))
 
 
 class KernelArrays(NamedTuple):

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_search.problems.moves import kernel
-from moe_search.solvers.bounds.small_assignment import Duals, assign
+from moe_search.solvers.bounds.linear_assignment import Duals, assign
 
 
 class KoopmansBeckmann(NamedTuple):

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from moe_search.solvers.bounds.linear_assignment import Duals, assign, empty_duals
 from moe_search.solvers.bounds.partial_bounds import Free, fix_pair, row_bounds
-from moe_search.solvers.bounds.small_assignment import Duals, assign, empty_duals
 from moe_search.solvers.exact.symmetry import Symmetry
 
 LOG_LENGTH = 256

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
-import numpy.typing as npt
 
 from moe_search.problems.linear import LinearAssignment
 from moe_search.problems.permutation_problem import Permutation
 from moe_search.problems.problem import Problem
+from moe_search.solvers.bounds.linear_assignment import EXACT_IN_FLOAT64, solve_dense
 from moe_search.solvers.engine.clock import Clock
 from moe_search.solvers.engine.incumbent import OnImprovement
 from moe_search.solvers.engine.result import Result
 from moe_search.solvers.engine.single_step import single_step_result
 from moe_search.solvers.engine.solver import Solver
 from moe_search.solvers.engine.stop import StoppingCriterion
-
-EXACT_IN_FLOAT64 = 2**53
 
 
 @dataclass(frozen=True)
@@ -58,14 +56,3 @@ class Hungarian(Solver):
         permutation = solve_dense(problem.cost, problem.capacity)
         value = problem.value(permutation)
         return single_step_result(clock, permutation, value, value, "optimal", repr(self), on_improvement)
-
-
-def solve_dense(cost: npt.NDArray[Any], capacity: int) -> Permutation:
-    """Return an optimal permutation for costs of shape (m, n) with m = n * capacity."""
-    # Imported here: it takes longer than many a search that needs none of it.
-    from scipy.optimize import linear_sum_assignment
-
-    # Subtracting the minimum of a row changes no comparison and keeps large integers within float64.
-    reduced = cost - cost.min(axis=1, keepdims=True)
-    columns = linear_sum_assignment(np.repeat(reduced, capacity, axis=1))[1]
-    return columns.astype(np.int64)
