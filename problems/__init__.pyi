@@ -1,3 +1,4 @@
+from .callable_problem import CallableProblem as CallableProblem
 from .linear import LinearAssignment as LinearAssignment
 from .load_limited import LoadLimited as LoadLimited
 from .load_limits import InfeasibleLimitsError as InfeasibleLimitsError

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from moe_search.problems.arrays import largest_magnitude, numeric_array, read_only, require_fits
 from moe_search.problems.delta_matrix import DeltaMatrix, commit_swap_and_deltas, fill_deltas, fill_potential
+from moe_search.problems.kernels import compiled, kernel
 from moe_search.problems.load_limits import InfeasibleLimitsError, LoadLimits, find_start, repair
-from moe_search.problems.moves import commit_swap, kernel, swap_delta
+from moe_search.problems.moves import commit_swap, swap_delta
 from moe_search.problems.pair_costs import PairCosts
 from moe_search.problems.permutation_problem import Permutation, PermutationProblem
 
@@ -279,7 +279,7 @@ def _on_grid(loads: npt.NDArray[Any], limits: npt.NDArray[Any]) -> tuple[npt.NDA
     return read_only(slot_load), read_only(limit)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def penalty(excess: int, barrier: Any, slope: Any) -> Any:
     """Return what an excess load costs."""
     if excess == 0:
@@ -287,7 +287,7 @@ def penalty(excess: int, barrier: Any, slope: Any) -> Any:
     return barrier + slope * excess
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def excess_after(expert: Any, slot_load: Any, limit: Any, load: Any, excess: int, a: int, b: int) -> int:
     """Return the excess load after slots a and b exchange their experts."""
     # Arrays are passed one by one: to hand over the whole state costs more than the rest.
@@ -303,7 +303,7 @@ def excess_after(expert: Any, slot_load: Any, limit: Any, load: Any, excess: int
     return excess + max(over_f + moved, 0) - max(over_f, 0)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def penalty_delta(state: LimitedState, a: int, b: int) -> Any:
     """Return the change in penalty when slots a and b exchange their experts."""
     excess = state.excess[0]
@@ -311,7 +311,7 @@ def penalty_delta(state: LimitedState, a: int, b: int) -> Any:
     return penalty(after, state.barrier, state.slope) - penalty(excess, state.barrier, state.slope)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def exchange_loads(state: LimitedState, a: int, b: int) -> None:
     """Exchange the experts of slots a and b, and move their loads."""
     expert = state.expert
@@ -351,7 +351,7 @@ def _commit_swap_and_deltas(state: LimitedState, matrix: LimitedDeltaMatrix, blo
     add_penalties(state, matrix, block_size, 0, matrix.deltas.shape[0])
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def add_penalties(state: LimitedState, matrix: LimitedDeltaMatrix, block_size: int, first: int, last: int) -> None:
     """Compute rows first .. last - 1 of the deltas from those of the inner problem."""
     deltas, inner = matrix.deltas, matrix.inner.deltas

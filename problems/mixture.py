@@ -9,11 +9,11 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from moe_search.problems.arrays import largest_magnitude, numeric_array, read_only, require_fits
 from moe_search.problems.delta_matrix import DeltaMatrix, commit_swap_and_deltas, fill_deltas
-from moe_search.problems.moves import commit_swap, exchange_seats, kernel, swap_delta
+from moe_search.problems.kernels import compiled, kernel
+from moe_search.problems.moves import commit_swap, exchange_seats, swap_delta
 from moe_search.problems.pair_costs import PairCosts
 from moe_search.problems.pairwise import PairwiseAssignment
 from moe_search.problems.permutation_problem import Permutation, PermutationProblem, expert_of_seat, inverse
@@ -334,7 +334,7 @@ def _by_sample(slot_weights: npt.NDArray[np.float64]) -> WeightsBySample:
     return WeightsBySample(*(read_only(a) for a in arrays))
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def loss_of_sample(z: Any, target: Any, label: Any, x: int, loss: int) -> float:
     """Return the loss of sample x, not weighted, if its mixture were z."""
     total = 0.0
@@ -360,7 +360,7 @@ def loss_of_sample(z: Any, target: Any, label: Any, x: int, loss: int) -> float:
     return total
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def move_mixtures(
     start: Any,
     sample: Any,
@@ -413,7 +413,7 @@ def move_mixtures(
     return delta
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def exchange_experts(state: Any, a: int, b: int, commit: bool) -> float:
     """Return the change in weighted loss when slots a and b exchange experts; write it to the state if `commit`."""
     e = state.expert[a]
@@ -478,7 +478,7 @@ def _commit_and_correct(state: MixtureState, matrix: DeltaMatrix, block_size: in
                 matrix.deltas[min(slot, other), max(slot, other)] = swap_delta(state, slot, other)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def add_touched_samples(state: Any, deltas: Any, block_size: int, a: int, b: int, sign: float) -> None:
     """Add `sign` times the part of every sample that a swap of a and b touches to the deltas without a and b."""
     start, sample, row = state.start, state.sample, state.row
@@ -499,7 +499,7 @@ def add_touched_samples(state: Any, deltas: Any, block_size: int, a: int, b: int
                 row[sample_slot[k]] = 0.0
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def add_sample(
     deltas: Any,
     expert: Any,

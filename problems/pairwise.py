@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_search.problems.arrays import largest_magnitude, numeric_array, read_only, require_fits
-from moe_search.problems.moves import commit_swap, exchange_seats, kernel, swap_delta
+from moe_search.problems.kernels import kernel
+from moe_search.problems.moves import commit_swap, exchange_seats, swap_delta
 from moe_search.problems.pair_costs import PairCosts
 from moe_search.problems.permutation_problem import Permutation, PermutationProblem, expert_of_seat, inverse
 

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
+from moe_search.problems.kernels import compiled
 from moe_search.problems.permutation_problem import Permutation
 
 # Scipy computes in float64, which holds all integers up to this.
@@ -74,7 +74,7 @@ def least_total(cost: npt.NDArray[Any]) -> int | float:
     return np.asarray(total).item()
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def assign(cost: Any, first: int, last: int, duals: Duals) -> Any:
     """Solve the assignment of rows and columns first .. last - 1 of `cost`; return its least total.
 
@@ -110,7 +110,7 @@ def assign(cost: Any, first: int, last: int, duals: Duals) -> Any:
     return total
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def augment(cost: Any, first: int, last: int, duals: Duals, start: int) -> None:
     """Give row `start` a column along a shortest path of reduced costs, and move the duals along."""
     row, column, column_of, row_of = duals.row, duals.column, duals.column_of, duals.row_of
