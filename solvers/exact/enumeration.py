@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from moe_search.problems.kernels import kernel_for
 from moe_search.problems.moves import commit_swap, copy_permutation, swap_delta
 from moe_search.problems.permutation_problem import Permutation
 from moe_search.problems.problem import Problem
@@ -71,12 +72,12 @@ class Enumeration(Solver):
         def advance(budget: int, target: float) -> Slice:
             before = int(walk.position[0])
             walk.position[1] = 0
-            enumerate_slice(state, walk, budget, target, problem.block_size)
+            kernel_for(state, enumerate_slice)(state, walk, budget, target, problem.block_size)
             visited, logged, done = (int(x) for x in walk.position)
             improvements = zip(walk.log_iterations[:logged], walk.log_values[:logged], strict=True)
             return Slice(visited - before, visited, improvements, done > 0)
 
-        run.clock.compile(enumerate_slice, state, walk, 0, -np.inf, problem.block_size)
+        run.clock.compile(kernel_for(state, enumerate_slice), state, walk, 0, -np.inf, problem.block_size)
         run.loop(advance)
         moves = max(int(walk.position[0]) - 1, 0)
         statistics = {"swaps evaluated": moves, "swaps committed": moves}

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from moe_search.problems.kernels import kernel_for
 from moe_search.problems.permutation_problem import Permutation
 from moe_search.problems.problem import Problem
 from moe_search.solvers.engine.incumbent import OnImprovement
@@ -134,7 +135,7 @@ class IteratedLocalSearch(Solver):
         def advance(budget: int, target: float) -> Slice:
             nonlocal state
             cursor.logged = 0
-            work = iterate_slice(state, descent, walk, budget, target, *options)
+            work = kernel_for(state, iterate_slice)(state, descent, walk, budget, target, *options)
             if cursor.refresh[0]:
                 state = problem.state(state.permutation)
                 descent.totals[0] = problem.value(state.permutation)
@@ -144,7 +145,7 @@ class IteratedLocalSearch(Solver):
             improvements = zip(descent.log_iterations[:logged], descent.log_values[:logged], strict=True)
             return Slice(work, int(cursor.iterations[0]), improvements, bool(cursor.done[0]))
 
-        run.clock.compile(iterate_slice, state, descent, walk, 0, -math.inf, *options)
+        run.clock.compile(kernel_for(state, iterate_slice), state, descent, walk, 0, -math.inf, *options)
         run.loop(advance)
         statistics = move_statistics(cursor[0]) | {
             "perturbations": int(walk.counters[PERTURBATIONS]),

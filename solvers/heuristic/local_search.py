@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from moe_search.problems.kernels import kernel_for
 from moe_search.problems.permutation_problem import Permutation
 from moe_search.problems.problem import Problem
 from moe_search.solvers.engine.incumbent import OnImprovement
@@ -102,7 +103,7 @@ class LocalSearch(Solver):
         def advance(budget: int, target: float) -> Slice:
             nonlocal state
             cursor.logged = 0
-            work = search_slice(state, descent, budget, target, *options)
+            work = kernel_for(state, search_slice)(state, descent, budget, target, *options)
             if cursor.refresh[0]:
                 state = problem.state(state.permutation)
                 totals[0] = problem.value(state.permutation)
@@ -113,7 +114,7 @@ class LocalSearch(Solver):
             return Slice(work, int(cursor.iterations[0]), improvements, bool(cursor.done[0]))
 
         run.clock.compile(enter, descent, phase)
-        run.clock.compile(search_slice, state, descent, 0, -np.inf, *options)
+        run.clock.compile(kernel_for(state, search_slice), state, descent, 0, -np.inf, *options)
         run.loop(advance)
         return run.result(
             repr(self),

@@ -6,6 +6,7 @@ from typing import Any
 
 from numba import njit
 
+from moe_search.problems.kernels import kernel_for
 from moe_search.problems.moves import swap_delta
 from moe_search.solvers.engine.random_state import random_below, random_state
 from moe_search.solvers.engine.run import SearchRun
@@ -25,8 +26,8 @@ def mean_delta(run: SearchRun, state: Any) -> float:
     operations = max(2 * problem.sweep_cost // (problem.size * problem.block_size), problem.size)
     samples = min(max(MOST_OPERATIONS // operations, LEAST_SAMPLES), MOST_SAMPLES)
     rng = random_state(run.seed)
-    run.clock.compile(sum_of_deltas, state, rng, problem.block_size, 0)
-    total, nonzero = sum_of_deltas(state, rng, problem.block_size, samples)
+    run.clock.compile(kernel_for(state, sum_of_deltas), state, rng, problem.block_size, 0)
+    total, nonzero = kernel_for(state, sum_of_deltas)(state, rng, problem.block_size, samples)
     return total / nonzero if nonzero else 0.0
 
 

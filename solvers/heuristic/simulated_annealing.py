@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from moe_search.problems.kernels import kernel_for
 from moe_search.problems.moves import commit_swap, copy_permutation, swap_delta
 from moe_search.problems.permutation_problem import Permutation
 from moe_search.problems.problem import Problem
@@ -119,7 +120,7 @@ class SimulatedAnnealing(Solver):
             counters[LOGGED] = 0
             if counters[LEFT] == 0:
                 begin_cooling()
-            work = anneal_slice(state, annealing, budget, target, problem.block_size)
+            work = kernel_for(state, anneal_slice)(state, annealing, budget, target, problem.block_size)
             if counters[SINCE_BUILT] >= REFRESH_AFTER:
                 state = problem.state(state.permutation)
                 annealing.totals[0] = problem.value(state.permutation)
@@ -128,7 +129,7 @@ class SimulatedAnnealing(Solver):
             improvements = zip(annealing.log_iterations[:logged], annealing.log_values[:logged], strict=True)
             return Slice(work, int(counters[ITERATIONS]), improvements, bool(counters[DONE]))
 
-        run.clock.compile(anneal_slice, state, annealing, 0, -math.inf, problem.block_size)
+        run.clock.compile(kernel_for(state, anneal_slice), state, annealing, 0, -math.inf, problem.block_size)
         run.loop(advance)
         moves = int(counters[MOVES])
         statistics = {"swaps evaluated": run.iterations, "swaps committed": moves, "coolings": int(counters[COOLINGS])}

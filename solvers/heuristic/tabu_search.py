@@ -11,6 +11,7 @@ import numpy.typing as npt
 from numba import njit
 
 from moe_search.problems.delta_matrix import DeltaMatrix, commit_swap_and_deltas, fill_deltas, fill_potential
+from moe_search.problems.kernels import kernel_for
 from moe_search.problems.moves import copy_permutation
 from moe_search.problems.permutation_problem import Permutation
 from moe_search.problems.problem import Problem
@@ -123,12 +124,12 @@ class TabuSearch(Solver):
         def advance(budget: int, target: float) -> Slice:
             nonlocal state
             if rows[1] < problem.size:
-                return Slice(fill_slice(state, matrix, tabu, rows, budget, *shape), 0, (), False)
+                return Slice(kernel_for(state, fill_slice)(state, matrix, tabu, rows, budget, *shape), 0, (), False)
             before = int(tabu.counters[ITERATIONS])
             tabu.counters[LOGGED] = 0
             # Slices end at fixed iterations to build floats afresh and to set stamps back, whatever the clock says.
             moves = min(max(budget // pairs, 1), REFRESH_AFTER - before % REFRESH_AFTER)
-            work = tabu_slice(state, matrix, tabu, moves, target, *shape, *tenure, aspiration)
+            work = kernel_for(state, tabu_slice)(state, matrix, tabu, moves, target, *shape, *tenure, aspiration)
             iterations, logged = int(tabu.counters[ITERATIONS]), int(tabu.counters[LOGGED])
             if iterations % REFRESH_AFTER == 0 and work:
                 if not problem.integral:
@@ -142,8 +143,8 @@ class TabuSearch(Solver):
             improvements = zip(tabu.log_iterations[:logged], tabu.log_values[:logged], strict=True)
             return Slice(work * pairs, iterations, improvements, bool(tabu.counters[DONE]))
 
-        run.clock.compile(fill_slice, state, matrix, tabu, rows, 0, *shape)
-        run.clock.compile(tabu_slice, state, matrix, tabu, 0, -math.inf, *shape, *tenure, aspiration)
+        run.clock.compile(kernel_for(state, fill_slice), state, matrix, tabu, rows, 0, *shape)
+        run.clock.compile(kernel_for(state, tabu_slice), state, matrix, tabu, 0, -math.inf, *shape, *tenure, aspiration)
         run.loop(advance, pairs)
         moves = int(tabu.counters[MOVES])
         swaps = pairs_of_slots(problem.size, problem.block_size)
