@@ -11,7 +11,7 @@ from moe_search.solvers.bounds.gilmore_lawler import gilmore_lawler, pairwise_gi
 from moe_search.solvers.bounds.lower_bounds import lower_bound
 
 
-@pytest.mark.parametrize("name", INSTANCES)
+@pytest.mark.parametrize("name", [name for name in INSTANCES if name != "callable"])
 @settings(max_examples=6, deadline=None)
 @given(seed=st.integers(0, 10**6), seconds=st.sampled_from([0.0, 10.0]))
 def test_no_permutation_is_below_the_bound(name, seed, seconds):
