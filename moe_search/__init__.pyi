@@ -26,6 +26,7 @@ from .layers import (
     StackedExperts as StackedExperts,
 )
 from .problems import (
+    CallableProblem as CallableProblem,
     InfeasibleLimitsError as InfeasibleLimitsError,
     LinearAssignment as LinearAssignment,
     LoadLimited as LoadLimited,

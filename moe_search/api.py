@@ -9,9 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_search.problems.linear import LinearAssignment
-from moe_search.problems.pairwise import PairwiseAssignment
 from moe_search.problems.problem import Problem
-from moe_search.problems.quadratic import QuadraticAssignment
 from moe_search.solvers.bounds.lower_bounds import assignment_seconds, compile_bound, lower_bound
 from moe_search.solvers.engine.result import Result, reached
 from moe_search.solvers.engine.run import OnImprovement
@@ -24,8 +22,9 @@ MOST_BOUND_SECONDS = 5.0
 LATE_BOUND_SECONDS = 0.01
 HUNGARIAN_UP_TO = 256
 ENUMERATE_UP_TO = math.factorial(8)
-# Within a fraction of a second random instances of these sizes are proved optimal; the next larger ones are not.
-BRANCH_UP_TO = {QuadraticAssignment: math.factorial(12), PairwiseAssignment: math.factorial(10)}
+# Within a fraction of a second random instances of these sizes are proved optimal; the next larger ones are not. Pairs
+# cost products of two factors, or what a table says.
+BRANCH_FACTORS_UP_TO, BRANCH_TABLE_UP_TO = math.factorial(12), math.factorial(10)
 # With fewer moves for each slot of a block, searches that look at a neighbor at a time got further on mixtures and on
 # large quadratic problems; with more, tabu search was the best on all classes.
 TABU_MOVES_PER_SLOT = 4
@@ -115,7 +114,10 @@ def default_solver(problem: Problem, seconds: float) -> Solver:
     permutations = number_of_permutations(problem)
     if permutations <= ENUMERATE_UP_TO:
         return Enumeration()
-    if permutations <= BRANCH_UP_TO.get(type(problem), 0):
+    costs = problem.pair_costs()
+    # A table that would have to be made first is not waited for.
+    at_hand = costs is not None and costs.products == 0
+    if at_hand and permutations <= (BRANCH_TABLE_UP_TO if costs.factors is None else BRANCH_FACTORS_UP_TO):
         from moe_search.solvers.exact.branch_and_bound import BranchAndBound
 
         branching = BranchAndBound()

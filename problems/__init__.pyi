@@ -1,6 +1,7 @@
+from .callable_problem import CallableProblem as CallableProblem
 from .linear import LinearAssignment as LinearAssignment
 from .load_limited import LoadLimited as LoadLimited
-from .load_limited_start import InfeasibleLimitsError as InfeasibleLimitsError
+from .load_limits import InfeasibleLimitsError as InfeasibleLimitsError
 from .mixture import MixtureAssignment as MixtureAssignment
 from .pairwise import PairwiseAssignment as PairwiseAssignment
 from .permutation_problem import PermutationProblem as PermutationProblem
@@ -18,4 +19,3 @@ from .random_instances import (
     random_pairwise as random_pairwise,
     random_quadratic as random_quadratic,
 )
-from .value_range import value_range as value_range

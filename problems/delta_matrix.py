@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from moe_search.problems.moves import commit_swap, kernel, swap_delta
+from moe_search.problems.kernels import kernel
+from moe_search.problems.moves import commit_swap, swap_delta
 
 
 class DeltaMatrix(NamedTuple):

@@ -9,7 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_search.problems.arrays import largest_magnitude, numeric_array, require_fits
-from moe_search.problems.moves import commit_swap, exchange_seats, kernel, swap_delta
+from moe_search.problems.kernels import kernel
+from moe_search.problems.moves import commit_swap, exchange_seats, swap_delta
+from moe_search.problems.pair_costs import PairCosts
 from moe_search.problems.permutation_problem import PermutationProblem, expert_of_seat, inverse
 
 
@@ -83,6 +85,14 @@ class LinearAssignment(PermutationProblem):
         p = self.check_solution(permutation)
         expert = expert_of_seat(self.size, self.size, self.capacity)[p]
         return LinearState(p, inverse(p), expert, self.cost)
+
+    def value_range(self) -> tuple[int | float, int | float]:
+        """Return the sums of the least and of the largest costs; see `Problem.value_range`."""
+        return self.cost.min(axis=1).sum().item(), self.cost.max(axis=1).sum().item()
+
+    def pair_costs(self) -> PairCosts:
+        """Return the costs; there are none of pairs."""
+        return PairCosts(self.cost.shape, self.block_size, self.integral, self.cost)
 
 
 class LinearState(NamedTuple):

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from moe_search.problems.arrays import largest_magnitude, numeric_array, read_only, require_fits
 from moe_search.problems.delta_matrix import DeltaMatrix, commit_swap_and_deltas, fill_deltas, fill_potential
-from moe_search.problems.load_limited_start import InfeasibleLimitsError, LoadLimits, find_start, repair
-from moe_search.problems.moves import commit_swap, kernel, swap_delta
+from moe_search.problems.kernels import compiled, kernel
+from moe_search.problems.load_limits import InfeasibleLimitsError, LoadLimits, find_start, repair
+from moe_search.problems.moves import commit_swap, swap_delta
+from moe_search.problems.pair_costs import PairCosts
 from moe_search.problems.permutation_problem import Permutation, PermutationProblem
-from moe_search.problems.value_range import value_range
 
 # Float loads are compared as multiples of this part of their sum, so that the order of a summation decides nothing.
-GRID = 2.0**-50
+LOAD_UNIT = 2.0**-50
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,8 +37,8 @@ class LoadLimited(PermutationProblem):
     Parameters
     ----------
     problem : PermutationProblem
-        A linear, quadratic (an expert is a location then), pairwise or mixture problem, or one's own whose
-        `moe_search.problems.value_range` is registered.
+        A linear, quadratic (an expert is a location then), pairwise or mixture problem, or one's own that knows its
+        `value_range`.
     slot_loads : array_like, shape (block_size,) or (size,)
         Load of every slot, not negative; with one number for each slot of a block, all blocks have the same.
     limits : array_like, shape (n,), or a number
@@ -49,7 +49,7 @@ class LoadLimited(PermutationProblem):
     Attributes
     ----------
     start : ndarray of int64
-        A feasible permutation, found by `moe_search.problems.load_limited_start.find_start`.
+        A feasible permutation, found by `moe_search.problems.load_limits.find_start`.
 
     Raises
     ------
@@ -59,7 +59,7 @@ class LoadLimited(PermutationProblem):
         A ValueError: if the loads sum to more than the limits, a slot weighs more than every limit, no feasible
         permutation exists for another reason, or none was found.
     TypeError
-        If the problem is none, or of a class without a `value_range`.
+        If the problem is none, or does not know its `value_range`.
 
     Notes
     -----
@@ -95,7 +95,12 @@ class LoadLimited(PermutationProblem):
     ) -> None:
         if not isinstance(problem, PermutationProblem):
             raise TypeError(f"problem must be a Problem such as LinearAssignment, got {type(problem).__name__}")
-        low, high = value_range(problem)
+        inner_range = problem.value_range()
+        if inner_range is None:
+            raise TypeError(
+                f"problem must know the range of its values, but {type(problem).__name__}.value_range() returns None"
+            )
+        low, high = inner_range
         object.__setattr__(self, "problem", problem)
         size, block_size, n = self.size, self.block_size, self.num_experts
         loads = numeric_array("slot_loads", slot_loads, 1)
@@ -112,9 +117,9 @@ class LoadLimited(PermutationProblem):
         require_fits("a sum of slot_loads", 2 * size * largest_magnitude(loads))
         # In Python, whose integers do not overflow.
         total, room = sum(loads.tolist()), sum(limits.tolist())
-        if total > room * (1 + size * GRID):
+        if total > room * (1 + size * LOAD_UNIT):
             raise InfeasibleLimitsError(f"limits must sum to at least the {total} of slot_loads, got {room}")
-        if loads.max() > limits.max() * (1 + size * GRID):
+        if loads.max() > limits.max() * (1 + size * LOAD_UNIT):
             slot = int(np.argmax(loads))
             raise InfeasibleLimitsError(
                 f"limits must hold one of at least {loads.max()}, the load of slot {slot}, got {limits.max()} at most"
@@ -199,6 +204,19 @@ class LoadLimited(PermutationProblem):
         """Return a random feasible permutation: a uniform one, repaired by swaps."""
         return self.start_from(self.problem.random_solution(rng))
 
+    def ordinary_value(self) -> float:
+        """Return that of the inner problem; see `Problem.ordinary_value`."""
+        return self.problem.ordinary_value()
+
+    def pair_costs(self) -> PairCosts | None:
+        """Return the costs of the inner problem, under the limits."""
+        costs = self.problem.pair_costs()
+        return None if costs is None else replace(costs, limits=self.load_limits)
+
+    def relaxed(self) -> PermutationProblem:
+        """Return the inner problem: feasible permutations are some of all, and the others have larger values."""
+        return self.problem
+
     def state(self, permutation: npt.ArrayLike) -> LimitedState:
         """Return the arrays of the kernels; see `PermutationProblem.state`."""
         inner = self.problem.state(permutation)
@@ -255,13 +273,13 @@ def _on_grid(loads: npt.NDArray[Any], limits: npt.NDArray[Any]) -> tuple[npt.NDA
         slot_load = loads.astype(np.int64)
         limit = np.floor(np.minimum(limits, slot_load.sum())).astype(np.int64)
     else:
-        unit = GRID * loads.sum() or 1.0
+        unit = LOAD_UNIT * loads.sum() or 1.0
         slot_load = np.rint(loads / unit).astype(np.int64)
         limit = np.minimum(np.floor(limits / unit) + loads.size, slot_load.sum()).astype(np.int64)
     return read_only(slot_load), read_only(limit)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def penalty(excess: int, barrier: Any, slope: Any) -> Any:
     """Return what an excess load costs."""
     if excess == 0:
@@ -269,7 +287,7 @@ def penalty(excess: int, barrier: Any, slope: Any) -> Any:
     return barrier + slope * excess
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def excess_after(expert: Any, slot_load: Any, limit: Any, load: Any, excess: int, a: int, b: int) -> int:
     """Return the excess load after slots a and b exchange their experts."""
     # Arrays are passed one by one: to hand over the whole state costs more than the rest.
@@ -285,7 +303,7 @@ def excess_after(expert: Any, slot_load: Any, limit: Any, load: Any, excess: int
     return excess + max(over_f + moved, 0) - max(over_f, 0)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def penalty_delta(state: LimitedState, a: int, b: int) -> Any:
     """Return the change in penalty when slots a and b exchange their experts."""
     excess = state.excess[0]
@@ -293,7 +311,7 @@ def penalty_delta(state: LimitedState, a: int, b: int) -> Any:
     return penalty(after, state.barrier, state.slope) - penalty(excess, state.barrier, state.slope)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def exchange_loads(state: LimitedState, a: int, b: int) -> None:
     """Exchange the experts of slots a and b, and move their loads."""
     expert = state.expert
@@ -333,7 +351,7 @@ def _commit_swap_and_deltas(state: LimitedState, matrix: LimitedDeltaMatrix, blo
     add_penalties(state, matrix, block_size, 0, matrix.deltas.shape[0])
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def add_penalties(state: LimitedState, matrix: LimitedDeltaMatrix, block_size: int, first: int, last: int) -> None:
     """Compute rows first .. last - 1 of the deltas from those of the inner problem."""
     deltas, inner = matrix.deltas, matrix.inner.deltas

@@ -9,11 +9,12 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from moe_search.problems.arrays import largest_magnitude, numeric_array, read_only, require_fits
 from moe_search.problems.delta_matrix import DeltaMatrix, commit_swap_and_deltas, fill_deltas
-from moe_search.problems.moves import commit_swap, exchange_seats, kernel, swap_delta
+from moe_search.problems.kernels import compiled, kernel
+from moe_search.problems.moves import commit_swap, exchange_seats, swap_delta
+from moe_search.problems.pair_costs import PairCosts
 from moe_search.problems.pairwise import PairwiseAssignment
 from moe_search.problems.permutation_problem import Permutation, PermutationProblem, expert_of_seat, inverse
 
@@ -232,6 +233,22 @@ class MixtureAssignment(PermutationProblem):
         cost[slot, slot, expert, expert] += constant / size - 2.0 * (g.T @ cross)
         return PairwiseAssignment(cost, block_size=self.block_size)
 
+    def value_range(self) -> tuple[float, float]:
+        """Return 0 and, the losses being convex, the loss if the worst expert answered every sample alone."""
+        assert self.sample_weights is not None
+        # A mixture is a convex combination of the experts' outputs, each times all the weight of the sample.
+        weight = self.slot_weights.sum(axis=(1, 2))[:, None]
+        alone = [self.sample_losses(weight * self.outputs[:, e]) for e in range(self.num_experts)]
+        return 0.0, float(self.sample_weights @ np.max(alone, axis=0))
+
+    def pair_costs(self) -> PairCosts | None:
+        """Return the costs of a squared loss, made at first use; the other losses are no sums over pairs."""
+        if self.loss != "squared":
+            return None
+        shape = self.size, self.num_experts
+        products = len(self.outputs) * (self.size**2 + self.num_experts**2)
+        return PairCosts(shape, self.block_size, False, make_pairwise=self.as_pairwise, products=products)
+
 
 class WeightsBySlot(NamedTuple):
     """Samples with weight on a slot and their weights: entries ``start[s] .. start[s + 1]``, in order of sample."""
@@ -317,7 +334,7 @@ def _by_sample(slot_weights: npt.NDArray[np.float64]) -> WeightsBySample:
     return WeightsBySample(*(read_only(a) for a in arrays))
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def loss_of_sample(z: Any, target: Any, label: Any, x: int, loss: int) -> float:
     """Return the loss of sample x, not weighted, if its mixture were z."""
     total = 0.0
@@ -343,7 +360,7 @@ def loss_of_sample(z: Any, target: Any, label: Any, x: int, loss: int) -> float:
     return total
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def move_mixtures(
     start: Any,
     sample: Any,
@@ -396,7 +413,7 @@ def move_mixtures(
     return delta
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def exchange_experts(state: Any, a: int, b: int, commit: bool) -> float:
     """Return the change in weighted loss when slots a and b exchange experts; write it to the state if `commit`."""
     e = state.expert[a]
@@ -461,7 +478,7 @@ def _commit_and_correct(state: MixtureState, matrix: DeltaMatrix, block_size: in
                 matrix.deltas[min(slot, other), max(slot, other)] = swap_delta(state, slot, other)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def add_touched_samples(state: Any, deltas: Any, block_size: int, a: int, b: int, sign: float) -> None:
     """Add `sign` times the part of every sample that a swap of a and b touches to the deltas without a and b."""
     start, sample, row = state.start, state.sample, state.row
@@ -482,7 +499,7 @@ def add_touched_samples(state: Any, deltas: Any, block_size: int, a: int, b: int
                 row[sample_slot[k]] = 0.0
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def add_sample(
     deltas: Any,
     expert: Any,

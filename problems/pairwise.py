@@ -9,7 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_search.problems.arrays import largest_magnitude, numeric_array, read_only, require_fits
-from moe_search.problems.moves import commit_swap, exchange_seats, kernel, swap_delta
+from moe_search.problems.kernels import kernel
+from moe_search.problems.moves import commit_swap, exchange_seats, swap_delta
+from moe_search.problems.pair_costs import PairCosts
 from moe_search.problems.permutation_problem import Permutation, PermutationProblem, expert_of_seat, inverse
 
 
@@ -104,6 +106,15 @@ class PairwiseAssignment(PermutationProblem):
         e = self.experts(p)
         potential = self.unary + self.coupling[np.arange(self.size), e].sum(axis=0)
         return PairwiseState(p, inverse(p), e, potential, self.coupling)
+
+    def value_range(self) -> tuple[int | float, int | float]:
+        """Return the sums of the least and of the largest costs; see `Problem.value_range`."""
+        return self.cost.min(axis=(2, 3)).sum().item(), self.cost.max(axis=(2, 3)).sum().item()
+
+    def pair_costs(self) -> PairCosts:
+        """Return the costs, which are those of this problem."""
+        shape = self.size, self.num_experts
+        return PairCosts(shape, self.block_size, self.integral, make_pairwise=lambda: self)
 
 
 class PairwiseState(NamedTuple):

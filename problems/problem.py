@@ -9,6 +9,8 @@ from typing import Any, SupportsIndex
 
 import numpy as np
 
+from moe_search.problems.pair_costs import PairCosts
+
 
 class Problem(ABC):
     """Minimize ``value(solution)``.
@@ -49,6 +51,14 @@ class Problem(ABC):
         """Return the magnitude of a value that is nothing special, by which rounding errors are measured."""
         return abs(float(self.value(self.random_solution(np.random.default_rng(0)))))
 
+    def relaxed(self) -> Problem:
+        """Return a problem of the same solutions and no larger values, to be bounded instead; by default this one."""
+        return self
+
     def value_range(self) -> tuple[int | float, int | float] | None:
         """Return two numbers between which all values lie (up to rounding, unless `integral`); None if unknown."""
+        return None
+
+    def pair_costs(self) -> PairCosts | None:
+        """Return the value as a sum over slots and pairs of slots; None if it is none, or none that is known."""
         return None

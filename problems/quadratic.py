@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 from numba.extending import overload
 
 from moe_search.problems.arrays import (
@@ -24,7 +23,9 @@ from moe_search.problems.delta_matrix import (
     fill_deltas,
     fill_potential,
 )
-from moe_search.problems.moves import commit_swap, exchange_seats, kernel, swap_delta
+from moe_search.problems.kernels import compiled, kernel
+from moe_search.problems.moves import commit_swap, exchange_seats, swap_delta
+from moe_search.problems.pair_costs import PairCosts
 from moe_search.problems.permutation_problem import Permutation, PermutationProblem, inverse
 
 
@@ -125,6 +126,19 @@ class QuadraticAssignment(PermutationProblem):
         """Return the arrays for the deltas of all swaps; see `PermutationProblem.delta_matrix`."""
         return empty_delta_matrix(self.size, self.kernel_arrays.delta_dtype, with_potential=True)
 
+    def value_range(self) -> tuple[int | float, int | float]:
+        """Return the values if every flow went over the least distance, and over the largest."""
+        least, most = self.distance.min().item(), self.distance.max().item()
+        positive, negative = np.maximum(self.flow, 0).sum().item(), np.minimum(self.flow, 0).sum().item()
+        low, high = positive * least + negative * most, positive * most + negative * least
+        if self.linear is None:
+            return low, high
+        return low + self.linear.min(axis=1).sum().item(), high + self.linear.max(axis=1).sum().item()
+
+    def pair_costs(self) -> PairCosts:
+        """Return the costs, in factors."""
+        return PairCosts(self.flow.shape, self.size, self.integral, self.linear, (self.flow, self.distance))
+
 
 class KernelArrays(NamedTuple):
     """The same problem with zero diagonals.
@@ -213,7 +227,7 @@ def _resolve_linear_delta(linear: Any, permutation: Any, a: int, b: int) -> Any:
     return _no_linear_delta if linear.ndim == 1 else _linear_delta
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def swap_rows_and_columns(matrix: Any, a: int, b: int) -> None:
     """Exchange rows a and b, then columns a and b, of a square matrix in place."""
     if a == b:
@@ -350,7 +364,7 @@ def _general_commit(state: GeneralQuadraticState, matrix: DeltaMatrix, block_siz
     general_row_of_deltas(matrix, state, b)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def add_products(potential: Any, a: Any, c: Any, factor: int, first: int, last: int) -> None:
     """Add rows first .. last - 1 of ``factor * a @ c.T``."""
     cast = potential.dtype.type
@@ -362,7 +376,7 @@ def add_products(potential: Any, a: Any, c: Any, factor: int, first: int, last: 
             potential[i, j] = cast(potential[i, j] + cast(total * cast(factor)))
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def add_linear(potential: Any, linear: Any, permutation: Any, first: int, last: int) -> None:
     """Add the linear cost of every facility at the location of every other."""
     # One row for each facility, none where there is no linear term; a vector has no second index.
@@ -372,7 +386,7 @@ def add_linear(potential: Any, linear: Any, permutation: Any, first: int, last: 
             potential[i, j] = potential.dtype.type(potential[i, j] + matrix[i, permutation[j]])
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def difference(scratch: Any, row: int, matrix: Any, a: int, b: int, factor: int) -> None:
     """Write ``factor * (matrix[a] - matrix[b])`` to a row of the scratch space."""
     cast = scratch.dtype.type
@@ -380,7 +394,7 @@ def difference(scratch: Any, row: int, matrix: Any, a: int, b: int, factor: int)
         scratch[row, k] = cast(cast(cast(matrix[a, k]) - cast(matrix[b, k])) * cast(factor))
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def add_rank_one(potential: Any, x: Any, y: Any) -> None:
     """Add ``x_i y_j``."""
     cast = potential.dtype.type
@@ -389,7 +403,7 @@ def add_rank_one(potential: Any, x: Any, y: Any) -> None:
             potential[i, j] = cast(potential[i, j] + cast(x[i] * y[j]))
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def exchange_columns(potential: Any, x: Any, a: int, b: int, back: Any, forth: Any) -> None:
     """Exchange columns a and b, corrected by what the two facilities pay each other."""
     cast = potential.dtype.type
@@ -400,7 +414,7 @@ def exchange_columns(potential: Any, x: Any, a: int, b: int, back: Any, forth: A
         )
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def correct_columns(potential: Any, u: Any, a: int, b: int, forth: Any, back: Any) -> None:
     """Correct columns a and b by the second half of an asymmetric problem."""
     cast = potential.dtype.type
@@ -409,7 +423,7 @@ def correct_columns(potential: Any, u: Any, a: int, b: int, forth: Any, back: An
         potential[i, b] = cast(potential[i, b] + cast(u[i] * back))
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def subtract_differences(deltas: Any, x: Any, y: Any) -> None:
     """Subtract ``(x_i - x_j) (y_i - y_j)`` from the upper triangle."""
     cast = deltas.dtype.type
@@ -419,7 +433,7 @@ def subtract_differences(deltas: Any, x: Any, y: Any) -> None:
             deltas[i, j] = cast(deltas[i, j] - cast(cast(x[i] - x[j]) * cast(y[i] - y[j])))
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def row_of_deltas(matrix: DeltaMatrix, flow: Any, distance: Any, factor: int, i: int) -> None:
     """Compute the deltas of all swaps with slot i of a symmetric problem."""
     potential = matrix.potential
@@ -433,7 +447,7 @@ def row_of_deltas(matrix: DeltaMatrix, flow: Any, distance: Any, factor: int, i:
             matrix.deltas[i, j] = delta
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def general_row_of_deltas(matrix: DeltaMatrix, state: GeneralQuadraticState, i: int) -> None:
     """Compute the deltas of all swaps with slot i of an asymmetric problem."""
     flow, distance, potential = state.flow, state.distance, matrix.potential

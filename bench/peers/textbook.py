@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from moe_search.problems.moves import commit_swap, exchange_seats, kernel, swap_delta
+from moe_search.problems.kernels import kernel
+from moe_search.problems.moves import commit_swap, exchange_seats, swap_delta
 from moe_search.problems.permutation_problem import Permutation, inverse
 from moe_search.problems.quadratic import QuadraticAssignment
 

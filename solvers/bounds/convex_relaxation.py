@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_search.problems.mixture import MixtureAssignment
-from moe_search.solvers.exact.hungarian import solve_dense
+from moe_search.solvers.bounds.linear_assignment import solve_dense
 
 Matrix = npt.NDArray[np.float64]
 

@@ -8,22 +8,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from moe_search.problems.pair_costs import PairCosts
 from moe_search.problems.pairwise import PairwiseAssignment
-from moe_search.problems.quadratic import QuadraticAssignment
-from moe_search.solvers.bounds.small_assignment import least_total
-from moe_search.solvers.exact.hungarian import EXACT_IN_FLOAT64, solve_dense
+from moe_search.solvers.bounds.linear_assignment import EXACT_IN_FLOAT64, least_total, solve_dense
 
 # Up to here the compiled assignment is as fast as scipy's, whose import it saves.
 COMPILED_UP_TO = 128
 
 
-def gilmore_lawler(problem: QuadraticAssignment) -> tuple[int | float, npt.NDArray[Any]]:
-    """Return the Gilmore-Lawler bound of a quadratic assignment, and the matrix it is the linear assignment of.
+def gilmore_lawler(costs: PairCosts) -> tuple[int | float, npt.NDArray[Any]]:
+    """Return the Gilmore-Lawler bound of costs in factors, and the matrix it is the linear assignment of.
 
     Parameters
     ----------
-    problem : QuadraticAssignment
-        Symmetric or not, of any sign.
+    costs : PairCosts
+        With `factors`, symmetric or not, of any sign.
 
     Returns
     -------
@@ -38,15 +37,15 @@ def gilmore_lawler(problem: QuadraticAssignment) -> tuple[int | float, npt.NDArr
     P. C. Gilmore, "Optimal and suboptimal algorithms for the quadratic assignment problem", SIAM Journal 10 (1962),
     305-313; E. L. Lawler, "The quadratic assignment problem", Management Science 9 (1963), 586-599.
     """
-    n = problem.size
+    assert costs.factors is not None
+    n = costs.block_size
     off_diagonal = ~np.eye(n, dtype=bool)
-    flow = np.sort(problem.flow[off_diagonal].reshape(n, n - 1), axis=1)
-    distance = np.sort(problem.distance[off_diagonal].reshape(n, n - 1), axis=1)[:, ::-1]
-    row_bounds = _exact_product(flow, distance.T) + np.outer(np.diagonal(problem.flow), np.diagonal(problem.distance))
-    if problem.linear is not None:
-        row_bounds = row_bounds + problem.linear
-    bound = least_total(row_bounds) if n <= COMPILED_UP_TO else _linear_bound(row_bounds, 1, problem.integral)
-    if problem.integral and problem.linear is None and _even(problem):
+    flow, distance = (np.sort(factor[off_diagonal].reshape(n, n - 1), axis=1) for factor in costs.factors)
+    row_bounds = _exact_product(flow, distance[:, ::-1].T) + costs.unary
+    bound = least_total(row_bounds) if n <= COMPILED_UP_TO else _linear_bound(row_bounds, 1, costs.integral)
+    symmetric = all(np.array_equal(matrix, matrix.T) for matrix in costs.factors)
+    if costs.integral and symmetric and not costs.unary.any():
+        # Every pair is paid twice, so that all values are even.
         bound += bound % 2
     return bound, row_bounds
 
@@ -105,13 +104,3 @@ def _linear_bound(cost: npt.NDArray[Any], capacity: int, integral: bool) -> int 
         return sum(int(x) for x in cost.min(axis=1))
     p = solve_dense(cost, capacity)
     return cost[np.arange(len(p)), p // capacity].sum().item()
-
-
-def _even(problem: QuadraticAssignment) -> bool:
-    """Whether every value is even: both matrices symmetric, and no product of diagonals."""
-    flow, distance = problem.flow, problem.distance
-    return bool(
-        np.array_equal(flow, flow.T)
-        and np.array_equal(distance, distance.T)
-        and not (np.diagonal(flow).any() and np.diagonal(distance).any())
-    )

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from moe_search.problems.moves import kernel
-from moe_search.solvers.bounds.small_assignment import Duals, assign
+from moe_search.problems.kernels import kernel
+from moe_search.solvers.bounds.linear_assignment import Duals, assign
 
 
 class KoopmansBeckmann(NamedTuple):

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
+from moe_search.problems.kernels import compiled, kernel_for
 from moe_search.problems.moves import copy_permutation
 from moe_search.problems.permutation_problem import Permutation, PermutationProblem
 from moe_search.solvers.engine.random_state import random_state
@@ -68,7 +68,7 @@ class Track(NamedTuple):
     tolerance: Any
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def take(track: Track, permutation: Any, target: float) -> bool:
     """Take the current permutation, which is better, for the incumbent; return whether the slice ends here.
 
@@ -118,6 +118,7 @@ class CompiledSearch(Solver):
         )
         counts = track.counts[0]
         kernel, arguments = self.prepare(run, state)
+        kernel = kernel_for(state, kernel)
 
         def advance(budget: int, target: float) -> Slice:
             nonlocal state

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
+
+from moe_search.problems.kernels import compiled
 
 
 def random_state(seed: int | np.random.SeedSequence) -> npt.NDArray[np.uint64]:
@@ -20,7 +21,7 @@ def random_state(seed: int | np.random.SeedSequence) -> npt.NDArray[np.uint64]:
     return sequence.generate_state(4, np.uint64).astype(np.uint64)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def next_uint64(state: Any) -> Any:
     """Advance the state and return 64 random bits; Blackman and Vigna (2021), xoshiro256**."""
     five, nine = np.uint64(5), np.uint64(9)
@@ -36,19 +37,19 @@ def next_uint64(state: Any) -> Any:
     return result
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def random_unit(state: Any) -> float:
     """Return a float uniform in [0, 1)."""
     return float(next_uint64(state) >> np.uint64(11)) * 2.0**-53
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def random_below(state: Any, n: int) -> int:
     """Return an integer uniform in 0 .. n - 1 (up to a bias of n / 2**53)."""
     return int(random_unit(state) * n)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def metropolis(state: Any, delta: Any, temperature: float) -> bool:
     """Return whether a change in value is accepted: a loss with probability ``exp(-delta / temperature)``."""
     if delta <= 0:

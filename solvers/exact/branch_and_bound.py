@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import singledispatch
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from moe_search.problems.arrays import INT64_MAX, largest_magnitude, read_only
-from moe_search.problems.linear import LinearAssignment
-from moe_search.problems.mixture import MixtureAssignment
-from moe_search.problems.pairwise import PairwiseAssignment
-from moe_search.problems.permutation_problem import expert_of_seat
+from moe_search.problems.pair_costs import NO_PAIR_COSTS, PairCosts
+from moe_search.problems.permutation_problem import Permutation, PermutationProblem, expert_of_seat
 from moe_search.problems.problem import Problem
-from moe_search.problems.quadratic import QuadraticAssignment
+from moe_search.solvers.bounds.linear_assignment import EXACT_IN_FLOAT64, empty_duals
 from moe_search.solvers.bounds.partial_bounds import KoopmansBeckmann, Lawler
-from moe_search.solvers.bounds.small_assignment import empty_duals
 from moe_search.solvers.engine.result import Incumbent, Result
 from moe_search.solvers.engine.run import Clock, Run, Slice
 from moe_search.solvers.engine.solver import Solver
 from moe_search.solvers.engine.stop import AnyOf, MaxIterations
 from moe_search.solvers.exact.branching import DONE, LOGGED, branch_slice, empty_tree, open_bound
-from moe_search.solvers.exact.hungarian import EXACT_IN_FLOAT64
 from moe_search.solvers.exact.symmetry import Symmetry, seats_of_experts, symmetry_of
 from moe_search.solvers.heuristic.tabu_search import TabuSearch
 
@@ -60,36 +55,39 @@ class BranchAndBound(Solver):
     exact: ClassVar[bool] = True
 
     def refuses(self, problem: Problem) -> str | None:
-        """Refuse classes without a bound, problems whose nodes take too long, and integers that could overflow."""
-        if isinstance(problem, MixtureAssignment) and problem.loss != "squared":
-            return f"the loss {problem.loss} is not a sum over pairs of slots; Enumeration or LocalSearch take it"
-        operations = node_operations(problem)
-        if operations == 0:
-            return "it bounds linear, quadratic, pairwise and squared mixture problems only"
+        """Refuse values that are not sums over pairs of slots, limits, long nodes, and integers that could overflow."""
+        costs = problem.pair_costs()
+        if costs is None:
+            return NO_PAIR_COSTS
+        if costs.limits is not None:
+            return "it branches over all permutations, those beyond load limits included; CpSat keeps limits"
+        operations = node_operations(costs)
         if operations > MOST_OPERATIONS:
             return (
                 f"a node would take {operations:,} operations, {MOST_OPERATIONS:,} at most; LocalSearch takes any size"
             )
-        if problem.integral and 16 * reach(problem) > INT64_MAX:
-            return f"its values can reach {reach(problem):.3e}, which overflows the arithmetic of the bound"
+        if costs.integral and 16 * reach(costs) > INT64_MAX:
+            return f"its values can reach {reach(costs):.3e}, which overflows the arithmetic of the bound"
         return None
 
     def search(self, run: Run) -> Result:
         """Search; see `Solver.search`."""
         problem = run.problem
-        # The bounds of a squared mixture are those of its pairs.
-        pairs = problem.as_pairwise() if isinstance(problem, MixtureAssignment) else problem
-        moves = self._begin(run, pairs)
-        relaxation = relax(pairs, run.clock)
+        assert isinstance(problem, PermutationProblem)
+        costs = problem.pair_costs()
+        assert costs is not None
+        # A squared mixture is searched as the pairwise problem that bounds it: its deltas take less time.
+        moves = self._begin(run, costs.pairwise or problem)
+        relaxation = relax(costs, run.clock)
         scale = relaxation.scale
         # An improvement is one where all costs are zero too, or too small for their rounding to be a number.
-        rounding = max(float(run.tolerance), 1e-14 * reach(pairs), math.ulp(0.0))
+        rounding = max(float(run.tolerance), 1e-14 * reach(costs), math.ulp(0.0))
         step = relaxation.step if problem.integral else rounding
         totals = scale * run.value, scale * step
         tree = empty_tree(
             relaxation.linear, problem.block_size, run.incumbent, totals, relaxation.slots, relaxation.seats
         )
-        unit = node_operations(pairs)
+        unit = node_operations(costs)
 
         def advance(budget: int, target: float) -> Slice:
             tree.counters[LOGGED] = 0
@@ -108,15 +106,16 @@ class BranchAndBound(Solver):
         run.bound = None if bound is None else min(bound, problem.value(run.incumbent))
         return run.result(moves=moves)
 
-    def _begin(self, run: Run, pairs: Problem) -> int:
+    def _begin(self, run: Run, searched: PermutationProblem) -> int:
         """Find the first incumbent by a short tabu search, whose moves are no iterations; return how many it made."""
 
         def take(incumbent: Incumbent) -> None:
             run.offer(incumbent.permutation, incumbent.value, 0)
             run.show()
 
-        heuristic, stop = TabuSearch(), AnyOf(run.stop, MaxIterations(max(HEURISTIC_OPERATIONS // pairs.sweep_cost, 1)))
-        found = heuristic.search(Run(repr(heuristic), pairs, stop, run.seed, run.initial, take, run.clock))
+        heuristic, moves = TabuSearch(), max(HEURISTIC_OPERATIONS // searched.sweep_cost, 1)
+        stop = AnyOf(run.stop, MaxIterations(moves))
+        found = heuristic.search(Run(repr(heuristic), searched, stop, run.seed, run.initial, take, run.clock))
         run.incumbent, run.value = found.permutation.copy(), run.problem.value(found.permutation)
         run.trajectory = [point._replace(iteration=0) for point in found.trajectory]
         run.trajectory[-1] = run.trajectory[-1]._replace(value=run.value)
@@ -150,58 +149,51 @@ class Relaxation(NamedTuple):
     seats: Symmetry
 
 
-@singledispatch
-def relax(problem: Problem, clock: Clock) -> Relaxation:
-    """Return the arrays of the bounds of a problem. A class that is to be solved registers how."""
-    raise TypeError(f"no bounds are registered for {type(problem).__name__}")
-
-
-@relax.register
-def _linear(problem: LinearAssignment, clock: Clock) -> Relaxation:
-    m = problem.size
-    nothing = np.zeros((m, m), dtype=problem.cost.dtype)
-    expert = np.arange(m) // problem.capacity
-    relaxation = _koopmans_beckmann(problem, nothing, nothing, problem.cost[:, expert], clock)
-    return relaxation._replace(seats=seats_of_experts(expert, m))
-
-
-@relax.register
-def _quadratic(problem: QuadraticAssignment, clock: Clock) -> Relaxation:
-    flow, distance = problem.flow.copy(), problem.distance.copy()
-    linear = np.outer(np.diagonal(flow), np.diagonal(distance))
-    if problem.linear is not None:
-        linear = linear + problem.linear
+def relax(costs: PairCosts, clock: Clock) -> Relaxation:
+    """Return the arrays of the bounds of a problem."""
+    m = costs.shape[0]
+    expert = expert_of_seat(m, costs.block_size, costs.capacity)
+    if costs.pairwise is not None:
+        return _relax_table(costs, costs.pairwise.coupling, expert)
+    linear = costs.unary[:, expert]
+    if costs.factors is None:
+        nothing = np.zeros((m, m), dtype=linear.dtype)
+        slots, seats = symmetry_of(nothing, linear, clock), seats_of_experts(expert, costs.block_size)
+        return _relax_factors(costs, nothing, nothing, linear, slots, seats)
+    flow, distance = (factor.copy() for factor in costs.factors)
     np.fill_diagonal(flow, 0)
     np.fill_diagonal(distance, 0)
-    return _koopmans_beckmann(problem, flow, distance, linear, clock)
+    slots, seats = symmetry_of(flow, linear, clock), symmetry_of(distance, linear.T, clock)
+    return _relax_factors(costs, flow, distance, linear, slots, seats)
 
 
-@relax.register
-def _pairwise(problem: PairwiseAssignment, clock: Clock) -> Relaxation:
-    m = problem.size
-    expert = expert_of_seat(m, problem.block_size, problem.capacity)
-    coupling, linear = _numbers(problem, problem.coupling, 2 * problem.unary[:, expert])
+def _relax_table(costs: PairCosts, table: npt.NDArray[Any], expert: Permutation) -> Relaxation:
+    m = len(expert)
+    coupling, linear = _numbers(costs, table, 2 * costs.unary[:, expert])
     # As it is where no number had to be converted, so that one compiled kernel serves both cases.
     coupling = read_only(coupling)
-    costs = Lawler(
-        coupling, expert, problem.block_size, np.zeros((m, m), coupling.dtype), empty_duals(m, coupling.dtype)
+    lawler = Lawler(
+        coupling, expert, costs.block_size, np.zeros((m, m), coupling.dtype), empty_duals(m, coupling.dtype)
     )
-    step = _divisor(problem.coupling, problem.unary) if problem.integral else 0
-    nothing = np.full(m, -1, dtype=np.int64)
-    slots = Symmetry(np.empty((0, m), dtype=np.int64), nothing)
-    return Relaxation(costs, linear, 2, step, slots, seats_of_experts(expert, problem.block_size))
+    step = _divisor(table, costs.unary) if costs.integral else 0
+    slots = Symmetry(np.empty((0, m), dtype=np.int64), np.full(m, -1, dtype=np.int64))
+    return Relaxation(lawler, linear, 2, step, slots, seats_of_experts(expert, costs.block_size))
 
 
-def _koopmans_beckmann(
-    problem: Problem, flow: npt.NDArray[Any], distance: npt.NDArray[Any], linear: npt.NDArray[Any], clock: Clock
+def _relax_factors(
+    costs: PairCosts,
+    flow: npt.NDArray[Any],
+    distance: npt.NDArray[Any],
+    linear: npt.NDArray[Any],
+    slots: Symmetry,
+    seats: Symmetry,
 ) -> Relaxation:
-    m = problem.size
+    m = len(flow)
     step = 0
-    if problem.integral:
+    if costs.integral:
         twice = 2 if np.array_equal(flow, flow.T) and np.array_equal(distance, distance.T) else 1
         step = math.gcd(twice * _divisor(flow) * _divisor(distance), _divisor(linear)) or 1
-    slots, seats = symmetry_of(flow, linear, clock), symmetry_of(distance, linear.T, clock)
-    flow, distance, linear = _numbers(problem, flow, distance, linear)
+    flow, distance, linear = _numbers(costs, flow, distance, linear)
     orders = []
     for matrix in (flow, -distance):
         order = np.argsort(matrix, axis=1, kind="stable")
@@ -210,9 +202,9 @@ def _koopmans_beckmann(
     return Relaxation(KoopmansBeckmann(flow, distance, *orders, *scratch), linear, 1, step, slots, seats)
 
 
-def _numbers(problem: Problem, *arrays: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], ...]:
+def _numbers(costs: PairCosts, *arrays: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], ...]:
     """Return arrays in float64 wherever that is exact: it is faster than 64-bit integers."""
-    exact = problem.integral and 16 * reach(problem) > EXACT_IN_FLOAT64
+    exact = costs.integral and 16 * reach(costs) > EXACT_IN_FLOAT64
     return tuple(np.ascontiguousarray(array, dtype=np.int64 if exact else np.float64) for array in arrays)
 
 
@@ -220,45 +212,20 @@ def _divisor(*arrays: npt.NDArray[np.int64]) -> int:
     return math.gcd(*(int(np.gcd.reduce(array, axis=None)) for array in arrays))
 
 
-@singledispatch
-def node_operations(problem: Problem) -> int:
-    """Return about how many operations, of about a nanosecond, the bound of a node takes; 0 if it has none."""
-    return 0
+def node_operations(costs: PairCosts) -> int:
+    """Return about how many operations, of about a nanosecond, the bound of a node takes."""
+    m, n = costs.shape
+    return 2 * m**3 if costs.make_pairwise is None else 4 * n * m**3
 
 
-@node_operations.register(LinearAssignment)
-@node_operations.register(QuadraticAssignment)
-def _flow_operations(problem: Problem) -> int:
-    return 2 * problem.size**3
-
-
-@node_operations.register(PairwiseAssignment)
-@node_operations.register(MixtureAssignment)
-def _coupling_operations(problem: PairwiseAssignment | MixtureAssignment) -> int:
-    return 4 * problem.num_experts * problem.size**3
-
-
-@singledispatch
-def reach(problem: Problem) -> int | float:
+def reach(costs: PairCosts) -> int | float:
     """Return a magnitude that no sum of costs of the problem exceeds."""
-    raise TypeError(f"no bounds are registered for {type(problem).__name__}")
-
-
-@reach.register
-def _linear_reach(problem: LinearAssignment) -> int | float:
-    return problem.size * largest(problem.cost)
-
-
-@reach.register
-def _quadratic_reach(problem: QuadraticAssignment) -> int | float:
-    once = 0 if problem.linear is None else problem.size * largest(problem.linear)
-    return problem.size**2 * largest(problem.flow) * largest(problem.distance) + once
-
-
-@reach.register
-def _pairwise_reach(problem: PairwiseAssignment) -> int | float:
-    # Bounds count in halves, and a coupling is the sum of two costs.
-    return 4 * problem.size**2 * largest(problem.cost)
+    m = costs.shape[0]
+    if costs.pairwise is not None:
+        # Bounds count in halves, and a coupling is the sum of two costs.
+        return 4 * m**2 * largest(costs.pairwise.cost)
+    once = 0 if costs.linear is None else m * largest(costs.linear)
+    return once if costs.factors is None else m**2 * math.prod(map(largest, costs.factors)) + once
 
 
 def largest(array: npt.NDArray[Any]) -> int | float:

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
+from moe_search.problems.kernels import compiled
+from moe_search.solvers.bounds.linear_assignment import Duals, assign, empty_duals
 from moe_search.solvers.bounds.partial_bounds import Free, fix_pair, row_bounds
-from moe_search.solvers.bounds.small_assignment import Duals, assign, empty_duals
 from moe_search.solvers.exact.symmetry import Symmetry
 
 LOG_LENGTH = 256
@@ -145,7 +145,7 @@ def open_bound(tree: Tree) -> Any:
     return min(bounds, default=tree.totals[BEST])
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def branch_slice(costs: Any, tree: Tree, budget: int, target: float) -> int:
     """Bound at most `budget` more nodes; return how many. Ends early at the target or with a full log."""
     counters, totals, free = tree.counters, tree.totals, tree.free
@@ -181,7 +181,7 @@ def branch_slice(costs: Any, tree: Tree, budget: int, target: float) -> int:
     return counters[NODES] - before
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def visit(costs: Any, tree: Tree, depth: int, inherited: Any, below: bool) -> None:
     """Bound the node at `depth`, whose slot is already taken, and give it children unless that ends it."""
     counters, totals, free, duals, bounds = tree.counters, tree.totals, tree.free, tree.duals, tree.bounds
@@ -235,7 +235,7 @@ def visit(costs: Any, tree: Tree, depth: int, inherited: Any, below: bool) -> No
     branch(tree, depth, count, bound)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def list_free(free: Free) -> int:
     """List the free slots and seats; return how many there are of each."""
     count = 0
@@ -251,7 +251,7 @@ def list_free(free: Free) -> int:
     return count
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def block_end(slots: Any, first: int, count: int, block_size: int) -> int:
     """Return the end of the run of free slots of one block that starts at position `first`."""
     last = first + 1
@@ -260,7 +260,7 @@ def block_end(slots: Any, first: int, count: int, block_size: int) -> int:
     return last
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def record(tree: Tree, depth: int, count: int, value: Any) -> None:
     """Take the seated slots and the assignment of the free ones as the incumbent."""
     for d in range(depth):
@@ -275,7 +275,7 @@ def record(tree: Tree, depth: int, count: int, value: Any) -> None:
     tree.counters[LOGGED] += 1
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def keep_alive(maps: Any, alive: Any, depth: int, taken: int) -> None:
     """List the automorphisms that were alive one level up and leave the index that was taken where it is."""
     kept = 0
@@ -287,7 +287,7 @@ def keep_alive(maps: Any, alive: Any, depth: int, taken: int) -> None:
     alive[depth, 0] = kept
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def mark_redundant(maps: Any, alive: Any, twin: Any, indices: Any, is_free: Any, count: int, redundant: Any) -> None:
     """Mark the free indices that a symmetry of what is left maps to one before them: the same subtrees come there."""
     for a in range(count):
@@ -303,7 +303,7 @@ def mark_redundant(maps: Any, alive: Any, twin: Any, indices: Any, is_free: Any,
             redundant[a] = maps[alive[x], index] < index
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def branch(tree: Tree, depth: int, count: int, bound: Any) -> None:
     """Give the node the children of one slot or one seat: the one whose bounds, by reduced costs, add up to most."""
     duals, bounds, free = tree.duals, tree.bounds, tree.free

@@ -7,27 +7,23 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from moe_search.checks import require_integer
 from moe_search.problems.arrays import largest_magnitude
-from moe_search.problems.linear import LinearAssignment
-from moe_search.problems.load_limited import LoadLimited
-from moe_search.problems.mixture import MixtureAssignment
-from moe_search.problems.pairwise import PairwiseAssignment
+from moe_search.problems.pair_costs import NO_PAIR_COSTS, PairCosts
 from moe_search.problems.permutation_problem import Permutation, seats_by_expert
 from moe_search.problems.problem import Problem
-from moe_search.problems.quadratic import QuadraticAssignment
 from moe_search.solvers.bounds.gilmore_lawler import gilmore_lawler, pairwise_gilmore_lawler
+from moe_search.solvers.bounds.linear_assignment import EXACT_IN_FLOAT64
 from moe_search.solvers.engine.background import run_watched
 from moe_search.solvers.engine.random_state import random_state
 from moe_search.solvers.engine.result import Result, reached
 from moe_search.solvers.engine.run import Run
 from moe_search.solvers.engine.solver import Solver
-from moe_search.solvers.exact.hungarian import EXACT_IN_FLOAT64
 from moe_search.solvers.exact.integer_grid import grid_scale
 
 if TYPE_CHECKING:
@@ -35,10 +31,10 @@ if TYPE_CHECKING:
 
 MOST_TERMS = 200_000
 MOST_PRODUCTS = 20_000_000
-# Floats become integers on a grid whose whole range spans this, with load limits and without: with them CP-SAT errs on
-# models of larger coefficients. At 2**36 and beyond, presolving loses the optimum of 2 to 8 % of them, and without it
+# Floats become integers on a grid of this many steps, without load limits and with: with them CP-SAT errs on models of
+# larger coefficients. At 2**36 and beyond, presolving loses the optimum of 2 to 8 % of them, and without it
 # many are called infeasible where a limit forces a slot; at 2**34 neither was seen.
-GRID, LIMITED_GRID = 2.0**38, 2.0**34
+COST_STEPS, LIMITED_COST_STEPS = 2.0**38, 2.0**34
 # Integers have no grid to choose. Larger ones are not presolved.
 LARGEST_PRESOLVED_SUM = 2**31
 # CP-SAT calls models invalid somewhat above; their sums could overflow its arithmetic.
@@ -82,22 +78,18 @@ class CpSat(Solver):
         require_integer("workers", self.workers)
 
     def refuses(self, problem: Problem) -> str | None:
-        """Refuse losses that are not sums over pairs of slots, unknown classes, and models or integers too large."""
-        problem = without_limits(problem)
-        if isinstance(problem, MixtureAssignment):
-            if problem.loss != "squared":
-                return f"the loss {problem.loss} is not a sum over pairs of slots; Enumeration or LocalSearch take it"
-            products = len(problem.outputs) * (problem.size**2 + problem.num_experts**2)
-            if products > MOST_PRODUCTS:
-                return f"its pairs of slots cost {products:,} products, {MOST_PRODUCTS:,} at most; take fewer samples"
-        elif not isinstance(problem, (LinearAssignment, QuadraticAssignment, PairwiseAssignment)):
-            return "it models linear, quadratic, pairwise and squared mixture problems only"
-        terms = number_of_terms(problem)
+        """Refuse values that are not sums over pairs of slots, and models or integers too large."""
+        costs = problem.pair_costs()
+        if costs is None:
+            return NO_PAIR_COSTS
+        if costs.products > MOST_PRODUCTS:
+            return f"its pairs of slots cost {costs.products:,} products, {MOST_PRODUCTS:,} at most; take fewer samples"
+        terms = number_of_terms(costs)
         if terms > MOST_TERMS:
             return f"the model would have {terms:,} terms, {MOST_TERMS:,} at most; LocalSearch takes any size"
-        if problem.integral and largest_sum(problem) > LARGEST_SUM:
+        if costs.integral and largest_sum(costs) > LARGEST_SUM:
             return (
-                f"its integer costs add up to {largest_sum(problem):.3e} over all slots and experts,"
+                f"its integer costs add up to {largest_sum(costs):.3e} over all slots and experts,"
                 f" {LARGEST_SUM:.3e} at most; scale them down or pass floats"
             )
         return None
@@ -166,76 +158,24 @@ class CpSat(Solver):
         return status == cp_model.OPTIMAL and run.bound is not None and run.value <= run.bound + steps / model.scale
 
 
-def without_limits(problem: Problem) -> Problem:
-    """Return the problem that load limits were put on; the problem itself if there are none."""
-    return problem.problem if isinstance(problem, LoadLimited) else problem
+def number_of_terms(costs: PairCosts) -> int:
+    """Return how many costs a model lists."""
+    m, n = costs.shape
+    if costs.make_pairwise is not None:
+        return (m * n) ** 2
+    return m * n if costs.factors is None else (1 + int(np.count_nonzero(costs.factors[0]))) * n**2
 
 
-class Pairs(NamedTuple):
-    """A problem as costs of single slots and of unordered pairs of slots.
-
-    Parameters
-    ----------
-    unary : ndarray, shape (m, n)
-        Cost of slot s under expert e by itself.
-    pairs : ndarray of int64, shape (P, 2)
-        The pairs of slots s < t that pay anything.
-    problem : QuadraticAssignment or PairwiseAssignment or None
-        What the tables come from.
-    capacity, block_size : int
-        Slots of an expert in a block, and slots of a block.
-    """
-
-    unary: npt.NDArray[Any]
-    pairs: npt.NDArray[np.int64]
-    problem: QuadraticAssignment | PairwiseAssignment | None
-    capacity: int
-    block_size: int
-
-    def table(self, s: int, t: int) -> npt.NDArray[Any]:
-        """Return the cost of slots s and t under every pair of experts, shape (n, n)."""
-        if isinstance(self.problem, QuadraticAssignment):
-            flow, distance = self.problem.flow, self.problem.distance
-            return flow[s, t] * distance + flow[t, s] * distance.T
-        assert self.problem is not None
-        return self.problem.coupling[s, :, t, :]
-
-
-def pairs_of(problem: Problem) -> Pairs:
-    """Return a problem as costs of slots and of pairs of slots."""
-    if isinstance(problem, LinearAssignment):
-        return Pairs(problem.cost, np.zeros((0, 2), dtype=np.int64), None, problem.capacity, problem.size)
-    if isinstance(problem, QuadraticAssignment):
-        unary = np.outer(np.diagonal(problem.flow), np.diagonal(problem.distance))
-        unary = unary if problem.linear is None else unary + problem.linear
-        pays = (problem.flow != 0) | (problem.flow.T != 0)
-        return Pairs(unary, np.argwhere(np.triu(pays, 1)), problem, 1, problem.size)
-    pairwise = problem.as_pairwise() if isinstance(problem, MixtureAssignment) else problem
-    assert isinstance(pairwise, PairwiseAssignment)
-    pays = pairwise.coupling.any(axis=(1, 3))
-    return Pairs(pairwise.unary, np.argwhere(np.triu(pays, 1)), pairwise, pairwise.capacity, pairwise.block_size)
-
-
-def number_of_terms(problem: Problem) -> int:
-    """Return how many costs a model of the problem lists."""
-    if isinstance(problem, LinearAssignment):
-        return problem.cost.size
-    if isinstance(problem, QuadraticAssignment):
-        return problem.size**2 + int(np.count_nonzero(problem.flow)) * problem.size**2
-    assert isinstance(problem, (PairwiseAssignment, MixtureAssignment))
-    return (problem.size * problem.num_experts) ** 2
-
-
-def largest_sum(problem: Problem) -> int | Decimal:
+def largest_sum(costs: PairCosts) -> int | Decimal:
     """Return a number that no sum of all costs in the objective, or in the row of a slot, of a model exceeds."""
-    m, n = problem.size, problem.block_size // problem.capacity
-    if isinstance(problem, LinearAssignment):
-        return m * n * largest_magnitude(problem.cost)
-    unary = m * n * largest_magnitude(pairs_of(problem).unary)
-    if isinstance(problem, QuadraticAssignment):
-        return unary + m * m * n * largest_magnitude(problem.flow) * largest_magnitude(problem.distance)
-    assert isinstance(problem, PairwiseAssignment)
-    return unary + m * m * n * largest_magnitude(problem.coupling)
+    m, n = costs.shape
+    unary = m * n * largest_magnitude(costs.unary)
+    if costs.pairwise is not None:
+        return unary + m * m * n * largest_magnitude(costs.pairwise.coupling)
+    if costs.factors is None:
+        return unary
+    flow, distance = costs.factors
+    return unary + m * m * n * largest_magnitude(flow) * largest_magnitude(distance)
 
 
 def reported_bound(status: cp_model.CpSolverStatus, bound: float) -> float | None:
@@ -253,7 +193,7 @@ def _below_value(run: Run, bound: int | float | None) -> int | float | None:
     if bound is None or bound <= run.value:
         return bound
     # Above a value that was reached a bound can only be by rounding; beyond that it is none.
-    scale = 0.0 if run.problem.integral else without_limits(run.problem).ordinary_value()
+    scale = 0.0 if run.problem.integral else run.problem.ordinary_value()
     return run.value if reached(bound, run.value, run.problem.integral, scale) else None
 
 
@@ -262,25 +202,45 @@ class _Model:
 
     def __init__(self, model: cp_model.CpModel, problem: Problem) -> None:
         self.model = model
-        self.limits = problem.load_limits if isinstance(problem, LoadLimited) else None
-        self.problem = without_limits(problem)
-        self.costs = pairs_of(self.problem)
-        m, n = self.costs.unary.shape
+        costs = problem.pair_costs()
+        assert costs is not None
+        self.costs = costs
+        m, n = costs.shape
         self.x = [[model.new_bool_var(f"x{s},{e}") for e in range(n)] for s in range(m)]
-        reach = float(np.abs(self.costs.unary).max(axis=1, initial=0.0).sum())
+        self.pairs = self._paying_pairs()
         self.scale = 1.0
         # What rounding to the grid has added at most to the objective of any permutation, or taken, in grid steps.
         self.rounded = self.lost = 0.0
         self.root_bound: int | None = None
-        loads = 0 if self.limits is None else int(self.limits.slot_load.sum())
-        self.presolved = problem.integral and max(largest_sum(self.problem), loads) <= LARGEST_PRESOLVED_SUM
-        if not problem.integral:
-            reach += sum(float(np.abs(self.costs.table(s, t)).max()) for s, t in self.costs.pairs.tolist())
-            self.scale = grid_scale(reach, GRID if self.limits is None else LIMITED_GRID)
+        loads = 0 if costs.limits is None else int(costs.limits.slot_load.sum())
+        self.presolved = costs.integral and max(largest_sum(costs), loads) <= LARGEST_PRESOLVED_SUM
+        if not costs.integral:
+            reach = float(np.abs(costs.unary).max(axis=1, initial=0.0).sum())
+            reach += sum(float(np.abs(self._table(s, t)).max()) for s, t in self.pairs.tolist())
+            self.scale = grid_scale(reach, COST_STEPS if costs.limits is None else LIMITED_COST_STEPS)
+
+    def _paying_pairs(self) -> npt.NDArray[np.int64]:
+        """Return the pairs of slots s < t that pay anything, shape (P, 2)."""
+        if self.costs.pairwise is not None:
+            pays = self.costs.pairwise.coupling.any(axis=(1, 3))
+        elif self.costs.factors is not None:
+            flow, _ = self.costs.factors
+            pays = (flow != 0) | (flow.T != 0)
+        else:
+            pays = np.zeros((0, 0), dtype=bool)
+        return np.argwhere(np.triu(pays, 1))
+
+    def _table(self, s: int, t: int) -> npt.NDArray[Any]:
+        """Return the cost of slots s and t under every pair of experts, shape (n, n)."""
+        if self.costs.pairwise is not None:
+            return self.costs.pairwise.coupling[s, :, t, :]
+        assert self.costs.factors is not None
+        flow, distance = self.costs.factors
+        return flow[s, t] * distance + flow[t, s] * distance.T
 
     def build(self) -> Iterator[None]:
         """Add constraints and objective, a table or a row at a time."""
-        m, n = self.costs.unary.shape
+        m, n = self.costs.shape
         model, x = self.model, self.x
         for s in range(m):
             model.add_exactly_one(x[s])
@@ -291,9 +251,9 @@ class _Model:
                     model.add_exactly_one(column)
                 else:
                     model.add(sum(column) == self.costs.capacity)
-        if self.limits is not None:
-            for e, limit in enumerate(self.limits.limit.tolist()):
-                loads = zip(x, self.limits.slot_load.tolist(), strict=True)
+        if self.costs.limits is not None:
+            for e, limit in enumerate(self.costs.limits.limit.tolist()):
+                loads = zip(x, self.costs.limits.slot_load.tolist(), strict=True)
                 model.add(sum(load * slot[e] for slot, load in loads) <= limit)
         terms, coefficients = [], []
         unary = self._integers(self.costs.unary, each_slot=True)
@@ -301,7 +261,7 @@ class _Model:
             terms += x[s]
             coefficients += unary[s].tolist()
         yield
-        pays = len(self.costs.pairs)
+        pays = len(self.pairs)
         parts = self._tables() if pays * 4 <= m * (m - 1) // 2 else self._rows(unary)
         for part in parts:
             terms += part
@@ -312,15 +272,15 @@ class _Model:
         model.minimize(cp_model.LinearExpr.weighted_sum(terms, coefficients))
 
     def _tables(self) -> Iterator[list[cp_model.IntVar]]:
-        m, n = self.costs.unary.shape
+        m, n = self.costs.shape
         expert = []
         for s in range(m):
             variable = self.model.new_int_var(0, n - 1, f"e{s}")
             for e in range(n):
                 self.model.add(variable == e).only_enforce_if(self.x[s][e])
             expert.append(variable)
-        for s, t in self.costs.pairs.tolist():
-            table = self._integers(self.costs.table(s, t))
+        for s, t in self.pairs.tolist():
+            table = self._integers(self._table(s, t))
             allowed = [(e, f, int(table[e, f])) for e in range(n) for f in range(n) if e != f or self._share(s, t)]
             low, high = min(row[2] for row in allowed), max(row[2] for row in allowed)
             cost = self.model.new_int_var(low, high, f"w{s},{t}")
@@ -330,7 +290,7 @@ class _Model:
     def _rows(self, unary: npt.NDArray[np.int64]) -> Iterator[list[cp_model.IntVar]]:
         from ortools.sat.python import cp_model
 
-        m, n = self.costs.unary.shape
+        m, n = self.costs.shape
         least, self.root_bound = self._row_bounds()
         rows = []
         for s in range(m):
@@ -354,18 +314,18 @@ class _Model:
 
     def _half(self, s: int, t: int) -> npt.NDArray[Any]:
         """Return what row s pays for its pair with t; the rows of s and t together pay the pair."""
-        if isinstance(self.costs.problem, QuadraticAssignment):
-            return self.costs.problem.flow[s, t] * self.costs.problem.distance
-        return self.costs.table(s, t) if s < t else np.zeros_like(self.costs.table(s, t))
+        if self.costs.factors is not None:
+            flow, distance = self.costs.factors
+            return flow[s, t] * distance
+        return self._table(s, t) if s < t else np.zeros_like(self._table(s, t))
 
     def _row_bounds(self) -> tuple[npt.NDArray[np.int64] | None, int | None]:
-        problem = self.costs.problem
-        if not self.problem.integral or problem is None:
+        if not self.costs.integral:
             return None, None
-        if isinstance(problem, QuadraticAssignment):
-            total, rows = gilmore_lawler(problem)
-            return rows - self.costs.unary, int(total)
-        return None, int(pairwise_gilmore_lawler(problem, 1.0))
+        if self.costs.pairwise is not None:
+            return None, int(pairwise_gilmore_lawler(self.costs.pairwise, 1.0))
+        total, rows = gilmore_lawler(self.costs)
+        return rows - self.costs.unary, int(total)
 
     def _share(self, s: int, t: int) -> bool:
         """Whether two slots may have one expert."""
@@ -373,7 +333,7 @@ class _Model:
 
     def _integers(self, costs: npt.NDArray[Any], each_slot: bool = False) -> npt.NDArray[np.int64]:
         """Return costs of which one is paid, or one of each row, as integers."""
-        if self.problem.integral:
+        if self.costs.integral:
             return costs.astype(np.int64)
         scaled = costs * self.scale
         on_grid = np.rint(scaled)
@@ -386,7 +346,7 @@ class _Model:
         """Return a bound on the problem's values from one on the model's objective; the bound at the root if None."""
         if objective is None:
             return self.root_bound
-        if self.problem.integral:
+        if self.costs.integral:
             bound = round(objective if abs(objective) < EXACT_IN_FLOAT64 else math.nextafter(objective, -math.inf))
             return bound if self.root_bound is None else max(bound, self.root_bound)
         return (objective - self.rounded) / self.scale

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-from numba import njit
 
+from moe_search.problems.kernels import compiled
 from moe_search.problems.moves import commit_swap, swap_delta
 from moe_search.problems.permutation_problem import PermutationProblem
 from moe_search.problems.problem import Problem
@@ -60,7 +60,7 @@ def number_of_permutations(problem: PermutationProblem) -> float:
     return math.factorial(problem.block_size) ** (problem.size // problem.block_size)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def enumerate_slice(state: Any, track: Track, budget: int, target: float, counters: Any, block_size: int) -> int:
     """Visit at most `budget` more permutations; return how many. The first is the one that the state stands at.
 
@@ -85,7 +85,7 @@ def enumerate_slice(state: Any, track: Track, budget: int, target: float, counte
     return work
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def next_swap(counters: Any, block_size: int) -> tuple[int, int]:
     """Advance Heap's counters, blocks as digits of an odometer; return the two slots to swap."""
     for start in range(0, counters.shape[0], block_size):
@@ -102,7 +102,7 @@ def next_swap(counters: Any, block_size: int) -> tuple[int, int]:
     return 0, 0
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def is_last(counters: Any, block_size: int) -> bool:
     """Return whether no permutation is left."""
     left = 0

@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from moe_search.problems.kernels import compiled
+
 CHOOSE, OFFLOAD, CONNECT, PATHS, DONE = range(5)
 PHASE, CURSOR, EXCESS, ITERATIONS, MOVES, LEAST_EXCESS, STALLED = range(7)
 # Shortest paths take over when so few slots an expert are too many, or that did not fall for so many steps an expert.
@@ -97,7 +99,7 @@ def empty_flow(cost: npt.NDArray[Any]) -> ExpertFlow:
     )
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def flow_slice(flow: ExpertFlow, budget: int, capacity: int) -> int:
     """Do about `budget` units of work, a look at a cost each; return how many it took."""
     counters = flow.counters
@@ -153,7 +155,7 @@ def least_elsewhere(cost: Any, price: Any, slot: int, without: int) -> Any:
     return least
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def cheapest(cost: Any, price: Any, size: Any, slot: int, without: int) -> int:
     """Return the expert of the least cost with price for a slot; of several, the one with the fewest slots."""
     least = least_elsewhere(cost, price, slot, without)
@@ -164,7 +166,7 @@ def cheapest(cost: Any, price: Any, size: Any, slot: int, without: int) -> int:
     return best
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def enter(flow: ExpertFlow, slot: int, u: int) -> None:
     """Put a slot in the list of expert u."""
     head = flow.head[u]
@@ -179,7 +181,7 @@ def enter(flow: ExpertFlow, slot: int, u: int) -> None:
     flow.elsewhere[slot] = flow.cost[slot, u] + flow.price[u]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def leave(flow: ExpertFlow, slot: int) -> None:
     """Take a slot out of the list of its expert."""
     u, after, before = flow.expert[slot], flow.after[slot], flow.before[slot]
@@ -192,7 +194,7 @@ def leave(flow: ExpertFlow, slot: int) -> None:
     flow.size[u] -= 1
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def offload(flow: ExpertFlow, capacity: int) -> int:
     """Raise the price of the fullest expert until just its capacity stays; return how many slots were looked at."""
     size, price, margin, members, exact = flow.size, flow.price, flow.margin, flow.members, flow.exact
@@ -245,7 +247,7 @@ def offload(flow: ExpertFlow, capacity: int) -> int:
     return work + going
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def sift(flow: ExpertFlow, x: int, count: int) -> None:
     """Let entry x of the heap of margins sink to its place."""
     margin, members, exact = flow.margin, flow.members, flow.exact
@@ -261,7 +263,7 @@ def sift(flow: ExpertFlow, x: int, count: int) -> None:
     margin[x], members[x], exact[x] = key, slot, known
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def connect(flow: ExpertFlow, u: int) -> None:
     """Find the arcs from expert u to all others."""
     flow.slot[u] = -1
@@ -271,7 +273,7 @@ def connect(flow: ExpertFlow, u: int) -> None:
         slot = flow.after[slot]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def offer(flow: ExpertFlow, u: int, slot: int) -> None:
     """Let a slot of expert u take over the arcs for which it costs less."""
     cost, weight, holder = flow.cost[slot], flow.weight[u], flow.slot[u]
@@ -282,7 +284,7 @@ def offer(flow: ExpertFlow, u: int, slot: int) -> None:
             holder[v] = slot
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def reconnect(flow: ExpertFlow, u: int, v: int) -> None:
     """Find the arc from expert u to v anew."""
     cost = flow.cost
@@ -296,7 +298,7 @@ def reconnect(flow: ExpertFlow, u: int, v: int) -> None:
         slot = flow.after[slot]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def shortest_path(flow: ExpertFlow, capacity: int) -> int:
     """Find the nearest expert with room, by Dijkstra's algorithm on reduced costs, and move the prices along."""
     distance, previous, scanned, price = flow.distance, flow.previous, flow.scanned, flow.price
@@ -326,7 +328,7 @@ def shortest_path(flow: ExpertFlow, capacity: int) -> int:
     return u
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def send(flow: ExpertFlow, end: int, capacity: int) -> int:
     """Move slots along the path to expert `end`, as many as cost the same; return the slots looked at."""
     amount = capacity - flow.size[end]
@@ -351,7 +353,7 @@ def send(flow: ExpertFlow, end: int, capacity: int) -> int:
     return work
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def number_alike(flow: ExpertFlow, u: int, v: int) -> int:
     """Return how many slots of expert u cost as little to move to v as the arc says."""
     cost, least = flow.cost, flow.weight[u, v]
@@ -363,7 +365,7 @@ def number_alike(flow: ExpertFlow, u: int, v: int) -> int:
     return count
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def move(flow: ExpertFlow, u: int, v: int, amount: int) -> None:
     """Move so many of the slots that `number_alike` counts."""
     cost, least = flow.cost, flow.weight[u, v]
@@ -380,7 +382,7 @@ def move(flow: ExpertFlow, u: int, v: int, amount: int) -> None:
     flow.counters[MOVES] += amount
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def place_rest(flow: ExpertFlow, capacity: int) -> None:
     """Move the slots that are too many to the experts with room where they cost least, whatever the prices."""
     cost, size = flow.cost, flow.size

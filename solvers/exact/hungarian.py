@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
-import numpy.typing as npt
 
 from moe_search.problems.linear import LinearAssignment
-from moe_search.problems.permutation_problem import Permutation
 from moe_search.problems.problem import Problem
+from moe_search.solvers.bounds.linear_assignment import EXACT_IN_FLOAT64, solve_dense
 from moe_search.solvers.engine.result import Result
 from moe_search.solvers.engine.run import Run
 from moe_search.solvers.engine.solver import Solver
-
-EXACT_IN_FLOAT64 = 2**53
 
 
 @dataclass(frozen=True)
@@ -48,14 +45,3 @@ class Hungarian(Solver):
         assert isinstance(problem, LinearAssignment)
         permutation = solve_dense(problem.cost, problem.capacity)
         return run.answer(permutation, problem.value(permutation))
-
-
-def solve_dense(cost: npt.NDArray[Any], capacity: int) -> Permutation:
-    """Return an optimal permutation for costs of shape (m, n) with m = n * capacity."""
-    # Imported here: it takes longer than many a search that needs none of it.
-    from scipy.optimize import linear_sum_assignment
-
-    # Subtracting the minimum of a row changes no comparison and keeps large integers within float64.
-    reduced = cost - cost.min(axis=1, keepdims=True)
-    columns = linear_sum_assignment(np.repeat(reduced, capacity, axis=1))[1]
-    return columns.astype(np.int64)

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
+from moe_search.problems.kernels import compiled
 from moe_search.solvers.engine.run import Clock
 
 MOST_AUTOMORPHISMS = 512
@@ -74,7 +74,7 @@ def _labels(values: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
     return np.unique(values, axis=0, return_inverse=True)[1].ravel().astype(np.int64)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def find_twins(matrix: Any, color: Any, previous: Any) -> None:
     """Write the previous twin of each index where there is one."""
     for i in range(previous.shape[0]):
@@ -84,7 +84,7 @@ def find_twins(matrix: Any, color: Any, previous: Any) -> None:
                 break
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def are_twins(matrix: Any, color: Any, i: int, j: int) -> bool:
     """Return whether the exchange of i and j leaves the matrix and the colors as they are."""
     if color[i] != color[j] or matrix[i, i] != matrix[j, j] or matrix[i, j] != matrix[j, i]:
@@ -95,7 +95,7 @@ def are_twins(matrix: Any, color: Any, i: int, j: int) -> bool:
     return True
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def find_automorphisms(matrix: Any, color: Any, found: Any, most_steps: int) -> int:
     """Write automorphisms to the rows of `found`; return how many."""
     n = matrix.shape[0]
@@ -125,7 +125,7 @@ def find_automorphisms(matrix: Any, color: Any, found: Any, most_steps: int) -> 
     return count
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def maps(matrix: Any, color: Any, image: Any, i: int, target: int) -> bool:
     """Return whether `target` as the image of i agrees with the images of all before i."""
     if color[i] != color[target]:

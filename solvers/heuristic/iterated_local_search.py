@@ -7,9 +7,9 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from moe_search.checks import require_choice, require_flag, require_integer, require_number
+from moe_search.problems.kernels import compiled
 from moe_search.problems.moves import commit_swap, copy_permutation, swap_delta
 from moe_search.problems.permutation_problem import Permutation
 from moe_search.solvers.engine.compiled_search import CompiledSearch, Kernel, Track, take
@@ -170,7 +170,7 @@ class Walk(NamedTuple):
     patience: int
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def iterate_slice(state: Any, track: Track, budget: int, target: float, descent: Descent, walk: Walk) -> int:
     """Do at most `budget` units of work (deltas, and committed swaps that no delta led to); return how many.
 
@@ -222,7 +222,7 @@ def iterate_slice(state: Any, track: Track, budget: int, target: float, descent:
     return budget - left
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def look_at_slots(state: Any, track: Track, descent: Descent, walk: Walk, budget: int, target: float) -> int:
     """Evaluate at most `budget` swaps of the slots to be looked at; return how many. At the end `unimproved` is 1.
 
@@ -279,7 +279,7 @@ def look_at_slots(state: Any, track: Track, descent: Descent, walk: Walk, budget
     return max(work, 1)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def decide(state: Any, track: Track, descent: Descent, walk: Walk) -> None:
     """Take a local optimum for the new home, or turn back; then perturb."""
     progress = walk.progress[0]
@@ -300,7 +300,7 @@ def decide(state: Any, track: Track, descent: Descent, walk: Walk) -> None:
     descent.cursor[0].phase = PERTURBATION if accepted else HOMEWARD
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def step_homeward(state: Any, track: Track, descent: Descent, walk: Walk) -> None:
     """Bring the next slot to its seat at home, by one swap; the last one turns to the perturbation."""
     home, permutation = walk.home, state.permutation
@@ -315,7 +315,7 @@ def step_homeward(state: Any, track: Track, descent: Descent, walk: Walk) -> Non
         descent.cursor[0].phase = PERTURBATION
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def perturb(state: Any, track: Track, descent: Descent, walk: Walk) -> None:
     """Make one of the swaps of a slot with random others of its block that make up a perturbation."""
     progress, block_size, size = walk.progress[0], descent.block_size, walk.look.shape[0]

@@ -7,9 +7,9 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from moe_search.checks import require_choice, require_flag
+from moe_search.problems.kernels import compiled
 from moe_search.problems.moves import commit_swap, slide, swap_delta
 from moe_search.problems.permutation_problem import PermutationProblem
 from moe_search.solvers.engine.compiled_search import CompiledSearch, Kernel, Track, take
@@ -148,7 +148,7 @@ def move_statistics(track: Track, descent: Descent) -> dict[str, int]:
     }
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def search_slice(state: Any, track: Track, budget: int, target: float, descent: Descent, restarts: bool) -> int:
     """Do at most `budget` units of work (deltas, and steps of a carried slot back to its origin) from the cursor on.
 
@@ -187,7 +187,7 @@ def search_slice(state: Any, track: Track, budget: int, target: float, descent: 
     return budget - left
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def enter(descent: Descent, phase: int) -> None:
     """Start a pass over a neighborhood at its first neighbor."""
     c = descent.cursor[0]
@@ -201,7 +201,7 @@ def enter(descent: Descent, phase: int) -> None:
     descent.deltas[1] = 0
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def scan(state: Any, track: Track, descent: Descent, budget: int, target: float, pairs: int) -> int:
     """Evaluate at most `budget` swaps from the pair (i, j) on, to the first improvement if that is to be taken.
 
@@ -251,7 +251,7 @@ def scan(state: Any, track: Track, descent: Descent, budget: int, target: float,
     return work
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def carry(state: Any, track: Track, descent: Descent, budget: int, target: float) -> int:
     """Carry one slot on from where it stands, one way or back at most; return the number of steps."""
     c, deltas, block_size = descent.cursor[0], descent.deltas, descent.block_size
@@ -295,7 +295,7 @@ def carry(state: Any, track: Track, descent: Descent, budget: int, target: float
     return max(work, 1)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def next_carried(descent: Descent, size: int) -> None:
     """Take up the slot at the next seat."""
     c = descent.cursor[0]
@@ -307,7 +307,7 @@ def next_carried(descent: Descent, size: int) -> None:
     descent.deltas[1] = 0
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def commit_best(state: Any, track: Track, descent: Descent, target: float) -> bool:
     """Commit the best neighbor of a whole pass if it improves, and start the next pass; return whether it did."""
     c = descent.cursor[0]
@@ -323,7 +323,7 @@ def commit_best(state: Any, track: Track, descent: Descent, target: float) -> bo
     return True
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def improve(state: Any, track: Track, descent: Descent, delta: Any, target: float) -> None:
     """Take in the delta of a committed move, and the permutation if it is the best so far."""
     c, totals, counts = descent.cursor[0], track.totals, track.counts[0]
@@ -335,7 +335,7 @@ def improve(state: Any, track: Track, descent: Descent, delta: Any, target: floa
         take(track, state.permutation, target)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def restart(state: Any, track: Track, descent: Descent) -> None:
     """Shuffle every block uniformly by swaps, so that state and value stay up to date (Fisher and Yates)."""
     size = state.permutation.shape[0]
@@ -347,7 +347,7 @@ def restart(state: Any, track: Track, descent: Descent) -> None:
     count_shuffle(track, descent, size)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def count_shuffle(track: Track, descent: Descent, size: int) -> None:
     """Count moves that no delta decided on; after many the state is to be built afresh."""
     c = descent.cursor[0]

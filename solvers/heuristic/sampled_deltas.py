@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from numba import njit
-
+from moe_search.problems.kernels import compiled, kernel_for
 from moe_search.problems.moves import swap_delta
 from moe_search.problems.permutation_problem import PermutationProblem
 from moe_search.solvers.engine.random_state import random_below, random_state
@@ -27,12 +26,12 @@ def mean_delta(run: Run, state: Any) -> float:
     operations = max(2 * problem.sweep_cost // (problem.size * problem.block_size), problem.size)
     samples = min(max(MOST_OPERATIONS // operations, LEAST_SAMPLES), MOST_SAMPLES)
     rng = random_state(run.seed)
-    run.clock.compile(sum_of_deltas, state, rng, problem.block_size, 0)
-    total, nonzero = sum_of_deltas(state, rng, problem.block_size, samples)
+    run.clock.compile(kernel_for(state, sum_of_deltas), state, rng, problem.block_size, 0)
+    total, nonzero = kernel_for(state, sum_of_deltas)(state, rng, problem.block_size, samples)
     return total / nonzero if nonzero else 0.0
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def sum_of_deltas(state: Any, rng: Any, block_size: int, samples: int) -> tuple[float, int]:
     """Return the sum of the absolute deltas of some random swaps, and how many are not zero."""
     total = 0.0

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from moe_search.checks import require_integer, require_number
+from moe_search.problems.kernels import compiled
 from moe_search.problems.moves import commit_swap, swap_delta
 from moe_search.problems.permutation_problem import PermutationProblem
 from moe_search.solvers.engine.compiled_search import CompiledSearch, Kernel, Track, take
@@ -138,7 +138,7 @@ class Cooling(NamedTuple):
     refresh_after: int
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def begin_cooling(cooling: Cooling) -> None:
     """Heat up, for longer each time."""
     c = cooling.progress[0]
@@ -151,7 +151,7 @@ def begin_cooling(cooling: Cooling) -> None:
     c.coolings += 1
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def anneal_slice(state: Any, track: Track, budget: int, target: float, cooling: Cooling, block_size: int) -> int:
     """Try at most `budget` swaps; return how many. Ends early at the end of a cooling, the target or a full log.
 

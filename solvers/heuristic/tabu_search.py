@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from moe_search.checks import require_number
 from moe_search.problems.delta_matrix import DeltaMatrix, commit_swap_and_deltas, fill_deltas, fill_potential
+from moe_search.problems.kernels import compiled
 from moe_search.problems.permutation_problem import PermutationProblem
 from moe_search.problems.problem import Problem
 from moe_search.solvers.engine.compiled_search import CompiledSearch, Kernel, Track, take
@@ -166,7 +166,7 @@ def first_stamps(size: int, block_size: int) -> npt.NDArray[np.int32]:
     return (-1 - slot[:, None] * block_size - slot[None, :]).astype(np.int32)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def tabu_slice(state: Any, track: Track, budget: int, target: float, matrix: DeltaMatrix, tabu: Tabu) -> int:
     """Fill rows of deltas while any is missing, else move; return the work done in pairs of slots.
 
@@ -191,7 +191,7 @@ def tabu_slice(state: Any, track: Track, budget: int, target: float, matrix: Del
     return work * pairs
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def fill_rows(state: Any, matrix: DeltaMatrix, tabu: Tabu, count: int) -> int:
     """Fill at most `count` rows of the potential, then of deltas and masks; return how many."""
     filled = tabu.filled
@@ -209,7 +209,7 @@ def fill_rows(state: Any, matrix: DeltaMatrix, tabu: Tabu, count: int) -> int:
     return count
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def set_back(tabu: Tabu) -> None:
     """Count stamps from a later iteration on, those that are over from the least there is."""
     tabu.base[0] += tabu.last_stamp
@@ -219,7 +219,7 @@ def set_back(tabu: Tabu) -> None:
     tabu.filled[0] = tabu.filled[1] = 0
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def fill_mask_row(state: Any, tabu: Tabu, block_size: int, capacity: int, i: int) -> None:
     """Compute the masks of all swaps with slot i."""
     stamps, masks, permutation = tabu.stamps, tabu.masks, state.permutation
@@ -234,7 +234,7 @@ def fill_mask_row(state: Any, tabu: Tabu, block_size: int, capacity: int, i: int
                 masks[min(i, j), max(i, j)] = NEVER
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def move(state: Any, track: Track, budget: int, target: float, matrix: DeltaMatrix, tabu: Tabu) -> int:
     """Make at most `budget` iterations; return how many. Ends early at the target or with a full log."""
     totals, counts, tolerance = track.totals, track.counts[0], track.tolerance
@@ -262,7 +262,7 @@ def move(state: Any, track: Track, budget: int, target: float, matrix: DeltaMatr
     return work
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def best_swap(
     deltas: Any, masks: Any, nothing: Any, now: int, forced: int, needed: Any, block_size: int
 ) -> tuple[int, int]:
@@ -299,7 +299,7 @@ def best_swap(
     return best_row, find(deltas, masks, stamp_now, best, best_row)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def find(deltas: Any, masks: Any, before: Any, delta: Any, i: int) -> int:
     """Return the first slot j of row i whose swap has a delta and a mask below `before`."""
     j = i + 1
@@ -308,7 +308,7 @@ def find(deltas: Any, masks: Any, before: Any, delta: Any, i: int) -> int:
     return j
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def best_forced(deltas: Any, masks: Any, forced: int, block_size: int) -> tuple[int, int]:
     """Return the best of the swaps whose stamps are before `forced`."""
     a, b = -1, -1
@@ -319,7 +319,7 @@ def best_forced(deltas: Any, masks: Any, forced: int, block_size: int) -> tuple[
     return a, b
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def stamp(state: Any, tabu: Tabu, rng: Any, now: int, a: int, b: int) -> None:
     """Keep slots a and b, just swapped, from going back for a random time."""
     stamps, permutation, block_size, capacity = tabu.stamps, state.permutation, tabu.block_size, tabu.capacity
@@ -340,7 +340,7 @@ def stamp(state: Any, tabu: Tabu, rng: Any, now: int, a: int, b: int) -> None:
     fill_mask_row(state, tabu, block_size, capacity, b)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def random_tenure(rng: Any, shortest: float, longest: float) -> int:
     """Return a number of iterations; the cube of a uniform number makes most short and a few long."""
     unit = random_unit(rng)

@@ -1,5 +1,7 @@
 """Instances of every problem class, each with its naive value."""
 
+import itertools
+
 import numpy as np
 from naive import excess_load, linear_value, mixture_value, pairwise_value, quadratic_value
 
@@ -18,6 +20,8 @@ def naive_value(problem, p):
             inner = naive_value(problem.problem, p)
             excess = excess_load(problem.slot_loads.tolist(), problem.limits.tolist(), problem.block_size, p)
             return inner + problem.barrier + problem.slope * excess if excess > 0 else inner
+        case problems.CallableProblem():
+            return order_value(p)
         case problems.PairwiseAssignment():
             return pairwise_value(problem.cost.tolist(), problem.block_size, p)
     weights = None if problem.sample_weights is None else problem.sample_weights.tolist()
@@ -55,6 +59,11 @@ def _load_limited(seed):
     return problems.LoadLimited(inner, loads, [loads.sum() // 2 + loads.max(), loads.sum() // 2 + 1])
 
 
+def order_value(p):
+    """Neighbours in a block like to be near each other, and an early slot likes a late seat."""
+    return sum((a - b) ** 2 / (1.5 + i) + a / (1 + i) for i, (a, b) in enumerate(itertools.pairwise(p)))
+
+
 # Name -> function of a seed; each small enough to enumerate. A new problem class is one line.
 INSTANCES = {
     "linear": lambda seed: problems.random_linear(6, 3, seed=seed),
@@ -76,4 +85,5 @@ INSTANCES = {
     "mixture cross-entropy": lambda seed: problems.random_mixture(9, 5, seed=seed, k=1, loss="cross_entropy"),
     "mixture weighted groups": _weighted_groups,
     "mixture, load-limited": _load_limited,
+    "callable": lambda seed: problems.CallableProblem(order_value, 6, block_size=3),
 }

@@ -9,6 +9,7 @@ from numba import njit
 
 from moe_search.problems import random_mixture
 from moe_search.problems.delta_matrix import commit_swap_and_deltas, fill_deltas, fill_potential
+from moe_search.problems.kernels import kernel_for
 
 
 @njit
@@ -37,11 +38,11 @@ def test_every_delta_is_the_difference_of_naive_values(name, seed, moves):
     problem = INSTANCES[name](seed)
     p = problem.random_solution(np.random.default_rng(seed)).tolist()
     state, matrix = problem.state(p), problem.delta_matrix()
-    fill(state, matrix, problem.block_size)
+    kernel_for(state, fill)(state, matrix, problem.block_size)
     for move in moves:
         choices = list(pairs(problem))
         a, b = choices[move % len(choices)]
-        commit(state, matrix, problem.block_size, a, b)
+        kernel_for(state, commit)(state, matrix, problem.block_size, a, b)
         p = swapped(p, a, b)
     assert state.permutation.tolist() == p
     value = naive_value(problem, p)

@@ -6,9 +6,9 @@ from load_limits import INNER, limited, naive_excess
 from naive import excess_load, loads_of_experts, permutations
 
 from moe_search import problems
-from moe_search.problems import InfeasibleLimitsError, LoadLimited, load_limited_start as starts, value_range
+from moe_search.problems import InfeasibleLimitsError, LoadLimited, load_limits as starts
 from moe_search.problems.delta_matrix import commit_swap_and_deltas, fill_deltas, fill_potential
-from moe_search.problems.lowest_limit import lowest_limit, lowest_multiple
+from moe_search.problems.load_limits import lowest_limit, lowest_multiple
 from moe_search.problems.moves import swap_delta
 
 every_inner = pytest.mark.parametrize("build", INNER.values(), ids=INNER.keys())
@@ -46,7 +46,7 @@ def test_plain_kernels_agree_with_values(name, seed, floats):
 def test_values_lie_in_their_range(build):
     for seed in range(3):
         problem = build(seed)
-        low, high = value_range(problem)
+        low, high = problem.value_range()
         values = [naive_value(problem, p) for p in permutations(problem.size, problem.block_size)]
         slack = 0 if problem.integral else 1e-9 * max(abs(low), abs(high))
         assert low - slack <= min(values) <= max(values) <= high + slack
@@ -224,7 +224,7 @@ def test_what_is_refused(inner, loads, limits, error, fault):
 
 
 def test_limits_on_limits_and_classes_without_a_range_are_refused():
-    with pytest.raises(TypeError, match="no range of values is known for LoadLimited: register one with value_range"):
+    with pytest.raises(TypeError, match="must know the range of its values, but LoadLimited"):
         LoadLimited(LoadLimited(LINEAR, [1] * 4, 2), [1] * 4, 2)
 
 

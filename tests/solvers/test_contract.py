@@ -59,6 +59,7 @@ ONE_OF_EACH_KIND = (
     "mixture squared",
     "mixture cross-entropy",
     "mixture, load-limited",
+    "callable",
 )
 ON_ALL = {"tabu", "hungarian", "min-cost flow", "cp-sat", "branch and bound", "transport", "enumeration"}
 PAIRS = [(solver, name) for solver in SOLVERS for name in PROBLEMS if solver in ON_ALL or name in ONE_OF_EACH_KIND]

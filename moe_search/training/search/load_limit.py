@@ -10,8 +10,7 @@ import numpy as np
 
 from moe_search.gates.arguments import positive_number
 from moe_search.problems.load_limited import LoadLimited
-from moe_search.problems.load_limited_start import InfeasibleLimitsError, LoadLimits
-from moe_search.problems.lowest_limit import lowest_limit, lowest_multiple
+from moe_search.problems.load_limits import InfeasibleLimitsError, LoadLimits, lowest_limit, lowest_multiple
 from moe_search.training.lowering.lowering import Lowering
 
 LoadLimit: TypeAlias = float | Sequence[float]
@@ -58,8 +57,8 @@ def limit_load_if_possible(lowering: Lowering, load_limit: LoadLimit) -> Lowerin
         Of any kind of problem.
     load_limit : float or sequence of n floats
         As in `limit_load`. Where no map keeps it, or none was found, the limits are those that
-        `moe_search.problems.lowest_limit` finds, alike or in the same proportions: never more than the present map
-        needs.
+        `moe_search.problems.load_limits.lowest_limit` finds, alike or in the same proportions: never more than the
+        present map needs.
 
     Returns
     -------

@@ -11,7 +11,7 @@ from moe_search.solvers.bounds.gilmore_lawler import gilmore_lawler, pairwise_gi
 from moe_search.solvers.bounds.lower_bounds import lower_bound
 
 
-@pytest.mark.parametrize("name", INSTANCES)
+@pytest.mark.parametrize("name", [name for name in INSTANCES if name != "callable"])
 @settings(max_examples=6, deadline=None)
 @given(seed=st.integers(0, 10**6), seconds=st.sampled_from([0.0, 10.0]))
 def test_no_permutation_is_below_the_bound(name, seed, seconds):
@@ -28,7 +28,7 @@ def test_gilmore_lawler_with_negative_entries_and_diagonals(seed):
     rng = np.random.default_rng(seed)
     problem = QuadraticAssignment(*rng.integers(-9, 10, (2, 5, 5)), rng.integers(-50, 50, (5, 5)))
     optimum = min(naive_value(problem, p) for p in permutations(5, 5))
-    bound, rows = gilmore_lawler(problem)
+    bound, rows = gilmore_lawler(problem.pair_costs())
     assert bound <= optimum
     assert rows.shape == (5, 5)
 
@@ -37,14 +37,14 @@ def test_gilmore_lawler_with_negative_entries_and_diagonals(seed):
 @needs_qaplib
 @pytest.mark.parametrize(("name", "published"), [("nug12", 493), ("nug15", 963), ("nug20", 2057), ("nug30", 4539)])
 def test_gilmore_lawler_is_the_published_bound(name, published):
-    bound, _ = gilmore_lawler(read_qaplib(FOLDER / f"{name}.dat"))
+    bound, _ = gilmore_lawler(read_qaplib(FOLDER / f"{name}.dat").pair_costs())
     assert bound in (published, published + 1)  # ours rounds up to the even value that all permutations have
 
 
 def test_gilmore_lawler_is_exact_where_nothing_interacts():
     linear = [[4, 1, 3], [2, 0, 5], [3, 2, 2]]
     problem = QuadraticAssignment(np.zeros((3, 3), dtype=int), np.zeros((3, 3), dtype=int), linear)
-    assert gilmore_lawler(problem)[0] == 5
+    assert gilmore_lawler(problem.pair_costs())[0] == 5
 
 
 def test_the_quick_pairwise_bound_is_the_weaker_one():

@@ -13,7 +13,7 @@ from scipy.optimize import linear_sum_assignment
 from moe_search import problems
 from moe_search.solvers import BranchAndBound, CpSat, Enumeration, MaxIterations, MaxRuntime
 from moe_search.solvers.bounds.gilmore_lawler import gilmore_lawler
-from moe_search.solvers.bounds.small_assignment import assign, empty_duals
+from moe_search.solvers.bounds.linear_assignment import assign, empty_duals
 from moe_search.solvers.engine.run import Clock
 from moe_search.solvers.exact.branch_and_bound import relax
 from moe_search.solvers.exact.symmetry import symmetry_of
@@ -103,7 +103,7 @@ def test_what_an_early_stop_proves_holds_and_never_falls(name):
 
 def test_the_bound_of_an_early_stop_is_gilmore_and_lawlers_at_the_root():
     problem = problems.random_quadratic(12, seed=0)
-    assert BranchAndBound().solve(problem, MaxIterations(1)).bound == gilmore_lawler(problem)[0]
+    assert BranchAndBound().solve(problem, MaxIterations(1)).bound == gilmore_lawler(problem.pair_costs())[0]
 
 
 def test_bounds_are_rounded_up_to_values_that_there_can_be():
@@ -111,7 +111,7 @@ def test_bounds_are_rounded_up_to_values_that_there_can_be():
     flow, distance = rng.integers(0, 9, (2, 7, 7))
     problem = problems.QuadraticAssignment(6 * (flow + flow.T), 5 * (distance + distance.T))
     diagonal = int(np.gcd.reduce(np.outer(np.diagonal(problem.flow), np.diagonal(problem.distance)), axis=None))
-    step = relax(problem, Clock()).step
+    step = relax(problem.pair_costs(), Clock()).step
     assert step % 30 == 0
     assert diagonal % step == 0
     for nodes in (1, 5, 25):
@@ -180,7 +180,7 @@ def test_integers_that_float64_cannot_hold_are_exact():
 @pytest.mark.parametrize(
     ("problem", "message"),
     [
-        (problems.random_mixture(3, 3, seed=0, loss="bce"), "the loss bce is not a sum over pairs of slots"),
+        (problems.random_mixture(3, 3, seed=0, loss="bce"), "its value is not a sum over pairs of slots"),
         (problems.random_quadratic(200, seed=0), "a node would take 16,000,000 operations, 10,000,000 at most"),
         (problems.QuadraticAssignment([[0, 2**30], [1, 0]], [[0, 2**28], [1, 0]]), "overflows the arithmetic of"),
     ],

@@ -1,4 +1,4 @@
-"""A compiled linear assignment for the inside of other kernels, which cannot call scipy."""
+"""Linear assignment: scipy's, and a compiled one for the inside of other kernels, which cannot call scipy."""
 
 from __future__ import annotations
 
@@ -6,7 +6,31 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
+
+from moe_search.problems.kernels import compiled
+from moe_search.problems.permutation_problem import Permutation
+
+# Scipy computes in float64, which holds all integers up to this.
+EXACT_IN_FLOAT64 = 2**53
+
+
+def solve_dense(cost: npt.NDArray[Any], capacity: int) -> Permutation:
+    """Return an optimal permutation for costs of shape (m, n) with m = n * capacity."""
+    # Imported here: it takes longer than many a search that needs none of it.
+    from scipy.optimize import linear_sum_assignment
+
+    # Subtracting the minimum of a row changes no comparison and keeps large integers within float64.
+    reduced = cost - cost.min(axis=1, keepdims=True)
+    columns = linear_sum_assignment(np.repeat(reduced, capacity, axis=1))[1]
+    return columns.astype(np.int64)
+
+
+def assignment_seconds(size: int) -> float:
+    """Return the seconds that scipy takes for a dense linear assignment of `size` slots, at worst.
+
+    Independent costs take a twentieth of it; nearly equal ones, as in a Gilmore-Lawler matrix, take all.
+    """
+    return 100e-6 + 1.2e-9 * size**3
 
 
 class Duals(NamedTuple):
@@ -50,7 +74,7 @@ def least_total(cost: npt.NDArray[Any]) -> int | float:
     return np.asarray(total).item()
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def assign(cost: Any, first: int, last: int, duals: Duals) -> Any:
     """Solve the assignment of rows and columns first .. last - 1 of `cost`; return its least total.
 
@@ -86,7 +110,7 @@ def assign(cost: Any, first: int, last: int, duals: Duals) -> Any:
     return total
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def augment(cost: Any, first: int, last: int, duals: Duals, start: int) -> None:
     """Give row `start` a column along a shortest path of reduced costs, and move the duals along."""
     row, column, column_of, row_of = duals.row, duals.column, duals.column_of, duals.row_of

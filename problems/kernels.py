@@ -1,0 +1,83 @@
+"""How kernels are declared: compiled once for all processes, found by the type of a problem's state, or plain Python.
+
+A kernel is a function at the top level of a module that Numba can compile. It runs without the interpreter's lock, and
+its machine code is kept on disk. With `NUMBA_DISABLE_JIT=1`, or for a state that is no NamedTuple, the same functions
+run as plain Python.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import cache
+from types import FunctionType
+from typing import Any
+
+import numpy as np
+from numba import njit, types
+from numba.extending import overload
+
+compiled = njit(cache=True, nogil=True)
+"""Decorator that declares a kernel; one that calls others of its own file may stand above them."""
+
+
+def kernel(generic: Any, state_class: type | None = None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register a function as the kernel of `generic` for states of type `state_class`.
+
+    Parameters
+    ----------
+    generic : callable
+        A function made generic by `functools.singledispatch`, such as `moe_search.problems.moves.swap_delta`.
+    state_class : type, optional
+        The NamedTuple class of the problem's state. Without it, the function is the kernel of every class that
+        registered none of its own.
+
+    Returns
+    -------
+    callable
+        A decorator that registers a function which Numba can compile, with the signature of `generic`, and returns it
+        unchanged.
+    """
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        generic.register(object if state_class is None else state_class, function)
+
+        def resolve(state: Any, *_: Any) -> Callable[..., Any] | None:
+            # A NamedTuple whose fields all have one type reaches Numba as NamedUniTuple; this matches both.
+            if not isinstance(state, types.BaseNamedTuple):
+                return None
+            if state_class is None:
+                return None if state.instance_class in generic.registry else function
+            return function if state.instance_class is state_class else None
+
+        # Numba asks for equal signatures and counts the annotations in.
+        resolve.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
+        overload(generic, jit_options={"nogil": True})(resolve)
+        return function
+
+    return register
+
+
+def kernel_for(state: Any, compiled_kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a compiled kernel as it is for a NamedTuple of arrays, and as plain Python for any other state."""
+    if isinstance(state, tuple):
+        return compiled_kernel
+    python = _as_python(compiled_kernel)
+
+    def run(*arguments: Any) -> Any:
+        # Random numbers are made by multiplications that overflow on purpose.
+        with np.errstate(over="ignore"):
+            return python(*arguments)
+
+    return run
+
+
+@cache
+def _as_python(compiled_kernel: Any) -> FunctionType:
+    """Return the Python function of a compiled kernel, which calls the Python functions of other kernels in turn."""
+    python = getattr(compiled_kernel, "py_func", compiled_kernel)
+    names = dict(python.__globals__)
+    for name in python.__code__.co_names:
+        if hasattr(names.get(name), "py_func"):
+            names[name] = _as_python(names[name])
+    return FunctionType(python.__code__, names, python.__name__, python.__defaults__)
