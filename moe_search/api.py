@@ -9,8 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_search.problems.linear import LinearAssignment
+from moe_search.problems.permutation_problem import PermutationProblem
 from moe_search.problems.problem import Problem
-from moe_search.solvers.bounds.lower_bounds import assignment_seconds, compile_bound, lower_bound
+from moe_search.solvers.bounds.linear_assignment import assignment_seconds
+from moe_search.solvers.bounds.lower_bounds import compile_bound, lower_bound
 from moe_search.solvers.engine.result import Result, reached
 from moe_search.solvers.engine.run import OnImprovement
 from moe_search.solvers.engine.solver import Solver, require_problem
@@ -111,13 +113,20 @@ def default_solver(problem: Problem, seconds: float) -> Solver:
         one_each = problem.capacity == 1 or problem.size <= HUNGARIAN_UP_TO
         in_time = hungarian.refuses(problem) is None and assignment_seconds(problem.size) <= seconds
         return hungarian if one_each and in_time else Transport()
+    if not isinstance(problem, PermutationProblem):
+        raise TypeError(
+            f"solver must be given: none is known for {type(problem).__name__}, whose solutions are no permutations"
+        )
     permutations = number_of_permutations(problem)
     if permutations <= ENUMERATE_UP_TO:
         return Enumeration()
     costs = problem.pair_costs()
     # A table that would have to be made first is not waited for.
-    at_hand = costs is not None and costs.products == 0
-    if at_hand and permutations <= (BRANCH_TABLE_UP_TO if costs.factors is None else BRANCH_FACTORS_UP_TO):
+    if costs is not None and costs.products == 0:
+        branch_up_to = BRANCH_TABLE_UP_TO if costs.factors is None else BRANCH_FACTORS_UP_TO
+    else:
+        branch_up_to = 0
+    if permutations <= branch_up_to:
         from moe_search.solvers.exact.branch_and_bound import BranchAndBound
 
         branching = BranchAndBound()

@@ -1,4 +1,5 @@
 from .engine.result import (
+    Incumbent as Incumbent,
     Result as Result,
     TrajectoryPoint as TrajectoryPoint,
 )

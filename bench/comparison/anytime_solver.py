@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 from benchopt import BaseSolver
 
-from moe_search.problems.permutation_problem import Permutation
-from moe_search.problems.problem import Problem
+from moe_search.problems.permutation_problem import Permutation, PermutationProblem
 from moe_search.solvers.engine.result import Incumbent
 from moe_search.solvers.engine.solver import Solver
 from moe_search.solvers.engine.stop import MaxRuntime
@@ -33,12 +32,12 @@ class AnytimeSolver(BaseSolver):
     def method(self) -> Solver:
         """Return the solver to run."""
 
-    def skip(self, problem: Problem, seconds: float) -> tuple[bool, str | None]:
+    def skip(self, problem: PermutationProblem, seconds: float) -> tuple[bool, str | None]:
         """Skip the problems that the solver refuses, with its reason."""
         reason = self.method().refuses(problem)
         return reason is not None, reason
 
-    def set_objective(self, problem: Problem, seconds: float) -> None:
+    def set_objective(self, problem: PermutationProblem, seconds: float) -> None:
         """Take the problem, the limit of seconds and the seed of the repetition."""
         self.problem = problem
         self.seconds = seconds

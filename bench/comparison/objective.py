@@ -9,7 +9,7 @@ import numpy.typing as npt
 from benchopt import BaseObjective
 from benchopt.stopping_criterion import NoCriterion
 
-from moe_search.problems.problem import Problem
+from moe_search.problems.permutation_problem import PermutationProblem
 
 
 class Objective(BaseObjective):
@@ -26,11 +26,13 @@ class Objective(BaseObjective):
 
     seconds: float
 
-    def skip(self, problem: Problem | None, best_known: float | None, reason: str | None = None) -> tuple[bool, Any]:
+    def skip(
+        self, problem: PermutationProblem | None, best_known: float | None, reason: str | None = None
+    ) -> tuple[bool, Any]:
         """Skip a dataset that is not there, and say why."""
         return problem is None, reason
 
-    def set_data(self, problem: Problem, best_known: float | None, reason: str | None = None) -> None:
+    def set_data(self, problem: PermutationProblem, best_known: float | None, reason: str | None = None) -> None:
         """Take the problem of a dataset."""
         self.problem = problem
         self.best_known = best_known

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from moe_search.problems.problem import Problem
+from moe_search.problems.permutation_problem import PermutationProblem
 from moe_search.solvers.engine.result import Result, relative_gap
 from moe_search.solvers.engine.stop import MaxRuntime
 from moe_search.solvers.exact.enumeration import Enumeration
@@ -57,7 +57,7 @@ def compare_with_optimum(
     return ComparedSearch(gate, seed, record, optimum, gap if gap > ROUNDING else 0.0)
 
 
-def exact_value(problem: Problem) -> float:
+def exact_value(problem: PermutationProblem) -> float:
     """Return the least value of a problem over all permutations, by trying each one.
 
     Raises

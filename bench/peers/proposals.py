@@ -7,8 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from moe_search.problems.permutation_problem import Permutation
-from moe_search.problems.problem import Problem
+from moe_search.problems.permutation_problem import Permutation, PermutationProblem
 from moe_search.solvers.engine.result import Result
 from moe_search.solvers.engine.run import Run, Slice
 from moe_search.solvers.engine.solver import Solver
@@ -21,12 +20,13 @@ class Proposer(Solver):
     """
 
     @abstractmethod
-    def proposals(self, problem: Problem, rng: np.random.Generator) -> Iterator[Permutation]:
+    def proposals(self, problem: PermutationProblem, rng: np.random.Generator) -> Iterator[Permutation]:
         """Yield permutations without end, the randomness drawn from `rng`."""
 
     def search(self, run: Run) -> Result:
         """Take proposals until the run stops; see `Solver.search`."""
         problem = run.problem
+        assert isinstance(problem, PermutationProblem)
         run.begin()
         proposals = self.proposals(problem, np.random.default_rng(run.seed))
 

@@ -18,7 +18,7 @@ from moe_search.bench.peers.proposals import Proposer
 from moe_search.problems.linear import LinearAssignment
 from moe_search.problems.mixture import MixtureAssignment
 from moe_search.problems.pairwise import PairwiseAssignment
-from moe_search.problems.permutation_problem import Permutation
+from moe_search.problems.permutation_problem import Permutation, PermutationProblem
 from moe_search.problems.problem import Problem
 from moe_search.problems.quadratic import QuadraticAssignment
 
@@ -65,7 +65,7 @@ class SinkhornRelaxation(Proposer):
             return f"its blocks have {problem.block_size} seats, and a step on more than {LARGEST_BLOCK} takes seconds"
         return None
 
-    def proposals(self, problem: Problem, rng: np.random.Generator) -> Iterator[Permutation]:
+    def proposals(self, problem: PermutationProblem, rng: np.random.Generator) -> Iterator[Permutation]:
         """Yield the rounded matrix after every step."""
         value = relaxed_value(problem)
         m = problem.block_size
@@ -106,7 +106,7 @@ def rounded(matrices: Tensor) -> Permutation:
 
 
 @singledispatch
-def relaxed_value(problem: Problem) -> Callable[[Tensor], Tensor]:
+def relaxed_value(problem: PermutationProblem) -> Callable[[Tensor], Tensor]:
     """Return the value of a problem as a function of doubly stochastic matrices [blocks, m, m].
 
     Where the matrices are permutations, it is the value of the permutation.

@@ -26,7 +26,7 @@ class Solver(ABC):
     exact: ClassVar[bool] = False
     """Whether the solver proves optimality by itself if it is given the time."""
 
-    takes: ClassVar[type[Problem]] = PermutationProblem
+    takes: ClassVar[type] = PermutationProblem
     """The class of the problems that the solver takes."""
 
     def __post_init__(self) -> None:

@@ -29,7 +29,7 @@ class Hungarian(Solver):
     """
 
     exact: ClassVar[bool] = True
-    takes: ClassVar[type[Problem]] = LinearAssignment
+    takes: ClassVar[type] = LinearAssignment
 
     def refuses(self, problem: Problem) -> str | None:
         """Refuse other classes, and integers that float64, in which scipy computes, cannot hold."""

@@ -31,7 +31,7 @@ class MinCostFlow(Solver):
     """
 
     exact: ClassVar[bool] = True
-    takes: ClassVar[type[Problem]] = LinearAssignment
+    takes: ClassVar[type] = LinearAssignment
 
     def refuses(self, problem: Problem) -> str | None:
         """Refuse other classes, and integers beyond the flow's arithmetic."""

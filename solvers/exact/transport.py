@@ -11,7 +11,6 @@ import numpy.typing as npt
 from moe_search.problems.arrays import read_only
 from moe_search.problems.linear import LinearAssignment
 from moe_search.problems.permutation_problem import seats_by_expert
-from moe_search.problems.problem import Problem
 from moe_search.solvers.engine.result import Result, reached
 from moe_search.solvers.engine.run import Run, Slice
 from moe_search.solvers.engine.solver import Solver
@@ -56,7 +55,7 @@ class Transport(Solver):
     """
 
     exact: ClassVar[bool] = True
-    takes: ClassVar[type[Problem]] = LinearAssignment
+    takes: ClassVar[type] = LinearAssignment
 
     def search(self, run: Run) -> Result:
         """Search; see `Solver.search`."""

@@ -46,7 +46,7 @@ class FrankWolfe(Solver):
     J. T. Vogelstein et al., "Fast approximate quadratic programming for graph matching", PLOS ONE 10 (2015), e0121002.
     """
 
-    takes: ClassVar[type[Problem]] = QuadraticAssignment
+    takes: ClassVar[type] = QuadraticAssignment
     steps: int = 30
 
     def __post_init__(self) -> None:
