@@ -43,7 +43,7 @@ ONE_OF_EACH_KIND = (
     "mixture, load-limited",
 )
 # These compile nothing, or kernels that do not depend on the class.
-SAME_FOR_ALL = {"hungarian", "min-cost flow", "cp-sat", "transport", "frank-wolfe"}
+SAME_FOR_ALL = {"hungarian", "min-cost flow", "cp-sat", "transport"}
 PAIRS = [
     (solver, name) for solver in SOLVERS for name in PROBLEMS if solver in SAME_FOR_ALL or name in ONE_OF_EACH_KIND
 ]
