@@ -20,14 +20,14 @@ SOLVE = """
 import json, sys
 import problems, solvers
 import moe_search as ms
-from moe_search.solvers.heuristic import descent
+from moe_search.solvers.heuristic import local_search
 result = ms.solve(ms.random_quadratic(12, seed=0), ms.LocalSearch(), ms.MaxIterations(50_000))
 print(json.dumps({
     "file": ms.__file__,
     "own": [problems.MINE, solvers.MINE],
     "status": result.status,
     "gap": result.gap,
-    "compiled": sum(descent.search_slice.stats.cache_misses.values()),
+    "compiled": sum(local_search.search_slice.stats.cache_misses.values()),
 }))
 """
 
@@ -97,7 +97,7 @@ def test_the_source_distribution_holds_the_folders_once(distributions):
         names = {name.split("/", 1)[-1] for name in archive.getnames()}
     assert {
         "problems/linear.py",
-        "solvers/heuristic/descent.py",
+        "solvers/heuristic/local_search.py",
         "moe_search/py.typed",
         "LICENSE",
         "README.md",

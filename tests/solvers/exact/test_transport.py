@@ -141,14 +141,14 @@ def test_a_time_limit_is_kept_and_slices_do_not_change_the_result(monkeypatch):
     assert min(overruns) <= 0.05
     assert result.value <= problem.value(initial)
     whole = Transport().solve(problem, LONG)
-    monkeypatch.setattr("moe_search.solvers.engine.budget.MAX_BUDGET", 30_000)
+    monkeypatch.setattr("moe_search.solvers.engine.run.MAX_BUDGET", 30_000)
     sliced = Transport().solve(problem, LONG)
     assert sliced.permutation.tolist() == whole.permutation.tolist()
     assert sliced.iterations == whole.iterations
 
 
 def test_ctrl_c_returns_something_feasible(monkeypatch):
-    monkeypatch.setattr("moe_search.solvers.engine.budget.MAX_BUDGET", 100)  # slow enough to be met
+    monkeypatch.setattr("moe_search.solvers.engine.run.MAX_BUDGET", 100)  # slow enough to be met
     problem = skewed(40_000, 64, 0)
     initial = np.arange(problem.size)
     Transport().solve(problem, MaxRuntime(0.01))  # compiles

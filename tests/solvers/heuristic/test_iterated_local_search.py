@@ -8,7 +8,7 @@ from naive import inserted, swapped
 from moe_search.problems import QuadraticAssignment, random_linear, random_mixture, random_quadratic
 from moe_search.solvers import IteratedLocalSearch, MaxIterations, MaxRuntime
 from moe_search.solvers.engine.random_state import random_below, random_state
-from moe_search.solvers.heuristic import iterated_descent
+from moe_search.solvers.heuristic.local_search import REFRESH_AFTER
 
 
 def naive_descent(problem, p, look, best):
@@ -125,8 +125,8 @@ def test_slices_do_not_change_the_search(acceptance, neighborhood, monkeypatch):
     problem = random_quadratic(12, seed=1)
     solver = IteratedLocalSearch(neighborhood, acceptance=acceptance, patience=20, temperature=0.2)
     whole = solver.solve(problem, MaxIterations(20_000), seed=2)
-    for module, name, tiny in (("budget", "MAX_BUDGET", 7), ("iterated_local_search", "LOG_LENGTH", 2)):
-        monkeypatch.setattr(f"moe_search.solvers.{module}.{name}", tiny)
+    for module, name, tiny in (("run", "MAX_BUDGET", 7), ("compiled_search", "LOG_LENGTH", 2)):
+        monkeypatch.setattr(f"moe_search.solvers.engine.{module}.{name}", tiny)
     sliced = solver.solve(problem, MaxIterations(20_000), seed=2)
     assert sliced.permutation.tolist() == whole.permutation.tolist()
     assert (sliced.iterations, sliced.moves, sliced.restarts) == (20_000, whole.moves, whole.restarts)
@@ -138,7 +138,7 @@ def test_slices_do_not_change_the_search(acceptance, neighborhood, monkeypatch):
 def test_floats_are_built_afresh_before_rounding_errors_add_up():
     problem = random_mixture(12, 4, seed=1)
     result = IteratedLocalSearch().solve(problem, MaxIterations(600_000), seed=2)
-    assert result.statistics["perturbations"] * problem.size > iterated_descent.REFRESH_AFTER
+    assert result.statistics["perturbations"] * problem.size > REFRESH_AFTER
     assert result.history[-1][1] == result.value == problem.value(result.permutation)
 
 
@@ -171,11 +171,11 @@ def test_equal_costs_everywhere():
         ({"neighborhood": "swaps"}, ValueError, "neighborhood must be one of swap, insertion, both, got 'swaps'"),
         ({"improvement": "last"}, ValueError, "improvement must be one of first, best, got 'last'"),
         ({"acceptance": "worse"}, ValueError, "acceptance must be one of better, .*, got 'worse'"),
-        ({"strength": 0}, ValueError, "strength must be at least 1, got 0"),
+        ({"strength": 0}, ValueError, "strength must be an integer >= 1, got 0"),
         ({"strength": 10**7}, ValueError, "strength must be at most 1000000, got 10000000"),
-        ({"patience": 2.0}, TypeError, "patience must be an int, got float"),
+        ({"patience": 2.0}, TypeError, "patience must be an integer, got 2.0"),
         ({"temperature": -1}, ValueError, "temperature must be a finite number >= 0, got -1"),
-        ({"temperature": "hot"}, TypeError, "temperature must be a number, got str"),
+        ({"temperature": "hot"}, TypeError, "temperature must be a number, got 'hot'"),
         ({"dont_look": 1}, TypeError, "dont_look must be True or False, got 1"),
     ],
 )

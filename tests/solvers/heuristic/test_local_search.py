@@ -7,7 +7,7 @@ from qaplib_files import FOLDER, best_known, needs_qaplib
 
 from moe_search.problems import random_linear, random_mixture, random_quadratic, read_qaplib
 from moe_search.solvers import LocalSearch, MaxIterations, MaxRuntime
-from moe_search.solvers.heuristic import descent
+from moe_search.solvers.heuristic.local_search import REFRESH_AFTER
 
 
 def neighbors(problem, p, neighborhood):
@@ -60,8 +60,8 @@ def test_first_improvement_commits_the_first_one_met():
 def test_slices_do_not_change_the_search(neighborhood, monkeypatch):
     problem = random_quadratic(12, seed=1)
     whole = LocalSearch(neighborhood).solve(problem, MaxIterations(20_000), seed=2)
-    for module, name, tiny in (("budget", "MAX_BUDGET", 7), ("local_search", "LOG_LENGTH", 2)):
-        monkeypatch.setattr(f"moe_search.solvers.{module}.{name}", tiny)
+    for module, name, tiny in (("run", "MAX_BUDGET", 7), ("compiled_search", "LOG_LENGTH", 2)):
+        monkeypatch.setattr(f"moe_search.solvers.engine.{module}.{name}", tiny)
     sliced = LocalSearch(neighborhood).solve(problem, MaxIterations(20_000), seed=2)
     assert sliced.permutation.tolist() == whole.permutation.tolist()
     assert (sliced.iterations, sliced.moves, sliced.restarts) == (whole.iterations, whole.moves, whole.restarts)
@@ -72,7 +72,7 @@ def test_floats_are_built_afresh_before_rounding_errors_add_up():
     problem = random_mixture(12, 4, seed=1)
     result = LocalSearch().solve(problem, MaxIterations(600_000), seed=2)
     # Enough restarts for the state to have been built afresh at least once.
-    assert result.restarts * problem.size > descent.REFRESH_AFTER
+    assert result.restarts * problem.size > REFRESH_AFTER
     assert result.history[-1][1] == result.value == problem.value(result.permutation)
 
 

@@ -76,9 +76,9 @@ class Counted(LocalSearch):
 
     runs = 0
 
-    def run(self, *arguments):
+    def search(self, run):
         type(self).runs += 1
-        return super().run(*arguments)
+        return super().search(run)
 
 
 def test_no_run_begins_once_the_time_is_up(monkeypatch):
@@ -159,10 +159,10 @@ def test_runs_that_wait_for_each_other_share_the_limit():
     ("arguments", "error", "message"),
     [
         (("tabu",), TypeError, r"solver must be a Solver such as TabuSearch\(\), got str"),
-        ((TabuSearch(), 0), ValueError, "runs must be at least 1, got 0"),
-        ((TabuSearch(), 2.0), TypeError, "runs must be an int, got float"),
+        ((TabuSearch(), 0), ValueError, "runs must be an integer >= 1, got 0"),
+        ((TabuSearch(), 2.0), TypeError, "runs must be an integer, got 2.0"),
         ((TabuSearch(), 2, 0), ValueError, "n_jobs must be positive, or negative to count .*, got 0"),
-        ((TabuSearch(), 2, None), TypeError, "n_jobs must be an int, got NoneType"),
+        ((TabuSearch(), 2, None), TypeError, "n_jobs must be an integer, got None"),
     ],
 )
 def test_bad_parameters(arguments, error, message):

@@ -72,8 +72,8 @@ def test_it_walks_as_the_naive_search(tenure, aspiration, options):
 def test_slices_do_not_change_the_search(monkeypatch):
     problem = random_quadratic(12, seed=1, integral=False)
     whole = TabuSearch().solve(problem, MaxIterations(40_000), seed=2)
-    monkeypatch.setattr("moe_search.solvers.engine.budget.MAX_BUDGET", 777)
-    monkeypatch.setattr("moe_search.solvers.heuristic.tabu_search.LOG_LENGTH", 1)
+    monkeypatch.setattr("moe_search.solvers.engine.run.MAX_BUDGET", 777)
+    monkeypatch.setattr("moe_search.solvers.engine.compiled_search.LOG_LENGTH", 1)
     sliced = TabuSearch().solve(problem, MaxIterations(40_000), seed=2)
     assert sliced.permutation.tolist() == whole.permutation.tolist()
     assert (sliced.iterations, sliced.moves) == (whole.iterations, whole.moves) == (40_000, whole.moves)

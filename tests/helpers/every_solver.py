@@ -1,0 +1,56 @@
+"""Every solver, and the instances on which each is held to the contract."""
+
+from instances import INSTANCES
+
+from moe_search import solvers
+
+# A new solver is one line.
+SOLVERS = {
+    "swap first": solvers.LocalSearch(),
+    "swap best": solvers.LocalSearch("swap", "best"),
+    "insertion first": solvers.LocalSearch("insertion", "first"),
+    "insertion best": solvers.LocalSearch("insertion", "best"),
+    "both first": solvers.LocalSearch("both", "first"),
+    "both best": solvers.LocalSearch("both", "best"),
+    "one descent": solvers.LocalSearch(restarts=False),
+    "tabu": solvers.TabuSearch(),
+    "iterated": solvers.IteratedLocalSearch(),
+    "iterated insertion annealing": solvers.IteratedLocalSearch("insertion", "best", acceptance="annealing"),
+    "iterated both restart": solvers.IteratedLocalSearch("both", "best", acceptance="restart", patience=9),
+    "iterated without bits": solvers.IteratedLocalSearch(acceptance="better", dont_look=False),
+    "annealing": solvers.SimulatedAnnealing(),
+    "multi-start": solvers.MultiStart(solvers.LocalSearch(), runs=3, n_jobs=2),
+    "enumeration": solvers.Enumeration(),
+    "hungarian": solvers.Hungarian(),
+    "min-cost flow": solvers.MinCostFlow(),
+    "cp-sat": solvers.CpSat(),
+    "branch and bound": solvers.BranchAndBound(),
+    "transport": solvers.Transport(),
+    "frank-wolfe": solvers.FrankWolfe(),
+}
+
+PROBLEMS = {name: build(11) for name, build in INSTANCES.items()}
+
+# Compiling a search for a class takes seconds. These instances are of every kind of number, of block and of capacity;
+# that the kernels of all the others return the right deltas is tested in tests/problems.
+ONE_OF_EACH_KIND = (
+    "linear",
+    "quadratic",
+    "quadratic general float",
+    "pairwise",
+    "mixture squared",
+    "mixture cross-entropy",
+    "mixture, load-limited",
+    "callable",
+)
+# These compile nothing, or kernels that do not depend on the class.
+SAME_FOR_ALL = {"hungarian", "min-cost flow", "cp-sat", "transport"}
+PAIRS = [
+    (solver, name) for solver in SOLVERS for name in PROBLEMS if solver in SAME_FOR_ALL or name in ONE_OF_EACH_KIND
+]
+TAKEN = [(solver, name) for solver, name in PAIRS if SOLVERS[solver].refuses(PROBLEMS[name]) is None]
+
+
+def kernels_of(solver):
+    """Return the name of the class of solver whose kernels a solver runs."""
+    return kernels_of(solver.solver) if isinstance(solver, solvers.MultiStart) else type(solver).__name__
