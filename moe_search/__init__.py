@@ -2,7 +2,18 @@
 
 import lazy_loader
 
+from moe_search import gates, layers, problems, solvers, training
+
 __version__ = "0.1.0"
 
-# Names are imported when first asked for, so that a solver's user waits for no torch and no matplotlib.
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+# A name is listed once, in the stub of its package, and imported when it is first asked for, so that a solver's user
+# waits for no torch and no matplotlib.
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    ["gates", "integrations", "layers", "plotting", "problems", "solvers", "training"],
+    {"api": ["solve"]}
+    | {
+        package.__name__.removeprefix("moe_search."): package.__all__
+        for package in (gates, layers, problems, solvers, training)
+    },
+)

@@ -8,81 +8,10 @@ from . import (
     training as training,
 )
 from .api import solve as solve
-from .gates import (
-    COMET as COMET,
-    DSelectK as DSelectK,
-    ExpertMap as ExpertMap,
-    Gate as Gate,
-    HashRouting as HashRouting,
-    SlotWeights as SlotWeights,
-    Softmax as Softmax,
-    TopK as TopK,
-    load_official_comet as load_official_comet,
-    load_official_dselect_k as load_official_dselect_k,
-)
-from .layers import (
-    MixtureOfExperts as MixtureOfExperts,
-    MultiGateMixtureOfExperts as MultiGateMixtureOfExperts,
-    StackedExperts as StackedExperts,
-)
-from .problems import (
-    CallableProblem as CallableProblem,
-    InfeasibleLimitsError as InfeasibleLimitsError,
-    LinearAssignment as LinearAssignment,
-    LoadLimited as LoadLimited,
-    MixtureAssignment as MixtureAssignment,
-    PairwiseAssignment as PairwiseAssignment,
-    PermutationProblem as PermutationProblem,
-    Problem as Problem,
-    QuadraticAssignment as QuadraticAssignment,
-    random_linear as random_linear,
-    random_mixture as random_mixture,
-    random_pairwise as random_pairwise,
-    random_quadratic as random_quadratic,
-    read_qaplib as read_qaplib,
-    read_qaplib_solution as read_qaplib_solution,
-    write_qaplib as write_qaplib,
-    write_qaplib_solution as write_qaplib_solution,
-)
-from .solvers import (
-    AnyOf as AnyOf,
-    BranchAndBound as BranchAndBound,
-    CpSat as CpSat,
-    Enumeration as Enumeration,
-    FrankWolfe as FrankWolfe,
-    Hungarian as Hungarian,
-    Incumbent as Incumbent,
-    IteratedLocalSearch as IteratedLocalSearch,
-    LocalSearch as LocalSearch,
-    MaxIterations as MaxIterations,
-    MaxRuntime as MaxRuntime,
-    MinCostFlow as MinCostFlow,
-    MultiStart as MultiStart,
-    NoImprovement as NoImprovement,
-    Result as Result,
-    SimulatedAnnealing as SimulatedAnnealing,
-    Solver as Solver,
-    StoppingCriterion as StoppingCriterion,
-    TabuSearch as TabuSearch,
-    TargetValue as TargetValue,
-    Transport as Transport,
-)
-from .training import (
-    LossFreeBalancing as LossFreeBalancing,
-    Lowering as Lowering,
-    PermutationSearch as PermutationSearch,
-    RoutingStatistics as RoutingStatistics,
-    RoutingSummary as RoutingSummary,
-    SearchRecord as SearchRecord,
-    SinkhornPermutation as SinkhornPermutation,
-    importance_loss as importance_loss,
-    limit_load as limit_load,
-    load_balancing_loss as load_balancing_loss,
-    load_state as load_state,
-    lower as lower,
-    router_z_loss as router_z_loss,
-    save_state as save_state,
-    smooth_load_loss as smooth_load_loss,
-)
+from .gates import *
+from .layers import *
+from .problems import *
+from .solvers import *
+from .training import *
 
 __version__: str
