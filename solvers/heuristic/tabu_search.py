@@ -102,7 +102,7 @@ class TabuSearch(CompiledSearch):
             longest=longest,
             aspiration=int(min(self.aspiration * problem.block_size**2, LAST_STAMP)),
             last_stamp=LAST_STAMP,
-            rounds=not problem.integral,
+            inexact=not problem.integral,
         )
         return tabu_slice, (matrix, tabu)
 
@@ -137,7 +137,7 @@ class Tabu(NamedTuple):
         Iterations after which a swap is forced.
     last_stamp : int
         Iterations after which stamps are set back.
-    rounds : bool
+    inexact : bool
         Whether values are floats, whose rounding errors add up.
     """
 
@@ -152,7 +152,7 @@ class Tabu(NamedTuple):
     longest: float
     aspiration: int
     last_stamp: int
-    rounds: bool
+    inexact: bool
 
 
 def largest_of(dtype: np.dtype[Any]) -> np.generic:
@@ -181,9 +181,9 @@ def tabu_slice(state: Any, track: Track, budget: int, target: float, matrix: Del
     if tabu.filled[1] < size:
         return fill_rows(state, matrix, tabu, max(budget // size, 1)) * size
     moves = min(max(budget // pairs, 1), REFRESH_AFTER - counts.iterations % REFRESH_AFTER)
-    work = move(state, track, moves, target, matrix, tabu)
+    work = make_moves(state, track, moves, target, matrix, tabu)
     if work > 0 and counts.iterations % REFRESH_AFTER == 0:
-        if tabu.rounds:
+        if tabu.inexact:
             counts.stale = True
             tabu.filled[0] = tabu.filled[1] = 0
         if counts.iterations - tabu.base[0] > tabu.last_stamp:
@@ -235,7 +235,7 @@ def fill_mask_row(state: Any, tabu: Tabu, block_size: int, capacity: int, i: int
 
 
 @compiled
-def move(state: Any, track: Track, budget: int, target: float, matrix: DeltaMatrix, tabu: Tabu) -> int:
+def make_moves(state: Any, track: Track, budget: int, target: float, matrix: DeltaMatrix, tabu: Tabu) -> int:
     """Make at most `budget` iterations; return how many. Ends early at the target or with a full log."""
     totals, counts, tolerance = track.totals, track.counts[0], track.tolerance
     block_size, base, aspiration = tabu.block_size, tabu.base[0], tabu.aspiration
