@@ -19,8 +19,7 @@ from moe_search.bench.comparison.tables import (
 )
 from moe_search.bench.comparison.time_to_target import time_to_target_figure
 from moe_search.bench.machine_facts import machine_facts
-from moe_search.plotting.report import Report, ReportFigure, Section, write_report
-from moe_search.plotting.svg import figure_svg
+from moe_search.plotting.report import Report, ReportFigure, Section, figure_svg, write_report
 
 TARGETS = {"1 % above the best": 0.01, "0.1 % above the best": 0.001, "the best known value": 0.0}
 

@@ -221,7 +221,7 @@ def test_dask_and_joblib_run_it_in_parallel(bench, tmp_path):
 def test_bad_arguments_are_refused_in_one_line(arguments, message, monkeypatch, tmp_path):
     from typer.testing import CliRunner
 
-    from moe_search.cli import app
+    from moe_search.bench.commands import app
 
     monkeypatch.delenv("MOE_SEARCH_QAPLIB", raising=False)
     result = CliRunner().invoke(app, ["bench", *arguments, "--output", str(tmp_path / "out")])
