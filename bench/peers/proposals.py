@@ -1,13 +1,16 @@
-"""A peer that proposes whole permutations, one after the other, behind the interface of our solvers."""
+"""Peers that propose whole permutations, one after the other, behind the interface of our solvers."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
+from scipy.optimize import quadratic_assignment
 
 from moe_search.problems.problem import Permutation, Problem
+from moe_search.problems.quadratic import QuadraticAssignment
 from moe_search.solvers.engine.incumbent import OnImprovement
 from moe_search.solvers.engine.result import Result
 from moe_search.solvers.engine.run import SearchRun, Slice
@@ -49,3 +52,33 @@ class Proposer(Solver):
 
         run.loop(advance)
         return run.result(repr(self), moves=0)
+
+
+@dataclass(frozen=True)
+class RandomPermutations(Proposer):
+    """Draw permutations at random; any search must beat the best of them."""
+
+    def proposals(self, problem: Problem, rng: np.random.Generator) -> Iterator[Permutation]:
+        """Yield uniformly random permutations."""
+        while True:
+            yield problem.random_permutation(rng)
+
+
+@dataclass(frozen=True)
+class Scipy2opt(Proposer):
+    """Call ``quadratic_assignment(method="2opt")`` of scipy from random starts; its other method is `FrankWolfe`."""
+
+    def refuses(self, problem: Problem) -> str | None:
+        """Refuse what is not two matrices."""
+        if not isinstance(problem, QuadraticAssignment):
+            return "scipy.optimize.quadratic_assignment takes QuadraticAssignment only"
+        if problem.linear is not None:
+            return "scipy.optimize.quadratic_assignment knows no linear term"
+        return None
+
+    def proposals(self, problem: Problem, rng: np.random.Generator) -> Iterator[Permutation]:
+        """Yield one answer of scipy after the other."""
+        assert isinstance(problem, QuadraticAssignment)
+        while True:
+            found = quadratic_assignment(problem.flow, problem.distance, method="2opt", options={"rng": rng})
+            yield np.asarray(found.col_ind, dtype=np.int64)

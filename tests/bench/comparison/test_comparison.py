@@ -14,8 +14,8 @@ import pandas as pd
 import pytest
 
 import moe_search
-from moe_search.bench.comparison.run_cache import work_folder
-from moe_search.bench.comparison.solver_file import load_solvers
+from moe_search.bench.comparison.run_folders import work_folder
+from moe_search.bench.comparison.solver_files import load_solvers
 from moe_search.problems.random_instances import random_quadratic
 from moe_search.solvers.heuristic.tabu_search import TabuSearch
 
@@ -210,10 +210,10 @@ def test_dask_and_joblib_run_it_in_parallel(bench, tmp_path):
     ("arguments", "message"),
     [
         (("--suite", "huge"), "suite must be one of small, medium, qaplib, got 'huge'"),
-        (("--repetitions", "0"), "repetitions must be at least 1, got 0"),
-        (("--n-jobs", "0"), "n_jobs must be at least 1, got 0"),
-        (("--timeout", "0"), "timeout must be a positive number of seconds, got 0"),
-        (("--backend", "ray"), "backend must be loky or dask, got 'ray'"),
+        (("--repetitions", "0"), "repetitions must be an integer >= 1, got 0"),
+        (("--n-jobs", "0"), "n_jobs must be an integer >= 1, got 0"),
+        (("--timeout", "0"), "timeout must be a finite number > 0, got 0"),
+        (("--backend", "ray"), "backend must be one of loky, dask, got 'ray'"),
         (("--suite", "qaplib"), "suite qaplib needs QAPLIB files"),
         (("--qaplib", "/nowhere"), "qaplib must be a folder of QAPLIB files, got /nowhere"),
     ],

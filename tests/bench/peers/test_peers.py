@@ -1,25 +1,22 @@
 import numpy as np
 import pytest
 
-from moe_search.bench.comparison.solvers.random_permutations import RandomPermutations
-from moe_search.bench.peers.scipy_quadratic import ScipyQuadratic
+from moe_search.bench.peers.proposals import RandomPermutations, Scipy2opt
 from moe_search.problems.random_instances import random_linear, random_mixture, random_quadratic
 from moe_search.solvers.engine.stop import MaxIterations, MaxRuntime
 from moe_search.solvers.exact.enumeration import Enumeration
 
 
-@pytest.mark.parametrize("heuristic", ["2opt", "faq"])
-def test_scipy_answers_are_valued_by_the_problem(heuristic):
+def test_scipy_answers_are_valued_by_the_problem():
     problem = random_quadratic(7, seed=0, symmetric=False)
     optimum = Enumeration().solve(problem, MaxRuntime(60.0)).value
-    options = {"P0": "randomized"} if heuristic == "faq" else {}
-    result = ScipyQuadratic(heuristic, options).solve(problem, MaxIterations(20), seed=0)
+    result = Scipy2opt().solve(problem, MaxIterations(20), seed=0)
     assert result.value == problem.value(result.permutation)
     assert optimum <= result.value <= 1.1 * optimum
 
 
 def test_scipy_refuses_what_it_does_not_know():
-    peer = ScipyQuadratic("2opt")
+    peer = Scipy2opt()
     assert "QuadraticAssignment only" in peer.refuses(random_linear(4, seed=0))
     assert "linear term" in peer.refuses(random_quadratic(4, seed=0, linear=True))
     with pytest.raises(ValueError, match="linear term"):
