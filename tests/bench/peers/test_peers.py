@@ -2,6 +2,8 @@ import numpy as np
 import pytest
 
 from moe_search.bench.peers.proposals import RandomPermutations, Scipy2opt
+from moe_search.bench.peers.textbook import SymmetricTextbookQuadratic, TextbookQuadratic
+from moe_search.problems.moves import commit_swap, swap_delta
 from moe_search.problems.random_instances import random_linear, random_mixture, random_quadratic
 from moe_search.solvers.engine.stop import MaxIterations, MaxRuntime
 from moe_search.solvers.exact.enumeration import Enumeration
@@ -35,3 +37,15 @@ def test_random_permutations_keep_the_best_of_what_they_drew():
     assert values == sorted(values, reverse=True)
     assert values[-1] == result.value
     assert result.iterations == 200
+
+
+@pytest.mark.parametrize(("kind", "symmetric"), [(TextbookQuadratic, False), (SymmetricTextbookQuadratic, True)])
+def test_the_deltas_of_the_textbook_are_differences_of_values(kind, symmetric):
+    ours = random_quadratic(6, seed=1, symmetric=symmetric)
+    problem = kind(ours.flow, ours.distance)
+    state = problem.state(np.arange(6))
+    for r, s in ((0, 3), (5, 1), (2, 4)):
+        before = ours.value(state.permutation)
+        delta = swap_delta(state, r, s)
+        commit_swap(state, r, s)
+        assert ours.value(state.permutation) == before + delta
