@@ -6,7 +6,7 @@ The colours stay apart in print and for colour-blind readers (Okabe and Ito 2008
 from __future__ import annotations
 
 from itertools import cycle, islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -15,7 +15,7 @@ OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "
 INK = "#1f2933"
 MUTED = "#7b8794"
 RULE = "#d9dee4"
-STYLE = {"font.size": 9, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": RULE}
+STYLE: dict[Any, Any] = {"font.size": 9, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": RULE}
 """The settings of matplotlib under which figures are drawn."""
 
 
