@@ -144,7 +144,7 @@ def run(call: Call) -> Any:
     try:
         return _cached(call["benchmark"])(**call)
     except FailedRun as failure:
-        # benchopt raises it so that the run is not cached.
+        # benchopt raises this for a run that it does not cache.
         return [], None, failure.status, ""
 
 
@@ -182,7 +182,7 @@ def _with_call(launch: Launch, run: Callable[[Call], Any], call: Call) -> tuple[
 @contextmanager
 def _loky(n_jobs: int) -> Iterator[Launch]:
     """Keep as many pools of one process each: loky ends all runs of a pool in which a process dies."""
-    # As in the workers of joblib.
+    # Every process gets as many threads as joblib would give it.
     threads = str(max(cpu_count() // n_jobs, 1))
     environment = {name: os.environ.get(name, threads) for name in ParallelBackendBase.MAX_NUM_THREADS_VARS}
     pools: list[ProcessPoolExecutor] = []
@@ -223,7 +223,7 @@ def _dask(n_jobs: int) -> Iterator[Launch]:
     from distributed import Client
     from distributed.scheduler import KilledWorker
 
-    # One run at a time in a worker, and none a second time after it killed one.
+    # A worker does one run at a time, and none is done a second time after it killed a worker.
     one = {"run": 1}
     with (
         dask.config.set({"distributed.scheduler.allowed-failures": 0}),

@@ -124,7 +124,8 @@ def solver_patterns(path: Path, folder: Path) -> list[str]:
         A benchopt solver file, which holds a class ``Solver`` derived from ``benchopt.BaseSolver``; or a module with
         `moe_search.solvers.Solver` objects, or with classes of them that need no argument.
     folder : Path
-        Where a file for each of those is written. Its name depends on the content, so that benchopt's cache does.
+        The folder in which a file for each of those is written, by a name that depends on the content: so does then
+        the key of its runs in benchopt's cache.
 
     Raises
     ------

@@ -43,7 +43,7 @@ def check_picture_file(path: str | os.PathLike[str], name: str = "path") -> Path
     Raises
     ------
     OSError
-        As `check_output_file`.
+        In the cases of `check_output_file`.
     ValueError
         If the suffix names no format of pictures.
     """

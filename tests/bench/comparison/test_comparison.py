@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import shlex
 import signal
 import subprocess
@@ -15,7 +16,8 @@ import pytest
 
 import moe_search
 from moe_search.bench.comparison.run_folders import work_folder
-from moe_search.bench.comparison.solver_files import load_solvers
+from moe_search.bench.comparison.solver_files import load_solvers, our_solver_files
+from moe_search.bench.comparison.solvers import SOLVERS
 from moe_search.problems.random_instances import random_quadratic
 from moe_search.solvers.heuristic.tabu_search import TabuSearch
 
@@ -335,3 +337,14 @@ def test_one_object_of_a_file_is_named_by_its_variable(tmp_path, monkeypatch):
     path = tmp_path / "one_tabu_of_a_test.py"
     path.write_text("import moe_search as ms\n\nmine = ms.TabuSearch(tenure=(0.9, 1.1))\n")
     assert load_solvers(path) == {"mine": TabuSearch(tenure=(0.9, 1.1))}
+
+
+def test_every_solver_of_the_table_has_a_file_that_is_written_once(tmp_path):
+    paths = our_solver_files(tmp_path / "files")
+    kinds = [runpy.run_path(str(path))["Solver"] for path in paths]
+    assert [kind.name for kind in kinds] == list(SOLVERS)
+    assert [type(kind().solver()) for kind in kinds] == [type(make()) for make in SOLVERS.values()]
+    times = [path.stat().st_mtime_ns for path in paths]
+    assert our_solver_files(tmp_path / "files") == paths
+    assert [path.stat().st_mtime_ns for path in paths] == times
+    assert sorted(tmp_path.rglob("*.*")) == sorted(paths)
