@@ -1,11 +1,15 @@
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from moe_search.cli import SOLVERS, app
+import moe_search
+from moe_search.bench.commands import app
+from moe_search.cli.solve import SOLVERS
 from moe_search.problems.qaplib import read_qaplib, write_qaplib
 from moe_search.problems.random_instances import random_quadratic
 from moe_search.solvers.engine.result import Result
@@ -87,14 +91,36 @@ def test_solve_refuses_a_missing_file(tmp_path):
     assert "missing.dat: No such file" in one_line_error(run("solve", tmp_path / "missing.dat"))
 
 
-def test_a_heuristic_solve_loads_no_heavy_library(instance):
+@pytest.mark.parametrize("arguments", [("--help",), ("solve", "FILE", "--time", "0.05", "--solver", "local-search")])
+def test_help_and_a_heuristic_solve_load_no_heavy_library(instance, arguments):
+    arguments = [str(instance) if argument == "FILE" else argument for argument in arguments]
     code = (
-        "import sys; from moe_search.cli import app; "
-        f"app(['solve', {str(instance)!r}, '--time', '0.05', '--solver', 'local-search'], standalone_mode=False); "
-        "print('loaded', sorted({'torch', 'ortools', 'matplotlib', 'sklearn'} & set(sys.modules)))"
+        "import sys; from moe_search.bench.commands import app; "
+        f"app({arguments}, standalone_mode=False); "
+        "heavy = {'torch', 'ortools', 'matplotlib', 'sklearn', 'pandas', 'benchopt'}; "
+        "print('loaded', sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "loaded []"
+
+
+def test_the_library_has_its_own_commands_and_the_laboratory_adds_the_others():
+    code = (
+        "from typer.main import get_command; from moe_search import cli; print(*get_command(cli.app).commands); "
+        "import moe_search.bench.commands; print(*get_command(cli.app).commands)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["solve", "solve demo bench experiment report"]
+
+
+def test_the_library_never_imports_the_laboratory():
+    home = Path(moe_search.__file__).parent
+    folders = {path for path in home.iterdir() if path.name != "bench"}
+    files = [path for folder in folders for path in (folder.rglob("*.py") if folder.is_dir() else [folder])]
+    assert len(files) > 100
+    for path in files:
+        if path.suffix in (".py", ".pyi"):
+            assert not re.search(r"(from|import) \S*\bbench\b", path.read_text(encoding="utf-8")), path
 
 
 @pytest.mark.parametrize(

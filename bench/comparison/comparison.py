@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,18 +13,67 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from moe_search.bench.comparison.run_cache import cache_folder, work_folder
-from moe_search.bench.comparison.solver_file import solver_patterns
-from moe_search.bench.comparison.suites import SUITES
+from moe_search.bench.comparison.run_folders import cache_folder, errors_of_runs, folder_name, run_folder, work_folder
 from moe_search.bench.qaplib_folder import VARIABLE
+from moe_search.checks import require_choice, require_integer, require_number
 
-BENCHMARK = Path(__file__).parent
 OBJECTIVE = "Assignment search"
 LATE_SHARE, LATE_SECONDS = 0.05, 0.05
 RUN_COLUMNS = (
     "dataset problem size solver repetition status reason value seconds bound best_known".split()  # noqa: SIM905
 )
 CURVE_COLUMNS = "dataset solver repetition seconds value".split()  # noqa: SIM905
+BACKENDS = ("loky", "dask")
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A named selection of data sets, with the seconds that a run gets.
+
+    Attributes
+    ----------
+    datasets : tuple of str
+        Patterns as benchopt reads them, ``name[parameter=value]``.
+    seconds : float
+    needs_qaplib : bool
+        Whether a folder of QAPLIB files is read.
+    """
+
+    datasets: tuple[str, ...]
+    seconds: float
+    needs_qaplib: bool = False
+
+
+SUITES = {
+    "small": Suite(
+        (
+            "random-linear[num_experts=8,capacity=8,seed=[0,1]]",
+            "random-quadratic[size=[9,20,30],seed=[0,1]]",
+            "random-pairwise[num_experts=8,seed=[0,1]]",
+            "random-mixture[num_experts=12,num_samples=128,loss=[squared,cross_entropy]]",
+            "trained-gate",
+        ),
+        0.25,
+    ),
+    "medium": Suite(
+        (
+            "random-linear[num_experts=16,capacity=[16,64],seed=[0,1,2]]",
+            "random-quadratic[size=[30,50,80],seed=[0,1,2]]",
+            "random-pairwise[num_experts=[12,16],capacity=[1,2],seed=[0,1]]",
+            "random-mixture[num_experts=[16,32],num_samples=512,loss=[squared,bce,cross_entropy]]",
+            "trained-gate",
+        ),
+        2.0,
+    ),
+    "qaplib": Suite(
+        (
+            "qaplib[instance=[nug12,rou12,tai15a,chr15a,nug20,tai20a,scr20,lipa20a,bur26a,nug30,tai30a,kra30a,esc32a]]",
+            "qaplib[instance=[ste36a,tho40,sko42,wil50,tai50a,tai50b,sko72,tai100a]]",
+        ),
+        5.0,
+        needs_qaplib=True,
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -35,7 +83,7 @@ class ComparisonSettings:
     Parameters
     ----------
     suite : str
-        A key of `moe_search.bench.comparison.suites.SUITES`.
+        A key of `SUITES`.
     solvers, datasets : tuple of str
         benchopt's patterns; all solvers, and the data sets of the suite, if empty.
     solver_files : tuple of Path
@@ -50,11 +98,6 @@ class ComparisonSettings:
         Processes of joblib, or workers of Dask.
     qaplib : Path, optional
         Folder of QAPLIB files; by default that of the environment variable MOE_SEARCH_QAPLIB.
-
-    Raises
-    ------
-    ValueError
-        If one is out of range.
     """
 
     suite: str = "small"
@@ -68,15 +111,11 @@ class ComparisonSettings:
     qaplib: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.suite not in SUITES:
-            raise ValueError(f"suite must be one of {', '.join(SUITES)}, got {self.suite!r}")
-        for name, number in (("repetitions", self.repetitions), ("n_jobs", self.n_jobs)):
-            if number < 1:
-                raise ValueError(f"{name} must be at least 1, got {number}")
-        if not 0 < self.limit < float("inf"):
-            raise ValueError(f"timeout must be a positive number of seconds, got {self.limit:g}")
-        if self.backend not in ("loky", "dask"):
-            raise ValueError(f"backend must be loky or dask, got {self.backend!r}")
+        require_choice("suite", self.suite, tuple(SUITES))
+        require_integer("repetitions", self.repetitions)
+        require_integer("n_jobs", self.n_jobs)
+        require_number("timeout", self.limit, strict=True)
+        require_choice("backend", self.backend, BACKENDS)
         if self.qaplib is not None and not self.qaplib.is_dir():
             raise ValueError(f"qaplib must be a folder of QAPLIB files, got {self.qaplib}")
         if SUITES[self.suite].needs_qaplib and not self.datasets and self.qaplib is None and VARIABLE not in os.environ:
@@ -120,9 +159,10 @@ def run_comparison(settings: ComparisonSettings) -> Comparison:
         If there is no such solver or data set, or two of them have the same name.
     """
     import click
-    from benchopt.benchmark import Benchmark
 
-    from moe_search.bench.comparison.benchopt_runs import finish_runs
+    # Imported here: what reads and reports a comparison needs no benchopt.
+    from moe_search.bench.comparison.runs import SearchBenchmark, finish_runs
+    from moe_search.bench.comparison.solver_files import our_solver_files, solver_patterns
 
     cache = cache_folder()
     environment = {"BENCHOPT_CACHE": str(cache)}
@@ -130,7 +170,7 @@ def run_comparison(settings: ComparisonSettings) -> Comparison:
         environment[VARIABLE] = str(settings.qaplib.resolve())
     files = [pattern for path in settings.solver_files for pattern in solver_patterns(path, cache / "solver_files")]
     with _environment(environment), work_folder(cache) as work:
-        benchmark = Benchmark(BENCHMARK, seed=0)
+        benchmark = SearchBenchmark(our_solver_files(cache / "solver_files"))
         try:
             solvers = benchmark.check_solver_patterns([*(settings.solvers or ["*"]), *files])
             datasets = benchmark.check_dataset_patterns(list(settings.datasets or SUITES[settings.suite].datasets))
@@ -148,7 +188,7 @@ def run_comparison(settings: ComparisonSettings) -> Comparison:
             settings.backend,
             work / "runs",
         )
-        errors = _errors(work) | {run_folder(*key): reason for key, reason in died.items()}
+        errors = errors_of_runs(work) | {run_folder(*key): reason for key, reason in died.items()}
         return collect(cells, rows, settings, errors)
 
 
@@ -228,30 +268,11 @@ def _cells(solvers: Any, datasets: Any, seconds: float) -> list[dict[str, Any]]:
 
 def _require_names_of_their_own(what: str, names: list[str]) -> None:
     """Refuse two of a name, as of a folder of a run: the tables could not keep them apart."""
-    counts = Counter(map(_folder_name, names))
-    twice = [name for name in names if counts[_folder_name(name)] > 1]
+    counts = Counter(map(folder_name, names))
+    twice = [name for name in names if counts[folder_name(name)] > 1]
     if twice:
         named = ", ".join(sorted(set(twice)))
         raise ValueError(f"{what} must have names of their own, got {len(twice)} named {named}")
-
-
-def _errors(work: Path) -> dict[tuple[str, ...], str]:
-    """Return what `AnytimeSolver` wrote of runs that raised, by data set, solver and repetition."""
-    found: dict[tuple[str, ...], str] = {}
-    for path in work.glob("runs/*/*/*/*/error.txt"):
-        dataset, _, solver, repetition = path.parent.parts[-4:]
-        found[dataset, solver, repetition] = path.read_text(encoding="utf-8")
-    return found
-
-
-def run_folder(dataset: str, solver: str, repetition: int) -> tuple[str, str, str]:
-    """Return the names of the folders that a run may leave files in."""
-    return _folder_name(dataset), _folder_name(solver), f"rep_{repetition}"
-
-
-def _folder_name(name: str) -> str:
-    # As benchopt names the folder of a run.
-    return re.sub(r'[/\\:*?"<>|]+', "_", name)
 
 
 @contextmanager

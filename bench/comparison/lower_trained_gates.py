@@ -10,12 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import typer
 from torch import Tensor, nn
 
 from moe_search.bench.datasets.canvases import Canvases, CanvasSplit
@@ -41,7 +40,7 @@ GATES: dict[str, tuple[int, Callable[[], Gate]]] = {
     "comet": (16, lambda: COMET(CANVAS**2, 16, k=2)),
     "hash": (8, lambda: HashRouting(8, num_slots=64, in_features=CANVAS**2, seed=0)),
 }
-"""Name of a file: number of experts, and the gate."""
+"""By the name of a file: the number of experts, and what makes the gate."""
 
 
 def train(gate: Gate, num_experts: int, data: Canvases, epochs: int) -> tuple[nn.Module, MixtureOfExperts]:
@@ -84,11 +83,8 @@ def arrays(problem: Problem) -> dict[str, npt.NDArray[Any]]:
     }
 
 
-def main(
-    folder: Annotated[Path, typer.Option(help="Where the files go.")] = Path(__file__).parent / "datasets",
-    epochs: Annotated[int, typer.Option(help="Epochs of training.", min=1)] = 20,
-) -> None:
-    """Write one file for each gate."""
+def write_problems(folder: Path, epochs: int = 20) -> None:
+    """Train and lower every gate of `GATES`, and write one file for each to a folder."""
     data = load_two_digits(4000, 1000, 1000, canvas=CANVAS, seed=0)
     for name, (num_experts, make) in GATES.items():
         torch.manual_seed(0)
@@ -98,8 +94,8 @@ def main(
         lowering = lower(model, moe, images[:count], labels[:count], two_task_loss)
         path = folder / f"{name}.npz"
         np.savez_compressed(path, allow_pickle=False, **arrays(lowering.problem))
-        typer.echo(f"{path.name}: loss {lowering.batch_loss:.4f}, {path.stat().st_size:,} bytes")
+        print(f"{path.name}: loss {lowering.batch_loss:.4f}, {path.stat().st_size:,} bytes")
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    write_problems(Path(__file__).parent / "datasets")

@@ -7,21 +7,14 @@ from pathlib import Path
 import numpy as np
 
 from moe_search.bench.comparison.comparison import Comparison, ComparisonSettings
-from moe_search.bench.comparison.mean_ranks import Ranking, rank_solvers
-from moe_search.bench.comparison.performance_profiles import profile_figure
-from moe_search.bench.comparison.scores import Scores, scores, times_to_target
-from moe_search.bench.comparison.tables import (
-    datasets_table,
-    faults_table,
-    pairs_table,
-    solvers_table,
-    win_tie_loss_table,
-)
-from moe_search.bench.comparison.time_to_target import time_to_target_figure
+from moe_search.bench.comparison.curves import profile_figure, time_to_target_figure
+from moe_search.bench.comparison.scores import Ranking, Scores, rank_solvers, scores, times_to_target, wins_ties_losses
 from moe_search.bench.machine_facts import machine_facts
-from moe_search.plotting.report import Report, ReportFigure, Section, write_report
-from moe_search.plotting.svg import figure_svg
+from moe_search.plotting.report import Report, ReportFigure, Section, figure_svg, write_report
+from moe_search.plotting.table import Table
+from moe_search.solvers.engine.result import relative_gap
 
+NONE = "-"
 TARGETS = {"1 % above the best": 0.01, "0.1 % above the best": 0.001, "the best known value": 0.0}
 
 HOW_TO_READ = (
@@ -33,16 +26,7 @@ HOW_TO_READ = (
 
 
 def make_report(comparison: Comparison, settings: ComparisonSettings, command: str) -> Report:
-    """Return the page.
-
-    Parameters
-    ----------
-    comparison : Comparison
-    settings : ComparisonSettings
-        Those it was made with.
-    command : str
-        The command line that made it.
-    """
+    """Return the page of a comparison that was made with these settings, by this command line."""
     runs = comparison.runs
     counts = runs["status"].value_counts()
     lead = (
@@ -54,20 +38,20 @@ def make_report(comparison: Comparison, settings: ComparisonSettings, command: s
     )
     sections = [Section("How to read it", paragraphs=(HOW_TO_READ, f"Runs: {told}."))]
     sections += [_section(comparison, each) for each in scores(comparison)]
-    faults = faults_table(comparison)
+    faults = _faults_table(comparison)
     if faults.rows:
         sections.append(Section("Failed and late runs", tables=(faults,)))
-    return Report("Comparison of solvers", lead, tuple(sections), facts(settings, command))
+    facts = {
+        "Command": command,
+        "Suite": settings.suite,
+        "Seeds": "repetition k of every solver has the same seed, which depends on k alone",
+        "Runs at a time": f"{settings.n_jobs} ({settings.backend})",
+    }
+    return Report("Comparison of solvers", lead, tuple(sections), facts | machine_facts())
 
 
 def write_comparison(comparison: Comparison, report: Report, folder: Path) -> list[Path]:
-    """Write report.html, report.md, runs.parquet and curves.parquet to a folder; return their paths.
-
-    Raises
-    ------
-    OSError
-        If a file cannot be written.
-    """
+    """Write report.html, report.md, runs.parquet and curves.parquet to a folder; return their paths."""
     paths = [folder / name for name in ("report.html", "report.md", "runs.parquet", "curves.parquet")]
     write_report(report, paths[0])
     paths[1].write_text(as_markdown(report), encoding="utf-8")
@@ -91,16 +75,6 @@ def as_markdown(report: Report) -> str:
     return "\n".join(parts)
 
 
-def facts(settings: ComparisonSettings, command: str) -> dict[str, str]:
-    """Return what a reader needs to repeat it."""
-    return {
-        "Command": command,
-        "Suite": settings.suite,
-        "Seeds": "repetition k of every solver has the same seed, which depends on k alone",
-        "Runs at a time": f"{settings.n_jobs} ({settings.backend})",
-    } | machine_facts()
-
-
 def _section(comparison: Comparison, scores: Scores) -> Section:
     num_datasets = len(scores.references)
     heading = f"{scores.problem}: {num_datasets} data set{'s' * (num_datasets != 1)}"
@@ -111,12 +85,12 @@ def _section(comparison: Comparison, scores: Scores) -> Section:
     if not scores.solvers:
         return Section(heading, (*paragraphs, "No solver took every data set."))
     ranking = rank_solvers(scores.by_dataset())
-    tables = (solvers_table(comparison, scores, ranking), datasets_table(comparison, scores, ranking))
+    tables = (_solvers_table(comparison, scores, ranking), _datasets_table(comparison, scores, ranking))
     folded = []
     if len(scores.solvers) > 1:
-        folded.append(win_tie_loss_table(scores, ranking))
+        folded.append(_win_tie_loss_table(scores, ranking))
     if ranking.pairs:
-        folded.append(pairs_table(ranking))
+        folded.append(_pairs_table(ranking))
     figures = _figures(comparison, scores, ranking)
     return Section(heading, tuple(paragraphs), tables, ranking.sentences, figures, tuple(folded))
 
@@ -147,3 +121,109 @@ def _figures(comparison: Comparison, scores: Scores, ranking: Ranking) -> tuple[
             )
         )
     return tuple(figures)
+
+
+def _solvers_table(comparison: Comparison, scores: Scores, ranking: Ranking) -> Table:
+    """Return one row a solver, the best mean rank first."""
+    close, exact = (times_to_target(comparison, scores, target) for target in (0.01, 0.0))
+    rows = []
+    for name, rank in ranking.mean_ranks.items():
+        above = scores.excess[name].to_numpy()
+        reached = np.isfinite(close[name].to_numpy())
+        rows.append(
+            (
+                name,
+                f"{rank:.2f}",
+                _percent(float(np.median(above))),
+                f"{100 * np.isfinite(exact[name]).mean():.0f} %",
+                f"{100 * reached.mean():.0f} %",
+                f"{np.median(close[name].to_numpy()[reached]):.3g}" if reached.any() else NONE,
+                str(int(np.isinf(above).sum())),
+            )
+        )
+    columns = (
+        "solver",
+        "mean rank",
+        "median excess",
+        "reached the best",
+        "within 1 %",
+        "seconds to 1 %",
+        "failed or late",
+    )
+    note = (
+        "Mean rank over data sets (1 is best) of the median value of a solver's runs; the other columns are over all "
+        "runs. Seconds to 1 %: the median of the runs that reached it."
+    )
+    return Table("Solvers", columns, tuple(rows), note=note)
+
+
+def _datasets_table(comparison: Comparison, scores: Scores, ranking: Ranking) -> Table:
+    """Return one row a data set: what is known of it, and the median excess of every solver."""
+    medians = scores.by_dataset()
+    rows = []
+    for name, runs in comparison.runs[comparison.runs["problem"] == scores.problem].groupby("dataset", sort=False):
+        reference = float(scores.references[name])
+        bounds = runs["bound"].dropna()
+        gap = relative_gap(reference, float(bounds.max())) if len(bounds) else None
+        known = runs["best_known"].notna().any()
+        rows.append(
+            (
+                str(name),
+                str(int(runs["size"].iloc[0])),
+                _number(reference) + ("" if known else " *"),
+                NONE if gap is None else _percent(gap),
+                *(_percent(float(medians.loc[name, solver])) for solver in ranking.mean_ranks),
+            )
+        )
+    note = (
+        "Median over the repetitions of (value - best known) / |best known|. Gap: of the best known value to the best "
+        "bound that a solver proved here. * the best value found in this comparison, since none is published."
+    )
+    return Table("Data sets", ("data set", "size", "best known", "gap", *ranking.mean_ranks), tuple(rows), note=note)
+
+
+def _win_tie_loss_table(scores: Scores, ranking: Ranking) -> Table:
+    """Return the counts of runs, each solver of the rows against each of the columns."""
+    counts = wins_ties_losses(scores.excess)
+    rows = []
+    for a in ranking.mean_ranks:
+        cells = ("/".join(map(str, counts[a, b])) if a != b else NONE for b in ranking.mean_ranks)
+        rows.append((a, *cells))
+    note = (
+        "Runs of one data set and seed in which the solver of the row ended lower than the other, equal to it, higher."
+    )
+    return Table("Wins / ties / losses", ("solver", *ranking.mean_ranks), tuple(rows), note=note)
+
+
+def _pairs_table(ranking: Ranking) -> Table:
+    """Return Wilcoxon's test of every pair of solvers."""
+    rows = tuple(
+        (f"{pair.better} before {pair.worse}", f"{pair.p:.2g}", f"{pair.corrected:.2g}") for pair in ranking.pairs
+    )
+    return Table("Pairs of solvers", ("pair", "p, Wilcoxon", "p, corrected by Holm"), rows)
+
+
+def _faults_table(comparison: Comparison) -> Table:
+    """Return the runs that failed or came too late."""
+    bad = comparison.runs[comparison.runs["status"].isin(["failed", "late"])]
+    rows = tuple(
+        (str(row.solver), str(row.dataset), str(row.repetition), str(row.status), str(row.reason))
+        for row in bad.itertuples()
+    )
+    return Table("Runs without an answer", ("solver", "data set", "repetition", "status", "reason"), rows)
+
+
+def _percent(share: float) -> str:
+    """Return a share as text; a number above the resolution is never shown as 0."""
+    if not np.isfinite(share):
+        return "inf"
+    if share and abs(share) < 5e-6:
+        return f"{100 * share:.0e} %"
+    return f"{100 * share:.3f} %" if share else "0 %"
+
+
+def _number(value: float) -> str:
+    """Return a value as text, an integer with all its digits; a dash if there is none."""
+    if not np.isfinite(value):
+        return NONE
+    return f"{int(value):,}" if value == int(value) else f"{value:.6g}"

@@ -14,8 +14,7 @@ from moe_search.bench.demo.scenarios import ScenarioResult
 from moe_search.bench.demo.settings import DemoSettings
 from moe_search.bench.demo.tables import every_search_table, findings, results_table, searches_table
 from moe_search.plotting.canvases import canvases
-from moe_search.plotting.report import Report, ReportFigure, Section
-from moe_search.plotting.svg import figure_svg
+from moe_search.plotting.report import Report, ReportFigure, Section, figure_svg
 
 FROM_SCRATCH = "Trained from scratch"
 BAD_INITIALIZATION = "Bad initialization: specialists under a scrambled map"

@@ -19,8 +19,7 @@ from moe_search.bench.demo.page import BAD_INITIALIZATION, FROM_SCRATCH, HOW_TO_
 from moe_search.bench.demo.scenarios import Scenario, ScenarioResult, count_ticks
 from moe_search.bench.demo.settings import DemoSettings
 from moe_search.bench.demo.tables import findings, results_table, searches_table
-from moe_search.plotting.output_file import check_output_file
-from moe_search.plotting.picture_file import check_picture_file
+from moe_search.plotting.output_file import check_output_file, check_picture_file
 from moe_search.plotting.report import write_report
 from moe_search.problems.random_instances import random_linear, random_mixture
 from moe_search.solvers.engine.stop import MaxIterations

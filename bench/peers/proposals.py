@@ -1,43 +1,45 @@
-"""A peer that proposes whole permutations, one after the other, behind the interface of our solvers."""
+"""Peers that propose whole permutations, one after the other."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
+from scipy.optimize import quadratic_assignment
 
 from moe_search.problems.permutation_problem import Permutation, PermutationProblem
-from moe_search.solvers.engine.result import Result
-from moe_search.solvers.engine.run import Run, Slice
-from moe_search.solvers.engine.solver import Solver
+from moe_search.problems.problem import Problem
+from moe_search.problems.quadratic import QuadraticAssignment
+from moe_search.solvers.engine.proposer import Proposer
 
 
-class Proposer(Solver):
-    """Keep the best of the permutations that `proposals` yields; an iteration is one of them.
+@dataclass(frozen=True)
+class RandomPermutations(Proposer):
+    """Draw permutations at random; any search must beat the best of them."""
 
-    A proposal cannot be stopped on its way, so a run lasts until the first that ends after the limit.
-    """
-
-    @abstractmethod
     def proposals(self, problem: PermutationProblem, rng: np.random.Generator) -> Iterator[Permutation]:
-        """Yield permutations without end, the randomness drawn from `rng`."""
+        """Yield uniformly random permutations."""
+        while True:
+            yield problem.random_solution(rng)
 
-    def search(self, run: Run) -> Result:
-        """Take proposals until the run stops; see `Solver.search`."""
-        problem = run.problem
-        assert isinstance(problem, PermutationProblem)
-        run.begin()
-        proposals = self.proposals(problem, np.random.default_rng(run.seed))
 
-        def advance(budget: int, target: float) -> Slice:
-            proposal = next(proposals)
-            value = problem.value(proposal)
-            iteration = run.iterations + 1
-            if value >= run.value:
-                return Slice(1, iteration, (), False)
-            run.incumbent[:] = proposal
-            return Slice(1, iteration, ((iteration, run.dtype(value)),), False)
+@dataclass(frozen=True)
+class Scipy2opt(Proposer):
+    """Call ``quadratic_assignment(method="2opt")`` of scipy from random starts; its other method is `FrankWolfe`."""
 
-        run.loop(advance)
-        return run.result(moves=0)
+    takes: ClassVar[type] = QuadraticAssignment
+
+    def refuses(self, problem: Problem) -> str | None:
+        """Refuse what is not two matrices."""
+        if isinstance(problem, QuadraticAssignment) and problem.linear is not None:
+            return "scipy.optimize.quadratic_assignment knows no linear term"
+        return super().refuses(problem)
+
+    def proposals(self, problem: PermutationProblem, rng: np.random.Generator) -> Iterator[Permutation]:
+        """Yield one answer of scipy after the other."""
+        assert isinstance(problem, QuadraticAssignment)
+        while True:
+            found = quadratic_assignment(problem.flow, problem.distance, method="2opt", options={"rng": rng})
+            yield np.asarray(found.col_ind, dtype=np.int64)

@@ -12,7 +12,7 @@ class RecursiveCOMET(nn.Module):
     """A node of k trees and, recursively, all below it; made as node 0, the whole gate.
 
     It computes what ``COMET(..., convention="torch")`` does, and its state dict has the published torch version's
-    layout. As there, every node gets the list of all experts' outputs and concatenates it.
+    layout. Every node gets the list of all experts' outputs and concatenates it, as in the published code.
 
     Parameters
     ----------
@@ -23,9 +23,9 @@ class RecursiveCOMET(nn.Module):
     k : int
         Number of trees.
     gamma : float
-        Of the smooth-step function.
+        The width of the smooth-step function.
     node : int
-        In heap order.
+        The number of the node in heap order.
     """
 
     def __init__(self, in_features: int, num_experts: int, k: int, gamma: float = 1.0, node: int = 0) -> None:
@@ -51,7 +51,7 @@ class RecursiveCOMET(nn.Module):
         inputs : Tensor
             Shape [B, in_features].
         probability : Tensor or float
-            Of reaching this node, shape [B, k].
+            The probability of reaching this node, shape [B, k].
         """
         stacked = torch.cat([output.unsqueeze(-1) for output in outputs], 2)
         if self.is_leaf:

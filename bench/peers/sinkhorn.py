@@ -14,13 +14,13 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from moe_search.bench.peers.proposals import Proposer
 from moe_search.problems.linear import LinearAssignment
 from moe_search.problems.mixture import MixtureAssignment
 from moe_search.problems.pairwise import PairwiseAssignment
 from moe_search.problems.permutation_problem import Permutation, PermutationProblem
 from moe_search.problems.problem import Problem
 from moe_search.problems.quadratic import QuadraticAssignment
+from moe_search.solvers.engine.proposer import Proposer
 
 LARGEST_BLOCK = 256
 

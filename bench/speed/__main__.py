@@ -1,8 +1,11 @@
 """Every speed benchmark of this folder, in one run: tables in the terminal, as parquet and as Markdown.
 
-Run ``python -m moe_search.bench.speed``, or ``make bench`` from a checkout. A speed benchmark is a module of this
-folder with a ``TITLE`` and a function ``measure(qaplib, seconds)`` that returns a DataFrame, one row a measurement. It
-may have ``NOTES`` too, which a reader of the table needs.
+Run ``python -m moe_search.bench.speed``, or ``make bench`` from a checkout; ``--only NAME`` runs one of them.
+
+A speed benchmark is a module of this folder with a ``TITLE`` and a function ``measure(qaplib, seconds)``, which returns
+a DataFrame, one row a measurement. It is given the folder of QAPLIB files, or None where there is none, and the seconds
+that a measurement may take, in which most find as many rounds as they need. Ratios are taken in one run. A module may
+have ``NOTES`` too, which a reader of the table needs.
 """
 
 from __future__ import annotations
@@ -39,13 +42,7 @@ def as_table(title: str, measured: pd.DataFrame) -> Table:
 def write_measurements(
     name: str, table: Table, measured: pd.DataFrame, facts: dict[str, str], folder: Path, notes: str = ""
 ) -> None:
-    """Write NAME.parquet, and NAME.md with what a reader needs to know of the numbers and the machine.
-
-    Raises
-    ------
-    OSError
-        If a file cannot be written.
-    """
+    """Write NAME.parquet, and NAME.md with what a reader needs to know of the numbers and the machine."""
     folder.mkdir(parents=True, exist_ok=True)
     stored = measured.copy()
     stored.attrs = facts

@@ -1,16 +1,11 @@
-"""Speed of branch and bound: seconds from scratch to the proof, its own incumbent included, on one core.
-
-Run ``python -m moe_search.bench.speed.branch_and_bound_speed --qaplib FOLDER``.
-"""
+"""Speed of branch and bound: seconds from scratch to the proof, its own incumbent included, on one core."""
 
 from __future__ import annotations
 
 import statistics
 from pathlib import Path
-from typing import Annotated
 
 import pandas as pd
-import typer
 
 import moe_search as ms
 
@@ -26,15 +21,10 @@ ROUNDS = 3
 
 
 def measure(qaplib: Path | None, seconds: float) -> pd.DataFrame:
-    """Return a row for each instance.
+    """Return a row for each instance; without QAPLIB files, random instances take their place.
 
-    Parameters
-    ----------
-    qaplib : Path or None
-        Folder of QAPLIB files; without it, random instances take their place.
-    seconds : float
-        The bars are multiples of it: a search ends, proof or not, after twice its bar (without one, sixty times
-        `seconds`). A search of less than a second is run three times; the median counts.
+    The bars are multiples of `seconds`: a search ends, proof or not, after twice its bar (without one, sixty times
+    `seconds`). A search of less than a second is run three times; the median counts.
     """
     if qaplib is None:
         problems = {f"random {n}": ms.random_quadratic(n, seed=0) for n in RANDOM_SIZES}
@@ -64,15 +54,3 @@ def measure(qaplib: Path | None, seconds: float) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
-
-
-def main(
-    qaplib: Annotated[Path | None, typer.Option(help="Folder of QAPLIB .dat files.", exists=True)] = None,
-    seconds: Annotated[float, typer.Option(help="Scale of all limits.", min=0.01)] = 1.0,
-) -> None:
-    """Print the table."""
-    print(measure(qaplib, seconds).to_string(index=False, float_format="{:,.3f}".format))
-
-
-if __name__ == "__main__":
-    typer.run(main)

@@ -1,25 +1,17 @@
-"""Speed of COMET, forward and backward, against its literal recursive twin at equal outputs.
-
-Run ``python -m moe_search.bench.speed.comet_speed``. All ratios are taken in one run, on one core.
-"""
+"""Speed of COMET, forward and backward, against its literal recursive twin at equal outputs, on one core."""
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
 
 import pandas as pd
 import torch
-import typer
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 import moe_search as ms
 from moe_search.bench.peers.recursive_comet import RecursiveCOMET
+from moe_search.bench.speed.rounds import compared, in_turns, one_torch_thread, seconds_of
 
 TITLE = "COMET against its recursive twin"
 ROUNDS = 5
@@ -30,18 +22,8 @@ BARS = {16: 8.0, 64: 30.0}
 FEATURES, OUTPUTS, TREES = 64, 64, 2
 
 
-def seconds_of(step: Callable[[], object], seconds: float) -> float:
-    """Return the seconds that a call takes, from as many as fit into about ``seconds``."""
-    started = time.perf_counter()
-    calls = 0
-    while calls == 0 or time.perf_counter() - started < seconds:
-        step()
-        calls += 1
-    return (time.perf_counter() - started) / calls
-
-
-def contest(n: int, batch: int, seconds: float) -> tuple[float, float]:
-    """Return the seconds of a forward and backward of ours and of the twin, medians of rounds taken in turns.
+def contest(n: int, batch: int, seconds: float) -> list[list[float]]:
+    """Return the milliseconds of a forward and backward of ours and of the twin in every round.
 
     Both mix the given outputs of all experts. Their weights are the same, and so are their mixtures and gradients.
 
@@ -76,11 +58,11 @@ def contest(n: int, batch: int, seconds: float) -> tuple[float, float]:
     def step(mix: Callable[[], Tensor]) -> Callable[[], None]:
         return lambda: torch.autograd.backward(mix().square().sum())
 
-    return in_turns(step(ours), step(theirs), seconds)
+    return _rounds(step(ours), step(theirs), seconds)
 
 
-def inference(n: int, batch: int, seconds: float) -> tuple[float, float]:
-    """Return the seconds of a forward without gradient at hard splits: of the descent, and of all nodes at once.
+def inference(n: int, batch: int, seconds: float) -> list[list[float]]:
+    """Return the milliseconds of a forward without gradient at hard splits, of the descent and of all nodes at once.
 
     Raises
     ------
@@ -98,70 +80,32 @@ def inference(n: int, batch: int, seconds: float) -> tuple[float, float]:
 
         if not torch.equal(forward(False), forward(True)):
             raise RuntimeError(f"the descent gives other weights for n={n}")
-        return in_turns(lambda: forward(False), lambda: forward(True), seconds)
+        return _rounds(lambda: forward(False), lambda: forward(True), seconds)
 
 
-def in_turns(ours: Callable[[], object], peer: Callable[[], object], seconds: float) -> tuple[float, float]:
-    """Return the seconds of a call of each, medians of rounds taken in turns, in about ``seconds`` in all."""
-    rounds = [[seconds_of(call, seconds / (2 * ROUNDS)) for call in (ours, peer)] for _ in range(ROUNDS)]
-    own, others = (statistics.median(column) for column in zip(*rounds, strict=True))
-    return own, others
+def measure(qaplib: Path | None, seconds: float) -> pd.DataFrame:
+    """Return one row for each size and batch, of about `seconds`.
 
-
-def measure(qaplib: Path | None = None, seconds: float = 1.0) -> pd.DataFrame:
-    """Return one row for each size and batch.
-
-    Parameters
-    ----------
-    qaplib : Path, optional
-        Not used.
-    seconds : float
-        For each row, about.
-
-    Returns
-    -------
-    DataFrame
-        Columns task ("training step" against the twin, "inference" by descent against all nodes at once), n, batch,
-        ours and peer (milliseconds), ratio, bar (not a number where none was set) and met.
+    The peer of a "training step" is the twin; in "inference", by descent, it is the gate that computes all nodes at
+    once. Ours and the peer are in milliseconds.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     rows = []
-    try:
+    with one_torch_thread():
         for n in SIZES:
             for batch in BATCHES:
-                rows.append(_row("training step", n, batch, *contest(n, batch, seconds), BARS.get(n)))
+                rows.append(_row("training step", n, batch, contest(n, batch, seconds), BARS.get(n)))
         for n in INFERENCE_SIZES:
-            rows.append(_row("inference", n, BATCHES[-1], *inference(n, BATCHES[-1], seconds), None))
-    finally:
-        torch.set_num_threads(threads)
+            rows.append(_row("inference", n, BATCHES[-1], inference(n, BATCHES[-1], seconds), None))
     return pd.DataFrame(rows)
 
 
-def _row(task: str, n: int, batch: int, own: float, peer: float, bar: float | None) -> dict[str, object]:
-    ratio = peer / own
-    return {
-        "task": task,
-        "n": n,
-        "batch": batch,
-        "ours": 1e3 * own,
-        "peer": 1e3 * peer,
-        "ratio": ratio,
-        "bar": float("nan") if bar is None else bar,
-        "met": None if bar is None else ratio >= bar,
-    }
+def _rounds(ours: Callable[[], object], peer: Callable[[], object], seconds: float) -> list[list[float]]:
+    """Return the milliseconds of a call of each in every round, all in about `seconds`."""
+    turn = seconds / (2 * ROUNDS)
+    return in_turns([lambda: 1e3 * seconds_of(ours, turn), lambda: 1e3 * seconds_of(peer, turn)], ROUNDS)
 
 
-def main(seconds: Annotated[float, typer.Option(help="Seconds for each measurement.", min=0.01)] = 1.0) -> None:
-    """Print the table."""
-    table = Table("task", "n", "batch", "ours, ms", "peer, ms", "ratio", "bar", title=TITLE)
-    for row in measure(None, seconds).itertuples():
-        bar = "" if row.met is None else f">= {row.bar:.0f}x, {'met' if row.met else 'missed'}"
-        table.add_row(
-            row.task, str(row.n), str(row.batch), f"{row.ours:.2f}", f"{row.peer:.2f}", f"{row.ratio:.1f}x", bar
-        )
-    Console(width=120).print(table)
-
-
-if __name__ == "__main__":
-    typer.run(main)
+def _row(task: str, n: int, batch: int, rounds: list[list[float]], bar: float | None) -> dict[str, object]:
+    row = compared(*rounds)
+    met = None if bar is None else row["ratio"] >= bar
+    return {"task": task, "n": n, "batch": batch} | row | {"bar": float("nan") if bar is None else bar, "met": met}

@@ -1,8 +1,8 @@
 """Speed of the mixture layer: every dispatch against each other, and against two published layers.
 
-Run ``python -m moe_search.bench.speed.dispatch_speed``. All layers of a row have the same widths, inputs and routing
-weights, and take turns in one run. On a CPU times are of one core, in the time that it works for us: other processes
-of the machine change them less than the clock.
+All layers of a row have the same widths, inputs and routing weights, and take turns in one run. On a CPU times are of
+one core, in the time that it works for us: other processes of the machine change them less than the clock. For single
+cases, or another device, call `measure_case`.
 
 Times are medians of the rounds in which all take turns. The ratio of "auto" to the best takes more: rounds of "auto"
 and the close ones alone, half of which say which one is best, the other half what the median ratio of a round to it is.
@@ -17,19 +17,19 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-import typer
-from rich.console import Console
 from scipy.stats import bootstrap
 from torch import Tensor, nn
 
 import moe_search as ms
+from moe_search.bench.speed.rounds import one_torch_thread
 from moe_search.layers.dispatch import DISPATCHES
 from moe_search.layers.fastest_dispatch import fastest_dispatch
 
@@ -44,7 +44,7 @@ NOTES = """\
 PEERS = ("mixtral", "mixtral_grouped", "lucidrains")
 BAR = 1.1
 LEAST_ROUNDS = 5
-"""In which all take turns; of the close ones alone there are at least four times as many."""
+"""Rounds in which all take turns; of the close ones alone there are at least four times as many."""
 
 CLOSE = 1.3
 """Times of the best up to which a dispatch may still turn out to be the best."""
@@ -73,7 +73,7 @@ class Case:
 
     @property
     def dense_multiplications(self) -> float:
-        """Of two affine maps of all experts on all samples."""
+        """How many multiplications two affine maps of all experts on all samples take."""
         return 2.0 * self.samples * self.num_experts * self.width * self.hidden
 
     def gate(self, router: Tensor) -> ms.Gate:
@@ -133,13 +133,7 @@ def refuses(case: Case, layer: ms.MixtureOfExperts, dispatch: str) -> str | None
 
 
 def peer_layer(case: Case, router: Tensor, peer: str) -> nn.Module:
-    """Return a published layer, or raise ValueError if it does not know this case.
-
-    Raises
-    ------
-    ModuleNotFoundError
-        If its package is not installed.
-    """
+    """Return a published layer, or raise ValueError if it does not know this case."""
     return _lucidrains(case, router) if peer == "lucidrains" else _mixtral(case, router, peer == "mixtral_grouped")
 
 
@@ -213,7 +207,7 @@ def measure_case(case: Case, seconds: float, device: str = "cpu", seed: int = 0)
     device : str
         Where layers run.
     seed : int
-        Of all weights and inputs.
+        The seed of all weights and inputs.
 
     Returns
     -------
@@ -259,21 +253,7 @@ def measure_case(case: Case, seconds: float, device: str = "cpu", seed: int = 0)
 
 
 def measure(qaplib: Path | None, seconds: float, device: str = "cpu") -> pd.DataFrame:
-    """Measure every case.
-
-    Parameters
-    ----------
-    qaplib : Path or None
-        Not looked at: a mixture layer needs no instance.
-    seconds : float
-        Time for each case.
-    device : str
-        Where layers run.
-
-    Returns
-    -------
-    DataFrame
-        One row a case; see `measure_case`.
+    """Return one row a case; see `measure_case`.
 
     Raises
     ------
@@ -322,10 +302,7 @@ def _take_turns(
     on_cpu = device == "cpu"
     clock = time.thread_time if on_cpu else time.perf_counter
     shuffled = random.Random(0)
-    threads = torch.get_num_threads()
-    if on_cpu:
-        torch.set_num_threads(1)
-    try:
+    with one_torch_thread() if on_cpu else nullcontext():
         for step in steps.values():
             step()
         started, rounds = clock(), 0
@@ -341,28 +318,4 @@ def _take_turns(
                     torch.cuda.synchronize()
                 times[name].append(clock() - before)
             rounds += 1
-    finally:
-        torch.set_num_threads(threads)
     return times
-
-
-def main(
-    seconds: Annotated[float, typer.Option(help="Seconds for each measurement.", min=0.01)] = 1.0,
-    device: Annotated[str, typer.Option(help="Where layers run: cpu or cuda.")] = "cpu",
-    contains: Annotated[str, typer.Option(help="Only cases whose name contains this, such as 4096x256-n64.")] = "",
-) -> None:
-    """Print one line a case."""
-    console = Console(width=180)
-    console.print(TITLE)
-    for case in cases():
-        if contains in str(case):
-            row = measure_case(case, seconds, device)
-            times = ", ".join(f"{name} {row[f'{name}_ms']:.2f}" for name in (*DISPATCHES, *PEERS))
-            console.print(
-                f"{row['instance']} {row['direction']}: {times} ms; auto ({row['chosen']}) / {row['best']} = "
-                f"{row['ratio']:.3f} ± {row['standard_error']:.3f}"
-            )
-
-
-if __name__ == "__main__":
-    typer.run(main)

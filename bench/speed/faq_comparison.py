@@ -1,15 +1,10 @@
-"""The default `solve()` against 30 randomized starts of scipy's FAQ, at equal time.
-
-Run ``python -m moe_search.bench.speed.faq_comparison --qaplib FOLDER``.
-"""
+"""The default `solve()` against 30 randomized starts of scipy's FAQ, at equal time."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
 import pandas as pd
-import typer
 
 import moe_search as ms
 
@@ -19,14 +14,9 @@ RANDOM_SIZES = (12, 30)
 
 
 def measure(qaplib: Path | None, seconds: float) -> pd.DataFrame:
-    """Return a row for each instance.
+    """Return a row for each instance, all of QAPLIB's; without its files, random instances take their place.
 
-    Parameters
-    ----------
-    qaplib : Path or None
-        Folder of QAPLIB files, all of which are taken; without it, random instances take their place.
-    seconds : float
-        Below one, that share of the 30 starts. The time is the one they take, whatever it is.
+    Below one, `seconds` is the share of the 30 starts to make. The time is the one they take, whatever it is.
     """
     if qaplib is None:
         problems = {f"random {n}": ms.random_quadratic(n, seed=0) for n in RANDOM_SIZES}
@@ -49,15 +39,3 @@ def measure(qaplib: Path | None, seconds: float) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
-
-
-def main(
-    qaplib: Annotated[Path | None, typer.Option(help="Folder of QAPLIB .dat files.", exists=True)] = None,
-    seconds: Annotated[float, typer.Option(help="Below one, that share of the starts.", min=0.01)] = 1.0,
-) -> None:
-    """Print the table."""
-    print(measure(qaplib, seconds).to_string(index=False, float_format="{:,.3f}".format))
-
-
-if __name__ == "__main__":
-    typer.run(main)

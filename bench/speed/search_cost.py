@@ -1,7 +1,4 @@
-"""What the default permutation search costs: its time over that of the training around it.
-
-Run ``python -m moe_search.bench.speed.search_cost``. Both are measured in one run, on one thread.
-"""
+"""What the default permutation search costs: its time over that of the training around it, on one thread."""
 
 from __future__ import annotations
 
@@ -9,18 +6,18 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-import typer
 from torch import Tensor, nn
 from torch.nn import functional
 
 import moe_search as ms
 from moe_search.bench.demo.model import SEARCHED, make_model, two_task_loss
 from moe_search.bench.demo.settings import DemoSettings
+from moe_search.bench.speed.rounds import one_torch_thread
 from moe_search.training.lowering.sample_losses import Loss
 
 TITLE = "Time of the default permutation search over that of the training around it"
@@ -76,23 +73,16 @@ def demo_model(gate: str) -> Case:
     return Case(model, model.moe, two_task_loss, inputs, targets)
 
 
-def measure(qaplib: Path | None = None, seconds: float = 1.0) -> pd.DataFrame:
+def measure(qaplib: Path | None, seconds: float) -> pd.DataFrame:
     """Return one row for each model: milliseconds a step and a search, and the share of the search.
 
-    Parameters
-    ----------
-    qaplib : Path, optional
-        Not used.
-    seconds : float
-        About the time of each row; at least two searches run in any case.
+    A row takes about `seconds`; at least two searches run in any case.
     """
+    builders = {gate: partial(layer_of_64, gate) for gate in GATES}
+    builders |= {f"demo, {gate}": partial(demo_model, gate) for gate in SEARCHED}
     rows = []
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_torch_thread():
         torch.manual_seed(0)
-        builders = {gate: partial(layer_of_64, gate) for gate in GATES}
-        builders |= {f"demo, {gate}": partial(demo_model, gate) for gate in SEARCHED}
         for name, build in builders.items():
             # Twice, so that the kernels are compiled.
             for steps in (100, 200):
@@ -115,16 +105,4 @@ def measure(qaplib: Path | None = None, seconds: float = 1.0) -> pd.DataFrame:
                     "met": search.seconds <= BAR * training,
                 }
             )
-    finally:
-        torch.set_num_threads(threads)
     return pd.DataFrame(rows)
-
-
-def main(seconds: Annotated[float, typer.Option(help="Seconds for each measurement.", min=0.01)] = 2.0) -> None:
-    """Print the table."""
-    typer.echo(TITLE)
-    typer.echo(measure(None, seconds).to_string(index=False, float_format=lambda number: f"{number:.3g}"))
-
-
-if __name__ == "__main__":
-    typer.run(main)

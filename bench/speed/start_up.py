@@ -7,10 +7,13 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections import defaultdict
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
-import typer
+
+from moe_search.bench.speed.rounds import in_turns
 
 TITLE = "Import to the first result, in a process of its own with a warm cache; median of the rounds"
 BAR = 0.8
@@ -40,67 +43,40 @@ OURS = {
 
 
 def measure(qaplib: Path | None, seconds: float) -> pd.DataFrame:
-    """Return one row a way to solve a random quadratic problem of 30 locations.
-
-    Parameters
-    ----------
-    qaplib : Path or None
-        Not needed.
-    seconds : float
-        Not needed: processes are counted, not seconds.
-    """
+    """Return one row a way to solve a random quadratic problem of 30 locations; processes are counted, not seconds."""
+    loaded: dict[str, set[str]] = defaultdict(set)
     with tempfile.TemporaryDirectory() as folder:
-        floor = Path(folder) / "floor.py"
-        floor.write_text(TIMED.format(work=NUMBA_ALONE), encoding="utf-8")
-        scripts = {name: Path(folder) / f"ours{number}.py" for number, name in enumerate(OURS)}
-        for name, script in scripts.items():
-            work = f"import moe_search as ms\nproblem = ms.random_quadratic(30, seed=0)\nms.{OURS[name]}"
-            script.write_text(TIMED.format(work=work), encoding="utf-8")
-        for script in (floor, *scripts.values()):
-            first_result(script, Path(folder))
-        rounds = [[first_result(script, Path(folder)) for script in (floor, *scripts.values())] for _ in range(ROUNDS)]
-    alone, *ours = ([run[0] for run in column] for column in zip(*rounds, strict=True))
-    heavy = [sorted({module for run in column for module in run[1]}) for column in zip(*rounds, strict=True)][1:]
+
+        def first_result(name: str, work: str) -> float:
+            taken, *modules = run_script(TIMED.format(work=work), Path(folder) / f"{name}.py")
+            loaded[name].update(modules)
+            return float(taken)
+
+        problem = "import moe_search as ms\nproblem = ms.random_quadratic(30, seed=0)\nms."
+        works = {"floor": NUMBA_ALONE} | {name: problem + way for name, way in OURS.items()}
+        ways = [partial(first_result, name, work) for name, work in works.items()]
+        in_turns(ways, 1)  # compiles
+        alone, *ours = in_turns(ways, ROUNDS)
     return pd.DataFrame(
         [
             {
                 "way": name,
-                "seconds": statistics.median(column),
-                "least": min(column),
+                "seconds": statistics.median(taken),
+                "least": min(taken),
                 "one cached Numba function": statistics.median(alone),
-                "ratio": statistics.median(mine / floor for mine, floor in zip(column, alone, strict=True)),
+                "ratio": statistics.median(mine / floor for mine, floor in zip(taken, alone, strict=True)),
                 "bar": BAR,
-                "met": "yes" if statistics.median(column) <= BAR else "no",
-                "heavy modules loaded": ", ".join(modules) or "none",
+                "met": statistics.median(taken) <= BAR,
+                "heavy modules loaded": ", ".join(sorted(loaded[name])) or "none",
             }
-            for name, column, modules in zip(scripts, ours, heavy, strict=True)
+            for name, taken in zip(OURS, ours, strict=True)
         ]
     )
 
 
-def first_result(script: Path, cache: Path) -> tuple[float, list[str]]:
-    """Return the seconds that a script took in a new process, and the heavy modules it loaded.
-
-    Raises
-    ------
-    subprocess.CalledProcessError
-        If the script fails.
-    """
-    done = subprocess.run(
-        [sys.executable, script],
-        check=True,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"NUMBA_CACHE_DIR": str(cache)},
-    )
-    taken, *modules = done.stdout.split()
-    return float(taken), modules
-
-
-def main() -> None:
-    """Print the table."""
-    typer.echo(measure(None, 1.0).to_string(index=False, float_format="{:.3f}".format))
-
-
-if __name__ == "__main__":
-    typer.run(main)
+def run_script(code: str, path: Path) -> list[str]:
+    """Return the words that a script prints in a new process, whose Numba cache lies beside the script."""
+    path.write_text(code, encoding="utf-8")
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(path.parent)}
+    done = subprocess.run([sys.executable, path], check=True, capture_output=True, text=True, env=environment)
+    return done.stdout.split()

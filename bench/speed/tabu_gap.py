@@ -1,16 +1,12 @@
-"""Quality of tabu search: the median gap to the best known value, of five seeds, after one and after five seconds.
-
-Run ``python -m moe_search.bench.speed.tabu_gap --qaplib FOLDER``.
-"""
+"""Quality of tabu search: the median gap to the best known value, of five seeds, after one and after five seconds."""
 
 from __future__ import annotations
 
 import statistics
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
-import typer
 
 import moe_search as ms
 from moe_search.bench.qaplib_folder import best_known_values
@@ -38,14 +34,9 @@ BARS = (
 
 
 def measure(qaplib: Path | None, seconds: float) -> pd.DataFrame:
-    """Return a row for each bar; the bars hold for `seconds` = 1.
+    """Return a row for each bar, which holds for `seconds` = 1; none without QAPLIB files, since no value is known.
 
-    Parameters
-    ----------
-    qaplib : Path or None
-        Folder of QAPLIB files and best_known.csv; without it the table is empty, since no value is known.
-    seconds : float
-        The shorter of the two time limits; the longer one is five times as long.
+    The shorter of the two time limits is `seconds`, the longer one five times as long.
     """
     columns = ["instance", "seconds", "gap", "best", "worst", "bar", "met"]
     if qaplib is None:
@@ -60,15 +51,3 @@ def measure(qaplib: Path | None, seconds: float) -> pd.DataFrame:
         median = statistics.median(gaps)
         rows.append((bar.instance, limit.seconds, median, min(gaps), max(gaps), bar.gap, median <= bar.gap))
     return pd.DataFrame(rows, columns=columns)
-
-
-def main(
-    qaplib: Annotated[Path, typer.Option(help="Folder of QAPLIB .dat files and best_known.csv.", exists=True)],
-    seconds: Annotated[float, typer.Option(help="The shorter time limit.", min=0.01)] = 1.0,
-) -> None:
-    """Print the table."""
-    print(measure(qaplib, seconds).to_string(index=False, float_format="{:.3f}".format))
-
-
-if __name__ == "__main__":
-    typer.run(main)

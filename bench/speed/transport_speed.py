@@ -1,21 +1,18 @@
-"""Speed of the transport solver against OR-Tools' min-cost flow at equal optima, on one core.
-
-Run ``python -m moe_search.bench.speed.transport_speed``.
-"""
+"""Speed of the transport solver against OR-Tools' min-cost flow at equal optima, on one core."""
 
 from __future__ import annotations
 
-import statistics
+from functools import partial
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import typer
 
 import moe_search as ms
+from moe_search.bench.speed.rounds import compared, in_turns
 
-TITLE = "Transport against OR-Tools' min-cost flow"
+TITLE = "Transport against OR-Tools' min-cost flow, seconds"
 ROUNDS = 5
 SKEW = 1.5
 
@@ -38,14 +35,7 @@ CASES = (
 
 
 def measure(qaplib: Path | None, seconds: float) -> pd.DataFrame:
-    """Return the medians of rounds taken in turns.
-
-    Parameters
-    ----------
-    qaplib : Path or None
-        Not used: all instances are random.
-    seconds : float
-        After so many seconds of a case no further round begins, of five at most.
+    """Return a row for each case, of at most five rounds; after `seconds` of a case no further round begins.
 
     Raises
     ------
@@ -54,38 +44,27 @@ def measure(qaplib: Path | None, seconds: float) -> pd.DataFrame:
     """
     rows = []
     for case in CASES:
-        rng = np.random.default_rng(0)
-        scores = rng.standard_normal((case.tokens, case.experts))
-        if case.skewed:
-            scores += SKEW * rng.standard_normal(case.experts)
-        problem = ms.LinearAssignment(-scores)
-        never = ms.MaxRuntime(3600.0)
-        times: list[tuple[float, float]] = []
-        while len(times) < ROUNDS and sum(map(sum, times)) < seconds:
-            ours, peer = (solver.solve(problem, never) for solver in (ms.Transport(), ms.MinCostFlow()))
-            if abs(ours.value - peer.value) > 1e-9 * abs(peer.value):
-                raise RuntimeError(f"the optima differ on {case}: {ours.value} and {peer.value}")
-            times.append((ours.runtime, peer.runtime))
-        ratio = statistics.median(peer / ours for ours, peer in times)
-        rows.append(
-            {
-                "instance": f"{case.tokens} x {case.experts}{', skewed' if case.skewed else ''}",
-                "ours": statistics.median(ours for ours, _ in times),
-                "peer": statistics.median(peer for _, peer in times),
-                "ratio": ratio,
-                "bar": case.bar,
-                "met": ratio >= case.bar,
-            }
-        )
+        row = compared(*seconds_to_optimum(case, seconds))
+        instance = f"{case.tokens} x {case.experts}{', skewed' if case.skewed else ''}"
+        rows.append({"instance": instance} | row | {"bar": case.bar, "met": row["ratio"] >= case.bar})
     return pd.DataFrame(rows)
 
 
-def main(
-    seconds: Annotated[float, typer.Option(help="Seconds for each case.", min=0.01)] = 10.0,
-) -> None:
-    """Print the table; times in seconds."""
-    print(measure(None, seconds).to_string(index=False, float_format="{:,.4f}".format))
+def seconds_to_optimum(case: Case, seconds: float) -> list[list[float]]:
+    """Return the seconds of ours and of OR-Tools in every round."""
+    rng = np.random.default_rng(0)
+    scores = rng.standard_normal((case.tokens, case.experts))
+    if case.skewed:
+        scores += SKEW * rng.standard_normal(case.experts)
+    problem = ms.LinearAssignment(-scores)
+    optima = []
 
+    def solve(solver: ms.Solver) -> float:
+        result = solver.solve(problem, ms.MaxRuntime(3600.0))
+        optima.append(result.value)
+        return result.runtime
 
-if __name__ == "__main__":
-    typer.run(main)
+    times = in_turns([partial(solve, ms.Transport()), partial(solve, ms.MinCostFlow())], ROUNDS, seconds)
+    if max(optima) - min(optima) > 1e-9 * abs(optima[0]):
+        raise RuntimeError(f"the optima differ on {case}: {min(optima)} and {max(optima)}")
+    return times

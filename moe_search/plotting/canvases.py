@@ -5,7 +5,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from moe_search.plotting.palette import INK
+from moe_search.plotting.palette import RULE, STYLE
 
 
 def canvases(images: NDArray[np.float32], captions: list[str]) -> Figure:
@@ -18,7 +18,7 @@ def canvases(images: NDArray[np.float32], captions: list[str]) -> Figure:
     """
     if not len(images) or len(images) != len(captions):
         raise ValueError(f"images and captions must be as many, at least one, got {len(images)} and {len(captions)}")
-    with mpl.rc_context({"font.size": 9, "text.color": INK, "axes.labelcolor": INK}):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(1.05 * len(images), 1.35), layout="constrained")
         for image, caption, axis in zip(
             images, captions, figure.subplots(1, len(images), squeeze=False)[0], strict=True
@@ -27,5 +27,5 @@ def canvases(images: NDArray[np.float32], captions: list[str]) -> Figure:
             axis.set_xlabel(caption)
             axis.set_xticks([])
             axis.set_yticks([])
-            axis.spines[:].set_color("#d9dee4")
+            axis.spines[:].set_color(RULE)
     return figure

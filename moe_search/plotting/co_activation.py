@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike
 
-from moe_search.plotting.palette import INK, MUTED
+from moe_search.plotting.palette import INK, MUTED, STYLE
 
 
 def co_activation(counts: ArrayLike) -> Figure:
@@ -17,10 +17,6 @@ def co_activation(counts: ArrayLike) -> Figure:
     counts : array_like, shape (n, n)
         Samples that both experts have, on the diagonal those of an expert, such as the co-activation of a
         `RoutingSummary`. The row of an expert without samples stays empty.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
 
     Raises
     ------
@@ -36,7 +32,7 @@ def co_activation(counts: ArrayLike) -> Figure:
     shares = np.divide(matrix, own, out=np.full_like(matrix, np.nan), where=own > 0)
     n = len(matrix)
     side = max(2.6, min(0.32 * n, 8.0))
-    with mpl.rc_context({"font.size": 9, "text.color": INK, "axes.labelcolor": INK}):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(side + 1.3, side + 0.3), layout="compressed")
         axis = figure.subplots()
         image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike
 
-from moe_search.plotting.palette import INK, MUTED, OKABE_ITO, RULE
+from moe_search.plotting.palette import MUTED, OKABE_ITO, RULE, STYLE, leave_base_line
 
 
 def expert_loads(load: ArrayLike, importance: ArrayLike) -> Figure:
@@ -16,10 +16,6 @@ def expert_loads(load: ArrayLike, importance: ArrayLike) -> Figure:
     ----------
     load, importance : array_like, shape (n,)
         Not negative, such as those of a `RoutingSummary`.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
 
     Raises
     ------
@@ -36,7 +32,7 @@ def expert_loads(load: ArrayLike, importance: ArrayLike) -> Figure:
         if not values.min() >= 0 or not values.sum() > 0:
             raise ValueError(f"{name} must not be negative, nor 0 for all experts, got {values.tolist()}")
     n = amounts[0].size
-    with mpl.rc_context({"font.size": 9, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": RULE}):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(max(3.4, 1.2 + 0.32 * min(n, 40)), 2.7), layout="constrained")
         axis = figure.subplots()
         for values, offset, label, colour in zip(amounts, (-0.2, 0.2), ("load", "importance"), OKABE_ITO, strict=False):
@@ -49,7 +45,6 @@ def expert_loads(load: ArrayLike, importance: ArrayLike) -> Figure:
         axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axis.grid(axis="y", color=RULE, linewidth=0.6)
         axis.set_axisbelow(True)
-        axis.spines[["top", "right", "left"]].set_visible(False)
-        axis.tick_params(length=0, colors=MUTED)
+        leave_base_line(axis)
         figure.legend(frameon=False, loc="outside upper left", ncols=3, fontsize=8)
     return figure

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 from numpy.typing import NDArray
 
-from moe_search.plotting.palette import INK, MUTED, expert_colours
+from moe_search.plotting.palette import INK, MUTED, STYLE, expert_colours
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def expert_maps(panels: Sequence[MapPanel], num_experts: int) -> Figure:
             raise ValueError(f"rows of a panel must have the same number of slots, got {lengths} in {panel.title!r}")
     colours = expert_colours(num_experts)
     height = 0.55 + 0.33 * max(len(panel.rows) for panel in panels)
-    with mpl.rc_context({"font.size": 9, "text.color": INK}):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(3.4 * len(panels), height), layout="constrained")
         axes = figure.subplots(1, len(panels), squeeze=False)[0]
         for panel, axis in zip(panels, axes, strict=True):

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from moe_search.plotting.palette import INK, MUTED, RULE
+from moe_search.plotting.palette import RULE, STYLE, leave_base_line
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,6 @@ def loss_curves(
     logarithmic : bool
         Whether the horizontal axis is logarithmic, from 1 on, with 0 beside it.
 
-    Returns
-    -------
-    matplotlib.figure.Figure
-
     Raises
     ------
     ValueError
@@ -73,7 +69,7 @@ def loss_curves(
     """
     if not panels:
         raise ValueError("panels must hold at least one panel, got none")
-    with mpl.rc_context({"font.size": 9, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": RULE}):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(3.4 * len(panels), 2.7), layout="constrained")
         axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for panel, axis in zip(panels, axes, strict=True):
@@ -96,7 +92,6 @@ def _draw(panel: LossPanel, axis: Axes, step_name: str) -> None:
     axis.set_xlim(left=0)
     axis.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     axis.grid(axis="y", color=RULE, linewidth=0.6)
-    axis.spines[["top", "right", "left"]].set_visible(False)
-    axis.tick_params(length=0, colors=MUTED)
+    leave_base_line(axis)
     if panel.curves:
         axis.legend(frameon=False, loc="upper right")

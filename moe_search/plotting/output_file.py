@@ -35,3 +35,22 @@ def check_output_file(path: str | os.PathLike[str], name: str = "path") -> Path:
     if is_new:
         target.unlink()
     return target
+
+
+def check_picture_file(path: str | os.PathLike[str], name: str = "path") -> Path:
+    """Return `path` as a Path, or raise an error if matplotlib can write no picture there.
+
+    Raises
+    ------
+    OSError
+        In the cases of `check_output_file`.
+    ValueError
+        If the suffix names no format of pictures.
+    """
+    # Imported here: a check of any other file needs no matplotlib.
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    formats = sorted(FigureCanvasBase.get_supported_filetypes())
+    if Path(path).suffix[1:].lower() not in formats:
+        raise ValueError(f"{name} must end in one of .{', .'.join(formats)}, got {Path(path)}")
+    return check_output_file(path, name)

@@ -1,17 +1,21 @@
 """One self-contained HTML page: tables, figures and the facts needed to repeat a run."""
 
+import html
+import io
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import jinja2
+import matplotlib as mpl
+from matplotlib.figure import Figure
 
 from moe_search.plotting.table import Table
 
 
 @dataclass(frozen=True)
 class ReportFigure:
-    """A figure as inline SVG (`moe_search.plotting.svg.figure_svg`) and what it shows."""
+    """A figure as inline SVG (see `figure_svg`) and what it shows."""
 
     svg: str
     caption: str
@@ -45,6 +49,18 @@ class Report:
     lead: str
     sections: tuple[Section, ...]
     facts: dict[str, str] = field(default_factory=dict)
+
+
+def figure_svg(figure: Figure, description: str) -> str:
+    """Return a figure as one inline ``<svg>`` element; the description is for readers who cannot see it."""
+    stream = io.StringIO()
+    # Text stays text: it is small, sharp and can be searched.
+    with mpl.rc_context({"svg.fonttype": "none"}):
+        figure.savefig(stream, format="svg", metadata={"Date": None}, bbox_inches="tight")
+    text = stream.getvalue()
+    element = text[text.index("<svg") :]
+    label = html.escape(description, quote=True)
+    return element.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
 
 
 def render_report(report: Report) -> str:

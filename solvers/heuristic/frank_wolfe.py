@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 
 from moe_search.checks import require_integer
+from moe_search.problems.permutation_problem import Permutation, PermutationProblem
 from moe_search.problems.problem import Problem
 from moe_search.problems.quadratic import QuadraticAssignment
+from moe_search.solvers.engine.proposer import Proposer
 from moe_search.solvers.engine.result import Result
-from moe_search.solvers.engine.run import Run, Slice
-from moe_search.solvers.engine.solver import Solver
+from moe_search.solvers.engine.run import Run
 
 MOST_LOCATIONS = 500
 
 
 @dataclass(frozen=True)
-class FrankWolfe(Solver):
+class FrankWolfe(Proposer):
     """Round a local optimum of the relaxation to doubly stochastic matrices, from many starts: scipy's FAQ.
 
     The first start is the barycenter, the matrix of equal entries (an `initial` permutation, where one is given, is the
@@ -63,27 +65,21 @@ class FrankWolfe(Solver):
             return "scipy's FAQ has no linear term; LocalSearch and BranchAndBound take it"
         return None
 
-    def search(self, run: Run) -> Result:
-        """Search; see `Solver.search`."""
+    def proposals(self, problem: PermutationProblem, rng: np.random.Generator) -> Iterator[Permutation]:
+        """Yield the permutation that each start ends at, the first from the barycenter."""
         # Imported here: it takes longer than many a search that needs none of it.
         from scipy.optimize import quadratic_assignment
 
-        problem = run.problem
         assert isinstance(problem, QuadraticAssignment)
-        run.begin()
-        rng = np.random.default_rng(run.seed)
         # Scipy multiplies in the type of the matrices, where integers could overflow.
         flow, distance = problem.flow.astype(np.float64), problem.distance.astype(np.float64)
+        start = "barycenter"
+        while True:
+            options = {"P0": start, "rng": rng, "maxiter": self.steps}
+            yield quadratic_assignment(flow, distance, options=options).col_ind.astype(np.int64)
+            start = "randomized"
 
-        def advance(budget: int, target: float) -> Slice:
-            start = run.iterations + 1
-            options = {"P0": "barycenter" if start == 1 else "randomized", "rng": rng, "maxiter": self.steps}
-            permutation = quadratic_assignment(flow, distance, options=options).col_ind.astype(np.int64)
-            value = problem.value(permutation)
-            better = value < run.value
-            if better:
-                run.incumbent = permutation
-            return Slice(1, start, [(start, np.asarray(value))] if better else [], False)
-
-        run.loop(advance)
-        return run.result(moves=0, restarts=max(run.iterations - 1, 0))
+    def search(self, run: Run) -> Result:
+        """Search, every start but the first counted as a restart; see `Solver.search`."""
+        result = super().search(run)
+        return replace(result, restarts=max(result.iterations - 1, 0))

@@ -15,7 +15,7 @@ def bench(tmp_path):
     """Start ``moe-search bench`` in a folder of its own: benchopt warns and keeps state, so never in this process."""
 
     def command(*arguments):
-        return [sys.executable, "-c", "from moe_search.cli import app; app()", "bench", *map(str, arguments)]
+        return [sys.executable, "-c", "from moe_search.bench.commands import app; app()", "bench", *map(str, arguments)]
 
     def run(*arguments, check=True, start=False):
         environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "COLUMNS": "200", "OMP_NUM_THREADS": "1"}

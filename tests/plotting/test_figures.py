@@ -9,7 +9,7 @@ from moe_search.plotting.expert_loads import expert_loads
 from moe_search.plotting.expert_maps import MapPanel, NamedMap, expert_maps
 from moe_search.plotting.loss_curves import LossCurve, LossPanel, loss_curves
 from moe_search.plotting.palette import expert_colours
-from moe_search.plotting.svg import figure_svg
+from moe_search.plotting.report import figure_svg
 
 
 def test_loss_curves_draw_the_mean_and_each_seed():

@@ -1,6 +1,6 @@
 import pytest
 
-from moe_search.plotting.output_file import check_output_file
+from moe_search.plotting.output_file import check_output_file, check_picture_file
 
 
 def test_a_new_file_is_not_left_behind(tmp_path):
@@ -29,3 +29,19 @@ def test_folder_instead_of_file(tmp_path):
 def test_the_system_refuses():
     with pytest.raises(OSError, match=r"path must be a writable file, got /proc/report.html \(.+\)"):
         check_output_file("/proc/report.html")
+
+
+def test_known_formats_are_taken(tmp_path):
+    for suffix in ("png", "svg", "PDF"):
+        assert check_picture_file(tmp_path / f"curves.{suffix}") == tmp_path / f"curves.{suffix}"
+
+
+@pytest.mark.parametrize("name", ["curves.xyz", "curves", ".png"])
+def test_unknown_formats_are_refused(tmp_path, name):
+    with pytest.raises(ValueError, match=r"picture must end in one of .*\.png.*, got "):
+        check_picture_file(tmp_path / name, "picture")
+
+
+def test_missing_folder_of_a_picture(tmp_path):
+    with pytest.raises(OSError, match="picture must lie in a folder that exists"):
+        check_picture_file(tmp_path / "nowhere" / "curves.png", "picture")

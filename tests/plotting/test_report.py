@@ -7,8 +7,7 @@ import pytest
 from rich.console import Console
 
 from moe_search.plotting.loss_curves import LossCurve, LossPanel, loss_curves
-from moe_search.plotting.report import Report, ReportFigure, Section, render_report, write_report
-from moe_search.plotting.svg import figure_svg
+from moe_search.plotting.report import Report, ReportFigure, Section, figure_svg, render_report, write_report
 from moe_search.plotting.table import Table
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import shlex
 import signal
 import subprocess
@@ -14,8 +15,9 @@ import pandas as pd
 import pytest
 
 import moe_search
-from moe_search.bench.comparison.run_cache import work_folder
-from moe_search.bench.comparison.solver_file import load_solvers
+from moe_search.bench.comparison.run_folders import work_folder
+from moe_search.bench.comparison.solver_files import load_solvers, our_solver_files
+from moe_search.bench.comparison.solvers import SOLVERS
 from moe_search.problems.random_instances import random_quadratic
 from moe_search.solvers.heuristic.tabu_search import TabuSearch
 
@@ -28,7 +30,7 @@ from dataclasses import dataclass
 import numpy as np
 
 import moe_search as ms
-from moe_search.bench.peers.proposals import Proposer
+from moe_search.solvers.engine.proposer import Proposer
 
 
 @dataclass(frozen=True)
@@ -210,10 +212,10 @@ def test_dask_and_joblib_run_it_in_parallel(bench, tmp_path):
     ("arguments", "message"),
     [
         (("--suite", "huge"), "suite must be one of small, medium, qaplib, got 'huge'"),
-        (("--repetitions", "0"), "repetitions must be at least 1, got 0"),
-        (("--n-jobs", "0"), "n_jobs must be at least 1, got 0"),
-        (("--timeout", "0"), "timeout must be a positive number of seconds, got 0"),
-        (("--backend", "ray"), "backend must be loky or dask, got 'ray'"),
+        (("--repetitions", "0"), "repetitions must be an integer >= 1, got 0"),
+        (("--n-jobs", "0"), "n_jobs must be an integer >= 1, got 0"),
+        (("--timeout", "0"), "timeout must be a finite number > 0, got 0"),
+        (("--backend", "ray"), "backend must be one of loky, dask, got 'ray'"),
         (("--suite", "qaplib"), "suite qaplib needs QAPLIB files"),
         (("--qaplib", "/nowhere"), "qaplib must be a folder of QAPLIB files, got /nowhere"),
     ],
@@ -221,7 +223,7 @@ def test_dask_and_joblib_run_it_in_parallel(bench, tmp_path):
 def test_bad_arguments_are_refused_in_one_line(arguments, message, monkeypatch, tmp_path):
     from typer.testing import CliRunner
 
-    from moe_search.cli import app
+    from moe_search.bench.commands import app
 
     monkeypatch.delenv("MOE_SEARCH_QAPLIB", raising=False)
     result = CliRunner().invoke(app, ["bench", *arguments, "--output", str(tmp_path / "out")])
@@ -252,7 +254,7 @@ import os
 from dataclasses import dataclass
 
 import moe_search as ms
-from moe_search.bench.peers.proposals import Proposer
+from moe_search.solvers.engine.proposer import Proposer
 
 
 @dataclass(frozen=True)
@@ -335,3 +337,14 @@ def test_one_object_of_a_file_is_named_by_its_variable(tmp_path, monkeypatch):
     path = tmp_path / "one_tabu_of_a_test.py"
     path.write_text("import moe_search as ms\n\nmine = ms.TabuSearch(tenure=(0.9, 1.1))\n")
     assert load_solvers(path) == {"mine": TabuSearch(tenure=(0.9, 1.1))}
+
+
+def test_every_solver_of_the_table_has_a_file_that_is_written_once(tmp_path):
+    paths = our_solver_files(tmp_path / "files")
+    kinds = [runpy.run_path(str(path))["Solver"] for path in paths]
+    assert [kind.name for kind in kinds] == list(SOLVERS)
+    assert [type(kind().solver()) for kind in kinds] == [type(make()) for make in SOLVERS.values()]
+    times = [path.stat().st_mtime_ns for path in paths]
+    assert our_solver_files(tmp_path / "files") == paths
+    assert [path.stat().st_mtime_ns for path in paths] == times
+    assert sorted(tmp_path.rglob("*.*")) == sorted(paths)

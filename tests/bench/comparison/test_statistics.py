@@ -3,20 +3,24 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from moe_search.bench.comparison.mean_ranks import rank_solvers, signed_rank_p
-from moe_search.bench.comparison.performance_profiles import performance_ratios, profile
-from moe_search.bench.comparison.time_to_target import share_reached
-from moe_search.bench.comparison.win_tie_loss import WinTieLoss, win_tie_loss
+from moe_search.bench.comparison.curves import performance_ratios, share_steps
+from moe_search.bench.comparison.scores import rank_solvers, signed_rank_p, wins_ties_losses
 
 INF = np.inf
+
+
+def shares(amounts, limit):
+    """The share of the rows in which a solver's amount is at most `limit`, as its curve shows it."""
+    steps = [share_steps(column, 1e10) for column in np.transpose(amounts)]
+    return [y[np.searchsorted(x, limit, side="right") - 1] for x, y in steps]
 
 
 def test_performance_ratios_by_hand():
     ratios = performance_ratios([[2.0, 4.0, INF], [3.0, 1.0, 1.0], [INF, INF, INF]])
     np.testing.assert_array_equal(ratios, [[1.0, 2.0, INF], [3.0, 1.0, 1.0], [INF, INF, INF]])
-    np.testing.assert_allclose(profile(ratios, 1.0), [1 / 3, 1 / 3, 1 / 3])
-    np.testing.assert_allclose(profile(ratios, 2.0), [1 / 3, 2 / 3, 1 / 3])
-    np.testing.assert_allclose(profile(ratios, 1e9), [2 / 3, 2 / 3, 1 / 3])
+    np.testing.assert_allclose(shares(ratios, 1.0), [1 / 3, 1 / 3, 1 / 3])
+    np.testing.assert_allclose(shares(ratios, 2.0), [1 / 3, 2 / 3, 1 / 3])
+    np.testing.assert_allclose(shares(ratios, 1e9), [2 / 3, 2 / 3, 1 / 3])
 
 
 @pytest.mark.parametrize("costs", [[[0.0, 1.0]], [[-1.0, 1.0]]])
@@ -30,10 +34,10 @@ def test_performance_ratios_refuse_another_shape():
         performance_ratios([1.0, 2.0])
 
 
-def test_share_reached_by_hand():
+def test_shares_of_times_by_hand():
     times = [[0.1, INF], [0.5, 0.2], [2.0, INF], [INF, 0.3]]
-    np.testing.assert_array_equal(share_reached(times, 0.5), [0.5, 0.5])
-    np.testing.assert_array_equal(share_reached(times, 10.0), [0.75, 0.5])
+    np.testing.assert_array_equal(shares(times, 0.5), [0.5, 0.5])
+    np.testing.assert_array_equal(shares(times, 10.0), [0.75, 0.5])
 
 
 def test_ranks_and_tests_of_a_clear_order():
@@ -95,4 +99,4 @@ def test_too_few_data_sets_are_told():
 
 def test_wins_ties_and_losses_by_hand():
     values = pd.DataFrame({"a": [1.0, 2.0, INF, 5.0], "b": [2.0, 2.0, INF, 4.0]})
-    assert win_tie_loss(values) == {("a", "b"): WinTieLoss(1, 2, 1), ("b", "a"): WinTieLoss(1, 2, 1)}
+    assert wins_ties_losses(values) == {("a", "b"): (1, 2, 1), ("b", "a"): (1, 2, 1)}

@@ -7,9 +7,9 @@ import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
+from moe_search.bench.commands import app
 from moe_search.bench.demo.run import run_demo
 from moe_search.bench.demo.settings import smoke_settings
-from moe_search.cli import app
 
 
 @pytest.fixture(scope="module")

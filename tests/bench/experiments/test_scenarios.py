@@ -7,13 +7,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from moe_search.bench.commands import app
 from moe_search.bench.datasets.hidden_groups import make_hidden_groups
 from moe_search.bench.demo.settings import SearchSchedule
 from moe_search.bench.experiments import hidden_groups, two_image_trials, user_table
 from moe_search.bench.experiments.registry import HOMES, find_experiment
 from moe_search.bench.experiments.step_training import StepRun, endless_batches, evaluation_steps, train_by_steps
 from moe_search.bench.experiments.task_gate import TaskGate
-from moe_search.cli import app
 from moe_search.gates.hash_routing import HashRouting
 from moe_search.gates.top_k import TopK
 from moe_search.training.lowering.batch import Batch

@@ -28,8 +28,8 @@ def test_transport_compares_in_turns_at_equal_optima(monkeypatch):
 
 def test_unequal_optima_are_an_error(monkeypatch):
     class Wrong(transport_speed.ms.MinCostFlow):
-        def run(self, problem, *arguments):
-            return super().run(type(problem)(2 * problem.cost), *arguments)
+        def solve(self, problem, *arguments):
+            return super().solve(type(problem)(2 * problem.cost), *arguments)
 
     monkeypatch.setattr(transport_speed, "CASES", (transport_speed.Case(8, 2, False, 0.0),))
     monkeypatch.setattr(transport_speed.ms, "MinCostFlow", Wrong)

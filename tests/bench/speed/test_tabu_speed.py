@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from moe_search.bench.peers.textbook_tabu import advance, textbook_tabu
+from moe_search.bench.peers.textbook import advance, textbook_tabu
 from moe_search.bench.speed import tabu_gap, tabu_speed
 from moe_search.problems import random_quadratic, write_qaplib
 from moe_search.solvers import MaxIterations, TabuSearch

@@ -1,47 +1,25 @@
-"""The command line: ``moe-search demo``, ``solve``, ``bench``, ``experiment`` and ``report``."""
+"""The commands of the laboratory: importing this adds them to the command line of the library.
+
+``moe-search`` starts here, since the library does not know the laboratory. What a command needs is imported when it
+runs: ``moe-search --help`` and ``moe-search solve`` load neither torch nor benchopt.
+"""
 
 from __future__ import annotations
 
-import math
 import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from moe_search.problems.quadratic import QuadraticAssignment
-    from moe_search.solvers.engine.result import Result
-    from moe_search.solvers.engine.solver import Solver
+from moe_search.cli import app
+from moe_search.cli.errors import one_line_errors
 
-# Name on the command line -> class; "auto" is the choice of `moe_search.solve`.
-SOLVERS = {
-    "auto": "",
-    "local-search": "LocalSearch",
-    "iterated-local-search": "IteratedLocalSearch",
-    "tabu-search": "TabuSearch",
-    "simulated-annealing": "SimulatedAnnealing",
-    "multi-start": "MultiStart",
-    "frank-wolfe": "FrankWolfe",
-    "branch-and-bound": "BranchAndBound",
-    "enumeration": "Enumeration",
-    "cp-sat": "CpSat",
-    "hungarian": "Hungarian",
-    "min-cost-flow": "MinCostFlow",
-    "transport": "Transport",
-}
-LONGEST_PRINTED_PERMUTATION = 40
-
-app = typer.Typer(
-    help="The discrete half of sparse mixture-of-experts models, solved as a combinatorial search problem.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
+__all__ = ["app"]
 
 
 @app.command()
@@ -54,13 +32,11 @@ def demo(
     smoke: Annotated[bool, typer.Option("--smoke", help="Tiny sizes: shows in seconds that all works.")] = False,
 ) -> None:
     """Train sparse gates on real images with and without search, and write an HTML report."""
-    with _one_line_errors():
-        from moe_search.plotting.output_file import check_output_file
+    with one_line_errors():
+        from moe_search.plotting.output_file import check_output_file, check_picture_file
 
         check_output_file(report, "report")
         if picture is not None:
-            from moe_search.plotting.picture_file import check_picture_file
-
             check_picture_file(picture, "picture")
         from moe_search.bench.demo.settings import DemoSettings, smoke_settings
 
@@ -77,39 +53,7 @@ def demo(
 
     from moe_search.bench.demo.run import run_demo
 
-    run_demo(settings, torch_device, report, shlex.join(["moe-search", *sys.argv[1:]]), Console(), picture)
-
-
-@app.command()
-def solve(
-    file: Annotated[Path, typer.Argument(help="A problem in QAPLIB's .dat format.", metavar="FILE.dat")],
-    time: Annotated[float, typer.Option(help="Seconds the solver may take.")] = 2.0,
-    solver: Annotated[
-        str, typer.Option(help=f"One of {', '.join(SOLVERS)}. multi-start: four tabu searches side by side.")
-    ] = "auto",
-    seed: Annotated[int, typer.Option(help="Source of all randomness.")] = 0,
-    json: Annotated[Path | None, typer.Option(help="Where the result goes as JSON.", metavar="PATH")] = None,
-) -> None:
-    """Solve a quadratic assignment problem and print value, bound and gap."""
-    with _one_line_errors():
-        if not 0 < time < math.inf:
-            raise ValueError(f"--time must be a positive number of seconds, got {time:g}")
-        if seed < 0:
-            raise ValueError(f"--seed must be 0 or more, got {seed}")
-        chosen = _solver(solver)
-        if json is not None:
-            from moe_search.plotting.output_file import check_output_file
-
-            check_output_file(json, "--json")
-        from moe_search import solve as solve_problem
-        from moe_search.problems.qaplib import read_qaplib
-        from moe_search.solvers.engine.stop import MaxRuntime
-
-        problem = read_qaplib(file)
-        result = solve_problem(problem, chosen, MaxRuntime(time), seed=seed)
-        if json is not None:
-            json.write_text(result.to_json() + "\n", encoding="utf-8")
-    _print_result(file, problem, result, json)
+    run_demo(settings, torch_device, report, _command_line(), Console(), picture)
 
 
 @app.command()
@@ -139,7 +83,7 @@ def bench(
     ] = None,
 ) -> None:
     """Compare solvers: run them, resume what was killed, and write an HTML report with statistics."""
-    with _one_line_errors(), _missing_extras():
+    with one_line_errors(), _missing_extras():
         from moe_search.bench.comparison.comparison import ComparisonSettings, run_comparison
         from moe_search.bench.comparison.report import make_report, write_comparison
         from moe_search.plotting.output_file import check_output_file
@@ -158,7 +102,7 @@ def bench(
         output.mkdir(parents=True, exist_ok=True)
         check_output_file(output / "report.html", "output")
         comparison = run_comparison(settings)
-    report = make_report(comparison, settings, shlex.join(["moe-search", *sys.argv[1:]]))
+    report = make_report(comparison, settings, _command_line())
     paths = write_comparison(comparison, report, output)
     from rich.console import Console
 
@@ -187,7 +131,7 @@ def experiment(
     data: Annotated[Path | None, typer.Option(help="Where the data lie, if not where their package puts them.")] = None,
 ) -> None:
     """Run an experiment; started again after a kill, it goes on where it stopped."""
-    with _one_line_errors():
+    with one_line_errors():
         from moe_search.bench.experiments.command import run_with_progress
 
         run_with_progress(name, smoke, seeds, first_seed, jobs, output, data)
@@ -201,69 +145,20 @@ def report(
     ] = None,
 ) -> None:
     """Make one HTML page of the experiments in a folder: statistics, curves and maps."""
-    with _one_line_errors():
+    with one_line_errors():
         from moe_search.bench.experiments.report import make_report, read_finished
         from moe_search.plotting.output_file import check_output_file
         from moe_search.plotting.report import write_report
 
         finished = read_finished(folder)
         page = check_output_file(folder / "report.html" if page is None else page, "--page")
-        write_report(make_report(finished, shlex.join(["moe-search", *sys.argv[1:]])), page)
+        write_report(make_report(finished, _command_line()), page)
     typer.echo(f"Report: {page.resolve()}")
 
 
-def _solver(name: str) -> Solver | None:
-    """Return the solver of a name of the command line; None lets `moe_search.solve` choose."""
-    if name == "auto":
-        return None
-    if name not in SOLVERS:
-        raise ValueError(f"--solver must be one of {', '.join(SOLVERS)}, got {name!r}")
-    from moe_search import solvers
-
-    kind = getattr(solvers, SOLVERS[name])
-    chosen: Solver = kind(solvers.TabuSearch()) if kind is solvers.MultiStart else kind()
-    return chosen
-
-
-def _print_result(file: Path, problem: QuadraticAssignment, result: Result, json: Path | None) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="dim")
-    table.add_column()
-    rows = {
-        "problem": f"{file.name}, {type(problem).__name__} of size {problem.size}",
-        "value": f"{result.value:,}",
-        "bound": "none" if result.bound is None else f"{result.bound:,}",
-        "gap": "unknown" if result.gap is None else f"{100 * result.gap:.3f} % of the value",
-        "status": result.status,
-        "iterations": f"{result.iterations:,}",
-        "runtime": f"{result.runtime:.3f} s",
-        "solver": result.solver,
-        "seed": "none" if result.seed is None else str(result.seed),
-    }
-    if problem.size <= LONGEST_PRINTED_PERMUTATION:
-        rows["permutation"] = " ".join(map(str, result.permutation.tolist()))
-    if json is not None:
-        rows["written to"] = str(json)
-    for name, text in rows.items():
-        table.add_row(name, Text(text))
-    Console().print(table)
-
-
-@contextmanager
-def _one_line_errors() -> Iterator[None]:
-    """Print an error of the arguments in one line, without traceback, and exit with status 2."""
-    try:
-        yield
-    except (ImportError, OSError, TypeError, ValueError) as error:
-        text = str(error)
-        if isinstance(error, OSError) and error.filename is not None:
-            text = f"cannot use {error.filename}: {error.strerror}"
-        typer.echo(f"error: {' '.join(text.split())}", err=True)
-        raise typer.Exit(2) from error
+def _command_line() -> str:
+    """Return the command as it was typed, for a report that tells how to repeat it."""
+    return shlex.join(["moe-search", *sys.argv[1:]])
 
 
 @contextmanager

@@ -1,9 +1,10 @@
-"""Where benchopt keeps the runs of a comparison: a folder of the user's for every state of the sources."""
+"""Where the runs of a comparison leave files: benchopt's cache, and a folder that lasts as long as the comparison."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -48,6 +49,25 @@ def work_folder(cache: Path) -> Iterator[Path]:
     finally:
         alive.release()
         shutil.rmtree(work, ignore_errors=True)
+
+
+def run_folder(dataset: str, solver: str, repetition: int) -> tuple[str, str, str]:
+    """Return the names of the folders, one within the other, that benchopt makes for a run."""
+    return folder_name(dataset), folder_name(solver), f"rep_{repetition}"
+
+
+def folder_name(name: str) -> str:
+    """Return what benchopt makes of a name for a folder."""
+    return re.sub(r'[/\\:*?"<>|]+', "_", name)
+
+
+def errors_of_runs(work: Path) -> dict[tuple[str, ...], str]:
+    """Return what `AnytimeSolver` wrote of runs that raised, by their `run_folder`."""
+    found: dict[tuple[str, ...], str] = {}
+    for path in work.glob("runs/*/*/*/*/error.txt"):
+        dataset, _, solver, repetition = path.parent.parts[-4:]
+        found[dataset, solver, repetition] = path.read_text(encoding="utf-8")
+    return found
 
 
 def _remove_if_dead(folder: Path) -> None:
