@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from moe_search.gates.arguments import at_most_slots, number_from_zero, positive_integer, positive_number
+from moe_search.checks import require_integer, require_number
+from moe_search.gates.batch_checks import cannot_read_values
 from moe_search.gates.comet_convention import CONVENTIONS
-from moe_search.gates.gate import Gate
+from moe_search.gates.gate import Gate, require_k
 from moe_search.gates.live_leaves import live_leaves
 from moe_search.gates.slot_weights import SlotWeights
 from moe_search.gates.smooth_step import smooth_step
-from moe_search.gates.values_hidden import values_hidden
 
 DESCENT_SLOTS = 64
 """Slots of a tree from which on, on a CPU, descending into its live branches costs less than looking at all of it."""
@@ -112,11 +112,11 @@ class COMET(Gate):
         convention: str = "paper",
     ) -> None:
         super().__init__(
-            num_experts, num_slots, positive_integer("k", k), in_features=in_features, shared_map=shared_map
+            num_experts, num_slots, require_integer("k", k), in_features=in_features, shared_map=shared_map
         )
-        self.k = at_most_slots("k", k, self.num_slots)
-        self.gamma = positive_number("gamma", gamma)
-        self.entropy = number_from_zero("entropy", entropy)
+        self.k = require_k(k, self.num_slots)
+        self.gamma = require_number("gamma", gamma, strict=True)
+        self.entropy = require_number("entropy", entropy)
         if convention not in CONVENTIONS:
             raise ValueError(f"convention must be one of {', '.join(CONVENTIONS)}, got {convention!r}")
         self.convention = convention
@@ -135,7 +135,7 @@ class COMET(Gate):
         if self.leaf_bias is not None:
             logits = logits + self.leaf_bias
         log = CONVENTIONS[self.convention].log
-        reached = live_leaves(splits.flatten(0, 1), self.gamma) if self._descends(inputs) else None
+        reached = live_leaves(splits.flatten(0, 1), self.gamma) if self._descends(splits) else None
         if reached is None:
             p = leaf_probabilities(splits, self.gamma)
             scores = logits + log(p)
@@ -157,15 +157,15 @@ class COMET(Gate):
         p = slot_weights.require_probabilities("COMET")
         return self.entropy * CONVENTIONS[self.convention].entropy(p).sum((1, 2)).mean()
 
-    def _descends(self, inputs: Tensor) -> bool:
+    def _descends(self, splits: Tensor) -> bool:
         """Return whether to look for the live leaves only; it changes nothing but the time."""
         return (
             self.num_slots >= DESCENT_SLOTS
             and not self.training
             and not torch.is_grad_enabled()
-            and len(inputs) * self.k * self.num_slots >= DESCENT_LEAVES
-            and inputs.device.type == "cpu"
-            and not values_hidden()
+            and len(splits) * self.k * self.num_slots >= DESCENT_LEAVES
+            and splits.device.type == "cpu"
+            and not cannot_read_values(splits)
         )
 
     def _start_small(self) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from moe_search.gates.arguments import at_most_slots, number_from_zero, positive_integer, positive_number
+from moe_search.checks import require_integer, require_number
 from moe_search.gates.batch_checks import require_device, require_dtype, require_samples
 from moe_search.gates.entropy import entropy_terms
-from moe_search.gates.gate import Gate
+from moe_search.gates.gate import Gate, require_k
 from moe_search.gates.slot_weights import SlotWeights
 from moe_search.gates.smooth_step import smooth_step
 
@@ -106,12 +106,12 @@ class DSelectK(Gate):
         shared_map: bool = False,
     ) -> None:
         super().__init__(
-            num_experts, num_slots, positive_integer("k", k), in_features=in_features, shared_map=shared_map
+            num_experts, num_slots, require_integer("k", k), in_features=in_features, shared_map=shared_map
         )
-        self.k = at_most_slots("k", k, self.num_slots)
-        self.gamma = positive_number("gamma", gamma)
-        self.entropy = number_from_zero("entropy", entropy)
-        self.zeta = number_from_zero("zeta", zeta)
+        self.k = require_k(k, self.num_slots)
+        self.gamma = require_number("gamma", gamma, strict=True)
+        self.entropy = require_number("entropy", entropy)
+        self.zeta = require_number("zeta", zeta)
         rows = self.k * (self.num_bits + 1)
         if self.in_features is None:
             self.linear = None

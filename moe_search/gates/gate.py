@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from moe_search.gates.arguments import positive_integer
+from moe_search.checks import require_integer
 from moe_search.gates.batch_checks import require_device, require_dtype, require_samples
 from moe_search.gates.expert_map import ExpertMap
 from moe_search.gates.slot_weights import SlotWeights
@@ -56,7 +57,7 @@ class Gate(nn.Module, ABC):
     ) -> None:
         super().__init__()
         self.expert_map = ExpertMap(num_experts, num_slots, num_selectors, shared_map)
-        self.in_features = None if in_features is None else positive_integer("in_features", in_features)
+        self.in_features = None if in_features is None else require_integer("in_features", in_features)
 
     @property
     def num_experts(self) -> int:
@@ -130,3 +131,11 @@ class Gate(nn.Module, ABC):
     def extra_repr(self) -> str:
         """Return the width of the inputs, for `repr`."""
         return "" if self.in_features is None else f"in_features={self.in_features}"
+
+
+def require_k(k: Any, num_slots: int) -> int:
+    """Return the number of slots that a gate keeps as an int in 1 .. ``num_slots``."""
+    k = require_integer("k", k)
+    if k > num_slots:
+        raise ValueError(f"k must be at most the number of slots, {num_slots}, got {k}")
+    return k

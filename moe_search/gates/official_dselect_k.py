@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from moe_search.gates.arguments import positive_integer
+from moe_search.checks import require_integer
 from moe_search.gates.dselect_k import DSelectK
 from moe_search.gates.official_layout import expert_of_column, named_tensors
 
@@ -79,7 +79,7 @@ def load_official_dselect_k(
     >>> load_official_dselect_k({"z_logits": torch.randn(2, 1, 3), "w_logits": torch.randn(2, 1)}, num_experts=6).k
     2
     """
-    n = positive_integer("num_experts", num_experts)
+    n = require_integer("num_experts", num_experts)
     bits = (n - 1).bit_length()
     tensors = {name.removeprefix("_"): t for name, t in named_tensors(state_dict, prefix, IGNORED).items()}
     if set(tensors) not in (STATIC, PER_EXAMPLE):

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from moe_search.gates.arguments import at_most_slots
-from moe_search.gates.gate import Gate
+from moe_search.gates.gate import Gate, require_k
 from moe_search.gates.slot_weights import SlotWeights
 
 
@@ -62,7 +61,7 @@ class TopK(Gate):
         self, in_features: int, num_experts: int, k: int, num_slots: int | None = None, noise: bool = False
     ) -> None:
         super().__init__(num_experts, num_slots, in_features=in_features)
-        self.k = at_most_slots("k", k, self.num_slots)
+        self.k = require_k(k, self.num_slots)
         self.linear = nn.Linear(in_features, self.num_slots)
         self.noise = nn.Linear(in_features, self.num_slots, bias=False) if noise else None
         if self.noise is not None:

@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moe_search.gates.batch_checks import require_samples
+from moe_search.checks import require_choice
+from moe_search.gates.batch_checks import cannot_read_values, require_samples
 from moe_search.gates.gate import Gate
 from moe_search.gates.slot_weights import SlotWeights
-from moe_search.gates.values_hidden import values_hidden
-from moe_search.layers.dispatch import Dispatch, known_dispatch
-from moe_search.layers.fastest_dispatch import fastest_dispatch
+from moe_search.layers.dispatch import DISPATCHES, Dispatch, fastest_dispatch
 from moe_search.layers.stacked_experts import StackedExperts
 
 
@@ -105,7 +104,8 @@ class MixtureOfExperts(nn.Module):
         if len(self.experts) != gate.num_experts:
             raise ValueError(f"experts must be {gate.num_experts}, as many as the gate's, got {len(self.experts)}")
         self.gate = gate
-        self.dispatch = known_dispatch(dispatch)
+        require_choice("dispatch", dispatch, DISPATCHES)
+        self.dispatch = dispatch
         if dispatch == "grouped" and not isinstance(experts, StackedExperts):
             raise ValueError('dispatch="grouped" needs StackedExperts, got modules of their own')
         self.routing: SlotWeights | None = None
@@ -143,9 +143,11 @@ class MixtureOfExperts(nn.Module):
         return mixture
 
     def _mixture(self, inputs: Tensor, expert_weights: Tensor) -> Tensor:
-        # "auto" remains where no number can be read off the weights: all experts run on all samples then.
-        choosing = known_dispatch(self.dispatch) == "auto" and not values_hidden()
+        # The attribute may have been set to anything since.
+        require_choice("dispatch", self.dispatch, DISPATCHES)
+        choosing = self.dispatch == "auto" and not cannot_read_values(inputs, expert_weights)
         path = self._fastest(expert_weights) if choosing else self.dispatch
+        # "auto" remains where no number can be read off the weights: all experts run on all samples then.
         if path in ("dense", "auto"):
             mixture = self.combine(expert_weights, self.expert_outputs(inputs))
             if not choosing or _finite(mixture):
@@ -255,11 +257,8 @@ def outputs_of_pairs(
 
 def _finite(mixture: Tensor) -> bool:
     """Return whether no entry is NaN or infinite, by their sum: one number to read, at 1 to 3 % of a small layer."""
-    try:
-        # In single precision, whatever the entries are: where it cannot hold their sum, they are only computed anew.
-        return math.isfinite(mixture.sum(dtype=torch.float32).item())
-    except RuntimeError:
-        return True  # a fake tensor, or one of the device "meta": they have no numbers
+    # In single precision, whatever the entries are: where it cannot hold their sum, they are only computed anew.
+    return math.isfinite(mixture.sum(dtype=torch.float32).item())
 
 
 def _iterable(experts: Any) -> Iterable[Any]:

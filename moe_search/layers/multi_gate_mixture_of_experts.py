@@ -9,10 +9,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from moe_search.gates.batch_checks import require_samples
+from moe_search.gates.batch_checks import cannot_read_values, require_samples
 from moe_search.gates.gate import Gate
 from moe_search.gates.slot_weights import SlotWeights
-from moe_search.gates.values_hidden import values_hidden
 from moe_search.layers.dispatch import Dispatch
 from moe_search.layers.mixture_of_experts import MixtureOfExperts, outputs_of_pairs
 from moe_search.layers.stacked_experts import StackedExperts
@@ -124,7 +123,7 @@ class MultiGateMixtureOfExperts(nn.Module):
 
     def _mixtures(self, inputs: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
         """Return the mixture of every task, for its weights of the experts of shape [B, n]."""
-        if values_hidden():
+        if cannot_read_values(inputs, *weights):
             # Sizes that depend on the weights cannot be told.
             outputs = self.expert_outputs(inputs)
             return [cast(TaskMixture, self.tasks[0]).combine(w, outputs) for w in weights]

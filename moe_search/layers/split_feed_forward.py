@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from moe_search.gates.arguments import positive_integer
+from moe_search.checks import require_integer
 from moe_search.layers.stacked_experts import StackedExperts
 
 
@@ -50,7 +50,7 @@ def deal_neurons(importance: Tensor, num_experts: int, neurons: int, shared: int
     tensor([[0, 3, 4],
             [0, 2, 1]])
     """
-    n, neurons = positive_integer("num_experts", num_experts), positive_integer("neurons", neurons)
+    n, neurons = require_integer("num_experts", num_experts), require_integer("neurons", neurons)
     if importance.ndim != 1 or not bool(importance.isfinite().all()):
         raise ValueError(f"importance must be finite and of shape [h], got shape {tuple(importance.shape)}")
     if not 0 <= shared <= neurons:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from moe_search.gates.arguments import positive_integer
+from moe_search.checks import require_integer
 from moe_search.gates.batch_checks import require_device, require_dtype, require_samples
 
 GROUPED_BYTES = 16
@@ -70,12 +70,12 @@ class StackedExperts(nn.Module):
         activation: Callable[[], nn.Module] | None = nn.ReLU,
     ) -> None:
         super().__init__()
-        self.num_experts = positive_integer("num_experts", num_experts)
-        self.in_features = positive_integer("in_features", in_features)
-        self.out_features = positive_integer("out_features", out_features)
+        self.num_experts = require_integer("num_experts", num_experts)
+        self.in_features = require_integer("in_features", in_features)
+        self.out_features = require_integer("out_features", out_features)
         self.hidden_features = None
         if hidden_features is not None:
-            self.hidden_features = positive_integer("hidden_features", hidden_features)
+            self.hidden_features = require_integer("hidden_features", hidden_features)
         self.activation = nn.Identity() if activation is None else activation()
         if not isinstance(self.activation, nn.Module):
             raise TypeError(f"activation must return a torch.nn.Module, got {type(self.activation).__name__}")

@@ -9,7 +9,7 @@ from weakref import ReferenceType, ref
 import torch
 from torch import Tensor
 
-from moe_search.gates.arguments import number_from_zero, positive_number
+from moe_search.checks import require_number
 from moe_search.gates.slot_weights import SlotWeights
 from moe_search.gates.top_k import TopK
 from moe_search.layers.mixture_of_experts import MixtureOfExperts
@@ -91,10 +91,10 @@ class LossFreeBalancing:
     ) -> None:
         gate = _top_k(moe)
         self.moe = moe
-        self.rate = number_from_zero("rate", rate)
-        self.expert_limit = positive_number("expert_limit", expert_limit)
-        self.slot_limit = None if slot_limit is None else positive_number("slot_limit", slot_limit)
-        self.memory = number_from_zero("memory", memory)
+        self.rate = require_number("rate", rate)
+        self.expert_limit = require_number("expert_limit", expert_limit, strict=True)
+        self.slot_limit = None if slot_limit is None else require_number("slot_limit", slot_limit, strict=True)
+        self.memory = require_number("memory", memory)
         if self.slot_limit is not None and self.slot_limit < gate.num_experts / gate.num_slots:
             mean = gate.num_experts / gate.num_slots
             raise ValueError(f"slot_limit must be at least {mean:.6g}, the mean load of a slot, got {slot_limit}")

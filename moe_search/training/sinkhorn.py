@@ -11,7 +11,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from moe_search.gates.arguments import number_from_zero, positive_integer, positive_number
+from moe_search.checks import require_integer, require_number
 from moe_search.gates.gate import Gate
 from moe_search.gates.slot_weights import SlotWeights
 
@@ -125,13 +125,12 @@ class SinkhornPermutation(Gate):
         del self.expert_map
         self.__dict__["expert_map"] = gate.expert_map
         self.gate = gate
-        self.steps = positive_integer("steps", steps)
-        hot, cold = _pair("temperatures", temperatures)
-        self.temperatures = positive_number("temperatures", hot), positive_number("temperatures", cold)
-        few, many = _pair("iterations", iterations)
-        self.iterations = positive_integer("iterations", few), positive_integer("iterations", many)
-        self.entropy = number_from_zero("entropy", entropy)
-        self.noise = number_from_zero("noise", noise)
+        self.steps = require_integer("steps", steps)
+        hot, cold = (require_number("temperatures", each, strict=True) for each in _pair("temperatures", temperatures))
+        few, many = (require_integer("iterations", each) for each in _pair("iterations", iterations))
+        self.temperatures, self.iterations = (hot, cold), (few, many)
+        self.entropy = require_number("entropy", entropy)
+        self.noise = require_number("noise", noise)
         rows, m = gate.expert_map.experts.shape
         self.log_weights = nn.Parameter(torch.empty(rows, m, m).uniform_(-INITIAL_RANGE, INITIAL_RANGE))
         self._step = 0

@@ -114,7 +114,7 @@ def test_a_run_that_loads_its_state_goes_on_as_if_it_had_not_stopped(tmp_path):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"rate": -0.1}, ValueError, "rate must not be negative, got -0.1"),
+        ({"rate": -0.1}, ValueError, "rate must be a finite number >= 0, got -0.1"),
         ({"rate": "x"}, TypeError, "rate must be"),
         ({"expert_limit": 0.9}, ValueError, "expert_limit must be at least 1, the mean load, got 0.9"),
         ({"slot_limit": 0.0}, ValueError, "slot_limit must be"),

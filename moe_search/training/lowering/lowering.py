@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from moe_search.checks import require_integer
 from moe_search.problems.linear import LinearAssignment
 from moe_search.problems.load_limited import LoadLimited
 from moe_search.problems.mixture import MixtureAssignment
 from moe_search.problems.pairwise import PairwiseAssignment
-from moe_search.training.arguments import require_int
 from moe_search.training.lowering.batch import Batch
 from moe_search.training.lowering.cut import check_model
 from moe_search.training.lowering.exact_costs import pair_costs, slot_costs
@@ -146,13 +146,13 @@ def lower(
     check_model(model, moe)
     tasks = Tasks.of(moe, loss)
     require_problem_kind(problem)
-    require_int("chunk_size", chunk_size, 1)
+    require_integer("chunk_size", chunk_size)
     batch = Batch(inputs, targets, ids)
     batch.require(1)
     tasks.rows("targets", batch.targets)
     batch.check_device(model)
     if max_samples is not None:
-        require_int("max_samples", max_samples, 1)
+        require_integer("max_samples", max_samples)
         batch = batch.last(max_samples)
     lowering, _ = lower_batches(model, tasks, [batch], problem, chunk_size)
     assert lowering is not None

@@ -13,11 +13,10 @@ import numpy as np
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from moe_search.gates.arguments import number_from_zero
+from moe_search.checks import require_integer, require_number
 from moe_search.solvers.engine.result import Result
 from moe_search.solvers.engine.solver import Solver
 from moe_search.solvers.engine.stop import MaxRuntime, StoppingCriterion, require_criterion
-from moe_search.training.arguments import require_int
 from moe_search.training.lowering.batch import Batch, concatenate
 from moe_search.training.lowering.cut import check_model
 from moe_search.training.lowering.lowering import CHUNK_SIZE, Lowering, ProblemKind, lower_batches, require_problem_kind
@@ -164,14 +163,14 @@ class PermutationSearch:
         tasks = Tasks.of(moe, loss)
         counts = {"period": period, "until": until, "batches": batches, "chunk_size": chunk_size}
         for name, count in (counts if max_samples is None else counts | {"max_samples": max_samples}).items():
-            require_int(name, count, 1)
+            require_integer(name, count)
         if until < period:
             raise ValueError(f"until must be at least period, or no search begins, got until={until}, period={period}")
         if solver is not None and not callable(getattr(solver, "solve", None)):
             raise TypeError(f"solver must have a method solve, got {type(solver).__name__}")
         if stop is not None:
             require_criterion(stop)
-        require_int("seed", seed, 0)
+        require_integer("seed", seed, 0)
         if on_search is not None and not callable(on_search):
             raise TypeError(f"on_search must be a callable (record, lowering, result), got {type(on_search).__name__}")
         require_problem_kind(problem)
@@ -190,7 +189,7 @@ class PermutationSearch:
         self._chunk_size = int(chunk_size)
         self._asynchronous = bool(asynchronous)
         self._load_limit: LoadLimit | None = tuple(load_limit) if isinstance(load_limit, Sequence) else load_limit
-        self._confidence = number_from_zero("confidence", confidence)
+        self._confidence = require_number("confidence", confidence)
         self._ranks = ranks_of(process_group, tasks.device)
         self._seed = int(seed)
         self._step = 0
@@ -369,7 +368,7 @@ class PermutationSearch:
         if set(state) != set(STATE):
             raise ValueError(f"state must have the keys {', '.join(STATE)}, got {', '.join(map(str, state)) or 'none'}")
         for name in STATE[:3]:
-            require_int(name, state[name], 0)
+            require_integer(name, state[name], 0)
         if dict(state["map"]) != (sizes := self._map_sizes()):
             raise ValueError(
                 f"state must be that of a search of {format_sizes(sizes)}, got {format_sizes(state['map'])}"
