@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from moe_search.gates.official_dselect_k import load_official_dselect_k
+from moe_search.gates.official import load_official_dselect_k
 
 FEATURES, SELECTORS = 3, 2
 

@@ -513,7 +513,7 @@ def test_what_the_constructor_accepts():
             with pytest.raises(ValueError, match=f"{name} must be an integer >= 1, got {wrong}"):
                 searching(setting, **{name: wrong})
         for wrong in (1.5, True, "3"):
-            with pytest.raises(TypeError, match=f"{name} must be an integer, got {type(wrong).__name__}"):
+            with pytest.raises(TypeError, match=f"{name} must be an integer, got {wrong!r}"):
                 searching(setting, **{name: wrong})
     with pytest.raises(ValueError, match="until must be at least period, or no search begins, got until=1000"):
         searching(setting, period=1001)
