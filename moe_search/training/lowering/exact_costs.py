@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from moe_search.training.lowering.opened import Opened
+from moe_search.training.lowering.forward_pass import Opened
 
 PAIRWISE_BYTES = 1 << 30
 """What the arrays of a pairwise problem may take."""

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from moe_search.training.lowering.at_least_single import at_least_single
+from moe_search.training.lowering.precision import at_least_single
 
 Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """``loss(outputs, targets)``: a scalar tensor, the mean over the samples of a batch."""

@@ -18,7 +18,7 @@ from moe_search.solvers.engine.result import Result
 from moe_search.solvers.engine.solver import Solver
 from moe_search.solvers.engine.stop import MaxRuntime, StoppingCriterion, require_criterion
 from moe_search.training.lowering.batch import Batch, concatenate
-from moe_search.training.lowering.cut import check_model
+from moe_search.training.lowering.forward_pass import check_model
 from moe_search.training.lowering.lowering import CHUNK_SIZE, Lowering, ProblemKind, lower_batches, require_problem_kind
 from moe_search.training.lowering.process_group import ranks_of
 from moe_search.training.lowering.recognize_loss import RecognizedLoss

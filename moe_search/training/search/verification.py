@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from moe_search.training.lowering.batch import Batch
-from moe_search.training.lowering.cut import forward
+from moe_search.training.lowering.forward_pass import forward
 from moe_search.training.lowering.frozen import frozen
 from moe_search.training.lowering.process_group import ALONE, Ranks
 from moe_search.training.lowering.tasks import Tasks
