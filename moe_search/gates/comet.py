@@ -116,14 +116,6 @@ class COMET(Gate):
     convention : {"paper", "torch", "tensorflow"}
         By which version to compute and start, see the notes; the paper's formulas by default.
 
-    Raises
-    ------
-    TypeError
-        If a size is not an integer, or gamma or entropy not a number.
-    ValueError
-        If a size is less than 1, m is not a multiple of n, k > m, gamma is not positive, entropy is negative, or there
-        is no such convention.
-
     Notes
     -----
     Ibrahim, Chen, Hazimeh, Ponomareva, Zhao and Mazumder (2023), COMET: learning cardinality constrained mixture of
@@ -211,13 +203,7 @@ class COMET(Gate):
         return SlotWeights(scores.flatten(1).softmax(1).unflatten(1, (self.k, -1)), logits, p)
 
     def penalty(self, slot_weights: SlotWeights) -> Tensor:
-        """Return ``lambda * mean_b sum_ts -p log p`` of the path probabilities, a scalar.
-
-        Raises
-        ------
-        ValueError
-            If the slot weights have no probabilities.
-        """
+        """Return ``lambda * mean_b sum_ts -p log p`` of the path probabilities, a scalar."""
         p = slot_weights.require_probabilities("COMET")
         return self.entropy * CONVENTIONS[self.convention].entropy(p).sum((1, 2)).mean()
 

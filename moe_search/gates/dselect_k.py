@@ -53,13 +53,6 @@ class DSelectK(Gate):
     shared_map : bool
         Whether all selectors have one row of the expert map: code s is of the same expert in all.
 
-    Raises
-    ------
-    TypeError
-        If a size is not an integer, or gamma, entropy or zeta not a number.
-    ValueError
-        If a size is less than 1, m is not a multiple of n, k > m, gamma is not positive or entropy or zeta is negative.
-
     Notes
     -----
     Hazimeh, Zhao, Chowdhery, Sathiamoorthy, Chen, Mazumder, Hong and Chi (2021), DSelect-k: differentiable selection in
@@ -163,11 +156,6 @@ class DSelectK(Gate):
         """Return ``entropy * mean_b sum_ts -p log p + zeta * mean_b sum_t 1 / sum_s p``, a scalar.
 
         The second term only if m is not a power of two. Below a sum of 1e-6 it grows no further.
-
-        Raises
-        ------
-        ValueError
-            If the slot weights have no probabilities.
         """
         p = slot_weights.require_probabilities("DSelectK")
         penalty = self.entropy * entropy_terms(p).sum((1, 2)).mean()

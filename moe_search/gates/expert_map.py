@@ -35,13 +35,6 @@ class ExpertMap(nn.Module):
     experts : Tensor of int64
         Shape [T, m], or [1, m] if shared. Change it with `assign`, `assign_permutation` or `scramble`.
 
-    Raises
-    ------
-    TypeError
-        If a number is not an integer.
-    ValueError
-        If a number is less than 1, or m is not a multiple of n.
-
     Notes
     -----
     What something else writes to the buffer is checked at the next forward in eval mode, told by the version that torch
@@ -90,13 +83,6 @@ class ExpertMap(nn.Module):
         ----------
         experts : Tensor or array_like of integers
             The shape of the attribute `experts`; every expert c times in every row.
-
-        Raises
-        ------
-        TypeError
-            If the entries are not integers.
-        ValueError
-            If the shape is another, an expert does not exist, or one holds more or fewer than c slots of a row.
         """
         # Through numpy, which reads nested lists and other libraries' arrays, where a tensor is a tensor already.
         new = experts if isinstance(experts, Tensor) else _from_array("experts", experts)
@@ -112,11 +98,6 @@ class ExpertMap(nn.Module):
         ndarray of int64, shape (rows * m,)
             ``p[t * m + s] = t * m + seat``, where seat // c is the expert. The seats of an expert go to its slots in
             the order of the slots.
-
-        Raises
-        ------
-        ValueError
-            If something else wrote to the buffer what is no map.
         """
         self._check("experts", self.experts)
         experts = self.experts.cpu().numpy()
@@ -126,15 +107,7 @@ class ExpertMap(nn.Module):
         return (seats + m * np.arange(rows)[:, None]).reshape(-1)
 
     def assign_permutation(self, permutation: npt.ArrayLike) -> None:
-        """Take over the map of a permutation of slots to seats, as `permutation` returns it.
-
-        Raises
-        ------
-        TypeError
-            If the entries are not integers.
-        ValueError
-            If it is not a permutation of 0 .. rows * m - 1, or gives a slot a seat of another row.
-        """
+        """Take over the map of a permutation of slots to seats, as `permutation` returns it."""
         p = np.asarray(permutation)
         rows, m = self.experts.shape
         if p.dtype.kind not in "iu":
@@ -173,11 +146,6 @@ class ExpertMap(nn.Module):
         -------
         Tensor
             Shape [B, n].
-
-        Raises
-        ------
-        ValueError
-            If the shape is another, or, in eval mode, something else wrote to the buffer what is no map.
         """
         # In training mode DistributedDataParallel writes to all buffers at every step.
         if not self.training:

@@ -37,13 +37,6 @@ class Gate(nn.Module, ABC):
     ----------
     expert_map : ExpertMap
     in_features : int or None
-
-    Raises
-    ------
-    TypeError
-        If a number is not an integer.
-    ValueError
-        If a number is less than 1, or m is not a multiple of n.
     """
 
     def __init__(
@@ -85,17 +78,6 @@ class Gate(nn.Module, ABC):
             with ``in_features = C * H * W``.
         ids : Tensor, optional
             Integers, shape [B], for gates that route by id; all others ignore them.
-
-        Returns
-        -------
-        SlotWeights
-
-        Raises
-        ------
-        TypeError
-            If an argument is not a tensor.
-        ValueError
-            If there is no sample, or shape, dtype or device are not those of the gate.
         """
 
     def penalty(self, slot_weights: SlotWeights) -> Tensor:
@@ -111,11 +93,6 @@ class Gate(nn.Module, ABC):
             As in `forward`.
         dtype : torch.dtype, optional
             What the gate's weights are; any floating-point type by default.
-
-        Raises
-        ------
-        TypeError, ValueError
-            As in `forward`.
         """
         require_samples(inputs)
         if inputs.ndim < 2 or inputs[0].numel() != self.in_features:

@@ -41,14 +41,6 @@ class HashRouting(Gate):
         The slot of every id, shape [vocabulary], instead of a random one; copied. `vocabulary` may then be left out.
         With ``table=range(m)`` every id is a slot of its own, and the expert map says which expert it goes to.
 
-    Raises
-    ------
-    TypeError
-        If a number, or an entry of the table, is not an integer.
-    ValueError
-        If a number is less than 1, m is not a multiple of n, not exactly one of `vocabulary` and `in_features` came, or
-        a table does not give every id of the vocabulary a slot in 0 .. m - 1.
-
     Notes
     -----
     Roller, Sukhbaatar, Szlam and Weston (2021), Hash layers for large sparse models, the balanced assignment of ids.

@@ -66,13 +66,6 @@ def load_official_comet(
     COMET
         With the convention of the version the weights come from, in their dtype, in training mode.
 
-    Raises
-    ------
-    TypeError
-        If a value is no tensor or array of floating-point numbers.
-    ValueError
-        If names or shapes are not those above, no two layouts mixed, or the permutation is none.
-
     Notes
     -----
     The published code, https://github.com/mazumder-lab/COMET (TensorFlow) and
@@ -224,13 +217,6 @@ def load_official_dselect_k(
     DSelectK
         In the dtype of the weights, in training mode.
 
-    Raises
-    ------
-    TypeError
-        If a value is no tensor or array of floating-point numbers, or n no integer.
-    ValueError
-        If names or shapes are not those above, or the permutation is none.
-
     Notes
     -----
     The published code: dselect_k_moe in https://github.com/google-research/google-research.
@@ -303,13 +289,6 @@ def named_tensors(
     -------
     dict
         From names, with dots, to tensors of floating-point numbers.
-
-    Raises
-    ------
-    TypeError
-        If `state_dict` is no mapping, or a value no tensor or array of floating-point numbers.
-    ValueError
-        If no name begins with the prefix.
     """
     if not isinstance(state_dict, Mapping):
         raise TypeError(f"state_dict must map names to tensors, got {type(state_dict).__name__}")

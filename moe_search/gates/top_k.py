@@ -35,13 +35,6 @@ class TopK(Gate):
     noise : bool
         Whether logits get noise in training mode, from torch's global generator of the inputs' device.
 
-    Raises
-    ------
-    TypeError
-        If a number is not an integer.
-    ValueError
-        If a number is less than 1, m is not a multiple of n, or k > m.
-
     Notes
     -----
     Shazeer et al. (2017), Outrageously large neural networks, equations 3 to 5. The affine function from inputs to

@@ -57,13 +57,6 @@ class MixtureOfExperts(nn.Module):
         What the gate returned in the last forward in training mode, graph attached. Not copied, pickled or in the state
         dict.
 
-    Raises
-    ------
-    TypeError
-        If the gate is none, or an expert is no module.
-    ValueError
-        If the number of experts is not that of the gate, or `dispatch` is unknown or not possible with these experts.
-
     Notes
     -----
     Sorting takes sizes that depend on the weights, which `torch.compile` cannot trace: "auto" is "dense" inside of
@@ -124,14 +117,6 @@ class MixtureOfExperts(nn.Module):
         -------
         Tensor
             Shape [B, ...], the axes of an expert's output after the first.
-
-        Raises
-        ------
-        TypeError
-            If an argument, or the output of an expert, is not a tensor.
-        ValueError
-            If there is no sample, if shape, dtype or device are not those of the gate and the experts, if the experts'
-            outputs differ in shape, or if `dispatch` is "grouped" and does not take the experts.
         """
         require_samples(inputs)
         if self.dispatch == "grouped" and isinstance(self.experts, StackedExperts):
@@ -171,11 +156,6 @@ class MixtureOfExperts(nn.Module):
         -------
         Tensor
             Shape [B, n, ...].
-
-        Raises
-        ------
-        TypeError, ValueError
-            As in `forward`.
         """
         require_samples(inputs)
         if isinstance(self.experts, StackedExperts):
@@ -196,11 +176,6 @@ class MixtureOfExperts(nn.Module):
         -------
         Tensor
             Shape [B, ...].
-
-        Raises
-        ------
-        ValueError
-            If the shapes do not fit.
         """
         batch, n = len(expert_weights), len(self.experts)
         if expert_weights.shape != (batch, n) or expert_outputs.shape[:2] != (batch, n):

@@ -42,14 +42,6 @@ class MultiGateMixtureOfExperts(nn.Module):
         The layer as one task sees it, which `RoutingStatistics` can watch; the experts are in the state dict once, with
         this layer.
 
-    Raises
-    ------
-    TypeError
-        If a gate is none, or an expert is no module.
-    ValueError
-        If there are no gates, one comes twice, the number of experts is not that of every gate, or maps to be shared
-        differ in size or are not the gates' own.
-
     Notes
     -----
     Ma, Zhao, Yi, Chen, Hong and Chi (2018), Modeling task relationships in multi-task learning with multi-gate
@@ -102,11 +94,6 @@ class MultiGateMixtureOfExperts(nn.Module):
         -------
         Tensor
             Shape [B, tasks, ...], the axes of an expert's output after the first.
-
-        Raises
-        ------
-        TypeError, ValueError
-            As in `MixtureOfExperts.forward`.
         """
         require_samples(inputs)
         tasks = cast(list[TaskMixture], list(self.tasks))
@@ -149,8 +136,6 @@ class MultiGateMixtureOfExperts(nn.Module):
 
         Raises
         ------
-        IndexError
-            If there is no such task.
         ValueError
             If the map is shared with other tasks: what a map does to one of them does not say what it does to all. A
             search then takes the layer itself, ``PermutationSearch(model, multi, loss=loss)``. For anything but a

@@ -31,13 +31,6 @@ def deal_neurons(importance: Tensor, num_experts: int, neurons: int, shared: int
     Tensor of int64, shape [n, neurons]
         From the most important on. Equal scores stand in the order of the neurons.
 
-    Raises
-    ------
-    TypeError
-        If a number is not an integer.
-    ValueError
-        If importance is not of shape [h] or not finite, a number is out of range, or the layer has too few neurons.
-
     Notes
     -----
     Zuo et al. (2022), MoEBERT: importance-guided adaptation of a feed-forward layer into experts.
@@ -85,11 +78,6 @@ def split_feed_forward(
     StackedExperts
         n experts of d hidden units with copies of the weights. All get the whole bias of `second`: an expert with all
         neurons is the layer itself.
-
-    Raises
-    ------
-    ValueError
-        If a bias is missing, the layers do not fit, or a neuron does not exist.
     """
     if first.bias is None or second.bias is None:
         raise ValueError("first and second must have a bias, got one without")

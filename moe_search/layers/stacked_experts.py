@@ -42,13 +42,6 @@ class StackedExperts(nn.Module):
     multiplications : int
         Of one expert on one sample.
 
-    Raises
-    ------
-    TypeError
-        If a size is not an integer, or activation does not return a module.
-    ValueError
-        If a size is less than 1.
-
     Notes
     -----
     Every expert starts as `torch.nn.Linear` would: weight and bias uniform within 1 / sqrt(width of its inputs) of 0.
@@ -114,11 +107,6 @@ class StackedExperts(nn.Module):
         -------
         Tensor
             Shape [B, n, out_features].
-
-        Raises
-        ------
-        ValueError
-            If there is no sample, or shape, dtype or device are not those of the experts.
         """
         self.check(inputs)
         weight, bias = self.weights[0], self.biases[0]
@@ -148,11 +136,6 @@ class StackedExperts(nn.Module):
         -------
         Tensor
             Shape [P, out_features], in the order of the inputs.
-
-        Raises
-        ------
-        ValueError
-            As in `forward`, if the counts do not fit, or if ``grouped`` is not possible, as `refuses_grouped` says.
         """
         self.check(inputs)
         if grouped:

@@ -67,11 +67,6 @@ def smooth_load_loss(slot_weights: SlotWeights, expert_map: ExpertMap, k: int) -
     Tensor
         A scalar, to be added to the loss times a factor (0.1 in the paper). 0 if k is the number of slots.
 
-    Raises
-    ------
-    ValueError
-        If the slot weights have no noise, or k is not in 1 .. m.
-
     References
     ----------
     Shazeer et al. (2017), Outrageously large neural networks, appendix A.
@@ -103,19 +98,14 @@ def load_balancing_loss(slot_weights: SlotWeights, expert_map: ExpertMap) -> Ten
     Parameters
     ----------
     slot_weights : SlotWeights
-        What the gate returned for the batch: `MixtureOfExperts.routing`.
+        What a gate that has logits returned for the batch: `MixtureOfExperts.routing`.
     expert_map : ExpertMap
-        Of the gate.
+        The map of the gate.
 
     Returns
     -------
     Tensor
         A scalar, to be added to the loss times a factor (alpha = 0.01 in the paper).
-
-    Raises
-    ------
-    ValueError
-        If the slot weights have no logits.
 
     References
     ----------
@@ -136,17 +126,12 @@ def router_z_loss(slot_weights: SlotWeights) -> Tensor:
     Parameters
     ----------
     slot_weights : SlotWeights
-        What the gate returned for the batch: `MixtureOfExperts.routing`.
+        What a gate that has logits returned for the batch: `MixtureOfExperts.routing`.
 
     Returns
     -------
     Tensor
         A scalar, to be added to the loss times a factor (0.001 in the paper).
-
-    Raises
-    ------
-    ValueError
-        If the slot weights have no logits.
 
     References
     ----------

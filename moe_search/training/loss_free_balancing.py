@@ -55,9 +55,7 @@ class LossFreeBalancing:
     ------
     TypeError
         If the layer is no `MixtureOfExperts` with a `TopK` gate, as it is within `DistributedDataParallel` and
-        torch.compile, its biases are of half precision, or a number is none.
-    ValueError
-        If a number is out of range.
+        torch.compile, or its biases are of half precision.
 
     Notes
     -----
@@ -147,13 +145,7 @@ class LossFreeBalancing:
         return {"num_experts": self.moe.gate.num_experts, "slot_loads": loads}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where a state was saved.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If it is no such state, or that of a layer with other numbers of experts or slots.
-        """
+        """Go on where a state was saved."""
         if not isinstance(state, Mapping):
             raise TypeError(f"state must be a dict of state_dict(), got {type(state).__name__}")
         if set(state) != {"num_experts", "slot_loads"}:

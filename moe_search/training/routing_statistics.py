@@ -123,13 +123,6 @@ class RoutingStatistics:
             What the gate returned, such as `MixtureOfExperts.routing`.
         expert_map : ExpertMap
             Of the gate, as it was when it did.
-
-        Raises
-        ------
-        TypeError
-            If an argument is of another type.
-        ValueError
-            If the weights do not fit the map, or earlier batches had another number of experts.
         """
         if not isinstance(slot_weights, SlotWeights):
             raise TypeError(f"slot_weights must be SlotWeights, got {type(slot_weights).__name__}")
@@ -163,11 +156,6 @@ class RoutingStatistics:
         moe : MixtureOfExperts or MultiGateMixtureOfExperts
             A layer of several gates counts all its tasks together, a sample once for each. One task of it is
             ``multi.tasks[t]``, with a shared map too.
-
-        Raises
-        ------
-        TypeError
-            If `moe` is neither.
         """
         layers = mixtures_of(moe)
 
@@ -182,13 +170,7 @@ class RoutingStatistics:
             yield self
 
     def summary(self) -> RoutingSummary:
-        """Return what was added up so far, on the CPU.
-
-        Raises
-        ------
-        ValueError
-            If there was no batch yet.
-        """
+        """Return what was added up so far, on the CPU."""
         if not self._sums:
             raise ValueError(
                 "there must be at least one batch before a summary, got none: call update, or watch a layer"

@@ -41,8 +41,6 @@ def save_state(state: Any, path: str | os.PathLike[str]) -> None:
     ------
     TypeError
         If there is something else in it; the message names where.
-    ImportError
-        If safetensors is not installed.
     """
     safetensors = _safetensors()
     tensors: dict[str, Tensor] = {}
@@ -57,8 +55,6 @@ def load_state(path: str | os.PathLike[str]) -> Any:
     ------
     ValueError
         If the file was not written by `save_state`.
-    ImportError
-        If safetensors is not installed.
     """
     with _safetensors().safe_open(os.fspath(path), framework="pt") as file:
         text = (file.metadata() or {}).get(KEY)

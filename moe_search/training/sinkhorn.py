@@ -67,13 +67,6 @@ class SinkhornPermutation(Gate):
     finished : bool
         Whether the permutation is rounded and the wrapped gate answers alone.
 
-    Raises
-    ------
-    TypeError
-        If the gate is none, or a number is not one.
-    ValueError
-        If a number is out of range, or the gate is a `SinkhornPermutation` itself.
-
     Notes
     -----
     Ibrahim, Chen, Hazimeh, Ponomareva, Zhao and Mazumder (2023), COMET: learning cardinality constrained mixture of
@@ -200,13 +193,7 @@ class SinkhornPermutation(Gate):
         return torch.tensor([self._step, int(self.finished)])
 
     def set_extra_state(self, state: Any) -> None:
-        """Take up what `get_extra_state` returned.
-
-        Raises
-        ------
-        ValueError
-            If it is anything else.
-        """
+        """Take up what `get_extra_state` returned."""
         if not isinstance(state, Tensor) or state.shape != (2,) or state.is_floating_point() or int(state.min()) < 0:
             raise ValueError(f"the extra state must be two integers from 0 on, step and finished, got {state!r}")
         self._step, finished = state.tolist()

@@ -24,13 +24,6 @@ class Batch:
     groups : Tensor, optional
         Integers, shape [B]: samples with the same number (of one user, of one sequence) depend on each other, and a
         verification counts them as one.
-
-    Raises
-    ------
-    TypeError
-        If one of them is not a tensor.
-    ValueError
-        If they do not hold the same number of samples.
     """
 
     inputs: Tensor
@@ -111,13 +104,7 @@ class Batch:
 
 
 def concatenate(batches: Sequence[Batch]) -> Batch:
-    """Return one batch with the samples of all ``batches``, in their order.
-
-    Raises
-    ------
-    ValueError
-        If the shapes of the samples differ, or only some batches have ids.
-    """
+    """Return one batch with the samples of all ``batches``, in their order."""
     if len(batches) == 1:
         return batches[0]
     if len({batch.ids is None for batch in batches}) > 1:

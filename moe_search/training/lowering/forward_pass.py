@@ -160,15 +160,7 @@ def check_model(model: nn.Module, moe: Layer) -> None:
 
 
 def forward(model: nn.Module, batch: Batch) -> Tensor:
-    """Return ``model(inputs)``, or ``model(inputs, ids=ids)`` for a batch with ids; shape [B, ...].
-
-    Raises
-    ------
-    TypeError
-        If the model returns anything but a tensor, or ids came and its forward does not take them.
-    ValueError
-        If the output does not have the batch's samples along its first axis.
-    """
+    """Return ``model(inputs)``, or ``model(inputs, ids=ids)`` for a batch with ids; shape [B, ...]."""
     if batch.ids is None:
         outputs = model(batch.inputs)
     else:

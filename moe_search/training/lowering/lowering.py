@@ -125,14 +125,8 @@ def lower(
         The most samples (times tasks) that go through the model, and through every expert, at once. It bounds what
         lowering takes beside the arrays of the problem: the outputs of n experts on ``chunk_size`` samples.
 
-    Returns
-    -------
-    Lowering
-
     Raises
     ------
-    TypeError
-        If an argument has the wrong type.
     ValueError
         If `moe` is not inside `model` or not run on one row for each sample, if the batch is empty, its parts differ in
         length or lie on another device than the model, if the loss is not the mean over the samples, if no class of

@@ -79,10 +79,6 @@ def recognize_loss(loss: Loss, outputs: Tensor, targets: Tensor) -> RecognizedLo
     outputs, targets : Tensor
         Shape [B, ...], the samples first.
 
-    Returns
-    -------
-    RecognizedLoss
-
     Raises
     ------
     ValueError

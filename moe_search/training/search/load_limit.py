@@ -39,8 +39,6 @@ def limit_load(lowering: Lowering, load_limit: LoadLimit) -> Lowering:
 
     Raises
     ------
-    TypeError, ValueError
-        If `load_limit` is neither.
     InfeasibleLimitsError
         If no map keeps the limit on this batch, or none was found.
     """
@@ -65,11 +63,6 @@ def limit_load_if_possible(lowering: Lowering, load_limit: LoadLimit) -> Lowerin
     -------
     Lowering
         With a `LoadLimited` problem.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If `load_limit` is neither.
     """
     try:
         return limit_load(lowering, load_limit)

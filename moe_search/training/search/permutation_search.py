@@ -127,13 +127,6 @@ class PermutationSearch:
         One record for every search whose map is decided.
     seconds : float
         Time that training waited for searches, verification included.
-
-    Raises
-    ------
-    TypeError
-        If an argument has the wrong type.
-    ValueError
-        If `moe` is not inside `model`, or another argument is out of range.
     """
 
     def __init__(
@@ -288,10 +281,6 @@ class PermutationSearch:
             Other samples, which decide as the batch of a step does. With ``groups``, integers of shape [B], samples of
             the same number in any of these batches are of one user or one sequence, and depend on each other: their
             gains are added up, and the standard error is that of groups. (In `batches` they have no meaning.)
-
-        Returns
-        -------
-        SearchRecord
 
         Raises
         ------

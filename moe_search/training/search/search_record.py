@@ -70,13 +70,7 @@ class SearchRecord:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SearchRecord:
-        """Return the record of ``to_dict``.
-
-        Raises
-        ------
-        ValueError
-            If a field is missing or unknown.
-        """
+        """Return the record of ``to_dict``."""
         names = [field.name for field in fields(cls)]
         if set(values) != set(names):
             raise ValueError(f"a search record must have the fields {names}, got {sorted(values)}")
