@@ -78,7 +78,7 @@ class MultiGateMixtureOfExperts(nn.Module):
         if self.shared_map:
             _require_sharable(of_tasks)
             for gate in of_tasks[1:]:
-                _lend(gate, "expert_map", of_tasks[0].expert_map)
+                share_submodule(gate, "expert_map", of_tasks[0].expert_map)
 
     def forward(self, inputs: Tensor, ids: Tensor | None = None) -> Tensor:
         """Return the mixture of every sample for every task.
@@ -167,7 +167,7 @@ class TaskMixture(MixtureOfExperts):
 
     def __init__(self, experts: StackedExperts | nn.ModuleList, gate: Gate) -> None:
         super().__init__(experts, gate)
-        _lend(self, "experts", experts)
+        share_submodule(self, "experts", experts)
 
     def forward(
         self,
@@ -209,7 +209,7 @@ def _require_sharable(gates: Sequence[Gate]) -> None:
             )
 
 
-def _lend(module: nn.Module, name: str, submodule: Any) -> None:
+def share_submodule(module: nn.Module, name: str, submodule: Any) -> None:
     """Let ``module`` use a submodule of another module: not in its state dict, and its parameters not counted twice."""
     del module._modules[name]
     module.__dict__[name] = submodule

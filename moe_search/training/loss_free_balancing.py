@@ -14,6 +14,7 @@ from moe_search.gates.slot_weights import SlotWeights
 from moe_search.gates.top_k import TopK
 from moe_search.layers.mixture_of_experts import MixtureOfExperts
 from moe_search.training.lowering.process_group import ranks_of
+from moe_search.training.saved_state import require_keys
 
 
 class LossFreeBalancing:
@@ -146,10 +147,7 @@ class LossFreeBalancing:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where a state was saved."""
-        if not isinstance(state, Mapping):
-            raise TypeError(f"state must be a dict of state_dict(), got {type(state).__name__}")
-        if set(state) != {"num_experts", "slot_loads"}:
-            raise ValueError(f"state must have the keys num_experts and slot_loads, got {sorted(map(str, state))}")
+        require_keys("state", state, ("num_experts", "slot_loads"))
         gate, loads = self.moe.gate, state["slot_loads"]
         if state["num_experts"] != gate.num_experts:
             raise ValueError(f"num_experts must be {gate.num_experts}, got {state['num_experts']}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from typing import Any, TypeVar
 
 import torch
@@ -68,23 +69,17 @@ def neuron_importance(
 
         return hook
 
-    handles = []
-    for index, (first, second) in enumerate(layers):
-        handles.append(first.register_forward_hook(keep_before(index)))
-        handles.append(second.register_forward_pre_hook(keep_after(index)))
     count = 0
-    try:
-        with torch.enable_grad():
-            for batch in batches:
-                losses = sample_losses(batch)
-                _add(scores, layers, seen, losses)
-                for before, after in seen:
-                    before.clear()
-                    after.clear()
-                count += 1
-    finally:
-        for handle in handles:
-            handle.remove()
+    with torch.enable_grad(), ExitStack() as hooks:
+        for index, (first, second) in enumerate(layers):
+            hooks.callback(first.register_forward_hook(keep_before(index)).remove)
+            hooks.callback(second.register_forward_pre_hook(keep_after(index)).remove)
+        for batch in batches:
+            _add(scores, layers, seen, sample_losses(batch))
+            for before, after in seen:
+                before.clear()
+                after.clear()
+            count += 1
     if count == 0:
         raise ValueError("batches must hold at least one, got none")
     return scores

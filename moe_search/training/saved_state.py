@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -61,6 +61,14 @@ def load_state(path: str | os.PathLike[str]) -> Any:
         if text is None:
             raise ValueError(f"path must be a file that save_state wrote, got {os.fspath(path)}")
         return _decoded(json.loads(text), file)
+
+
+def require_keys(what: str, state: Any, keys: Iterable[str]) -> None:
+    """Raise an error unless a state that is to be taken up is a dict with some keys and no others."""
+    if not isinstance(state, Mapping):
+        raise TypeError(f"{what} must be a dict, as it was saved, got {type(state).__name__}")
+    if set(state) != set(keys):
+        raise ValueError(f"{what} must have the keys {', '.join(keys)}, got {', '.join(map(str, state)) or 'none'}")
 
 
 def _safetensors() -> Any:

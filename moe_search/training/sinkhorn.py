@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from moe_search.checks import require_integer, require_number
 from moe_search.gates.gate import Gate
 from moe_search.gates.slot_weights import SlotWeights
+from moe_search.layers.multi_gate_mixture_of_experts import share_submodule
 
 INITIAL_RANGE = 0.05
 """The parameters of the permutations start uniform within this of 0, as published."""
@@ -115,8 +116,7 @@ class SinkhornPermutation(Gate):
             shared_map=gate.expert_map.shared,
         )
         # The map is the wrapped gate's, registered there and once only: a second name would save and load it twice.
-        del self.expert_map
-        self.__dict__["expert_map"] = gate.expert_map
+        share_submodule(self, "expert_map", gate.expert_map)
         self.gate = gate
         self.steps = require_integer("steps", steps)
         hot, cold = (require_number("temperatures", each, strict=True) for each in _pair("temperatures", temperatures))

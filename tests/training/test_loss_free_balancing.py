@@ -105,9 +105,9 @@ def test_a_run_that_loads_its_state_goes_on_as_if_it_had_not_stopped(tmp_path):
         LossFreeBalancing(make(m=3)).load_state_dict(balancing.state_dict())
     with pytest.raises(ValueError, match="num_experts must be 2, got 3"):
         LossFreeBalancing(make(n=2)).load_state_dict(balancing.state_dict())
-    with pytest.raises(ValueError, match="state must have the keys num_experts and slot_loads, got "):
+    with pytest.raises(ValueError, match="state must have the keys num_experts, slot_loads, got none"):
         again.load_state_dict({})
-    with pytest.raises(TypeError, match=r"state must be a dict of state_dict\(\), got list"):
+    with pytest.raises(TypeError, match="state must be a dict, as it was saved, got list"):
         again.load_state_dict([])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -232,13 +233,11 @@ def _open_chunk(model: nn.Module, tasks: Tasks, batch: Batch, start: int) -> Chu
         # A copy, for heads that work in place.
         calls.append((bound["inputs"], [routings[gate] for gate in tasks.gates if gate in routings], mixture.clone()))
 
-    hooks = [gate.register_forward_hook(listen_to_gate) for gate in tasks.gates]
-    hooks.append(moe.register_forward_hook(listen, with_kwargs=True))
-    try:
+    with ExitStack() as hooks:
+        for gate in tasks.gates:
+            hooks.callback(gate.register_forward_hook(listen_to_gate).remove)
+        hooks.callback(moe.register_forward_hook(listen, with_kwargs=True).remove)
         outputs = forward(model, batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
     if len(calls) != 1:
         raise ValueError(f"moe must run exactly once in a forward of model, it was seen {len(calls)} times")
     moe_inputs, of_gates, mixture = calls[0]

@@ -24,6 +24,7 @@ from moe_search.training.lowering.process_group import ranks_of
 from moe_search.training.lowering.recognize_loss import RecognizedLoss
 from moe_search.training.lowering.sample_losses import NonFiniteLossError
 from moe_search.training.lowering.tasks import Layer, TaskLoss, Tasks
+from moe_search.training.saved_state import require_keys
 from moe_search.training.search.candidate_map import (
     CandidateMap,
     Underway,
@@ -352,10 +353,7 @@ class PermutationSearch:
             If the state is not one of a `PermutationSearch`, or of one whose expert map has other sizes. Nothing is
             taken up then.
         """
-        if not isinstance(state, Mapping):
-            raise TypeError(f"state must be the dict of state_dict, got {type(state).__name__}")
-        if set(state) != set(STATE):
-            raise ValueError(f"state must have the keys {', '.join(STATE)}, got {', '.join(map(str, state)) or 'none'}")
+        require_keys("state", state, STATE)
         for name in STATE[:3]:
             require_integer(name, state[name], 0)
         if dict(state["map"]) != (sizes := self._map_sizes()):
