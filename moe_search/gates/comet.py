@@ -14,11 +14,9 @@ from moe_search.gates.slot_weights import SlotWeights
 from moe_search.gates.smooth_step import entropy_terms
 from moe_search.gates.tree_leaves import leaf_probabilities, live_leaves
 
-DESCENT_SLOTS = 64
-"""Slots of a tree from which on, on a CPU, descending into its live branches costs less than looking at all of it."""
-
-DESCENT_LEAVES = 2**17
-"""Leaves of all trees for all samples from which on it does."""
+DESCENT_SLOTS, DESCENT_LEAVES = 64, 2**17
+"""From so many slots of a tree and leaves of all trees for all samples on, it takes a CPU less time to descend into the
+live branches than to look at all of them."""
 
 
 @dataclass(frozen=True)
@@ -30,17 +28,15 @@ class CometConvention:
     split_bias : bool
         Whether splits are affine in x, or only linear.
     least : float or None
-        A leaf with a probability below it has weight 0. None for one of exactly 0.
+        A leaf with a probability below it has weight 0; if it is None, one with a probability of exactly 0.
     offset : float
-        Added to p in the log p of the weights.
-    entropy_least : float
-        In the penalty, p is raised to it.
-    entropy_offset, entropy_log_offset : float
-        In the penalty, added to p before and in the logarithm.
+        What is added to p in the log p of the weights.
+    entropy_least, entropy_offset, entropy_log_offset : float
+        In the penalty, p is raised to the first; the others are added to it before and in the logarithm.
     small_start : bool
         Whether splits start within gamma / 100 of 0 and leaves within 0.05, or all as `torch.nn.Linear`.
     leaf_bias_start : bool
-        With a small start: whether the bias of leaves starts within 0.05 of 0, or at 0.
+        Whether the bias of leaves has a small start within 0.05 of 0, or starts at 0.
     """
 
     split_bias: bool = True
@@ -114,7 +110,7 @@ class COMET(Gate):
     shared_map : bool
         Whether all trees have one row of the expert map: leaf s is of the same expert in all.
     convention : {"paper", "torch", "tensorflow"}
-        By which version to compute and start, see the notes; the paper's formulas by default.
+        The version to compute and start by, see the notes.
 
     Notes
     -----

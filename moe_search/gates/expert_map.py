@@ -33,13 +33,13 @@ class ExpertMap(nn.Module):
     Attributes
     ----------
     experts : Tensor of int64
-        Shape [T, m], or [1, m] if shared. Change it with `assign`, `assign_permutation` or `scramble`.
+        Shape [T, m], or [1, m] if shared. `assign`, `assign_permutation` and `scramble` change it.
 
     Notes
     -----
-    What something else writes to the buffer is checked at the next forward in eval mode, told by the version that torch
-    counts: a look at the entries each time would wait for the device. ``AveragedModel(use_buffers=True)`` averages it,
-    and the mean of two maps is none; with ``use_buffers=False`` it takes over the map of the model, which is right.
+    What is written to the buffer is checked at the next forward in eval mode, which the version that torch counts tells
+    of: a look at the entries each time would wait for the device. ``AveragedModel(use_buffers=True)`` averages it, and
+    the mean of two maps is none; with ``use_buffers=False`` it takes over the map of the model, which is right.
 
     Examples
     --------
@@ -82,7 +82,7 @@ class ExpertMap(nn.Module):
         Parameters
         ----------
         experts : Tensor or array_like of integers
-            The shape of the attribute `experts`; every expert c times in every row.
+            In the shape of the attribute `experts`, with every expert c times in every row.
         """
         # Through numpy, which reads nested lists and other libraries' arrays, where a tensor is a tensor already.
         new = experts if isinstance(experts, Tensor) else _from_array("experts", experts)
@@ -128,7 +128,7 @@ class ExpertMap(nn.Module):
         Parameters
         ----------
         generator : torch.Generator
-            On any device; the same seed on the same device gives the same map.
+            It may be on any device; the same seed on the same device gives the same map.
         """
         rows, m = self.experts.shape
         drawn = [torch.randperm(m, generator=generator, device=generator.device) for _ in range(rows)]

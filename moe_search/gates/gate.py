@@ -77,7 +77,7 @@ class Gate(nn.Module, ABC):
             Floating point, shape [B, in_features]. More axes are flattened: images of shape [B, C, H, W] go into a gate
             with ``in_features = C * H * W``.
         ids : Tensor, optional
-            Integers, shape [B], for gates that route by id; all others ignore them.
+            Integers of shape [B] for gates that route by id; all others ignore them.
         """
 
     def penalty(self, slot_weights: SlotWeights) -> Tensor:
@@ -90,9 +90,9 @@ class Gate(nn.Module, ABC):
         Parameters
         ----------
         inputs : Tensor
-            As in `forward`.
+            What `forward` was given.
         dtype : torch.dtype, optional
-            What the gate's weights are; any floating-point type by default.
+            The dtype of the gate's weights; any floating-point type by default.
         """
         require_samples(inputs)
         if inputs.ndim < 2 or inputs[0].numel() != self.in_features:

@@ -14,7 +14,7 @@ from moe_search.gates.gate import Gate
 from moe_search.gates.slot_weights import SlotWeights
 
 SPARE_BITS = 6
-"""Bits of a code beyond those that tell the slots apart: codes are not equally frequent, 64 or more a slot even out."""
+"""Bits of a code beyond those that tell slots apart: codes are not equally frequent, 64 or more a slot even out."""
 
 
 class HashRouting(Gate):
@@ -34,12 +34,12 @@ class HashRouting(Gate):
     vocabulary : int, optional
         Number of ids; `forward` then needs ids in 0 .. vocabulary - 1.
     in_features : int, optional
-        Number of features of a sample. Give one of the two.
+        Number of features of a sample. Give exactly one of this and `vocabulary`.
     seed : int
         Decides the table and the projections.
     table : Tensor or array_like of integers, optional
         The slot of every id, shape [vocabulary], instead of a random one; copied. `vocabulary` may then be left out.
-        With ``table=range(m)`` every id is a slot of its own, and the expert map says which expert it goes to.
+        If it is ``range(m)``, every id is a slot of its own, and the expert map says which expert it goes to.
 
     Notes
     -----

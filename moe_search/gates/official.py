@@ -54,7 +54,7 @@ def load_official_comet(
     gamma : float
         What the published gate was built with: it is not in the weights.
     entropy : float
-        As in `COMET`.
+        Factor of the penalty, see `COMET`.
     permutation : Tensor or array_like, optional
         The published ``permutation_weights``, shape [k, n, n] or [1, n, n] for one for all trees: leaf j of tree t is
         of the expert with the largest entry of row j. By default leaf j is of expert j.
@@ -64,7 +64,7 @@ def load_official_comet(
     Returns
     -------
     COMET
-        With the convention of the version the weights come from, in their dtype, in training mode.
+        It has the convention of the version that the weights come from and their dtype, and is in training mode.
 
     Notes
     -----
@@ -186,7 +186,7 @@ def load_official_dselect_k(
 ) -> DSelectK:
     """Return the gate that computes what the published DSelect-k with these weights computes.
 
-    With n a power of two, that is. With any other n, it is the published weights divided by their sum, which the
+    This holds for n a power of two. For any other n it returns the published weights divided by their sum, which the
     published gate leaves below 1 (see `DSelectK`).
 
     Parameters
@@ -206,16 +206,16 @@ def load_official_dselect_k(
     gamma : float
         What the published gate was built with: it is not in the weights.
     entropy, zeta : float
-        As in `DSelectK`.
+        Factors of the penalty, see `DSelectK`.
     permutation : Tensor or array_like, optional
-        As in `load_official_comet`: the COMET authors' version of the gate puts one behind its codes.
+        The one that the COMET authors' version of the gate puts behind its codes, see `load_official_comet`.
     prefix : str
         What the names of the gate's weights begin with; other names are ignored.
 
     Returns
     -------
     DSelectK
-        In the dtype of the weights, in training mode.
+        It has the dtype of the weights, and is in training mode.
 
     Notes
     -----
@@ -274,21 +274,10 @@ def _rows(bits: Tensor, selectors: Tensor, k: int) -> Tensor:
 def named_tensors(
     state_dict: Mapping[str, Tensor | npt.ArrayLike], prefix: str, ignored: Sequence[str] = ()
 ) -> dict[str, Tensor]:
-    """Return the weights whose names begin with ``prefix``, as tensors, by the rest of their name.
+    """Return the weights whose names begin with ``prefix``, as tensors of floating-point numbers, by the rest of it.
 
-    Parameters
-    ----------
-    state_dict : mapping of str to Tensor or array
-        Steps of a name are separated by dots or slashes. What TensorFlow's files put at the end is taken off.
-    prefix : str
-        Of the names, with or without the separator at its end.
-    ignored : sequence of str
-        Last steps of the names to leave out.
-
-    Returns
-    -------
-    dict
-        From names, with dots, to tensors of floating-point numbers.
+    Steps of a name may be separated by dots or slashes, and are separated by dots in what is returned. What
+    TensorFlow's files put at the end of a name is taken off. Names whose last step is `ignored` are left out.
     """
     if not isinstance(state_dict, Mapping):
         raise TypeError(f"state_dict must map names to tensors, got {type(state_dict).__name__}")
@@ -318,19 +307,14 @@ def expert_of_column(permutation: Tensor | npt.ArrayLike | None, k: int, n: int)
     ----------
     permutation : Tensor, array_like or None
         Shape [k, n, n] or [1, n, n], nearly a permutation matrix in each row of the first axis: column i of the
-        weights goes to the expert with the largest entry of row i. None for the identity.
+        weights goes to the expert with the largest entry of row i, of which no two may be in one column. None stands
+        for the identity.
     k, n : int
         Number of selectors and of experts.
 
     Returns
     -------
-    Tensor of int64
-        Shape [k, n].
-
-    Raises
-    ------
-    ValueError
-        If the shape is another, or two rows have their largest entry in one column.
+    Tensor of int64, shape [k, n]
     """
     if permutation is None:
         return torch.arange(n).repeat(k, 1)

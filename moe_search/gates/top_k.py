@@ -33,7 +33,7 @@ class TopK(Gate):
     num_slots : int, optional
         Number of slots m, a multiple of n; n by default. With m > n, two of the k slots may be of one expert.
     noise : bool
-        Whether logits get noise in training mode, from torch's global generator of the inputs' device.
+        Whether logits get noise in training mode; torch's global generator of the inputs' device draws it.
 
     Notes
     -----

@@ -18,7 +18,7 @@ def leaf_probabilities(splits: Tensor, gamma: float) -> Tensor:
     splits : Tensor
         Shape [..., m - 1], the argument of the smooth-step function at every split node; m >= 1.
     gamma : float
-        Of the smooth-step function.
+        Width of the smooth-step function.
 
     Returns
     -------
@@ -33,7 +33,7 @@ def leaf_probabilities(splits: Tensor, gamma: float) -> Tensor:
     levels = [level]
     first = 0
     while first < num_leaves - 1:
-        # Of the last level, only the first nodes may have children.
+        # Only the first nodes of the last level but one may have children.
         parents = min(level.shape[-1], num_leaves - 1 - first)
         level = (level[..., :parents, None] * steps[..., first : first + parents, :]).flatten(-2)
         levels.append(level)
@@ -47,15 +47,13 @@ def live_leaves(splits: Tensor, gamma: float) -> tuple[Tensor, Tensor] | None:
 
     Parameters
     ----------
-    splits : Tensor
-        Shape [R, m - 1], the argument of the smooth-step function at every split node of R trees; m >= 2.
-    gamma : float
-        Of the smooth-step function.
+    splits, gamma : Tensor, float
+        As in `leaf_probabilities`, for R trees: shape [R, m - 1], m >= 2.
 
     Returns
     -------
     leaves : Tensor of int64
-        Of every leaf reached, its position in a table of shape [R, m], flattened.
+        The position of every leaf reached in a table of shape [R, m], flattened.
     probabilities : Tensor
         The probabilities of these leaves, to the bit what `leaf_probabilities` gives them.
     None

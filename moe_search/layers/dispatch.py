@@ -34,14 +34,12 @@ class Dispatch:
 
     Parameters
     ----------
-    samples : Tensor of int64
-        Shape [P], the sample of every pair.
-    weights : Tensor
-        Shape [P], the weight of every pair, with its gradient.
+    samples, weights : Tensor
+        Shape [P]: the sample of every pair, int64, and its weight with its gradient.
     counts : tuple of int
         The number of pairs of every expert, n numbers that sum to P.
     num_samples : int
-        Number of samples B, with and without pairs.
+        Number of samples B, those without pairs too.
     """
 
     samples: Tensor

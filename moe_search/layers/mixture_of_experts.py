@@ -26,17 +26,17 @@ class MixtureOfExperts(nn.Module):
     Parameters
     ----------
     experts : StackedExperts or iterable of Module
-        n experts. Modules of any kind that turn inputs of shape [B, ...] into outputs of one common shape [B, ...],
+        n experts: modules of any kind that turn inputs of shape [B, ...] into outputs of one common shape [B, ...],
         each sample on its own.
     gate : Gate
-        With ``num_experts`` equal to n.
+        Its ``num_experts`` must be n.
     dispatch : {"auto", "dense", "sorted", "grouped"}
         How samples reach their experts. All give the same outputs and gradients, to rounding, as long as no expert has
         infinite ones.
 
         - "sorted": the pairs of a sample and an expert with a weight other than 0 are sorted by expert, and one expert
           after another runs on its own.
-        - "grouped": sorted too, but all experts run in one call of `torch.nn.functional.grouped_mm`. Needs
+        - "grouped": pairs are sorted too, but all experts run in one call of `torch.nn.functional.grouped_mm`. It needs
           `StackedExperts` with widths and a dtype that it takes, and has no derivatives in forward mode; see
           `StackedExperts.refuses_grouped`.
         - "dense": every expert runs on every sample. An expert whose outputs overflow then spoils also the samples
@@ -54,8 +54,8 @@ class MixtureOfExperts(nn.Module):
     gate : Gate
     dispatch : str
     routing : SlotWeights or None
-        What the gate returned in the last forward in training mode, graph attached. Not copied, pickled or in the state
-        dict.
+        What the gate returned in the last forward in training mode, graph attached. It is not copied, pickled or in the
+        state dict.
 
     Notes
     -----
@@ -150,33 +150,14 @@ class MixtureOfExperts(nn.Module):
         return "sorted"
 
     def expert_outputs(self, inputs: Tensor) -> Tensor:
-        """Run every expert on every sample.
-
-        Returns
-        -------
-        Tensor
-            Shape [B, n, ...].
-        """
+        """Run every expert on every sample; shape [B, n, ...]."""
         require_samples(inputs)
         if isinstance(self.experts, StackedExperts):
             return self.experts(inputs)
         return torch.stack(_outputs((e, expert, inputs) for e, expert in enumerate(self.experts)), 1)
 
     def combine(self, expert_weights: Tensor, expert_outputs: Tensor) -> Tensor:
-        """Mix given outputs of the experts with given weights.
-
-        Parameters
-        ----------
-        expert_weights : Tensor
-            Shape [B, n].
-        expert_outputs : Tensor
-            Shape [B, n, ...].
-
-        Returns
-        -------
-        Tensor
-            Shape [B, ...].
-        """
+        """Mix outputs of the experts, shape [B, n, ...], with weights of shape [B, n]; shape [B, ...]."""
         batch, n = len(expert_weights), len(self.experts)
         if expert_weights.shape != (batch, n) or expert_outputs.shape[:2] != (batch, n):
             raise ValueError(
@@ -188,7 +169,7 @@ class MixtureOfExperts(nn.Module):
     def regularization(self) -> Tensor:
         """Return the gate's penalty for the last forward in training mode, a scalar to be added to the loss.
 
-        0 in eval mode, and before any forward.
+        It is 0 in eval mode, and before any forward.
         """
         if self.training and self.routing is not None:
             return self.gate.penalty(self.routing)
@@ -202,18 +183,10 @@ class MixtureOfExperts(nn.Module):
 def outputs_of_pairs(
     experts: StackedExperts | nn.ModuleList, inputs: Tensor, counts: Sequence[int], grouped: bool = False
 ) -> Tensor:
-    """Return what experts make of samples of their own, shape [P, ...], for inputs sorted by expert.
+    """Return what experts make of samples of their own, shape [P, ...], for inputs sorted by expert, shape [P, ...].
 
-    Parameters
-    ----------
-    experts : StackedExperts or ModuleList
-        An expert without samples is not called.
-    inputs : Tensor
-        Shape [P, ...].
-    counts : sequence of int
-        The number of samples of every expert.
-    grouped : bool
-        As in `StackedExperts.forward_sorted`; of no meaning for modules.
+    Of ``counts``, the number of samples of every expert, an expert with none is not called. ``grouped`` is that of
+    `StackedExperts.forward_sorted`, and means nothing for modules.
 
     Raises
     ------

@@ -20,8 +20,8 @@ from moe_search.layers.stacked_experts import StackedExperts
 class MultiGateMixtureOfExperts(nn.Module):
     """Mixes the same experts once for each task: ``sum_e w[b, t, e] f_e(x_b)``, the weights of task t by its own gate.
 
-    An expert runs once, on the samples that any of the gates gives it weight for; inside of compiled code and of
-    `torch.func.vmap` on all, where no choice can be made.
+    An expert runs once, on the samples that any of the gates gives it weight for. Inside of compiled code and of
+    `torch.func.vmap`, where no choice can be made, it runs on all.
 
     Parameters
     ----------
@@ -81,20 +81,7 @@ class MultiGateMixtureOfExperts(nn.Module):
                 share_submodule(gate, "expert_map", of_tasks[0].expert_map)
 
     def forward(self, inputs: Tensor, ids: Tensor | None = None) -> Tensor:
-        """Return the mixture of every sample for every task.
-
-        Parameters
-        ----------
-        inputs : Tensor
-            Floating point, shape [B, ...], as gates and experts take it.
-        ids : Tensor, optional
-            Integers, shape [B], for gates that route by id.
-
-        Returns
-        -------
-        Tensor
-            Shape [B, tasks, ...], the axes of an expert's output after the first.
-        """
+        """Return the mixture of every sample for every task, shape [B, tasks, ...]; see `MixtureOfExperts.forward`."""
         require_samples(inputs)
         tasks = cast(list[TaskMixture], list(self.tasks))
         routings = [task.gate(inputs, ids) for task in tasks]
@@ -179,12 +166,7 @@ class TaskMixture(MixtureOfExperts):
     ) -> Tensor:
         """Return the mixture of every sample, shape [B, ...]; see `MixtureOfExperts.forward`.
 
-        Parameters
-        ----------
-        inputs, ids : Tensor
-            As there.
-        routing, mixture : SlotWeights, Tensor
-            What the layer of all tasks has computed from them already, and this view is to return.
+        `routing` and `mixture` are what the layer of all tasks has computed already, and this view is to return.
         """
         if mixture is None:
             return super().forward(inputs, ids)

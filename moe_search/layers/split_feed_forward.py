@@ -21,15 +21,15 @@ def deal_neurons(importance: Tensor, num_experts: int, neurons: int, shared: int
     num_experts : int
         Number of experts n.
     neurons : int
-        Of every expert.
+        Number of neurons of every expert.
     shared : int
-        The most important neurons, which all experts get. Of the others, the most important goes to expert 0, the next
-        to expert 1, and so on; what is left when all experts are full goes to none.
+        So many of the most important neurons go to all experts. The most important of the others goes to expert 0, the
+        next to expert 1, and so on; what is left when all experts are full goes to none.
 
     Returns
     -------
     Tensor of int64, shape [n, neurons]
-        From the most important on. Equal scores stand in the order of the neurons.
+        The most important neurons first. Equal scores stand in the order of the neurons.
 
     Notes
     -----
@@ -67,7 +67,7 @@ def split_feed_forward(
     Parameters
     ----------
     first, second : Linear
-        With h neurons between: the layer is ``second(activation(first(x)))``. Both with bias.
+        The layer is ``second(activation(first(x)))``, with h neurons between. Both must have a bias.
     activation : callable
         Returns the module between, as for `StackedExperts`.
     neurons : Tensor of integers

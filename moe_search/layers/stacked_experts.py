@@ -32,15 +32,15 @@ class StackedExperts(nn.Module):
     hidden_features : int, optional
         Width between the two affine maps. By default there is only one, followed by the activation.
     activation : callable or None
-        Without arguments, returns a module that works elementwise (or row by row); called once, all experts share the
-        module. None for none: without `hidden_features`, the experts are then affine.
+        Returns a module that works elementwise (or row by row), which all experts share. None stands for no activation:
+        without `hidden_features`, the experts are then affine.
 
     Attributes
     ----------
     weights, biases : ParameterList
         One entry for each affine map, of shape [n, out, in] and [n, out].
     multiplications : int
-        Of one expert on one sample.
+        What one expert takes for one sample.
 
     Notes
     -----
@@ -96,18 +96,7 @@ class StackedExperts(nn.Module):
         return self.num_experts
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Run every expert on every sample.
-
-        Parameters
-        ----------
-        inputs : Tensor
-            Shape [B, in_features].
-
-        Returns
-        -------
-        Tensor
-            Shape [B, n, out_features].
-        """
+        """Run every expert on every sample: [B, in_features] to [B, n, out_features]."""
         self.check(inputs)
         weight, bias = self.weights[0], self.biases[0]
         # All experts read the same inputs: their first maps are one tall matrix.
@@ -125,7 +114,7 @@ class StackedExperts(nn.Module):
         Parameters
         ----------
         inputs : Tensor
-            Shape [P, in_features]: first the samples of expert 0, then those of expert 1, and so on.
+            Shape [P, in_features], the samples of expert 0 first, then those of expert 1, and so on.
         counts : sequence of int
             The number of samples of every expert, n numbers that sum to P, P >= 1.
         grouped : bool

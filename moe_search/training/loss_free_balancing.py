@@ -33,19 +33,19 @@ class LossFreeBalancing:
     Parameters
     ----------
     moe : MixtureOfExperts
-        With a `TopK` gate.
+        A layer with a `TopK` gate.
     rate : float, default 0.02
-        By how much a bias is lowered in a step.
+        What is taken off a bias in a step.
     expert_limit : float, default 1.1
-        In multiples of the mean load of an expert.
+        The limit of an expert, in multiples of the mean load of an expert.
     slot_limit : float, optional
-        In the same unit, at least n / m. An expert can have no less load than one slot; by default slots have no limit
-        of their own.
+        The limit of a slot in the same unit, at least n / m. An expert can have no less load than one slot; by default
+        slots have no limit of their own.
     memory : float, default 0.95
         Weight of the past in the running averages, in [0, 1).
     process_group : ProcessGroup, optional
-        Whose ranks train the layer together, so that loads are those of all; the default one if `torch.distributed` is
-        initialized. Every rank then changes its biases alike.
+        The ranks that train the layer together, so that loads are those of all; the default one if `torch.distributed`
+        is initialized. Every rank then changes its biases alike.
 
     Attributes
     ----------

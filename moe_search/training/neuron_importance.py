@@ -19,8 +19,8 @@ def neuron_importance(
 ) -> list[Tensor]:
     """Return the importance of every hidden neuron of feed-forward layers, summed over the samples of batches.
 
-    That of neuron j is ``sum_(x, y) |w1_j . dL/dw1_j + w2_j . dL/dw2_j|``, with w1_j its weights in, without bias, and
-    w2_j its weights out: to first order, what the loss L(x, y) of a sample changes by without the neuron's weights.
+    The importance of neuron j is ``sum_(x, y) |w1_j . dL/dw1_j + w2_j . dL/dw2_j|``, with w1_j its weights in, without
+    bias, and w2_j its weights out: to first order, what the loss L(x, y) of a sample changes by without these weights.
 
     Parameters
     ----------
@@ -30,7 +30,7 @@ def neuron_importance(
         Runs the model on a batch and returns the loss of each sample, shape [B], each from its own sample alone. The
         weights may be frozen.
     batches : iterable
-        Of what `sample_losses` takes.
+        Each is what `sample_losses` takes.
 
     Returns
     -------

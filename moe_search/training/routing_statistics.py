@@ -29,11 +29,11 @@ class RoutingSummary:
     num_samples : int
         Number of samples B.
     load : Tensor of int64
-        Shape [n]: samples with ``w > 0``.
+        Number of samples with ``w > 0``, shape [n].
     importance : Tensor of float64
-        Shape [n]: ``sum_b w``.
+        ``sum_b w``, shape [n].
     co_activation : Tensor of int64
-        Shape [n, n]: samples with ``w > 0`` for both experts; the diagonal is the load.
+        Number of samples with ``w > 0`` for both experts, shape [n, n]; the diagonal is the load.
     experts_per_sample : Tensor of int64
         Shape [n + 1]: entry j is the number of samples with j experts.
     sample_entropy : float
@@ -122,7 +122,7 @@ class RoutingStatistics:
         slot_weights : SlotWeights
             What the gate returned, such as `MixtureOfExperts.routing`.
         expert_map : ExpertMap
-            Of the gate, as it was when it did.
+            The map that the gate had then.
         """
         if not isinstance(slot_weights, SlotWeights):
             raise TypeError(f"slot_weights must be SlotWeights, got {type(slot_weights).__name__}")

@@ -50,7 +50,7 @@ class SinkhornPermutation(Gate):
     gate : Gate
         Any, with as many slots, selectors and rows of its map as it likes.
     steps : int
-        Number of calls of `step` until the permutation is rounded: optimizer steps of the first E epochs.
+        Number of calls of `step` until the permutation is rounded, the optimizer steps of the first E epochs.
     temperatures : (float, float), default (1e-3, 1e-7)
         tau at the first and at the last step, log-linear in between.
     iterations : (int, int), default (20, 150)
@@ -226,17 +226,8 @@ class SinkhornPermutation(Gate):
 def sinkhorn(scores: Tensor, iterations: int) -> Tensor:
     """Return the logarithm of matrices made nearly doubly stochastic by normalizing columns and rows in turns.
 
-    Parameters
-    ----------
-    scores : Tensor
-        Logarithms of positive entries, shape [..., m, m].
-    iterations : int
-        Number of passes, each over columns and then rows: rows sum to 1 exactly, columns in the limit.
-
-    Returns
-    -------
-    Tensor
-        Shape [..., m, m], finite for finite scores.
+    Scores, shape [..., m, m], are logarithms of positive entries. Each pass goes over columns and then rows, so that
+    rows sum to 1 exactly, columns in the limit. What is returned is finite for finite scores.
 
     Notes
     -----
@@ -249,17 +240,9 @@ def sinkhorn(scores: Tensor, iterations: int) -> Tensor:
 
 
 def round_permutations(log_permutation: Tensor) -> Tensor:
-    """Return the permutation nearest to each matrix, by the Hungarian algorithm.
+    """Return the permutation nearest to each matrix P, by the Hungarian algorithm, for log P of shape [rows, m, m].
 
-    Parameters
-    ----------
-    log_permutation : Tensor
-        log P, shape [rows, m, m].
-
-    Returns
-    -------
-    Tensor of int64
-        Shape [rows, m]: the seat of every slot, the permutation with the largest ``sum_s P[s, seat(s)]``.
+    It is the seat of every slot, int64 of shape [rows, m], with the largest ``sum_s P[s, seat(s)]``.
     """
     matrices = log_permutation.exp().cpu().numpy()
     return torch.from_numpy(np.stack([linear_sum_assignment(matrix, maximize=True)[1] for matrix in matrices]))
