@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 from benchopt import BaseSolver
-from moe_search.solvers.engine.incumbent import Incumbent
 
 from moe_search.bench.comparison.solvers import SOLVERS
 from moe_search.problems.problem import Permutation, Problem
+from moe_search.solvers.engine.result import Incumbent
 from moe_search.solvers.engine.solver import Solver
 from moe_search.solvers.engine.stop import MaxRuntime
 

@@ -20,7 +20,7 @@ from moe_search.problems.random_instances import random_mixture
 from moe_search.solvers.engine.stop import MaxIterations
 from moe_search.solvers.heuristic.local_search import LocalSearch
 from moe_search.training.lowering.batch import Batch
-from moe_search.training.lowering.cut import forward
+from moe_search.training.lowering.forward_pass import forward
 from moe_search.training.lowering.sample_losses import Loss
 from moe_search.training.search.permutation_search import OnSearch, PermutationSearch
 from moe_search.training.sinkhorn import SinkhornPermutation

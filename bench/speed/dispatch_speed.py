@@ -30,8 +30,7 @@ from torch import Tensor, nn
 
 import moe_search as ms
 from moe_search.bench.speed.rounds import one_torch_thread
-from moe_search.layers.dispatch import DISPATCHES
-from moe_search.layers.fastest_dispatch import fastest_dispatch
+from moe_search.layers.dispatch import DISPATCHES, fastest_dispatch
 
 TITLE = "Mixture layer: dispatch by size against dense, sorted and grouped, and against published layers"
 NOTES = """\

@@ -3,8 +3,10 @@ from .dselect_k import DSelectK as DSelectK
 from .expert_map import ExpertMap as ExpertMap
 from .gate import Gate as Gate
 from .hash_routing import HashRouting as HashRouting
-from .official_comet import load_official_comet as load_official_comet
-from .official_dselect_k import load_official_dselect_k as load_official_dselect_k
+from .official import (
+    load_official_comet as load_official_comet,
+    load_official_dselect_k as load_official_dselect_k,
+)
 from .slot_weights import SlotWeights as SlotWeights
 from .softmax import Softmax as Softmax
 from .top_k import TopK as TopK

@@ -1,4 +1,4 @@
-"""Checks of the batch a module is given, before anything is computed."""
+"""Checks of the batch that a module is given, and whether its numbers can be read at all."""
 
 from __future__ import annotations
 
@@ -7,15 +7,7 @@ from torch import Tensor
 
 
 def require_samples(inputs: Tensor) -> None:
-    """Raise ValueError unless ``inputs`` holds floating-point samples, at least one, along its first axis.
-
-    Raises
-    ------
-    TypeError
-        If it is not a tensor.
-    ValueError
-        If it has no axes, no samples or integer entries.
-    """
+    """Raise an error unless ``inputs`` is a tensor of floating-point samples, at least one, along its first axis."""
     if not isinstance(inputs, Tensor):
         raise TypeError(f"inputs must be a tensor, got {type(inputs).__name__}")
     if inputs.ndim == 0:
@@ -36,3 +28,20 @@ def require_dtype(inputs: Tensor, dtype: torch.dtype, owner: str) -> None:
     """Raise ValueError if ``inputs`` is of another precision than its ``owner``, unless autocast takes care of it."""
     if inputs.dtype != dtype and not torch.is_autocast_enabled(inputs.device.type):
         raise ValueError(f"inputs must have the dtype of the {owner}, {dtype}, got {inputs.dtype}")
+
+
+def cannot_read_values(*tensors: Tensor) -> bool:
+    """Return whether no number can be read off one of some tensors.
+
+    It is so in compiled code, inside of `torch.func.vmap`, of fake tensors and of those of the device "meta". What
+    depends on a number, such as a shape, an error or the choice of a path, has to do without it there.
+    """
+    if torch.compiler.is_compiling():
+        return True
+    try:
+        for tensor in tensors:
+            # A number that is read off no element: torch refuses it where it refuses all.
+            bool(tensor.new_empty(0).any())
+    except RuntimeError:
+        return True
+    return False

@@ -1,23 +1,83 @@
-"""The gate of trees: cardinality-constrained and differentiable."""
+"""The gate of trees: cardinality-constrained and differentiable; and where its published versions differ."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from moe_search.gates.arguments import at_most_slots, number_from_zero, positive_integer, positive_number
-from moe_search.gates.comet_convention import CONVENTIONS
-from moe_search.gates.gate import Gate
-from moe_search.gates.live_leaves import live_leaves
+from moe_search.checks import require_integer, require_number
+from moe_search.gates.batch_checks import cannot_read_values
+from moe_search.gates.gate import Gate, require_k
 from moe_search.gates.slot_weights import SlotWeights
-from moe_search.gates.smooth_step import smooth_step
-from moe_search.gates.values_hidden import values_hidden
+from moe_search.gates.smooth_step import entropy_terms
+from moe_search.gates.tree_leaves import leaf_probabilities, live_leaves
 
-DESCENT_SLOTS = 64
-"""Slots of a tree from which on, on a CPU, descending into its live branches costs less than looking at all of it."""
+DESCENT_SLOTS, DESCENT_LEAVES = 64, 2**17
+"""From so many slots of a tree and leaves of all trees for all samples on, it takes a CPU less time to descend into the
+live branches than to look at all of them."""
 
-DESCENT_LEAVES = 2**17
-"""Leaves of all trees for all samples from which on it does."""
+
+@dataclass(frozen=True)
+class CometConvention:
+    """What a version of COMET does where the paper's formula leaves it, or numbers run out.
+
+    Parameters
+    ----------
+    split_bias : bool
+        Whether splits are affine in x, or only linear.
+    least : float or None
+        A leaf with a probability below it has weight 0; if it is None, one with a probability of exactly 0.
+    offset : float
+        What is added to p in the log p of the weights.
+    entropy_least, entropy_offset, entropy_log_offset : float
+        In the penalty, p is raised to the first; the others are added to it before and in the logarithm.
+    small_start : bool
+        Whether splits start within gamma / 100 of 0 and leaves within 0.05, or all as `torch.nn.Linear`.
+    leaf_bias_start : bool
+        Whether the bias of leaves has a small start within 0.05 of 0, or starts at 0.
+    """
+
+    split_bias: bool = True
+    least: float | None = None
+    offset: float = 0.0
+    entropy_least: float = 0.0
+    entropy_offset: float = 0.0
+    entropy_log_offset: float = 0.0
+    small_start: bool = False
+    leaf_bias_start: bool = True
+
+    def log(self, p: Tensor) -> Tensor:
+        """Return log p of leaf probabilities, -inf where a leaf has weight 0; its gradient is finite everywhere."""
+        dead = p <= 0 if self.least is None else p < self.least
+        if not self.offset:
+            dead = dead | (p < torch.finfo(p.dtype).tiny)
+        # The logarithm is kept away from 0, where its infinite slope times the zero slope of the splits would be NaN.
+        return (p.masked_fill(dead, 1.0) + self.offset).log().masked_fill(dead, -torch.inf)
+
+    def entropy(self, p: Tensor) -> Tensor:
+        """Return the terms -p log p of the penalty, the shape of ``p``."""
+        if not self.entropy_log_offset:
+            return entropy_terms(p)
+        p = p.clamp(min=self.entropy_least)
+        return -(p + self.entropy_offset) * (p + self.entropy_log_offset).log()
+
+
+CONVENTIONS = {
+    "paper": CometConvention(),
+    "torch": CometConvention(
+        split_bias=False,
+        least=1e-5,
+        offset=1e-6,
+        entropy_least=1e-6,
+        entropy_offset=1e-6,
+        entropy_log_offset=1e-6,
+        small_start=True,
+        leaf_bias_start=False,
+    ),
+    "tensorflow": CometConvention(offset=1e-8, entropy_log_offset=1e-6, small_start=True),
+}
 
 
 class COMET(Gate):
@@ -50,15 +110,7 @@ class COMET(Gate):
     shared_map : bool
         Whether all trees have one row of the expert map: leaf s is of the same expert in all.
     convention : {"paper", "torch", "tensorflow"}
-        By which version to compute and start, see the notes; the paper's formulas by default.
-
-    Raises
-    ------
-    TypeError
-        If a size is not an integer, or gamma or entropy not a number.
-    ValueError
-        If a size is less than 1, m is not a multiple of n, k > m, gamma is not positive, entropy is negative, or there
-        is no such convention.
+        The version to compute and start by, see the notes.
 
     Notes
     -----
@@ -112,11 +164,11 @@ class COMET(Gate):
         convention: str = "paper",
     ) -> None:
         super().__init__(
-            num_experts, num_slots, positive_integer("k", k), in_features=in_features, shared_map=shared_map
+            num_experts, num_slots, require_integer("k", k), in_features=in_features, shared_map=shared_map
         )
-        self.k = at_most_slots("k", k, self.num_slots)
-        self.gamma = positive_number("gamma", gamma)
-        self.entropy = number_from_zero("entropy", entropy)
+        self.k = require_k(k, self.num_slots)
+        self.gamma = require_number("gamma", gamma, strict=True)
+        self.entropy = require_number("entropy", entropy)
         if convention not in CONVENTIONS:
             raise ValueError(f"convention must be one of {', '.join(CONVENTIONS)}, got {convention!r}")
         self.convention = convention
@@ -135,7 +187,7 @@ class COMET(Gate):
         if self.leaf_bias is not None:
             logits = logits + self.leaf_bias
         log = CONVENTIONS[self.convention].log
-        reached = live_leaves(splits.flatten(0, 1), self.gamma) if self._descends(inputs) else None
+        reached = live_leaves(splits.flatten(0, 1), self.gamma) if self._descends(splits) else None
         if reached is None:
             p = leaf_probabilities(splits, self.gamma)
             scores = logits + log(p)
@@ -147,25 +199,19 @@ class COMET(Gate):
         return SlotWeights(scores.flatten(1).softmax(1).unflatten(1, (self.k, -1)), logits, p)
 
     def penalty(self, slot_weights: SlotWeights) -> Tensor:
-        """Return ``lambda * mean_b sum_ts -p log p`` of the path probabilities, a scalar.
-
-        Raises
-        ------
-        ValueError
-            If the slot weights have no probabilities.
-        """
+        """Return ``lambda * mean_b sum_ts -p log p`` of the path probabilities, a scalar."""
         p = slot_weights.require_probabilities("COMET")
         return self.entropy * CONVENTIONS[self.convention].entropy(p).sum((1, 2)).mean()
 
-    def _descends(self, inputs: Tensor) -> bool:
+    def _descends(self, splits: Tensor) -> bool:
         """Return whether to look for the live leaves only; it changes nothing but the time."""
         return (
             self.num_slots >= DESCENT_SLOTS
             and not self.training
             and not torch.is_grad_enabled()
-            and len(inputs) * self.k * self.num_slots >= DESCENT_LEAVES
-            and inputs.device.type == "cpu"
-            and not values_hidden()
+            and len(splits) * self.k * self.num_slots >= DESCENT_LEAVES
+            and splits.device.type == "cpu"
+            and not cannot_read_values(splits)
         )
 
     def _start_small(self) -> None:
@@ -183,35 +229,3 @@ class COMET(Gate):
             f"{super().extra_repr()}, k={self.k}, gamma={self.gamma:g}, entropy={self.entropy:g}, "
             f"convention={self.convention}"
         )
-
-
-def leaf_probabilities(splits: Tensor, gamma: float) -> Tensor:
-    """Return the probability of every leaf of binary trees in heap order.
-
-    Parameters
-    ----------
-    splits : Tensor
-        Shape [..., m - 1], the argument of the smooth-step function at every split node; m >= 1.
-    gamma : float
-        Of the smooth-step function.
-
-    Returns
-    -------
-    Tensor
-        Shape [..., m]: the product along the path from the root of S (left) or 1 - S (right), leaf s being node
-        m - 1 + s of the heap. Sums to 1.
-    """
-    num_leaves = splits.shape[-1] + 1
-    # 1 - S(t) = S(-t), but a small S(-t) keeps its digits. In the last two axes: nodes 1, 2, 3, ... two by two.
-    steps = smooth_step(torch.stack((splits, -splits), -1), gamma)
-    level = splits.new_ones((*splits.shape[:-1], 1))
-    levels = [level]
-    first = 0
-    while first < num_leaves - 1:
-        # Of the last level, only the first nodes may have children.
-        parents = min(level.shape[-1], num_leaves - 1 - first)
-        level = (level[..., :parents, None] * steps[..., first : first + parents, :]).flatten(-2)
-        levels.append(level)
-        first += parents
-    # Leaves lie on the last two levels.
-    return torch.cat(levels[-2:], -1)[..., -num_leaves:]

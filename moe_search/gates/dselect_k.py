@@ -5,12 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from moe_search.gates.arguments import at_most_slots, number_from_zero, positive_integer, positive_number
+from moe_search.checks import require_integer, require_number
 from moe_search.gates.batch_checks import require_device, require_dtype, require_samples
-from moe_search.gates.entropy import entropy_terms
-from moe_search.gates.gate import Gate
+from moe_search.gates.gate import Gate, require_k
 from moe_search.gates.slot_weights import SlotWeights
-from moe_search.gates.smooth_step import smooth_step
+from moe_search.gates.smooth_step import entropy_terms, smooth_step
 
 LEAST_REACHED = 1e-6
 """Part of a selector on the codes of slots below which its penalty grows no further."""
@@ -28,8 +27,8 @@ class DSelectK(Gate):
 
         g[t, s] = softmax(w)[t] p[t, s] / c,    c = sum over t, s of softmax(w)[t] p[t, s].
 
-    With m a power of two, c = 1. With any other m, 2^bits - m codes stand for no slot; c makes up for what is given to
-    them, and the second term of the penalty keeps selectors away from them.
+    If m is a power of two, c = 1. Else 2^bits - m codes stand for no slot; c makes up for what is given to them, and
+    the second term of the penalty keeps selectors away from them.
 
     Once every bit is outside of (-gamma / 2, gamma / 2), a selector has one code: at most k weights are not 0. The
     first term of the penalty drives the bits there. Bits that are there get no gradient any more.
@@ -54,13 +53,6 @@ class DSelectK(Gate):
     shared_map : bool
         Whether all selectors have one row of the expert map: code s is of the same expert in all.
 
-    Raises
-    ------
-    TypeError
-        If a size is not an integer, or gamma, entropy or zeta not a number.
-    ValueError
-        If a size is less than 1, m is not a multiple of n, k > m, gamma is not positive or entropy or zeta is negative.
-
     Notes
     -----
     Hazimeh, Zhao, Chowdhery, Sathiamoorthy, Chen, Mazumder, Hong and Chi (2021), DSelect-k: differentiable selection in
@@ -69,8 +61,8 @@ class DSelectK(Gate):
     until the penalty has done its work; and it sums penalties over the batch, where ours is a mean. A sample whose
     selectors are all on codes of no slot has c = 0: all its slots get the same weight. Nor does it get any gradient,
     since p is constant there: the second term, whose slope grows steeply on the way, turns selectors back before they
-    arrive, but brings none back from there, where a step too long or ``zeta = 0`` may leave them.
-    ``probabilities.sum(2)`` shows it: it should come to 1, and is 0 there.
+    arrive, but brings none back from there, where a step too long or ``zeta = 0`` may leave them. They show in
+    ``probabilities.sum(2)``, which should come to 1, and is 0 there.
 
     It starts as published: what makes z is uniform within gamma / 100 of 0, what makes w within 0.05, weights and bias
     alike. Every sample uses all experts at first.
@@ -106,12 +98,12 @@ class DSelectK(Gate):
         shared_map: bool = False,
     ) -> None:
         super().__init__(
-            num_experts, num_slots, positive_integer("k", k), in_features=in_features, shared_map=shared_map
+            num_experts, num_slots, require_integer("k", k), in_features=in_features, shared_map=shared_map
         )
-        self.k = at_most_slots("k", k, self.num_slots)
-        self.gamma = positive_number("gamma", gamma)
-        self.entropy = number_from_zero("entropy", entropy)
-        self.zeta = number_from_zero("zeta", zeta)
+        self.k = require_k(k, self.num_slots)
+        self.gamma = require_number("gamma", gamma, strict=True)
+        self.entropy = require_number("entropy", entropy)
+        self.zeta = require_number("zeta", zeta)
         rows = self.k * (self.num_bits + 1)
         if self.in_features is None:
             self.linear = None
@@ -163,12 +155,7 @@ class DSelectK(Gate):
     def penalty(self, slot_weights: SlotWeights) -> Tensor:
         """Return ``entropy * mean_b sum_ts -p log p + zeta * mean_b sum_t 1 / sum_s p``, a scalar.
 
-        The second term only if m is not a power of two. Below a sum of 1e-6 it grows no further.
-
-        Raises
-        ------
-        ValueError
-            If the slot weights have no probabilities.
+        It has the second term only if m is not a power of two, which grows no further below a sum of 1e-6.
         """
         p = slot_weights.require_probabilities("DSelectK")
         penalty = self.entropy * entropy_terms(p).sum((1, 2)).mean()
@@ -192,12 +179,12 @@ def code_probabilities(bits: Tensor, gamma: float) -> Tensor:
     bits : Tensor
         Shape [..., bits], the argument of the smooth-step function, which gives the probability of a 1.
     gamma : float
-        Of the smooth-step function.
+        Width of the smooth-step function.
 
     Returns
     -------
     Tensor
-        Shape [..., 2^bits]: of the code of every number, the first bit being the most significant. Sums to 1.
+        Shape [..., 2^bits], of every number in turn, whose first bit is the most significant. They sum to 1.
     """
     # 1 - S(t) = S(-t), but a small S(-t) keeps its digits.
     steps = smooth_step(torch.stack((-bits, bits), -1), gamma)

@@ -9,8 +9,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from moe_search.gates.arguments import positive_integer
-from moe_search.gates.values_hidden import values_hidden
+from moe_search.checks import require_integer
+from moe_search.gates.batch_checks import cannot_read_values
 
 
 class ExpertMap(nn.Module):
@@ -33,20 +33,13 @@ class ExpertMap(nn.Module):
     Attributes
     ----------
     experts : Tensor of int64
-        Shape [T, m], or [1, m] if shared. Change it with `assign`, `assign_permutation` or `scramble`.
-
-    Raises
-    ------
-    TypeError
-        If a number is not an integer.
-    ValueError
-        If a number is less than 1, or m is not a multiple of n.
+        Shape [T, m], or [1, m] if shared. `assign`, `assign_permutation` and `scramble` change it.
 
     Notes
     -----
-    What something else writes to the buffer is checked at the next forward in eval mode, told by the version that torch
-    counts: a look at the entries each time would wait for the device. ``AveragedModel(use_buffers=True)`` averages it,
-    and the mean of two maps is none; with ``use_buffers=False`` it takes over the map of the model, which is right.
+    What is written to the buffer is checked at the next forward in eval mode, which the version that torch counts tells
+    of: a look at the entries each time would wait for the device. ``AveragedModel(use_buffers=True)`` averages it, and
+    the mean of two maps is none; with ``use_buffers=False`` it takes over the map of the model, which is right.
 
     Examples
     --------
@@ -59,16 +52,16 @@ class ExpertMap(nn.Module):
 
     experts: Tensor
 
-    # The buffer, and its version, that were last found to be a map.
-    _valid: tuple[Tensor, int] | None = None
+    # The buffer that was last found to be a map, and its version then.
+    _checked: tuple[Tensor, int] | None = None
 
     def __init__(
         self, num_experts: int, num_slots: int | None = None, num_selectors: int = 1, shared: bool = False
     ) -> None:
         super().__init__()
-        self.num_experts = positive_integer("num_experts", num_experts)
-        self.num_slots = self.num_experts if num_slots is None else positive_integer("num_slots", num_slots)
-        self.num_selectors = positive_integer("num_selectors", num_selectors)
+        self.num_experts = require_integer("num_experts", num_experts)
+        self.num_slots = self.num_experts if num_slots is None else require_integer("num_slots", num_slots)
+        self.num_selectors = require_integer("num_selectors", num_selectors)
         self.shared = bool(shared)
         if self.num_slots % self.num_experts:
             raise ValueError(
@@ -89,21 +82,13 @@ class ExpertMap(nn.Module):
         Parameters
         ----------
         experts : Tensor or array_like of integers
-            The shape of the attribute `experts`; every expert c times in every row.
-
-        Raises
-        ------
-        TypeError
-            If the entries are not integers.
-        ValueError
-            If the shape is another, an expert does not exist, or one holds more or fewer than c slots of a row.
+            In the shape of the attribute `experts`, with every expert c times in every row.
         """
         # Through numpy, which reads nested lists and other libraries' arrays, where a tensor is a tensor already.
         new = experts if isinstance(experts, Tensor) else _from_array("experts", experts)
         self._check("experts", new)
         with torch.no_grad():
             self.experts.copy_(new)
-        self._valid = None if self.experts.is_inference() else (self.experts, self.experts._version)
 
     def permutation(self) -> npt.NDArray[np.int64]:
         """Return the map as a permutation of slots to seats.
@@ -113,11 +98,6 @@ class ExpertMap(nn.Module):
         ndarray of int64, shape (rows * m,)
             ``p[t * m + s] = t * m + seat``, where seat // c is the expert. The seats of an expert go to its slots in
             the order of the slots.
-
-        Raises
-        ------
-        ValueError
-            If something else wrote to the buffer what is no map.
         """
         self._check("experts", self.experts)
         experts = self.experts.cpu().numpy()
@@ -127,15 +107,7 @@ class ExpertMap(nn.Module):
         return (seats + m * np.arange(rows)[:, None]).reshape(-1)
 
     def assign_permutation(self, permutation: npt.ArrayLike) -> None:
-        """Take over the map of a permutation of slots to seats, as `permutation` returns it.
-
-        Raises
-        ------
-        TypeError
-            If the entries are not integers.
-        ValueError
-            If it is not a permutation of 0 .. rows * m - 1, or gives a slot a seat of another row.
-        """
+        """Take over the map of a permutation of slots to seats, as `permutation` returns it."""
         p = np.asarray(permutation)
         rows, m = self.experts.shape
         if p.dtype.kind not in "iu":
@@ -156,7 +128,7 @@ class ExpertMap(nn.Module):
         Parameters
         ----------
         generator : torch.Generator
-            On any device; the same seed on the same device gives the same map.
+            It may be on any device; the same seed on the same device gives the same map.
         """
         rows, m = self.experts.shape
         drawn = [torch.randperm(m, generator=generator, device=generator.device) for _ in range(rows)]
@@ -174,14 +146,9 @@ class ExpertMap(nn.Module):
         -------
         Tensor
             Shape [B, n].
-
-        Raises
-        ------
-        ValueError
-            If the shape is another, or, in eval mode, something else wrote to the buffer what is no map.
         """
         # In training mode DistributedDataParallel writes to all buffers at every step.
-        if not self.training and not values_hidden():
+        if not self.training:
             self._require_map()
         if slot_weights.ndim != 3 or slot_weights.shape[1:] != (self.num_selectors, self.num_slots):
             raise ValueError(
@@ -204,27 +171,23 @@ class ExpertMap(nn.Module):
     def _require_map(self) -> None:
         """Raise ValueError if the buffer holds no map; it is looked at only after it was written to."""
         experts = self.experts
-        if experts.is_inference() or experts.is_meta:
+        if cannot_read_values() or experts.is_inference():
             return
-        if self._valid is not None and (self._valid[0] is not experts or self._valid[1] == experts._version):
+        if self._checked is not None and self._checked[0] is experts and self._checked[1] == experts._version:
+            return
+        if cannot_read_values(experts):
             return
         try:
             self._check("experts", experts)
-        except RuntimeError:
-            return  # a fake tensor, which has no numbers
         except ValueError as error:
             raise ValueError(
                 f"the buffer of an expert map must be changed by the map alone, it was written to: {error} "
                 "(torch.optim.swa_utils.AveragedModel averages it unless use_buffers=False)"
             ) from None
-        self._valid = experts, experts._version
-
-    def _apply(self, fn: Any, recurse: bool = True) -> ExpertMap:
-        self._valid = None
-        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._checked = experts, experts._version
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_valid": None}
+        return {**self.__dict__, "_checked": None}
 
     def _what(self) -> str:
         rows = self.experts.shape[0]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from moe_search.gates.arguments import positive_integer
+from moe_search.checks import require_integer
 from moe_search.gates.batch_checks import require_device, require_dtype, require_samples
 from moe_search.gates.expert_map import ExpertMap
 from moe_search.gates.slot_weights import SlotWeights
@@ -36,13 +37,6 @@ class Gate(nn.Module, ABC):
     ----------
     expert_map : ExpertMap
     in_features : int or None
-
-    Raises
-    ------
-    TypeError
-        If a number is not an integer.
-    ValueError
-        If a number is less than 1, or m is not a multiple of n.
     """
 
     def __init__(
@@ -56,7 +50,7 @@ class Gate(nn.Module, ABC):
     ) -> None:
         super().__init__()
         self.expert_map = ExpertMap(num_experts, num_slots, num_selectors, shared_map)
-        self.in_features = None if in_features is None else positive_integer("in_features", in_features)
+        self.in_features = None if in_features is None else require_integer("in_features", in_features)
 
     @property
     def num_experts(self) -> int:
@@ -83,18 +77,7 @@ class Gate(nn.Module, ABC):
             Floating point, shape [B, in_features]. More axes are flattened: images of shape [B, C, H, W] go into a gate
             with ``in_features = C * H * W``.
         ids : Tensor, optional
-            Integers, shape [B], for gates that route by id; all others ignore them.
-
-        Returns
-        -------
-        SlotWeights
-
-        Raises
-        ------
-        TypeError
-            If an argument is not a tensor.
-        ValueError
-            If there is no sample, or shape, dtype or device are not those of the gate.
+            Integers of shape [B] for gates that route by id; all others ignore them.
         """
 
     def penalty(self, slot_weights: SlotWeights) -> Tensor:
@@ -107,14 +90,9 @@ class Gate(nn.Module, ABC):
         Parameters
         ----------
         inputs : Tensor
-            As in `forward`.
+            What `forward` was given.
         dtype : torch.dtype, optional
-            What the gate's weights are; any floating-point type by default.
-
-        Raises
-        ------
-        TypeError, ValueError
-            As in `forward`.
+            The dtype of the gate's weights; any floating-point type by default.
         """
         require_samples(inputs)
         if inputs.ndim < 2 or inputs[0].numel() != self.in_features:
@@ -130,3 +108,11 @@ class Gate(nn.Module, ABC):
     def extra_repr(self) -> str:
         """Return the width of the inputs, for `repr`."""
         return "" if self.in_features is None else f"in_features={self.in_features}"
+
+
+def require_k(k: Any, num_slots: int) -> int:
+    """Return the number of slots that a gate keeps as an int in 1 .. ``num_slots``."""
+    k = require_integer("k", k)
+    if k > num_slots:
+        raise ValueError(f"k must be at most the number of slots, {num_slots}, got {k}")
+    return k

@@ -8,14 +8,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from moe_search.gates.arguments import positive_integer
-from moe_search.gates.batch_checks import require_device, require_samples
+from moe_search.checks import require_integer
+from moe_search.gates.batch_checks import cannot_read_values, require_device, require_samples
 from moe_search.gates.gate import Gate
 from moe_search.gates.slot_weights import SlotWeights
-from moe_search.gates.values_hidden import values_hidden
 
 SPARE_BITS = 6
-"""Bits of a code beyond those that tell the slots apart: codes are not equally frequent, 64 or more a slot even out."""
+"""Bits of a code beyond those that tell slots apart: codes are not equally frequent, 64 or more a slot even out."""
 
 
 class HashRouting(Gate):
@@ -35,20 +34,12 @@ class HashRouting(Gate):
     vocabulary : int, optional
         Number of ids; `forward` then needs ids in 0 .. vocabulary - 1.
     in_features : int, optional
-        Number of features of a sample. Give one of the two.
+        Number of features of a sample. Give exactly one of this and `vocabulary`.
     seed : int
         Decides the table and the projections.
     table : Tensor or array_like of integers, optional
         The slot of every id, shape [vocabulary], instead of a random one; copied. `vocabulary` may then be left out.
-        With ``table=range(m)`` every id is a slot of its own, and the expert map says which expert it goes to.
-
-    Raises
-    ------
-    TypeError
-        If a number, or an entry of the table, is not an integer.
-    ValueError
-        If a number is less than 1, m is not a multiple of n, not exactly one of `vocabulary` and `in_features` came, or
-        a table does not give every id of the vocabulary a slot in 0 .. m - 1.
+        If it is ``range(m)``, every id is a slot of its own, and the expert map says which expert it goes to.
 
     Notes
     -----
@@ -89,7 +80,7 @@ class HashRouting(Gate):
                 f"got vocabulary={vocabulary} and in_features={in_features}"
             )
         generator = torch.Generator().manual_seed(seed)
-        self.vocabulary = None if vocabulary is None else positive_integer("vocabulary", vocabulary)
+        self.vocabulary = None if vocabulary is None else require_integer("vocabulary", vocabulary)
         if given is not None and len(given) != self.vocabulary:
             raise ValueError(
                 f"table must give a slot to each id of a vocabulary, got {len(given)} entries for "
@@ -143,7 +134,7 @@ class HashRouting(Gate):
             )
         require_device("ids", ids, device, "gate")
         # Where no number can be read, the table's own lookup refuses wrong ids.
-        if not values_hidden():
+        if not cannot_read_values(ids):
             least, most = ids.min().item(), ids.max().item()
             assert self.vocabulary is not None
             if least < 0 or most >= self.vocabulary:

@@ -20,13 +20,13 @@ class SlotWeights:
         Shape [B, T, m]: what the gate computes at every slot, affine in the inputs, before any slot is left out and
         without noise. Finite for finite inputs. None for a gate that computes nothing at its slots.
     probabilities : Tensor or None
-        p[b, t, s], shape [B, T, m], of gates that have a distribution over slots in every selector (the paths of a
-        tree, the codes of a row of bits), summing to 1 over s; to less in `DSelectK`, where codes stand for no slot.
-        Their entropy is what such a gate penalizes.
+        p[b, t, s], shape [B, T, m]: the distribution over slots that some gates have in every selector (the paths of a
+        tree, the codes of a row of bits), whose entropy they penalize. It sums to 1 over s, or to less in `DSelectK`,
+        where codes may stand for no slot.
     noisy_logits, noise_scale : Tensor or None
-        Shape [B, T, m], of a gate that added noise: the logits it chose slots by, and the standard deviation of the
-        noise in each, greater than 0. The probability that a slot would be chosen again under fresh noise, which load
-        penalties are made of, follows from these and `logits`.
+        Shape [B, T, m]: the logits that a gate with noise chose slots by, and the standard deviation of the noise in
+        each, greater than 0. The probability that a slot would be chosen again under fresh noise, which load penalties
+        are made of, follows from these and `logits`.
     """
 
     weights: Tensor
@@ -36,7 +36,7 @@ class SlotWeights:
     noise_scale: Tensor | None = None
 
     def require_probabilities(self, gate: str) -> Tensor:
-        """Return the probabilities, or raise ValueError if there are none, as those of a ``gate`` have."""
+        """Return the probabilities, which those of a ``gate`` have, or raise ValueError if there are none."""
         if self.probabilities is None:
             raise ValueError(f"slot_weights must have probabilities, as those of {gate} do, got None")
         return self.probabilities

@@ -1,4 +1,4 @@
-"""The smooth-step function: a sigmoid that reaches 0 and 1."""
+"""The smooth-step function, a sigmoid that reaches 0 and 1, and the entropy of probabilities that are made of it."""
 
 from __future__ import annotations
 
@@ -31,3 +31,13 @@ def smooth_step(t: Tensor, gamma: float = 1.0) -> Tensor:
     # The same cubic in u = t / gamma + 1/2, where both ends are exact in floating point.
     u = torch.clamp(t / gamma + 0.5, 0.0, 1.0)
     return u * u * (3.0 - 2.0 * u)
+
+
+def entropy_terms(p: Tensor) -> Tensor:
+    """Return -p log p elementwise, 0 where p is 0 or below the least normal number of its dtype.
+
+    Its gradient is finite everywhere, and 0 there.
+    """
+    # 1 log 1 = 0 stands for 0 log 0, whose slope is infinite.
+    p = p.masked_fill(p < torch.finfo(p.dtype).tiny, 1.0)
+    return -p * p.log()

@@ -20,13 +20,6 @@ class Softmax(Gate):
     num_slots : int, optional
         Number of slots m, a multiple of n; n by default.
 
-    Raises
-    ------
-    TypeError
-        If a number is not an integer.
-    ValueError
-        If a number is less than 1, or m is not a multiple of n.
-
     Notes
     -----
     Jordan and Jacobs (1994), Hierarchical mixtures of experts, one level. The weights of the affine function have a

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from moe_search.gates.arguments import at_most_slots
-from moe_search.gates.gate import Gate
+from moe_search.gates.gate import Gate, require_k
 from moe_search.gates.slot_weights import SlotWeights
 
 
@@ -34,14 +33,7 @@ class TopK(Gate):
     num_slots : int, optional
         Number of slots m, a multiple of n; n by default. With m > n, two of the k slots may be of one expert.
     noise : bool
-        Whether logits get noise in training mode, from torch's global generator of the inputs' device.
-
-    Raises
-    ------
-    TypeError
-        If a number is not an integer.
-    ValueError
-        If a number is less than 1, m is not a multiple of n, or k > m.
+        Whether logits get noise in training mode; torch's global generator of the inputs' device draws it.
 
     Notes
     -----
@@ -62,7 +54,7 @@ class TopK(Gate):
         self, in_features: int, num_experts: int, k: int, num_slots: int | None = None, noise: bool = False
     ) -> None:
         super().__init__(num_experts, num_slots, in_features=in_features)
-        self.k = at_most_slots("k", k, self.num_slots)
+        self.k = require_k(k, self.num_slots)
         self.linear = nn.Linear(in_features, self.num_slots)
         self.noise = nn.Linear(in_features, self.num_slots, bias=False) if noise else None
         if self.noise is not None:

@@ -32,11 +32,11 @@ class LightningSearch(Callback):
         ``loss(outputs, targets)``, a scalar tensor that is the mean over the samples, without penalties; with several
         gates the loss of a task, as `PermutationSearch` takes it.
     batch : callable, optional
-        From a batch of the data loader to (inputs, targets) or (inputs, targets, ids); by default the batch itself.
+        Makes (inputs, targets) or (inputs, targets, ids) of a batch of the data loader; by default it is such a one.
     model : Module, optional
-        Called as ``model(inputs)``; by default the Lightning module.
+        What is called as ``model(inputs)``; by default the Lightning module.
     **options
-        Of `PermutationSearch`.
+        Further arguments of `PermutationSearch`.
 
     Attributes
     ----------

@@ -39,7 +39,7 @@ class TransformersSearch(TrainerCallback):
     outputs : str
         Name under which it returns its outputs, also where it is given no targets.
     **options
-        Of `PermutationSearch`.
+        Further arguments of `PermutationSearch`.
 
     Attributes
     ----------

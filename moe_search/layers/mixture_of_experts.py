@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moe_search.gates.batch_checks import require_samples
+from moe_search.checks import require_choice
+from moe_search.gates.batch_checks import cannot_read_values, require_samples
 from moe_search.gates.gate import Gate
 from moe_search.gates.slot_weights import SlotWeights
-from moe_search.gates.values_hidden import values_hidden
-from moe_search.layers.dispatch import Dispatch, known_dispatch
-from moe_search.layers.fastest_dispatch import fastest_dispatch
+from moe_search.layers.dispatch import DISPATCHES, Dispatch, fastest_dispatch
 from moe_search.layers.stacked_experts import StackedExperts
 
 
@@ -27,17 +26,17 @@ class MixtureOfExperts(nn.Module):
     Parameters
     ----------
     experts : StackedExperts or iterable of Module
-        n experts. Modules of any kind that turn inputs of shape [B, ...] into outputs of one common shape [B, ...],
+        n experts: modules of any kind that turn inputs of shape [B, ...] into outputs of one common shape [B, ...],
         each sample on its own.
     gate : Gate
-        With ``num_experts`` equal to n.
+        Its ``num_experts`` must be n.
     dispatch : {"auto", "dense", "sorted", "grouped"}
         How samples reach their experts. All give the same outputs and gradients, to rounding, as long as no expert has
         infinite ones.
 
         - "sorted": the pairs of a sample and an expert with a weight other than 0 are sorted by expert, and one expert
           after another runs on its own.
-        - "grouped": sorted too, but all experts run in one call of `torch.nn.functional.grouped_mm`. Needs
+        - "grouped": pairs are sorted too, but all experts run in one call of `torch.nn.functional.grouped_mm`. It needs
           `StackedExperts` with widths and a dtype that it takes, and has no derivatives in forward mode; see
           `StackedExperts.refuses_grouped`.
         - "dense": every expert runs on every sample. An expert whose outputs overflow then spoils also the samples
@@ -55,15 +54,8 @@ class MixtureOfExperts(nn.Module):
     gate : Gate
     dispatch : str
     routing : SlotWeights or None
-        What the gate returned in the last forward in training mode, graph attached. Not copied, pickled or in the state
-        dict.
-
-    Raises
-    ------
-    TypeError
-        If the gate is none, or an expert is no module.
-    ValueError
-        If the number of experts is not that of the gate, or `dispatch` is unknown or not possible with these experts.
+        What the gate returned in the last forward in training mode, graph attached. It is not copied, pickled or in the
+        state dict.
 
     Notes
     -----
@@ -105,7 +97,8 @@ class MixtureOfExperts(nn.Module):
         if len(self.experts) != gate.num_experts:
             raise ValueError(f"experts must be {gate.num_experts}, as many as the gate's, got {len(self.experts)}")
         self.gate = gate
-        self.dispatch = known_dispatch(dispatch)
+        require_choice("dispatch", dispatch, DISPATCHES)
+        self.dispatch = dispatch
         if dispatch == "grouped" and not isinstance(experts, StackedExperts):
             raise ValueError('dispatch="grouped" needs StackedExperts, got modules of their own')
         self.routing: SlotWeights | None = None
@@ -124,14 +117,6 @@ class MixtureOfExperts(nn.Module):
         -------
         Tensor
             Shape [B, ...], the axes of an expert's output after the first.
-
-        Raises
-        ------
-        TypeError
-            If an argument, or the output of an expert, is not a tensor.
-        ValueError
-            If there is no sample, if shape, dtype or device are not those of the gate and the experts, if the experts'
-            outputs differ in shape, or if `dispatch` is "grouped" and does not take the experts.
         """
         require_samples(inputs)
         if self.dispatch == "grouped" and isinstance(self.experts, StackedExperts):
@@ -143,9 +128,11 @@ class MixtureOfExperts(nn.Module):
         return mixture
 
     def _mixture(self, inputs: Tensor, expert_weights: Tensor) -> Tensor:
-        # "auto" remains where no number can be read off the weights: all experts run on all samples then.
-        choosing = known_dispatch(self.dispatch) == "auto" and not values_hidden()
+        # The attribute may have been set to anything since.
+        require_choice("dispatch", self.dispatch, DISPATCHES)
+        choosing = self.dispatch == "auto" and not cannot_read_values(inputs, expert_weights)
         path = self._fastest(expert_weights) if choosing else self.dispatch
+        # "auto" remains where no number can be read off the weights: all experts run on all samples then.
         if path in ("dense", "auto"):
             mixture = self.combine(expert_weights, self.expert_outputs(inputs))
             if not choosing or _finite(mixture):
@@ -163,43 +150,14 @@ class MixtureOfExperts(nn.Module):
         return "sorted"
 
     def expert_outputs(self, inputs: Tensor) -> Tensor:
-        """Run every expert on every sample.
-
-        Returns
-        -------
-        Tensor
-            Shape [B, n, ...].
-
-        Raises
-        ------
-        TypeError, ValueError
-            As in `forward`.
-        """
+        """Run every expert on every sample; shape [B, n, ...]."""
         require_samples(inputs)
         if isinstance(self.experts, StackedExperts):
             return self.experts(inputs)
         return torch.stack(_outputs((e, expert, inputs) for e, expert in enumerate(self.experts)), 1)
 
     def combine(self, expert_weights: Tensor, expert_outputs: Tensor) -> Tensor:
-        """Mix given outputs of the experts with given weights.
-
-        Parameters
-        ----------
-        expert_weights : Tensor
-            Shape [B, n].
-        expert_outputs : Tensor
-            Shape [B, n, ...].
-
-        Returns
-        -------
-        Tensor
-            Shape [B, ...].
-
-        Raises
-        ------
-        ValueError
-            If the shapes do not fit.
-        """
+        """Mix outputs of the experts, shape [B, n, ...], with weights of shape [B, n]; shape [B, ...]."""
         batch, n = len(expert_weights), len(self.experts)
         if expert_weights.shape != (batch, n) or expert_outputs.shape[:2] != (batch, n):
             raise ValueError(
@@ -211,7 +169,7 @@ class MixtureOfExperts(nn.Module):
     def regularization(self) -> Tensor:
         """Return the gate's penalty for the last forward in training mode, a scalar to be added to the loss.
 
-        0 in eval mode, and before any forward.
+        It is 0 in eval mode, and before any forward.
         """
         if self.training and self.routing is not None:
             return self.gate.penalty(self.routing)
@@ -225,18 +183,10 @@ class MixtureOfExperts(nn.Module):
 def outputs_of_pairs(
     experts: StackedExperts | nn.ModuleList, inputs: Tensor, counts: Sequence[int], grouped: bool = False
 ) -> Tensor:
-    """Return what experts make of samples of their own, shape [P, ...], for inputs sorted by expert.
+    """Return what experts make of samples of their own, shape [P, ...], for inputs sorted by expert, shape [P, ...].
 
-    Parameters
-    ----------
-    experts : StackedExperts or ModuleList
-        An expert without samples is not called.
-    inputs : Tensor
-        Shape [P, ...].
-    counts : sequence of int
-        The number of samples of every expert.
-    grouped : bool
-        As in `StackedExperts.forward_sorted`; of no meaning for modules.
+    Of ``counts``, the number of samples of every expert, an expert with none is not called. ``grouped`` is that of
+    `StackedExperts.forward_sorted`, and means nothing for modules.
 
     Raises
     ------
@@ -255,11 +205,8 @@ def outputs_of_pairs(
 
 def _finite(mixture: Tensor) -> bool:
     """Return whether no entry is NaN or infinite, by their sum: one number to read, at 1 to 3 % of a small layer."""
-    try:
-        # In single precision, whatever the entries are: where it cannot hold their sum, they are only computed anew.
-        return math.isfinite(mixture.sum(dtype=torch.float32).item())
-    except RuntimeError:
-        return True  # a fake tensor, or one of the device "meta": they have no numbers
+    # In single precision, whatever the entries are: where it cannot hold their sum, they are only computed anew.
+    return math.isfinite(mixture.sum(dtype=torch.float32).item())
 
 
 def _iterable(experts: Any) -> Iterable[Any]:

@@ -9,10 +9,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from moe_search.gates.batch_checks import require_samples
+from moe_search.gates.batch_checks import cannot_read_values, require_samples
 from moe_search.gates.gate import Gate
 from moe_search.gates.slot_weights import SlotWeights
-from moe_search.gates.values_hidden import values_hidden
 from moe_search.layers.dispatch import Dispatch
 from moe_search.layers.mixture_of_experts import MixtureOfExperts, outputs_of_pairs
 from moe_search.layers.stacked_experts import StackedExperts
@@ -21,8 +20,8 @@ from moe_search.layers.stacked_experts import StackedExperts
 class MultiGateMixtureOfExperts(nn.Module):
     """Mixes the same experts once for each task: ``sum_e w[b, t, e] f_e(x_b)``, the weights of task t by its own gate.
 
-    An expert runs once, on the samples that any of the gates gives it weight for; inside of compiled code and of
-    `torch.func.vmap` on all, where no choice can be made.
+    An expert runs once, on the samples that any of the gates gives it weight for. Inside of compiled code and of
+    `torch.func.vmap`, where no choice can be made, it runs on all.
 
     Parameters
     ----------
@@ -42,14 +41,6 @@ class MultiGateMixtureOfExperts(nn.Module):
     tasks : ModuleList of TaskMixture
         The layer as one task sees it, which `RoutingStatistics` can watch; the experts are in the state dict once, with
         this layer.
-
-    Raises
-    ------
-    TypeError
-        If a gate is none, or an expert is no module.
-    ValueError
-        If there are no gates, one comes twice, the number of experts is not that of every gate, or maps to be shared
-        differ in size or are not the gates' own.
 
     Notes
     -----
@@ -87,28 +78,10 @@ class MultiGateMixtureOfExperts(nn.Module):
         if self.shared_map:
             _require_sharable(of_tasks)
             for gate in of_tasks[1:]:
-                _lend(gate, "expert_map", of_tasks[0].expert_map)
+                share_submodule(gate, "expert_map", of_tasks[0].expert_map)
 
     def forward(self, inputs: Tensor, ids: Tensor | None = None) -> Tensor:
-        """Return the mixture of every sample for every task.
-
-        Parameters
-        ----------
-        inputs : Tensor
-            Floating point, shape [B, ...], as gates and experts take it.
-        ids : Tensor, optional
-            Integers, shape [B], for gates that route by id.
-
-        Returns
-        -------
-        Tensor
-            Shape [B, tasks, ...], the axes of an expert's output after the first.
-
-        Raises
-        ------
-        TypeError, ValueError
-            As in `MixtureOfExperts.forward`.
-        """
+        """Return the mixture of every sample for every task, shape [B, tasks, ...]; see `MixtureOfExperts.forward`."""
         require_samples(inputs)
         tasks = cast(list[TaskMixture], list(self.tasks))
         routings = [task.gate(inputs, ids) for task in tasks]
@@ -124,7 +97,7 @@ class MultiGateMixtureOfExperts(nn.Module):
 
     def _mixtures(self, inputs: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
         """Return the mixture of every task, for its weights of the experts of shape [B, n]."""
-        if values_hidden():
+        if cannot_read_values(inputs, *weights):
             # Sizes that depend on the weights cannot be told.
             outputs = self.expert_outputs(inputs)
             return [cast(TaskMixture, self.tasks[0]).combine(w, outputs) for w in weights]
@@ -150,8 +123,6 @@ class MultiGateMixtureOfExperts(nn.Module):
 
         Raises
         ------
-        IndexError
-            If there is no such task.
         ValueError
             If the map is shared with other tasks: what a map does to one of them does not say what it does to all. A
             search then takes the layer itself, ``PermutationSearch(model, multi, loss=loss)``. For anything but a
@@ -183,7 +154,7 @@ class TaskMixture(MixtureOfExperts):
 
     def __init__(self, experts: StackedExperts | nn.ModuleList, gate: Gate) -> None:
         super().__init__(experts, gate)
-        _lend(self, "experts", experts)
+        share_submodule(self, "experts", experts)
 
     def forward(
         self,
@@ -195,12 +166,7 @@ class TaskMixture(MixtureOfExperts):
     ) -> Tensor:
         """Return the mixture of every sample, shape [B, ...]; see `MixtureOfExperts.forward`.
 
-        Parameters
-        ----------
-        inputs, ids : Tensor
-            As there.
-        routing, mixture : SlotWeights, Tensor
-            What the layer of all tasks has computed from them already, and this view is to return.
+        `routing` and `mixture` are what the layer of all tasks has computed already, and this view is to return.
         """
         if mixture is None:
             return super().forward(inputs, ids)
@@ -225,7 +191,7 @@ def _require_sharable(gates: Sequence[Gate]) -> None:
             )
 
 
-def _lend(module: nn.Module, name: str, submodule: Any) -> None:
+def share_submodule(module: nn.Module, name: str, submodule: Any) -> None:
     """Let ``module`` use a submodule of another module: not in its state dict, and its parameters not counted twice."""
     del module._modules[name]
     module.__dict__[name] = submodule

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from moe_search.gates.arguments import positive_integer
+from moe_search.checks import require_integer
 from moe_search.layers.stacked_experts import StackedExperts
 
 
@@ -21,22 +21,15 @@ def deal_neurons(importance: Tensor, num_experts: int, neurons: int, shared: int
     num_experts : int
         Number of experts n.
     neurons : int
-        Of every expert.
+        Number of neurons of every expert.
     shared : int
-        The most important neurons, which all experts get. Of the others, the most important goes to expert 0, the next
-        to expert 1, and so on; what is left when all experts are full goes to none.
+        So many of the most important neurons go to all experts. The most important of the others goes to expert 0, the
+        next to expert 1, and so on; what is left when all experts are full goes to none.
 
     Returns
     -------
     Tensor of int64, shape [n, neurons]
-        From the most important on. Equal scores stand in the order of the neurons.
-
-    Raises
-    ------
-    TypeError
-        If a number is not an integer.
-    ValueError
-        If importance is not of shape [h] or not finite, a number is out of range, or the layer has too few neurons.
+        The most important neurons first. Equal scores stand in the order of the neurons.
 
     Notes
     -----
@@ -50,7 +43,7 @@ def deal_neurons(importance: Tensor, num_experts: int, neurons: int, shared: int
     tensor([[0, 3, 4],
             [0, 2, 1]])
     """
-    n, neurons = positive_integer("num_experts", num_experts), positive_integer("neurons", neurons)
+    n, neurons = require_integer("num_experts", num_experts), require_integer("neurons", neurons)
     if importance.ndim != 1 or not bool(importance.isfinite().all()):
         raise ValueError(f"importance must be finite and of shape [h], got shape {tuple(importance.shape)}")
     if not 0 <= shared <= neurons:
@@ -74,7 +67,7 @@ def split_feed_forward(
     Parameters
     ----------
     first, second : Linear
-        With h neurons between: the layer is ``second(activation(first(x)))``. Both with bias.
+        The layer is ``second(activation(first(x)))``, with h neurons between. Both must have a bias.
     activation : callable
         Returns the module between, as for `StackedExperts`.
     neurons : Tensor of integers
@@ -85,11 +78,6 @@ def split_feed_forward(
     StackedExperts
         n experts of d hidden units with copies of the weights. All get the whole bias of `second`: an expert with all
         neurons is the layer itself.
-
-    Raises
-    ------
-    ValueError
-        If a bias is missing, the layers do not fit, or a neuron does not exist.
     """
     if first.bias is None or second.bias is None:
         raise ValueError("first and second must have a bias, got one without")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from moe_search.gates.arguments import positive_integer
+from moe_search.checks import require_integer
 from moe_search.gates.batch_checks import require_device, require_dtype, require_samples
 
 GROUPED_BYTES = 16
@@ -32,22 +32,15 @@ class StackedExperts(nn.Module):
     hidden_features : int, optional
         Width between the two affine maps. By default there is only one, followed by the activation.
     activation : callable or None
-        Without arguments, returns a module that works elementwise (or row by row); called once, all experts share the
-        module. None for none: without `hidden_features`, the experts are then affine.
+        Returns a module that works elementwise (or row by row), which all experts share. None stands for no activation:
+        without `hidden_features`, the experts are then affine.
 
     Attributes
     ----------
     weights, biases : ParameterList
         One entry for each affine map, of shape [n, out, in] and [n, out].
     multiplications : int
-        Of one expert on one sample.
-
-    Raises
-    ------
-    TypeError
-        If a size is not an integer, or activation does not return a module.
-    ValueError
-        If a size is less than 1.
+        What one expert takes for one sample.
 
     Notes
     -----
@@ -70,12 +63,12 @@ class StackedExperts(nn.Module):
         activation: Callable[[], nn.Module] | None = nn.ReLU,
     ) -> None:
         super().__init__()
-        self.num_experts = positive_integer("num_experts", num_experts)
-        self.in_features = positive_integer("in_features", in_features)
-        self.out_features = positive_integer("out_features", out_features)
+        self.num_experts = require_integer("num_experts", num_experts)
+        self.in_features = require_integer("in_features", in_features)
+        self.out_features = require_integer("out_features", out_features)
         self.hidden_features = None
         if hidden_features is not None:
-            self.hidden_features = positive_integer("hidden_features", hidden_features)
+            self.hidden_features = require_integer("hidden_features", hidden_features)
         self.activation = nn.Identity() if activation is None else activation()
         if not isinstance(self.activation, nn.Module):
             raise TypeError(f"activation must return a torch.nn.Module, got {type(self.activation).__name__}")
@@ -103,23 +96,7 @@ class StackedExperts(nn.Module):
         return self.num_experts
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Run every expert on every sample.
-
-        Parameters
-        ----------
-        inputs : Tensor
-            Shape [B, in_features].
-
-        Returns
-        -------
-        Tensor
-            Shape [B, n, out_features].
-
-        Raises
-        ------
-        ValueError
-            If there is no sample, or shape, dtype or device are not those of the experts.
-        """
+        """Run every expert on every sample: [B, in_features] to [B, n, out_features]."""
         self.check(inputs)
         weight, bias = self.weights[0], self.biases[0]
         # All experts read the same inputs: their first maps are one tall matrix.
@@ -137,7 +114,7 @@ class StackedExperts(nn.Module):
         Parameters
         ----------
         inputs : Tensor
-            Shape [P, in_features]: first the samples of expert 0, then those of expert 1, and so on.
+            Shape [P, in_features], the samples of expert 0 first, then those of expert 1, and so on.
         counts : sequence of int
             The number of samples of every expert, n numbers that sum to P, P >= 1.
         grouped : bool
@@ -148,11 +125,6 @@ class StackedExperts(nn.Module):
         -------
         Tensor
             Shape [P, out_features], in the order of the inputs.
-
-        Raises
-        ------
-        ValueError
-            As in `forward`, if the counts do not fit, or if ``grouped`` is not possible, as `refuses_grouped` says.
         """
         self.check(inputs)
         if grouped:

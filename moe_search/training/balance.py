@@ -20,7 +20,7 @@ def importance_loss(slot_weights: SlotWeights, expert_map: ExpertMap) -> Tensor:
     slot_weights : SlotWeights
         What the gate returned for the batch: `MixtureOfExperts.routing`.
     expert_map : ExpertMap
-        Of the gate.
+        The map of the gate.
 
     Returns
     -------
@@ -56,9 +56,9 @@ def smooth_load_loss(slot_weights: SlotWeights, expert_map: ExpertMap, k: int) -
     Parameters
     ----------
     slot_weights : SlotWeights
-        Of a gate with noise in training mode, such as ``TopK(..., noise=True)``.
+        What a gate with noise, such as ``TopK(..., noise=True)``, returned in training mode.
     expert_map : ExpertMap
-        Of the gate.
+        The map of the gate.
     k : int
         Number of slots that a sample keeps of every selector.
 
@@ -66,11 +66,6 @@ def smooth_load_loss(slot_weights: SlotWeights, expert_map: ExpertMap, k: int) -
     -------
     Tensor
         A scalar, to be added to the loss times a factor (0.1 in the paper). 0 if k is the number of slots.
-
-    Raises
-    ------
-    ValueError
-        If the slot weights have no noise, or k is not in 1 .. m.
 
     References
     ----------
@@ -103,19 +98,14 @@ def load_balancing_loss(slot_weights: SlotWeights, expert_map: ExpertMap) -> Ten
     Parameters
     ----------
     slot_weights : SlotWeights
-        What the gate returned for the batch: `MixtureOfExperts.routing`.
+        What a gate that has logits returned for the batch: `MixtureOfExperts.routing`.
     expert_map : ExpertMap
-        Of the gate.
+        The map of the gate.
 
     Returns
     -------
     Tensor
         A scalar, to be added to the loss times a factor (alpha = 0.01 in the paper).
-
-    Raises
-    ------
-    ValueError
-        If the slot weights have no logits.
 
     References
     ----------
@@ -136,17 +126,12 @@ def router_z_loss(slot_weights: SlotWeights) -> Tensor:
     Parameters
     ----------
     slot_weights : SlotWeights
-        What the gate returned for the batch: `MixtureOfExperts.routing`.
+        What a gate that has logits returned for the batch: `MixtureOfExperts.routing`.
 
     Returns
     -------
     Tensor
         A scalar, to be added to the loss times a factor (0.001 in the paper).
-
-    Raises
-    ------
-    ValueError
-        If the slot weights have no logits.
 
     References
     ----------

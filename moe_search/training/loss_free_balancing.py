@@ -9,11 +9,12 @@ from weakref import ReferenceType, ref
 import torch
 from torch import Tensor
 
-from moe_search.gates.arguments import number_from_zero, positive_number
+from moe_search.checks import require_number
 from moe_search.gates.slot_weights import SlotWeights
 from moe_search.gates.top_k import TopK
 from moe_search.layers.mixture_of_experts import MixtureOfExperts
 from moe_search.training.lowering.process_group import ranks_of
+from moe_search.training.saved_state import require_keys
 
 
 class LossFreeBalancing:
@@ -32,19 +33,19 @@ class LossFreeBalancing:
     Parameters
     ----------
     moe : MixtureOfExperts
-        With a `TopK` gate.
+        A layer with a `TopK` gate.
     rate : float, default 0.02
-        By how much a bias is lowered in a step.
+        What is taken off a bias in a step.
     expert_limit : float, default 1.1
-        In multiples of the mean load of an expert.
+        The limit of an expert, in multiples of the mean load of an expert.
     slot_limit : float, optional
-        In the same unit, at least n / m. An expert can have no less load than one slot; by default slots have no limit
-        of their own.
+        The limit of a slot in the same unit, at least n / m. An expert can have no less load than one slot; by default
+        slots have no limit of their own.
     memory : float, default 0.95
         Weight of the past in the running averages, in [0, 1).
     process_group : ProcessGroup, optional
-        Whose ranks train the layer together, so that loads are those of all; the default one if `torch.distributed` is
-        initialized. Every rank then changes its biases alike.
+        The ranks that train the layer together, so that loads are those of all; the default one if `torch.distributed`
+        is initialized. Every rank then changes its biases alike.
 
     Attributes
     ----------
@@ -55,9 +56,7 @@ class LossFreeBalancing:
     ------
     TypeError
         If the layer is no `MixtureOfExperts` with a `TopK` gate, as it is within `DistributedDataParallel` and
-        torch.compile, its biases are of half precision, or a number is none.
-    ValueError
-        If a number is out of range.
+        torch.compile, or its biases are of half precision.
 
     Notes
     -----
@@ -91,10 +90,10 @@ class LossFreeBalancing:
     ) -> None:
         gate = _top_k(moe)
         self.moe = moe
-        self.rate = number_from_zero("rate", rate)
-        self.expert_limit = positive_number("expert_limit", expert_limit)
-        self.slot_limit = None if slot_limit is None else positive_number("slot_limit", slot_limit)
-        self.memory = number_from_zero("memory", memory)
+        self.rate = require_number("rate", rate)
+        self.expert_limit = require_number("expert_limit", expert_limit, strict=True)
+        self.slot_limit = None if slot_limit is None else require_number("slot_limit", slot_limit, strict=True)
+        self.memory = require_number("memory", memory)
         if self.slot_limit is not None and self.slot_limit < gate.num_experts / gate.num_slots:
             mean = gate.num_experts / gate.num_slots
             raise ValueError(f"slot_limit must be at least {mean:.6g}, the mean load of a slot, got {slot_limit}")
@@ -147,17 +146,8 @@ class LossFreeBalancing:
         return {"num_experts": self.moe.gate.num_experts, "slot_loads": loads}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where a state was saved.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If it is no such state, or that of a layer with other numbers of experts or slots.
-        """
-        if not isinstance(state, Mapping):
-            raise TypeError(f"state must be a dict of state_dict(), got {type(state).__name__}")
-        if set(state) != {"num_experts", "slot_loads"}:
-            raise ValueError(f"state must have the keys num_experts and slot_loads, got {sorted(map(str, state))}")
+        """Go on where a state was saved."""
+        require_keys("state", state, ("num_experts", "slot_loads"))
         gate, loads = self.moe.gate, state["slot_loads"]
         if state["num_experts"] != gate.num_experts:
             raise ValueError(f"num_experts must be {gate.num_experts}, got {state['num_experts']}")

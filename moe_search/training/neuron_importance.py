@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from typing import Any, TypeVar
 
 import torch
@@ -18,8 +19,8 @@ def neuron_importance(
 ) -> list[Tensor]:
     """Return the importance of every hidden neuron of feed-forward layers, summed over the samples of batches.
 
-    That of neuron j is ``sum_(x, y) |w1_j . dL/dw1_j + w2_j . dL/dw2_j|``, with w1_j its weights in, without bias, and
-    w2_j its weights out: to first order, what the loss L(x, y) of a sample changes by without the neuron's weights.
+    The importance of neuron j is ``sum_(x, y) |w1_j . dL/dw1_j + w2_j . dL/dw2_j|``, with w1_j its weights in, without
+    bias, and w2_j its weights out: to first order, what the loss L(x, y) of a sample changes by without these weights.
 
     Parameters
     ----------
@@ -29,7 +30,7 @@ def neuron_importance(
         Runs the model on a batch and returns the loss of each sample, shape [B], each from its own sample alone. The
         weights may be frozen.
     batches : iterable
-        Of what `sample_losses` takes.
+        Each is what `sample_losses` takes.
 
     Returns
     -------
@@ -68,23 +69,17 @@ def neuron_importance(
 
         return hook
 
-    handles = []
-    for index, (first, second) in enumerate(layers):
-        handles.append(first.register_forward_hook(keep_before(index)))
-        handles.append(second.register_forward_pre_hook(keep_after(index)))
     count = 0
-    try:
-        with torch.enable_grad():
-            for batch in batches:
-                losses = sample_losses(batch)
-                _add(scores, layers, seen, losses)
-                for before, after in seen:
-                    before.clear()
-                    after.clear()
-                count += 1
-    finally:
-        for handle in handles:
-            handle.remove()
+    with torch.enable_grad(), ExitStack() as hooks:
+        for index, (first, second) in enumerate(layers):
+            hooks.callback(first.register_forward_hook(keep_before(index)).remove)
+            hooks.callback(second.register_forward_pre_hook(keep_after(index)).remove)
+        for batch in batches:
+            _add(scores, layers, seen, sample_losses(batch))
+            for before, after in seen:
+                before.clear()
+                after.clear()
+            count += 1
     if count == 0:
         raise ValueError("batches must hold at least one, got none")
     return scores

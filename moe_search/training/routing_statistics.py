@@ -29,11 +29,11 @@ class RoutingSummary:
     num_samples : int
         Number of samples B.
     load : Tensor of int64
-        Shape [n]: samples with ``w > 0``.
+        Number of samples with ``w > 0``, shape [n].
     importance : Tensor of float64
-        Shape [n]: ``sum_b w``.
+        ``sum_b w``, shape [n].
     co_activation : Tensor of int64
-        Shape [n, n]: samples with ``w > 0`` for both experts; the diagonal is the load.
+        Number of samples with ``w > 0`` for both experts, shape [n, n]; the diagonal is the load.
     experts_per_sample : Tensor of int64
         Shape [n + 1]: entry j is the number of samples with j experts.
     sample_entropy : float
@@ -122,14 +122,7 @@ class RoutingStatistics:
         slot_weights : SlotWeights
             What the gate returned, such as `MixtureOfExperts.routing`.
         expert_map : ExpertMap
-            Of the gate, as it was when it did.
-
-        Raises
-        ------
-        TypeError
-            If an argument is of another type.
-        ValueError
-            If the weights do not fit the map, or earlier batches had another number of experts.
+            The map that the gate had then.
         """
         if not isinstance(slot_weights, SlotWeights):
             raise TypeError(f"slot_weights must be SlotWeights, got {type(slot_weights).__name__}")
@@ -163,11 +156,6 @@ class RoutingStatistics:
         moe : MixtureOfExperts or MultiGateMixtureOfExperts
             A layer of several gates counts all its tasks together, a sample once for each. One task of it is
             ``multi.tasks[t]``, with a shared map too.
-
-        Raises
-        ------
-        TypeError
-            If `moe` is neither.
         """
         layers = mixtures_of(moe)
 
@@ -182,13 +170,7 @@ class RoutingStatistics:
             yield self
 
     def summary(self) -> RoutingSummary:
-        """Return what was added up so far, on the CPU.
-
-        Raises
-        ------
-        ValueError
-            If there was no batch yet.
-        """
+        """Return what was added up so far, on the CPU."""
         if not self._sums:
             raise ValueError(
                 "there must be at least one batch before a summary, got none: call update, or watch a layer"

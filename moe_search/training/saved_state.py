@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -41,8 +41,6 @@ def save_state(state: Any, path: str | os.PathLike[str]) -> None:
     ------
     TypeError
         If there is something else in it; the message names where.
-    ImportError
-        If safetensors is not installed.
     """
     safetensors = _safetensors()
     tensors: dict[str, Tensor] = {}
@@ -57,14 +55,20 @@ def load_state(path: str | os.PathLike[str]) -> Any:
     ------
     ValueError
         If the file was not written by `save_state`.
-    ImportError
-        If safetensors is not installed.
     """
     with _safetensors().safe_open(os.fspath(path), framework="pt") as file:
         text = (file.metadata() or {}).get(KEY)
         if text is None:
             raise ValueError(f"path must be a file that save_state wrote, got {os.fspath(path)}")
         return _decoded(json.loads(text), file)
+
+
+def require_keys(what: str, state: Any, keys: Iterable[str]) -> None:
+    """Raise an error unless a state that is to be taken up is a dict with some keys and no others."""
+    if not isinstance(state, Mapping):
+        raise TypeError(f"{what} must be a dict, as it was saved, got {type(state).__name__}")
+    if set(state) != set(keys):
+        raise ValueError(f"{what} must have the keys {', '.join(keys)}, got {', '.join(map(str, state)) or 'none'}")
 
 
 def _safetensors() -> Any:

@@ -11,9 +11,10 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from moe_search.gates.arguments import number_from_zero, positive_integer, positive_number
+from moe_search.checks import require_integer, require_number
 from moe_search.gates.gate import Gate
 from moe_search.gates.slot_weights import SlotWeights
+from moe_search.layers.multi_gate_mixture_of_experts import share_submodule
 
 INITIAL_RANGE = 0.05
 """The parameters of the permutations start uniform within this of 0, as published."""
@@ -49,7 +50,7 @@ class SinkhornPermutation(Gate):
     gate : Gate
         Any, with as many slots, selectors and rows of its map as it likes.
     steps : int
-        Number of calls of `step` until the permutation is rounded: optimizer steps of the first E epochs.
+        Number of calls of `step` until the permutation is rounded, the optimizer steps of the first E epochs.
     temperatures : (float, float), default (1e-3, 1e-7)
         tau at the first and at the last step, log-linear in between.
     iterations : (int, int), default (20, 150)
@@ -66,13 +67,6 @@ class SinkhornPermutation(Gate):
         L, shape [rows, m, m], float32 as created.
     finished : bool
         Whether the permutation is rounded and the wrapped gate answers alone.
-
-    Raises
-    ------
-    TypeError
-        If the gate is none, or a number is not one.
-    ValueError
-        If a number is out of range, or the gate is a `SinkhornPermutation` itself.
 
     Notes
     -----
@@ -122,16 +116,14 @@ class SinkhornPermutation(Gate):
             shared_map=gate.expert_map.shared,
         )
         # The map is the wrapped gate's, registered there and once only: a second name would save and load it twice.
-        del self.expert_map
-        self.__dict__["expert_map"] = gate.expert_map
+        share_submodule(self, "expert_map", gate.expert_map)
         self.gate = gate
-        self.steps = positive_integer("steps", steps)
-        hot, cold = _pair("temperatures", temperatures)
-        self.temperatures = positive_number("temperatures", hot), positive_number("temperatures", cold)
-        few, many = _pair("iterations", iterations)
-        self.iterations = positive_integer("iterations", few), positive_integer("iterations", many)
-        self.entropy = number_from_zero("entropy", entropy)
-        self.noise = number_from_zero("noise", noise)
+        self.steps = require_integer("steps", steps)
+        hot, cold = (require_number("temperatures", each, strict=True) for each in _pair("temperatures", temperatures))
+        few, many = (require_integer("iterations", each) for each in _pair("iterations", iterations))
+        self.temperatures, self.iterations = (hot, cold), (few, many)
+        self.entropy = require_number("entropy", entropy)
+        self.noise = require_number("noise", noise)
         rows, m = gate.expert_map.experts.shape
         self.log_weights = nn.Parameter(torch.empty(rows, m, m).uniform_(-INITIAL_RANGE, INITIAL_RANGE))
         self._step = 0
@@ -201,13 +193,7 @@ class SinkhornPermutation(Gate):
         return torch.tensor([self._step, int(self.finished)])
 
     def set_extra_state(self, state: Any) -> None:
-        """Take up what `get_extra_state` returned.
-
-        Raises
-        ------
-        ValueError
-            If it is anything else.
-        """
+        """Take up what `get_extra_state` returned."""
         if not isinstance(state, Tensor) or state.shape != (2,) or state.is_floating_point() or int(state.min()) < 0:
             raise ValueError(f"the extra state must be two integers from 0 on, step and finished, got {state!r}")
         self._step, finished = state.tolist()
@@ -240,17 +226,8 @@ class SinkhornPermutation(Gate):
 def sinkhorn(scores: Tensor, iterations: int) -> Tensor:
     """Return the logarithm of matrices made nearly doubly stochastic by normalizing columns and rows in turns.
 
-    Parameters
-    ----------
-    scores : Tensor
-        Logarithms of positive entries, shape [..., m, m].
-    iterations : int
-        Number of passes, each over columns and then rows: rows sum to 1 exactly, columns in the limit.
-
-    Returns
-    -------
-    Tensor
-        Shape [..., m, m], finite for finite scores.
+    Scores, shape [..., m, m], are logarithms of positive entries. Each pass goes over columns and then rows, so that
+    rows sum to 1 exactly, columns in the limit. What is returned is finite for finite scores.
 
     Notes
     -----
@@ -263,17 +240,9 @@ def sinkhorn(scores: Tensor, iterations: int) -> Tensor:
 
 
 def round_permutations(log_permutation: Tensor) -> Tensor:
-    """Return the permutation nearest to each matrix, by the Hungarian algorithm.
+    """Return the permutation nearest to each matrix P, by the Hungarian algorithm, for log P of shape [rows, m, m].
 
-    Parameters
-    ----------
-    log_permutation : Tensor
-        log P, shape [rows, m, m].
-
-    Returns
-    -------
-    Tensor of int64
-        Shape [rows, m]: the seat of every slot, the permutation with the largest ``sum_s P[s, seat(s)]``.
+    It is the seat of every slot, int64 of shape [rows, m], with the largest ``sum_s P[s, seat(s)]``.
     """
     matrices = log_permutation.exp().cpu().numpy()
     return torch.from_numpy(np.stack([linear_sum_assignment(matrix, maximize=True)[1] for matrix in matrices]))

@@ -5,8 +5,9 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from moe_search.gates.comet import COMET, leaf_probabilities
+from moe_search.gates.comet import COMET
 from moe_search.gates.slot_weights import SlotWeights
+from moe_search.gates.tree_leaves import leaf_probabilities
 
 
 def make(n, m, k, seed=0, features=3, scale=1.0, **options):
@@ -262,12 +263,12 @@ def test_gradient_of_the_published_versions(splits, convention):
     ("arguments", "error", "fault"),
     [
         ({"k": 5}, ValueError, "k must be at most the number of slots, 4, got 5"),
-        ({"k": 0}, ValueError, "k must be at least 1, got 0"),
-        ({"k": 2, "gamma": 0.0}, ValueError, "gamma must be greater than 0, got 0.0"),
-        ({"k": 2, "gamma": math.nan}, ValueError, "gamma must be finite, got nan"),
+        ({"k": 0}, ValueError, "k must be an integer >= 1, got 0"),
+        ({"k": 2, "gamma": 0.0}, ValueError, "gamma must be a finite number > 0, got 0"),
+        ({"k": 2, "gamma": math.nan}, ValueError, "gamma must be a finite number > 0, got nan"),
         ({"k": 2, "gamma": "wide"}, TypeError, "gamma must be a number, got 'wide'"),
-        ({"k": 2, "entropy": -1e-3}, ValueError, "entropy must not be negative, got -0.001"),
-        ({"k": 2, "entropy": math.inf}, ValueError, "entropy must be finite, got inf"),
+        ({"k": 2, "entropy": -1e-3}, ValueError, "entropy must be a finite number >= 0, got -0.001"),
+        ({"k": 2, "entropy": math.inf}, ValueError, "entropy must be a finite number >= 0, got inf"),
         (
             {"k": 2, "convention": "keras"},
             ValueError,

@@ -364,7 +364,7 @@ def test_more_axes_are_flattened(make):
 @pytest.mark.parametrize(
     ("n", "m", "fault"),
     [
-        (0, 4, "num_experts must be at least 1, got 0"),
+        (0, 4, "num_experts must be an integer >= 1, got 0"),
         (3, 4, "num_slots must be a multiple of num_experts, got 4 slots for 3 experts"),
         (4, 2, "num_slots must be a multiple of num_experts, got 2 slots for 4 experts"),
     ],

@@ -203,10 +203,10 @@ def test_penalty_needs_probabilities():
     ("arguments", "error", "fault"),
     [
         ({"k": 5}, ValueError, "k must be at most the number of slots, 4, got 5"),
-        ({"k": 0}, ValueError, "k must be at least 1, got 0"),
-        ({"k": 2, "gamma": 0.0}, ValueError, "gamma must be greater than 0, got 0.0"),
-        ({"k": 2, "entropy": -1e-3}, ValueError, "entropy must not be negative, got -0.001"),
-        ({"k": 2, "zeta": -1.0}, ValueError, "zeta must not be negative, got -1.0"),
+        ({"k": 0}, ValueError, "k must be an integer >= 1, got 0"),
+        ({"k": 2, "gamma": 0.0}, ValueError, "gamma must be a finite number > 0, got 0"),
+        ({"k": 2, "entropy": -1e-3}, ValueError, "entropy must be a finite number >= 0, got -0.001"),
+        ({"k": 2, "zeta": -1.0}, ValueError, "zeta must be a finite number >= 0, got -1"),
         ({"k": 2, "zeta": "much"}, TypeError, "zeta must be a number, got 'much'"),
     ],
 )
@@ -216,5 +216,5 @@ def test_wrong_arguments(arguments, error, fault):
 
 
 def test_wrong_number_of_features():
-    with pytest.raises(ValueError, match="in_features must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="in_features must be an integer >= 1, got 0"):
         DSelectK(0, 4, 1)

@@ -107,7 +107,7 @@ def test_one_of_vocabulary_and_features(arguments):
 
 
 def test_wrong_vocabulary():
-    with pytest.raises(ValueError, match="vocabulary must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="vocabulary must be an integer >= 1, got 0"):
         HashRouting(2, vocabulary=0)
 
 

@@ -9,7 +9,7 @@ import torch
 
 import moe_search as ms
 from moe_search.bench.peers.recursive_comet import RecursiveCOMET
-from moe_search.gates.official_comet import leaves_by_recursion, load_official_comet
+from moe_search.gates.official import leaves_by_recursion, load_official_comet
 
 LEFT, RIGHT = True, False
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from moe_search.gates.official_dselect_k import load_official_dselect_k
+from moe_search.gates.official import load_official_dselect_k
 
 FEATURES, SELECTORS = 3, 2
 
@@ -75,7 +75,7 @@ def test_prefix_and_counter():
         (lambda s: s, 9, ValueError, r"shapes .*\(2, 1, 4\).* for 9 experts, n > 1, got .*\(2, 1, 2\)"),
         (lambda s: s | {"_w_logits": np.zeros(2)}, 4, ValueError, "must have the shapes"),
         (lambda s: s | {"_w_logits": np.zeros(())}, 4, ValueError, "must have the shapes"),
-        (lambda s: s, 0, ValueError, "num_experts must be at least 1, got 0"),
+        (lambda s: s, 0, ValueError, "num_experts must be an integer >= 1, got 0"),
         (lambda s: s, 2.5, TypeError, "num_experts must be an integer, got 2.5"),
     ],
 )  # fmt: skip

@@ -9,7 +9,7 @@ from torch import nn
 
 import moe_search as ms
 from moe_search.bench.peers.recursive_comet import RecursiveCOMET
-from moe_search.gates.official_comet import leaves_by_recursion
+from moe_search.gates.official import leaves_by_recursion
 
 FEATURES = 5
 

@@ -24,5 +24,5 @@ def test_every_slot_has_weight():
 
 
 def test_wrong_in_features():
-    with pytest.raises(ValueError, match="in_features must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="in_features must be an integer >= 1, got 0"):
         Softmax(0, 2)

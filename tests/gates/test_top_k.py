@@ -112,7 +112,7 @@ class TestNoise:
     ("k", "error", "fault"),
     [
         (5, ValueError, "k must be at most the number of slots, 4, got 5"),
-        (0, ValueError, "k must be at least 1, got 0"),
+        (0, ValueError, "k must be an integer >= 1, got 0"),
         (1.5, TypeError, "k must be an integer, got 1.5"),
     ],
 )

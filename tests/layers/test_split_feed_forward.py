@@ -59,7 +59,7 @@ def test_weights_are_copies_and_no_random_number_is_taken():
         ((torch.zeros(6), 2, 2, 3), ValueError, "shared must be 0 .. 2, the neurons of an expert, got 3"),
         ((torch.zeros(6), 3, 3, 1), ValueError, "must have 7 neurons for 3 experts of 3 with 1 in common, .* of 6"),
         ((torch.zeros(6), 2.0, 3, 1), TypeError, "num_experts must be an integer, got 2.0"),
-        ((torch.zeros(6), 2, 0, 0), ValueError, "neurons must be at least 1, got 0"),
+        ((torch.zeros(6), 2, 0, 0), ValueError, "neurons must be an integer >= 1, got 0"),
     ],
 )
 def test_neurons_that_cannot_be_dealt(arguments, error, message):

@@ -107,10 +107,10 @@ def test_one_activation_for_all():
 @pytest.mark.parametrize(
     ("arguments", "error", "fault"),
     [
-        ({"num_experts": 0}, ValueError, "num_experts must be at least 1, got 0"),
-        ({"in_features": -1}, ValueError, "in_features must be at least 1, got -1"),
+        ({"num_experts": 0}, ValueError, "num_experts must be an integer >= 1, got 0"),
+        ({"in_features": -1}, ValueError, "in_features must be an integer >= 1, got -1"),
         ({"out_features": 2.0}, TypeError, "out_features must be an integer, got 2.0"),
-        ({"hidden_features": 0}, ValueError, "hidden_features must be at least 1, got 0"),
+        ({"hidden_features": 0}, ValueError, "hidden_features must be an integer >= 1, got 0"),
         ({"activation": lambda: torch.relu}, TypeError, "activation must return a torch.nn.Module, got builtin"),
     ],
 )

@@ -10,7 +10,7 @@ from moe_search.gates.comet import COMET
 from moe_search.gates.dselect_k import DSelectK
 from moe_search.gates.hash_routing import HashRouting
 from moe_search.gates.top_k import TopK
-from moe_search.layers.fastest_dispatch import fastest_dispatch
+from moe_search.layers.dispatch import fastest_dispatch
 from moe_search.layers.mixture_of_experts import MixtureOfExperts
 from moe_search.layers.multi_gate_mixture_of_experts import MultiGateMixtureOfExperts
 from moe_search.layers.stacked_experts import StackedExperts

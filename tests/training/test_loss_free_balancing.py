@@ -105,16 +105,16 @@ def test_a_run_that_loads_its_state_goes_on_as_if_it_had_not_stopped(tmp_path):
         LossFreeBalancing(make(m=3)).load_state_dict(balancing.state_dict())
     with pytest.raises(ValueError, match="num_experts must be 2, got 3"):
         LossFreeBalancing(make(n=2)).load_state_dict(balancing.state_dict())
-    with pytest.raises(ValueError, match="state must have the keys num_experts and slot_loads, got "):
+    with pytest.raises(ValueError, match="state must have the keys num_experts, slot_loads, got none"):
         again.load_state_dict({})
-    with pytest.raises(TypeError, match=r"state must be a dict of state_dict\(\), got list"):
+    with pytest.raises(TypeError, match="state must be a dict, as it was saved, got list"):
         again.load_state_dict([])
 
 
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"rate": -0.1}, ValueError, "rate must not be negative, got -0.1"),
+        ({"rate": -0.1}, ValueError, "rate must be a finite number >= 0, got -0.1"),
         ({"rate": "x"}, TypeError, "rate must be"),
         ({"expert_limit": 0.9}, ValueError, "expert_limit must be at least 1, the mean load, got 0.9"),
         ({"slot_limit": 0.0}, ValueError, "slot_limit must be"),

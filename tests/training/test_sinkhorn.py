@@ -295,13 +295,13 @@ def test_a_layer_takes_it_as_its_gate():
     [
         ({"gate": nn.Linear(2, 2)}, TypeError, "gate must be a Gate, got Linear"),
         ({"gate": SinkhornPermutation(Softmax(2, 2), 1)}, ValueError, "gate must not be a SinkhornPermutation"),
-        ({"steps": 0}, ValueError, "steps must be at least 1, got 0"),
+        ({"steps": 0}, ValueError, "steps must be an integer >= 1, got 0"),
         ({"steps": 1.5}, TypeError, "steps must be an integer, got 1.5"),
         ({"temperatures": 1e-3}, TypeError, "temperatures must be two numbers, the first and the last, got 0.001"),
-        ({"temperatures": (1e-3, 0.0)}, ValueError, "temperatures must be greater than 0, got 0.0"),
-        ({"iterations": (0, 5)}, ValueError, "iterations must be at least 1, got 0"),
-        ({"entropy": -1.0}, ValueError, "entropy must not be negative, got -1.0"),
-        ({"noise": math.nan}, ValueError, "noise must be finite, got nan"),
+        ({"temperatures": (1e-3, 0.0)}, ValueError, "temperatures must be a finite number > 0, got 0"),
+        ({"iterations": (0, 5)}, ValueError, "iterations must be an integer >= 1, got 0"),
+        ({"entropy": -1.0}, ValueError, "entropy must be a finite number >= 0, got -1"),
+        ({"noise": math.nan}, ValueError, "noise must be a finite number >= 0, got nan"),
     ],
 )
 def test_what_the_constructor_accepts(options, error, fault):

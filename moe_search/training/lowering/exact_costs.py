@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from moe_search.training.lowering.opened import Opened
+from moe_search.training.lowering.forward_pass import Opened
 
 PAIRWISE_BYTES = 1 << 30
 """What the arrays of a pairwise problem may take."""
@@ -34,17 +34,13 @@ def slot_costs(opened: Opened) -> NDArray[np.float64]:
 
 
 def pair_costs(opened: Opened) -> NDArray[np.float64]:
-    """Return ``cost[s, t, e, f]``, the summed loss of the rows of slots s and t when e and f answer.
+    """Return ``cost[s, t, e, f]``, the summed loss of the rows of slots s and t under e and f; shape (m, m, n, n).
 
     Parameters
     ----------
     opened : Opened
         No row, a sample and a task, gives weight to more than two slots. A row with one slot s is in
         ``cost[s, s, e, e]``, one with two is in that of its first slot and its second, s < t.
-
-    Returns
-    -------
-    ndarray of float64, shape (m, m, n, n)
 
     Raises
     ------

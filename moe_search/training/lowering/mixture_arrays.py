@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,10 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from moe_search.problems.mixture import MixtureAssignment
-from moe_search.training.lowering.as_numpy import as_numpy
-from moe_search.training.lowering.autocast import without_autocast
-from moe_search.training.lowering.cut import fold_head, run_head
-from moe_search.training.lowering.opened import Chunk, Opened
+from moe_search.training.lowering.forward_pass import Chunk, Opened, run_head
+from moe_search.training.lowering.precision import as_numpy, at_least_single, without_autocast
 from moe_search.training.lowering.recognize_loss import RecognizedLoss
 from moe_search.training.lowering.sample_losses import NonFiniteLossError
 
@@ -106,12 +105,12 @@ def mixture_arrays(opened: Opened, losses: tuple[RecognizedLoss, ...]) -> Mixtur
     for chunk in opened.chunks:
         answers = opened.expert_outputs(chunk)
         weights = _expert_weights(chunk.slot_weights, tasks.expert_map.experts, answers.shape[1])
-        folded = fold_head(opened.model, tasks, chunk.batch, chunk.cut, weights, answers)
+        folded = fold_head(opened, chunk, weights, answers)
         if not bool(folded.isfinite().all()):
             raise NonFiniteLossError("the outputs of every expert must be finite, got NaN or infinite ones")
         here = _deviations(opened, chunk, answers, folded)
         deviations = [old.joined(new) for old, new in zip(deviations, here, strict=True)]
-        shape = (*folded.shape[:2], *chunk.cut.outputs.shape[1:])
+        shape = (*folded.shape[:2], *chunk.outputs.shape[1:])
         flat, of_slots = losses[0].flatten(as_numpy(folded).reshape(shape), leading=2), as_numpy(chunk.slot_weights)
         if slot_weights is None or outputs is None:
             slot_weights = np.empty((opened.num_rows, *of_slots.shape[1:]), of_slots.dtype)
@@ -140,6 +139,48 @@ def mixture_problem(parts: Sequence[MixtureArrays]) -> MixtureAssignment:
     )
 
 
+def fold_head(opened: Opened, chunk: Chunk, expert_weights: Tensor, expert_outputs: Tensor) -> Tensor:
+    """Fold the head, linearized around the mixture, into the outputs of the experts.
+
+    With the head o(z) of a row and its mixture z0, expert e is given o(z0) + J (f_e - sum_e w_e f_e), where J is the
+    Jacobian of o at z0. Because the weights w of a row sum to 1, mixing these is the same as the linearized head of the
+    mixed f_e: exact for an affine head. The sum is z0 but for rounding; with the sum itself, the present weights mix
+    what experts are given to o(z0) in half precision too.
+
+    Parameters
+    ----------
+    opened, chunk : Opened, Chunk
+        The model, and samples with their z0 and o(z0).
+    expert_weights : Tensor
+        w, of the present map, shape [rows, n].
+    expert_outputs : Tensor
+        f_e, shape [rows, n, ...].
+
+    Returns
+    -------
+    Tensor
+        Shape [rows, n, C], the axes of an output flattened to C; float32 where the outputs have less.
+
+    Raises
+    ------
+    ValueError
+        If the outputs do not depend differentiably on the mixture.
+    """
+    with torch.enable_grad():
+        point = chunk.mixture.detach().clone().requires_grad_()
+        # No output depends on another sample or task: the gradient of a sum is a row of every one's Jacobian.
+        totals = run_head(opened.model, opened.tasks, chunk.batch, point).reshape(len(point), -1).sum(0)
+    with without_autocast(point.device):
+        answers = at_least_single(expert_outputs).flatten(2)
+        directions = answers - torch.einsum("bn,bnd->bd", expert_weights.to(answers.dtype), answers).unsqueeze(1)
+        folded = at_least_single(chunk.outputs).reshape(len(point), 1, -1).repeat(1, answers.shape[1], 1)
+        # As many at once as there are experts take no more memory than their outputs.
+        for some in torch.split(torch.arange(len(totals), device=totals.device), answers.shape[1]):
+            jacobians = _gradients(totals, point, some).flatten(2).to(directions.dtype)
+            folded[:, :, some] += torch.einsum("cbd,bnd->bnc", jacobians, directions).to(folded.dtype)
+    return folded
+
+
 def _deviations(opened: Opened, chunk: Chunk, answers: Tensor, folded: Tensor) -> list[Deviation]:
     """Compare the true forward with the folded one under a second map, task by task."""
     n = answers.shape[1]
@@ -149,14 +190,14 @@ def _deviations(opened: Opened, chunk: Chunk, answers: Tensor, folded: Tensor) -
     experts = opened.tasks.expert_map.experts
     steps = torch.from_numpy(np.random.default_rng(0).integers(1, n, size=(len(experts), 1))).to(experts.device)
     expert_weights = _expert_weights(chunk.slot_weights, (experts + steps) % n, n)
-    with chunk.cut.autocast.again():
-        mixture = opened.tasks.combine(expert_weights, answers).to(chunk.cut.mixture.dtype)
+    with chunk.autocast.again():
+        mixture = opened.tasks.combine(expert_weights, answers).to(chunk.mixture.dtype)
     true = run_head(opened.model, opened.tasks, chunk.batch, mixture).flatten(1)
     with without_autocast(true.device):
         predicted = torch.einsum("bn,bnc->bc", expert_weights.to(folded.dtype), folded)
-    error, change, size = (true - predicted).abs(), (true - chunk.cut.outputs.flatten(1)).abs(), true.abs()
+    error, change, size = (true - predicted).abs(), (true - chunk.outputs.flatten(1)).abs(), true.abs()
     rows = [opened.tasks.of_task(t) for t in range(opened.tasks.count)]
-    return [Deviation(float(error[r].max()), float(change[r].max()), float(size[r].max()), chunk.cut.eps) for r in rows]
+    return [Deviation(float(error[r].max()), float(change[r].max()), float(size[r].max()), chunk.eps) for r in rows]
 
 
 def _expert_weights(slot_weights: Tensor, experts: Tensor, n: int) -> Tensor:
@@ -166,3 +207,24 @@ def _expert_weights(slot_weights: Tensor, experts: Tensor, n: int) -> Tensor:
 
 def _joined(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
+def _gradients(totals: Tensor, point: Tensor, some: Tensor) -> Tensor:
+    """Return the gradients of some of the totals, shape [totals, rows, ...]."""
+    seeds = torch.nn.functional.one_hot(some, len(totals)).to(totals.dtype)
+    gradients: tuple[Tensor | None, ...] = (None,)
+    if totals.requires_grad:
+        try:
+            with warnings.catch_warnings():
+                # torch warns of every operator that it can only map slowly.
+                warnings.simplefilter("ignore")
+                gradients = torch.autograd.grad(
+                    totals, point, seeds, is_grads_batched=True, retain_graph=True, allow_unused=True
+                )
+        except RuntimeError:
+            # An operator whose backward cannot be mapped; an error of its own comes again.
+            each = [torch.autograd.grad(totals, point, s, retain_graph=True, allow_unused=True)[0] for s in seeds]
+            gradients = (None,) if each[0] is None else (torch.stack(each),)
+    if gradients[0] is None:
+        raise ValueError("the outputs of model must depend on those of moe by differentiable operations, they do not")
+    return gradients[0]

@@ -103,15 +103,7 @@ ALONE = Ranks()
 
 
 def ranks_of(process_group: Any, device: Callable[[], torch.device]) -> Ranks:
-    """Return the ranks of a process group; of the default one for None, if torch.distributed is initialized.
-
-    Raises
-    ------
-    TypeError
-        If it is no process group.
-    ValueError
-        If this process is not in it.
-    """
+    """Return the ranks of a process group; of the default one for None, if torch.distributed is initialized."""
     if process_group is None:
         if not (distributed.is_available() and distributed.is_initialized()):
             return ALONE

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from moe_search.problems.mixture import Loss as LossName, MixtureAssignment
-from moe_search.training.lowering.as_numpy import as_numpy
+from moe_search.training.lowering.precision import as_numpy
 from moe_search.training.lowering.sample_losses import Loss, NonFiniteLossError, sample_losses
 
 NOISE_LEVELS = (0.1, 1.0, 10.0)
@@ -78,10 +78,6 @@ def recognize_loss(loss: Loss, outputs: Tensor, targets: Tensor) -> RecognizedLo
         ``loss(outputs, targets)``, a scalar tensor that is the mean over the samples.
     outputs, targets : Tensor
         Shape [B, ...], the samples first.
-
-    Returns
-    -------
-    RecognizedLoss
 
     Raises
     ------

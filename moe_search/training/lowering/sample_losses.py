@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from moe_search.training.lowering.at_least_single import at_least_single
+from moe_search.training.lowering.precision import at_least_single
 
 Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """``loss(outputs, targets)``: a scalar tensor, the mean over the samples of a batch."""
@@ -23,7 +23,7 @@ class NonFiniteLossError(ValueError):
 
 @torch.no_grad()
 def sample_losses(loss: Loss, outputs: Tensor, targets: Tensor) -> NDArray[np.float64]:
-    """Return the loss of each sample alone.
+    """Return the loss of each sample alone, shape [B].
 
     The loss is mapped over the samples by ``torch.func.vmap``; a loss that cannot be mapped (one that calls ``.item()``
     or branches on values) is called once for each sample.
@@ -35,16 +35,10 @@ def sample_losses(loss: Loss, outputs: Tensor, targets: Tensor) -> NDArray[np.fl
     outputs, targets : Tensor
         Shape [B, ...], the samples first.
 
-    Returns
-    -------
-    ndarray of float64, shape [B]
-
     Raises
     ------
-    TypeError
-        If the loss does not return a tensor.
     ValueError
-        If it returns more than a scalar, or something else than the mean over the samples.
+        If the loss returns more than a scalar, or something else than the mean over the samples.
     NonFiniteLossError
         If the loss of the batch is NaN or infinite.
     """

@@ -43,15 +43,7 @@ class Tasks:
 
     @classmethod
     def of(cls, moe: Layer, loss: TaskLoss) -> Tasks:
-        """Return the tasks of a layer under one loss for all, or one for each.
-
-        Raises
-        ------
-        TypeError
-            If a loss is no callable.
-        ValueError
-            If the layer has several maps, or the losses are not as many as its tasks.
-        """
+        """Return the tasks of a layer under one loss for all, or one for each."""
         mixtures = mixtures_of(moe)
         count = len(mixtures)
         if len({id(mixture.gate.expert_map) for mixture in mixtures}) > 1:
@@ -132,13 +124,7 @@ class Tasks:
 
 
 def mixtures_of(moe: Layer) -> list[MixtureOfExperts]:
-    """Return a layer as each of its tasks sees it.
-
-    Raises
-    ------
-    TypeError
-        If `moe` is no such layer.
-    """
+    """Return a layer as each of its tasks sees it."""
     if isinstance(moe, MixtureOfExperts):
         return [moe]
     if not isinstance(moe, MultiGateMixtureOfExperts):

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from moe_search.gates.arguments import positive_number
+from moe_search.checks import require_number
 from moe_search.problems.load_limited import LoadLimited
 from moe_search.problems.load_limits import InfeasibleLimitsError, LoadLimits, lowest_limit, lowest_multiple
 from moe_search.training.lowering.lowering import Lowering
@@ -38,8 +38,6 @@ def limit_load(lowering: Lowering, load_limit: LoadLimit) -> Lowering:
 
     Raises
     ------
-    TypeError, ValueError
-        If `load_limit` is neither.
     InfeasibleLimitsError
         If no map keeps the limit on this batch, or none was found.
     """
@@ -64,11 +62,6 @@ def limit_load_if_possible(lowering: Lowering, load_limit: LoadLimit) -> Lowerin
     -------
     Lowering
         With a `LoadLimited` problem.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If `load_limit` is neither.
     """
     try:
         return limit_load(lowering, load_limit)
@@ -92,10 +85,10 @@ def mean_load(lowering: Lowering) -> float:
 def require_load_limit(load_limit: Any, num_experts: int) -> None:
     """Raise TypeError or ValueError unless it is a number of at least 1, or n positive ones of that mean."""
     if np.ndim(load_limit) == 0:
-        if positive_number("load_limit", load_limit) < 1:
+        if require_number("load_limit", load_limit, strict=True) < 1:
             raise ValueError(f"load_limit must be at least 1, the mean load, got {load_limit}")
         return
-    each = [positive_number(f"load_limit[{e}]", limit) for e, limit in enumerate(load_limit)]
+    each = [require_number(f"load_limit[{e}]", limit, strict=True) for e, limit in enumerate(load_limit)]
     if len(each) != num_experts:
         raise ValueError(f"load_limit must be a number, or {num_experts} of them, one for each expert, got {len(each)}")
     if sum(each) < num_experts * (1 - 1e-12):

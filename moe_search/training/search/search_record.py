@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, TypeAlias
 
+from moe_search.training.saved_state import require_keys
+
 Outcome: TypeAlias = Literal["committed", "enforced", "refused", "no improvement", "not finite", "failed"]
 
 
@@ -70,15 +72,7 @@ class SearchRecord:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SearchRecord:
-        """Return the record of ``to_dict``.
-
-        Raises
-        ------
-        ValueError
-            If a field is missing or unknown.
-        """
-        names = [field.name for field in fields(cls)]
-        if set(values) != set(names):
-            raise ValueError(f"a search record must have the fields {names}, got {sorted(values)}")
+        """Return the record of ``to_dict``."""
+        require_keys("a search record", values, [field.name for field in fields(cls)])
         limit = values["load_limit"]
         return cls(**{**values, "load_limit": tuple(limit) if isinstance(limit, list) else limit})

@@ -79,5 +79,5 @@ def test_sizes_that_are_none():
     for name in ("max_samples", "chunk_size"):
         with pytest.raises(ValueError, match=f"{name} must be an integer >= 1, got 0"):
             lowered(setting, **{name: 0})
-        with pytest.raises(TypeError, match=f"{name} must be an integer, got float"):
+        with pytest.raises(TypeError, match=f"{name} must be an integer, got 1.5"):
             lowered(setting, **{name: 1.5})

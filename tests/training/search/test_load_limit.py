@@ -307,12 +307,12 @@ def test_what_the_limit_may_be():
     lowering = lower(setting.model, setting.moe, setting.inputs, setting.targets, setting.loss, setting.ids)
     for wrong, error, fault in (
         (0.99, ValueError, "load_limit must be at least 1, the mean load, got 0.99"),
-        (-1, ValueError, "load_limit must be greater than 0, got -1.0"),
-        (np.nan, ValueError, "load_limit must be finite, got nan"),
+        (-1, ValueError, "load_limit must be a finite number > 0, got -1"),
+        (np.nan, ValueError, "load_limit must be a finite number > 0, got nan"),
         ("much", TypeError, "load_limit must be a number, got 'much'"),
         ([1.0, 2.0], ValueError, "load_limit must be a number, or 4 of them, one for each expert, got 2"),
         ([1.0, 2.0, 0.5, 0.4], ValueError, "load_limit must be at least 1 in the mean, the mean load, got 0.975"),
-        ([1.0, 2.0, 0.0, 4.0], ValueError, r"load_limit\[2\] must be greater than 0, got 0.0"),
+        ([1.0, 2.0, 0.0, 4.0], ValueError, r"load_limit\[2\] must be a finite number > 0, got 0"),
         ([1.0, 2.0, "x", 4.0], TypeError, r"load_limit\[2\] must be a number, got 'x'"),
     ):
         with pytest.raises(error, match=fault):

@@ -513,7 +513,7 @@ def test_what_the_constructor_accepts():
             with pytest.raises(ValueError, match=f"{name} must be an integer >= 1, got {wrong}"):
                 searching(setting, **{name: wrong})
         for wrong in (1.5, True, "3"):
-            with pytest.raises(TypeError, match=f"{name} must be an integer, got {type(wrong).__name__}"):
+            with pytest.raises(TypeError, match=f"{name} must be an integer, got {wrong!r}"):
                 searching(setting, **{name: wrong})
     with pytest.raises(ValueError, match="until must be at least period, or no search begins, got until=1000"):
         searching(setting, period=1001)
@@ -533,7 +533,7 @@ def test_a_record_goes_through_a_dict():
     setting = make("hash")
     record = step(searching(setting, period=1), setting)
     assert SearchRecord.from_dict(record.to_dict()) == record
-    with pytest.raises(ValueError, match="a search record must have the fields"):
+    with pytest.raises(ValueError, match="a search record must have the keys"):
         SearchRecord.from_dict({"step": 1})
 
 
@@ -542,13 +542,13 @@ def test_states_that_are_none():
     search = searching(setting, period=2)
     step(search, setting)
     state = search.state_dict()
-    with pytest.raises(TypeError, match="state must be the dict of state_dict, got list"):
+    with pytest.raises(TypeError, match="state must be a dict, as it was saved, got list"):
         search.load_state_dict([])
     with pytest.raises(ValueError, match=r"state must have the keys step, searches, seed, .* got none"):
         search.load_state_dict({})
     with pytest.raises(ValueError, match="step must be an integer >= 0, got -1"):
         search.load_state_dict(state | {"step": -1})
-    with pytest.raises(ValueError, match="a search record must have the fields"):
+    with pytest.raises(ValueError, match="a search record must have the keys"):
         search.load_state_dict(state | {"history": [{}]})
     with pytest.raises(TypeError, match="targets must be a tensor"):
         search.load_state_dict(state | {"retained": [{"inputs": setting.inputs, "targets": None}]})

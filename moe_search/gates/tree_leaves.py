@@ -1,4 +1,4 @@
-"""The leaves that samples reach in trees of smooth-step splits, found without a look at all others."""
+"""The probabilities of the leaves of trees of smooth-step splits: of all leaves, or of those that samples reach."""
 
 from __future__ import annotations
 
@@ -10,20 +10,50 @@ from torch import Tensor
 from moe_search.gates.smooth_step import smooth_step
 
 
+def leaf_probabilities(splits: Tensor, gamma: float) -> Tensor:
+    """Return the probability of every leaf of binary trees in heap order.
+
+    Parameters
+    ----------
+    splits : Tensor
+        Shape [..., m - 1], the argument of the smooth-step function at every split node; m >= 1.
+    gamma : float
+        Width of the smooth-step function.
+
+    Returns
+    -------
+    Tensor
+        Shape [..., m]: the product along the path from the root of S (left) or 1 - S (right), leaf s being node
+        m - 1 + s of the heap. Sums to 1.
+    """
+    num_leaves = splits.shape[-1] + 1
+    # 1 - S(t) = S(-t), but a small S(-t) keeps its digits. In the last two axes: nodes 1, 2, 3, ... two by two.
+    steps = smooth_step(torch.stack((splits, -splits), -1), gamma)
+    level = splits.new_ones((*splits.shape[:-1], 1))
+    levels = [level]
+    first = 0
+    while first < num_leaves - 1:
+        # Only the first nodes of the last level but one may have children.
+        parents = min(level.shape[-1], num_leaves - 1 - first)
+        level = (level[..., :parents, None] * steps[..., first : first + parents, :]).flatten(-2)
+        levels.append(level)
+        first += parents
+    # Leaves lie on the last two levels.
+    return torch.cat(levels[-2:], -1)[..., -num_leaves:]
+
+
 def live_leaves(splits: Tensor, gamma: float) -> tuple[Tensor, Tensor] | None:
     """Descend from the roots of binary trees in heap order, only into branches with a probability other than 0.
 
     Parameters
     ----------
-    splits : Tensor
-        Shape [R, m - 1], the argument of the smooth-step function at every split node of R trees; m >= 2.
-    gamma : float
-        Of the smooth-step function.
+    splits, gamma : Tensor, float
+        As in `leaf_probabilities`, for R trees: shape [R, m - 1], m >= 2.
 
     Returns
     -------
     leaves : Tensor of int64
-        Of every leaf reached, its position in a table of shape [R, m], flattened.
+        The position of every leaf reached in a table of shape [R, m], flattened.
     probabilities : Tensor
         The probabilities of these leaves, to the bit what `leaf_probabilities` gives them.
     None

@@ -1,26 +1,31 @@
-"""The state of autocast, as it is inside of a model's forward."""
+"""In which precision a model computes: half made single, and the state of autocast inside of a forward."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+def at_least_single(tensor: Tensor) -> Tensor:
+    """Return a tensor in float32 where it has floats of less; any other as it is."""
+    if not tensor.is_floating_point():
+        return tensor
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def as_numpy(tensor: Tensor) -> NDArray[Any]:
+    """Return the array of a tensor, on any device and with any graph; half precision comes as float32."""
+    # numpy has no bfloat16.
+    return at_least_single(tensor.detach()).cpu().numpy()
 
 
 @dataclass(frozen=True)
 class Autocast:
-    """What autocast does on one type of device.
-
-    Parameters
-    ----------
-    device : str
-        The type of the device.
-    enabled : bool
-    dtype : torch.dtype
-        Of what is computed in lower precision, if enabled.
-    cache : bool
-        Whether weights are cast once within a context.
-    """
+    """What autocast does on one type of device: whether and to which dtype it casts, and whether weights only once."""
 
     device: str
     enabled: bool

@@ -2,9 +2,9 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from moe_search.gates import live_leaves as module
-from moe_search.gates.comet import COMET, DESCENT_LEAVES, DESCENT_SLOTS, leaf_probabilities
-from moe_search.gates.live_leaves import live_leaves
+from moe_search.gates import tree_leaves as module
+from moe_search.gates.comet import COMET, DESCENT_LEAVES, DESCENT_SLOTS
+from moe_search.gates.tree_leaves import leaf_probabilities, live_leaves
 
 
 def splits_of(rows, m, seed, scale):
