@@ -7,7 +7,7 @@ import platform
 from dataclasses import asdict, dataclass
 from importlib import metadata
 
-from moe_search.bench.datasets.two_digits import load_two_digits
+from moe_search.bench.datasets.two_images import load_two_digits
 from moe_search.bench.demo.figures import map_pictures, validation_curves
 from moe_search.bench.demo.model import EXPERTS_PER_SAMPLE, NUM_EXPERTS
 from moe_search.bench.demo.scenarios import ScenarioResult

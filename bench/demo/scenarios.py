@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from moe_search.bench.datasets.two_digits import load_two_digits
+from moe_search.bench.datasets.two_images import load_two_digits
 from moe_search.bench.demo.model import GATES, SEARCHED, TwoDigitsModel, make_model
 from moe_search.bench.demo.optimum import ComparedSearch, compare_with_optimum
 from moe_search.bench.demo.settings import DemoSettings, SearchSchedule

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from moe_search.bench.datasets.canvases import Canvases, CanvasSplit
+from moe_search.bench.datasets.two_images import Canvases, CanvasSplit
 
 
 @dataclass(frozen=True, eq=False)

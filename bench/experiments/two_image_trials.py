@@ -10,8 +10,7 @@ from typing import Literal, TypeVar
 
 import torch
 
-from moe_search.bench.datasets.two_digits import load_two_digits
-from moe_search.bench.datasets.two_fashion import load_two_fashion
+from moe_search.bench.datasets.two_images import load_two_digits, load_two_fashion
 from moe_search.bench.demo.model import TwoDigitsModel, make_model, two_task_loss
 from moe_search.bench.demo.settings import DemoSettings, SearchSchedule, smoke_settings
 from moe_search.bench.demo.specialists import parts_of, train_specialists
