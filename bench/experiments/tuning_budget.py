@@ -11,8 +11,8 @@ from moe_search.bench.demo.model import EXPERTS_PER_SAMPLE, NUM_EXPERTS, TwoDigi
 from moe_search.bench.demo.settings import SearchSchedule
 from moe_search.bench.demo.training_run import evaluate
 from moe_search.bench.experiments.experiment import Budget, Experiment, Measure, Numbers
+from moe_search.bench.experiments.journal import draw_parameters, require_optuna
 from moe_search.bench.experiments.step_training import endless_batches, train_by_steps
-from moe_search.bench.experiments.study_journal import draw_parameters, require_optuna
 from moe_search.bench.experiments.two_image_trials import DIGITS, MAPS, TwoImageSettings, load, run_numbers, smoke
 from moe_search.gates.comet import COMET
 from moe_search.gates.dselect_k import DSelectK

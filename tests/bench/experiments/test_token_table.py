@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from moe_search.bench.datasets.made_text import write_made_text
 from moe_search.bench.demo.settings import SearchSchedule
 from moe_search.bench.experiments import token_table
-from moe_search.bench.datasets.made_text import write_made_text
 from moe_search.bench.experiments.registry import find_experiment
 from moe_search.bench.experiments.table_search import TokenTableSearch, balanced_table, random_table
 from moe_search.bench.experiments.token_slots import frequency_strata, token_slots
