@@ -13,18 +13,24 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from moe_search.bench.demo.figures import validation_curves
 from moe_search.bench.demo.optimum import exact_value
-from moe_search.bench.demo.page import BAD_INITIALIZATION, FROM_SCRATCH, HOW_TO_READ, DemoResult, caution, make_report
+from moe_search.bench.demo.page import (
+    BAD_INITIALIZATION,
+    FROM_SCRATCH,
+    HOW_TO_READ,
+    DemoResult,
+    caution,
+    make_report,
+    validation_curves,
+)
 from moe_search.bench.demo.scenarios import Scenario, ScenarioResult, count_ticks
 from moe_search.bench.demo.settings import DemoSettings
 from moe_search.bench.demo.tables import findings, results_table, searches_table
 from moe_search.plotting.output_file import check_output_file
 from moe_search.plotting.picture_file import check_picture_file
 from moe_search.plotting.report import write_report
-from moe_search.problems.random_instances import random_linear, random_mixture
-from moe_search.solvers.engine.stop import MaxIterations
-from moe_search.solvers.heuristic.local_search import LocalSearch
+from moe_search.problems import random_linear, random_mixture
+from moe_search.solvers import LocalSearch, MaxIterations
 
 
 def run_demo(
@@ -49,10 +55,6 @@ def run_demo(
         Where progress and tables go.
     picture : Path, optional
         Where the validation curves of the second scenario go as an image, in the format of the suffix.
-
-    Returns
-    -------
-    DemoResult
 
     Raises
     ------

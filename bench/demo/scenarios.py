@@ -13,18 +13,62 @@ import torch
 from numpy.typing import NDArray
 
 from moe_search.bench.datasets.two_images import load_two_digits
-from moe_search.bench.demo.model import GATES, SEARCHED, TwoDigitsModel, make_model
 from moe_search.bench.demo.optimum import ComparedSearch, compare_with_optimum
-from moe_search.bench.demo.settings import DemoSettings, SearchSchedule
-from moe_search.bench.demo.specialists import parts_of, train_specialists
-from moe_search.bench.demo.tensors import DataTensors, to_tensors
-from moe_search.bench.demo.training_run import TrainingRun, current_map, evaluate, train
-from moe_search.solvers.engine.result import Result
-from moe_search.training.lowering.lowering import Lowering
-from moe_search.training.search.search_record import SearchRecord
+from moe_search.bench.demo.settings import GATES, SEARCHED, DemoSettings
+from moe_search.bench.experiments.specialists import parts_of, train_specialists
+from moe_search.bench.experiments.training import SearchSchedule, batches_of, rows_by_epoch, train_by_steps
+from moe_search.bench.experiments.two_image_model import (
+    DataTensors,
+    TwoImageModel,
+    evaluate,
+    make_model,
+    to_tensors,
+    two_task_loss,
+)
+from moe_search.solvers import Result
+from moe_search.training import Lowering, SearchRecord
+from moe_search.training.search.permutation_search import OnSearch
 
 OnTick = Callable[[str], None]
 """Told what was done, after every epoch of a run and every problem solved to optimality; from any thread."""
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingRun:
+    """What came of one run.
+
+    Attributes
+    ----------
+    gate : str
+        With a plus if it searched.
+    seed : int
+    validation_losses : ndarray, shape (epochs + 1,)
+        Before the first step and after every epoch.
+    best_epoch : int
+        Where the validation loss was least; the test values are of the model of that epoch.
+    test_loss : float
+    accuracies : tuple of float
+        Share of test canvases with the right digit, by task.
+    experts_per_sample : float
+        Mean number of experts with weight on a test canvas.
+    history : tuple of SearchRecord
+    search_share : float
+        Searching, verification included, as a share of the time of training, evaluation apart.
+    first_map, last_map : ndarray of int64, shape (m,)
+        The expert map before the first and after the last step.
+    """
+
+    gate: str
+    seed: int
+    validation_losses: NDArray[np.float64]
+    best_epoch: int
+    test_loss: float
+    accuracies: tuple[float, ...]
+    experts_per_sample: float
+    history: tuple[SearchRecord, ...]
+    search_share: float
+    first_map: NDArray[np.int64]
+    last_map: NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +146,8 @@ class Scenario:
                 parts = parts_of(model, data.train.inputs, seed)
                 on_epoch = partial(self.on_tick, f"{gate}, specialists, seed {seed}")
                 train_specialists(model, data.train, parts, settings, seed, on_epoch)
-                intact.append(Intact(gate, seed, evaluate(model, data.validation).loss, current_map(model)))
+                expert_map = model.moe.gate.expert_map.experts[0].cpu().numpy().copy()
+                intact.append(Intact(gate, seed, evaluate(model, data.validation).loss, expert_map))
                 model.moe.gate.expert_map.scramble(torch.Generator().manual_seed(seed))
                 schedule, rate = settings.bad_initialization, settings.tuning_learning_rate
                 runs += self._with_and_without_search(model, gate, data, seed, schedule, rate, searches)
@@ -115,7 +160,7 @@ class Scenario:
 
     def _with_and_without_search(
         self,
-        model: TwoDigitsModel,
+        model: TwoImageModel,
         gate: str,
         data: DataTensors,
         seed: int,
@@ -130,11 +175,80 @@ class Scenario:
             future.add_done_callback(lambda _: self.on_tick("exact optima of the searches"))
             searches.append(future)
 
-        for chosen in (None, schedule) if gate in SEARCHED else (None,):
-            on_epoch = partial(self.on_tick, f"{gate}{'+' if chosen else ''}, seed {seed}")
-            yield train(
-                copy.deepcopy(model), gate, data, self.settings, learning_rate, seed, chosen, on_epoch, on_search
-            )
+        for search, sign in (("none", ""), ("search", "+")) if gate in SEARCHED else (("none", ""),):
+            on_epoch = partial(self.on_tick, f"{gate}{sign}, seed {seed}")
+            chosen = copy.deepcopy(model)
+            yield train(chosen, gate, data, self.settings, learning_rate, seed, search, schedule, on_epoch, on_search)
+
+
+def train(
+    model: TwoImageModel,
+    gate: str,
+    data: DataTensors,
+    settings: DemoSettings,
+    learning_rate: float,
+    seed: int,
+    search: str,
+    schedule: SearchSchedule,
+    on_epoch: Callable[[], None] | None = None,
+    on_search: OnSearch | None = None,
+) -> TrainingRun:
+    """Train a model in place, on the device of the data.
+
+    Parameters
+    ----------
+    model : TwoImageModel
+    gate : str
+        Name of the run's gate; a plus is added if it searches.
+    data : DataTensors
+    settings : DemoSettings
+    learning_rate : float
+        The rate of Adam.
+    seed : int
+        Decides the order of the samples and the searches; runs of one seed see the same batches.
+    search : {"none", "search"}
+    schedule : SearchSchedule
+    on_epoch : callable, optional
+        Called after every epoch.
+    on_search : callable, optional
+        As in `PermutationSearch`.
+    """
+    rows = rows_by_epoch(len(data.train), settings.batch_size, settings.epochs, seed)
+
+    def on_step(step: int) -> None:
+        if on_epoch is not None and step % settings.steps_per_epoch == 0:
+            on_epoch()
+
+    run = train_by_steps(
+        model,
+        model.moe,
+        two_task_loss,
+        batches_of(data.train, rows),
+        lambda: evaluate(model, data.validation).loss,
+        steps=settings.steps,
+        learning_rate=learning_rate,
+        search=search,
+        schedule=schedule,
+        seed=seed,
+        evaluated=tuple(range(0, settings.steps + 1, settings.steps_per_epoch)),
+        on_step=on_step,
+        on_search=on_search,
+    )
+    model.load_state_dict(run.best)
+    test = evaluate(model, data.test)
+    return TrainingRun(
+        gate=f"{gate}+" if search == "search" else gate,
+        seed=seed,
+        validation_losses=np.array(run.losses),
+        best_epoch=int(np.argmin(run.losses)),
+        test_loss=test.loss,
+        accuracies=test.accuracies,
+        experts_per_sample=test.experts_per_sample,
+        history=run.history,
+        search_share=run.seconds_searching / run.seconds,
+        first_map=run.first_map,
+        last_map=run.last_map,
+    )
 
 
 def count_ticks(settings: DemoSettings) -> int:

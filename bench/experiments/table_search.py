@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from moe_search.bench.demo.settings import SearchSchedule
 from moe_search.bench.experiments.token_states import TokenStates
 from moe_search.bench.experiments.token_student import TokenStudent
+from moe_search.bench.experiments.training import SearchSchedule
 from moe_search.problems.linear import LinearAssignment
 from moe_search.solvers.engine.stop import MaxRuntime
 from moe_search.solvers.exact.transport import Transport

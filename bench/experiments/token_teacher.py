@@ -17,8 +17,8 @@ from moe_search.bench.datasets import sentence_encoder, snippets
 from moe_search.bench.datasets.made_text import write_made_text
 from moe_search.bench.datasets.sentence_encoder import SentenceEncoder, load_sentence_encoder
 from moe_search.bench.datasets.snippets import Snippets, load_snippets
-from moe_search.bench.demo.settings import SearchSchedule
 from moe_search.bench.experiments.token_states import TokenStates, attention_mask, encode
+from moe_search.bench.experiments.training import SearchSchedule
 from moe_search.layers.split_feed_forward import deal_neurons
 from moe_search.training.neuron_importance import neuron_importance
 

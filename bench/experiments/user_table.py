@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from moe_search.bench.datasets.movielens import MovieLens, Watches, load_movielens
-from moe_search.bench.demo.settings import SearchSchedule
 from moe_search.bench.experiments.experiment import Experiment, Measure, Numbers
-from moe_search.bench.experiments.step_training import endless_batches, train_by_steps
+from moe_search.bench.experiments.training import SearchSchedule, endless_batches, train_by_steps
 from moe_search.gates.hash_routing import HashRouting
 from moe_search.layers.mixture_of_experts import MixtureOfExperts
 from moe_search.layers.stacked_experts import StackedExperts

@@ -8,14 +8,16 @@ import torch
 from typer.testing import CliRunner
 
 from moe_search.bench.datasets.hidden_groups import make_hidden_groups
-from moe_search.bench.demo.settings import SearchSchedule
 from moe_search.bench.experiments import hidden_groups, two_image_trials, user_table
 from moe_search.bench.experiments.registry import HOMES, find_experiment
-from moe_search.bench.experiments.step_training import StepRun, endless_batches, evaluation_steps, train_by_steps
-from moe_search.bench.experiments.task_gate import TaskGate
+from moe_search.bench.experiments.training import (
+    SearchSchedule,
+    StepRun,
+    endless_batches,
+    evaluation_steps,
+    train_by_steps,
+)
 from moe_search.cli import app
-from moe_search.gates.hash_routing import HashRouting
-from moe_search.gates.top_k import TopK
 from moe_search.training.lowering.batch import Batch
 
 
@@ -97,7 +99,7 @@ def test_smoke_of_the_user_table(tmp_path, movielens):
 
 
 def test_smoke_on_fashion(tmp_path, fashion):
-    settings = replace(two_image_trials.smoke("fashion"), path=str(fashion))
+    settings = replace(find_experiment("scrambled-fashion").smoke, path=str(fashion))
     numbers = find_experiment("scrambled-fashion").run_trial(settings, 0, "Hash", "search")
     assert np.isfinite(numbers["test_loss"])
 
@@ -156,7 +158,7 @@ def test_endless_batches_show_every_sample_once_an_order():
 
 def test_steps_to_a_loss():
     one_map = np.arange(2)
-    run = StepRun((0, 1, 4), (3.0, 1.0, 0.5), {}, one_map, one_map, 0, 0.0, 0.0, (0.0, 0.1, 0.4))
+    run = StepRun((0, 1, 4), (3.0, 1.0, 0.5), {}, one_map, one_map, 0.0, (0.0, 0.1, 0.4))
     assert [run.steps_to(loss) for loss in (5.0, 1.0, 0.7, 0.1)] == [0, 1, 4, None]
 
 
@@ -178,7 +180,7 @@ def test_an_unknown_search():
 
 
 def test_a_run_that_never_gets_there_counts_with_all_its_steps():
-    settings = two_image_trials.smoke("digits")
+    settings = find_experiment("new-gate-digits").smoke
     model, intact = two_image_trials.specialists(settings, 0, "Hash")
     never = two_image_trials.train_on(model, settings, 0, "none", 0.0)
     assert (never["steps_to_intact"], never["reached"]) == (settings.steps, 0.0)
@@ -188,7 +190,7 @@ def test_a_run_that_never_gets_there_counts_with_all_its_steps():
 
 
 def test_held_steps_change_no_weight_and_search_all_the_same():
-    settings = two_image_trials.smoke("digits")
+    settings = find_experiment("new-gate-digits").smoke
     model, _ = two_image_trials.specialists(settings, 0, "Hash")
     model.moe.gate.expert_map.assign(model.moe.gate.expert_map.experts.flip(1))
     before = {name: value.clone() for name, value in model.named_parameters()}
@@ -198,7 +200,7 @@ def test_held_steps_change_no_weight_and_search_all_the_same():
         model,
         model.moe,
         two_image_trials.two_task_loss,
-        endless_batches(Batch(data.inputs, data.targets), 32, 0),
+        endless_batches(data, 32, 0),
         lambda: float(next(losses)),
         steps=settings.steps,
         learning_rate=0.1,
@@ -288,10 +290,10 @@ def test_groups_of_tasks():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_tasks": 0}, "num_tasks must be at least 1, got 0"),
+        ({"num_tasks": 0}, "num_tasks must be an integer >= 1, got 0"),
         ({"num_tasks": 7, "num_groups": 2}, "num_tasks must be a multiple of num_groups, got 7 tasks in 2 groups"),
-        ({"noise": -1.0}, "noise must not be negative, got -1.0"),
-        ({"seed": -1}, "seed must not be negative, got -1"),
+        ({"noise": -1.0}, "noise must be a finite number >= 0, got -1"),
+        ({"seed": -1}, "seed must be an integer >= 0, got -1"),
     ],
 )
 def test_groups_out_of_range(arguments, message):
@@ -299,23 +301,7 @@ def test_groups_out_of_range(arguments, message):
         make_hidden_groups(**arguments)
 
 
-def test_a_gate_of_tasks_looks_at_nothing_else():
-    gate = TaskGate(TopK(5, 4, 2))
-    ids = torch.tensor([0, 3, 0])
-    weights = gate(torch.randn(3, 7), ids).weights
-    assert torch.equal(weights[0], weights[2])
-    assert torch.equal(weights, gate(torch.zeros(3, 2), ids).weights)
-    assert gate.expert_map is gate.gate.expert_map
-    assert [name for name in gate.state_dict() if "experts" in name] == ["gate.expert_map.experts"]
-    with pytest.raises(ValueError, match="ids must be given to a gate of tasks, got None"):
-        gate(torch.zeros(3, 2))
-    with pytest.raises(ValueError, match="gate must take features, one for each task, got a HashRouting"):
-        TaskGate(HashRouting(4, vocabulary=5))
-
-
-def test_unknown_static_gate():
-    with pytest.raises(ValueError, match=r"gate must be one of Softmax, Top-k, .* got 'magic'"):
-        hidden_groups.make_static_gate("magic", 4, 2, 4)
+def test_unknown_search_of_hidden_groups():
     with pytest.raises(ValueError, match="search must be one of none, own slots, sinkhorn, search, got 'magic'"):
         hidden_groups.run_trial(find_experiment("hidden-groups").smoke, 0, "Hash", "magic")
 

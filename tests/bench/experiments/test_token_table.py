@@ -7,13 +7,13 @@ import torch
 from torch import nn
 
 from moe_search.bench.datasets.made_text import write_made_text
-from moe_search.bench.demo.settings import SearchSchedule
 from moe_search.bench.experiments import token_table
 from moe_search.bench.experiments.registry import find_experiment
 from moe_search.bench.experiments.table_search import TokenTableSearch, balanced_table, random_table
-from moe_search.bench.experiments.token_slots import frequency_strata, token_slots
 from moe_search.bench.experiments.token_student import TokenStudent, distillation_losses, embeddings, layer_losses
+from moe_search.bench.experiments.token_table import frequency_strata, token_slots
 from moe_search.bench.experiments.token_teacher import TokenTableSettings, teach
+from moe_search.bench.experiments.training import SearchSchedule
 
 SETTINGS = replace(find_experiment("token-table").smoke, layers=2)
 

@@ -1,12 +1,18 @@
 import numpy as np
 import pytest
 
-from moe_search.bench.demo.comparison import compare, mean_and_error
 from moe_search.bench.demo.optimum import ComparedSearch
-from moe_search.bench.demo.scenarios import ScenarioResult
-from moe_search.bench.demo.settings import SearchSchedule
-from moe_search.bench.demo.tables import every_search_table, findings, results_table, runs_by_gate, searches_table
-from moe_search.bench.demo.training_run import TrainingRun
+from moe_search.bench.demo.scenarios import ScenarioResult, TrainingRun
+from moe_search.bench.demo.tables import (
+    compare,
+    every_search_table,
+    findings,
+    results_table,
+    runs_by_gate,
+    searches_table,
+)
+from moe_search.bench.experiments.paired_statistics import mean_and_error
+from moe_search.bench.experiments.training import SearchSchedule
 from moe_search.training.search.search_record import SearchRecord
 
 
