@@ -99,6 +99,26 @@ def limited_run(rank, kind):
     return trained(setting, model, (rank * size, (rank + 1) * size), load_limit=1.0)
 
 
+def searched(setting, batches, groups):
+    """Search on batches of these sizes, the last two of which verify, by groups of four samples if asked."""
+    search = PermutationSearch(setting.model, setting.moe, loss=setting.loss, stop=MaxIterations(3_000))
+    parts = []
+    for start, stop in batches:
+        inputs, targets, ids = setting.batch(start, stop)
+        parts.append((inputs, targets, ids, torch.arange(start, stop) // 4) if groups else (inputs, targets, ids))
+    r = search.search(parts[:-2], verify=parts[-2:])
+    record = (r.step, r.problem, r.outcome, r.num_samples, r.value_before, r.value_found, r.verified_gain)
+    return {"state": dict(setting.model.state_dict()), "records": [(*record, r.standard_error)]}
+
+
+ALL_BATCHES = [(0, 40), (40, 47), (47, 90), (90, 110), (110, 150), (150, 170), (170, 200), (200, 224)]
+"""The first five are the first rank's, where there are two."""
+
+
+def searched_on_batches(rank, kind):
+    return searched(make_kind(kind), ALL_BATCHES[5 * rank :][: 5 - 2 * rank], groups=kind == "hash, any loss")
+
+
 def balanced(part):
     """Biases and loads after steps on a part of every batch."""
     setting = make_kind("top-2")
@@ -209,6 +229,7 @@ JOBS = [
     *((joined_run, kind) for kind in KINDS),
     (asynchronous_run, "top-2"),
     (limited_run, "comet"),
+    *((searched_on_batches, kind) for kind in KINDS if "shared map" not in kind),
     (balanced_run, None),
     (one_rank_not_finite, None),
     (one_rank_too_small, None),

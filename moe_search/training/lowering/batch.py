@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import MISSING, dataclass, fields
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Inputs, targets and, for gates that route by id, ids of the same samples.
+    """Inputs and targets of the same samples, and what else is known of each.
 
     Parameters
     ----------
@@ -20,7 +20,10 @@ class Batch:
     targets : Tensor
         What the loss compares the outputs with, shape [B, ...].
     ids : Tensor, optional
-        Passed to the model as the keyword ``ids``, shape [B].
+        Passed to the model as the keyword ``ids``, for gates that route by id; shape [B].
+    groups : Tensor, optional
+        Integers, shape [B]: samples with the same number (of one user, of one sequence) depend on each other, and a
+        verification counts them as one.
 
     Raises
     ------
@@ -33,6 +36,7 @@ class Batch:
     inputs: Tensor
     targets: Tensor
     ids: Tensor | None = None
+    groups: Tensor | None = None
 
     def __post_init__(self) -> None:
         for name, tensor in self.named():
@@ -45,6 +49,10 @@ class Batch:
                     f"{name} must hold as many samples as inputs, "
                     f"got shape {tuple(tensor.shape)} for inputs of shape {tuple(self.inputs.shape)}"
                 )
+        if self.groups is not None and (self.groups.ndim > 1 or self.groups.is_floating_point()):
+            raise ValueError(
+                f"groups must be integers of shape [B], got {self.groups.dtype} of shape {tuple(self.groups.shape)}"
+            )
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -52,10 +60,10 @@ class Batch:
 
     def named(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the name and the tensor of what is there."""
-        yield "inputs", self.inputs
-        yield "targets", self.targets
-        if self.ids is not None:
-            yield "ids", self.ids
+        for field in fields(self):
+            tensor = getattr(self, field.name)
+            if tensor is not None or field.default is MISSING:
+                yield field.name, tensor
 
     def require(self, num_samples: int, purpose: str = "") -> None:
         """Raise ValueError if there are fewer than ``num_samples`` samples; ``purpose`` tells what they are for."""
@@ -75,12 +83,16 @@ class Batch:
 
     def detach(self) -> Batch:
         """Return the batch without the graphs that computed it, which would live as long as it is kept."""
-        return Batch(**{name: tensor.detach() for name, tensor in self.named()})
+        return self._each(Tensor.detach)
 
     def part(self, start: int, stop: int) -> Batch:
         """Return the samples ``start`` to ``stop - 1``."""
-        ids = None if self.ids is None else self.ids[start:stop]
-        return Batch(self.inputs[start:stop], self.targets[start:stop], ids)
+        return self._each(lambda tensor: tensor[start:stop])
+
+    def parts(self, size: int) -> Iterator[Batch]:
+        """Yield all samples in order, at most ``size`` at a time."""
+        for start in range(0, len(self), size):
+            yield self.part(start, min(start + size, len(self)))
 
     def last(self, max_samples: int) -> Batch:
         """Return the last ``max_samples`` samples, or all if there are fewer."""
@@ -88,15 +100,14 @@ class Batch:
 
     def repeat(self, count: int) -> Batch:
         """Return every sample ``count`` times, the copies of a sample beside each other."""
-        if count == 1:
-            return self
-        ids = None if self.ids is None else self.ids.repeat_interleave(count, 0)
-        return Batch(self.inputs.repeat_interleave(count, 0), self.targets.repeat_interleave(count, 0), ids)
+        return self if count == 1 else self._each(lambda tensor: tensor.repeat_interleave(count, 0))
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on ``device``."""
-        ids = None if self.ids is None else self.ids.to(device)
-        return Batch(self.inputs.to(device), self.targets.to(device), ids)
+        return self._each(lambda tensor: tensor.to(device))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        return Batch(**{name: change(tensor) for name, tensor in self.named()})
 
 
 def concatenate(batches: Sequence[Batch]) -> Batch:
@@ -115,9 +126,5 @@ def concatenate(batches: Sequence[Batch]) -> Batch:
         shapes = sorted({tuple(getattr(batch, name).shape[1:]) for batch in batches})
         if len(shapes) > 1:
             raise ValueError(f"{name} of batches searched together must agree in the shape of a sample, got {shapes}")
-    ids = [batch.ids for batch in batches if batch.ids is not None]
-    return Batch(
-        torch.cat([batch.inputs for batch in batches]),
-        torch.cat([batch.targets for batch in batches]),
-        torch.cat(ids) if ids else None,
-    )
+    named = [dict(batch.named()) for batch in batches]
+    return Batch(**{name: torch.cat([tensors[name] for tensors in named]) for name in named[0]})

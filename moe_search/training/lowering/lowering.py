@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from moe_search.training.lowering.batch import Batch
 from moe_search.training.lowering.cut import check_model
 from moe_search.training.lowering.exact_costs import pair_costs, slot_costs
 from moe_search.training.lowering.frozen import frozen
-from moe_search.training.lowering.mixture_arrays import Deviation, mixture_arrays, mixture_problem
+from moe_search.training.lowering.mixture_arrays import Deviation, MixtureArrays, mixture_arrays, mixture_problem
 from moe_search.training.lowering.opened import Opened, open_batch
 from moe_search.training.lowering.process_group import ALONE, Ranks
 from moe_search.training.lowering.recognize_loss import RecognizedLoss, recognize_loss
@@ -153,61 +154,76 @@ def lower(
     if max_samples is not None:
         require_int("max_samples", max_samples, 1)
         batch = batch.last(max_samples)
-    lowering, _ = lower_batch(model, tasks, batch, problem, chunk_size)
+    lowering, _ = lower_batches(model, tasks, [batch], problem, chunk_size)
     assert lowering is not None
     return lowering
 
 
-def lower_batch(
+def lower_batches(
     model: nn.Module,
     tasks: Tasks,
-    batch: Batch,
+    batches: Iterable[Batch],
     problem: ProblemKind,
     chunk_size: int,
     known: tuple[RecognizedLoss, ...] | None = None,
     ranks: Ranks = ALONE,
 ) -> tuple[Lowering | None, tuple[RecognizedLoss, ...] | None]:
-    """Make the problem of the samples of all ranks together, from checked arguments.
+    """Make one problem of the samples of all batches and ranks, from checked arguments.
+
+    Batches are opened one after another, and the first one decides the class of the problem. Costs of linear and
+    pairwise problems are added up; a mixture keeps arrays of all samples.
 
     Parameters
     ----------
-    model, batch, problem, chunk_size
-        As in `lower`; the batch is that of this rank.
+    model, problem, chunk_size
+        As in `lower`.
     tasks : Tasks
         The layer and the losses.
+    batches : iterable of Batch
+        Those of this rank, one at least.
     known : tuple of RecognizedLoss, optional
         What the losses were recognized as before: looked at first.
     ranks : Ranks
-        All of them must call this together.
+        All of them must call this together; they may have different numbers of batches.
 
     Returns
     -------
     lowering : Lowering or None
         None on all ranks but the first.
     recognized : tuple of RecognizedLoss or None
-        What the losses were recognized as, if they were looked at.
+        What the losses were recognized as in the first batch, if they were looked at.
 
     Raises
     ------
     ValueError, NonFiniteLossError
-        As in `lower`, on all ranks if on one.
+        As in `lower`, on all ranks if on one; a ValueError also if there is no batch, or a later one does not fit the
+        class that the first decided.
     """
     with frozen(model):
-        opened = ranks.agree(lambda: open_batch(model, tasks, batch, chunk_size))
-        losses = np.concatenate(ranks.collect(opened.losses))
+        all_opened = (open_batch(model, tasks, batch, chunk_size) for batch in batches)
+        first = ranks.agree(lambda: _first(all_opened))
+        kind, recognized = _choose(problem, first, known, ranks)
+
+        def add_up() -> _Sums:
+            sums = _Sums()
+            sums.add(first, kind, recognized)
+            for opened in all_opened:
+                _require_slots(kind, opened.slots_per_sample, opened)
+                sums.add(opened, kind, None if recognized is None else _recognize(opened, recognized))
+            return sums
+
+        sums = ranks.agree(add_up)
+        losses = np.concatenate(ranks.collect(np.concatenate(sums.losses)))
         num_samples = len(losses) // tasks.count
-        slot_loads = ranks.sum(opened.slot_loads)
+        slot_loads = ranks.sum(sums.slot_loads)
         made: LinearAssignment | PairwiseAssignment | MixtureAssignment | None
         deviation = Deviation()
-        kind, recognized = _choose(problem, opened, known, ranks)
         if kind == "linear":
-            made = LinearAssignment(ranks.sum(ranks.agree(lambda: slot_costs(opened))) / num_samples)
+            made = LinearAssignment(ranks.sum(sums.costs) / num_samples)
         elif kind == "pairwise":
-            costs = ranks.sum(ranks.agree(lambda: pair_costs(opened))) / num_samples
-            made = PairwiseAssignment(costs, block_size=tasks.expert_map.num_slots)
+            made = PairwiseAssignment(ranks.sum(sums.costs) / num_samples, block_size=tasks.expert_map.num_slots)
         else:
-            assert recognized is not None
-            arrays = ranks.gather(ranks.agree(lambda: mixture_arrays(opened, recognized)))
+            arrays = [each for of_rank in ranks.gather(sums.arrays) for each in of_rank]
             made = mixture_problem(arrays) if arrays else None
             for part in arrays:
                 deviation = deviation.joined(part.deviation)
@@ -218,10 +234,39 @@ def lower_batch(
     return Lowering(made, initial, not deviation.affine, mean, num_samples, recognized, slot_loads), recognized
 
 
+class _Sums:
+    """What the batches of one rank add up to."""
+
+    def __init__(self) -> None:
+        self.losses: list[NDArray[np.float64]] = []
+        self.slot_loads: Any = 0
+        self.costs: Any = 0
+        self.arrays: list[MixtureArrays] = []
+
+    def add(self, opened: Opened, kind: ProblemKind, recognized: tuple[RecognizedLoss, ...] | None) -> None:
+        """Add a batch; ``recognized`` is what its losses are, for a mixture."""
+        if kind == "linear":
+            self.costs = self.costs + slot_costs(opened)
+        elif kind == "pairwise":
+            self.costs = self.costs + pair_costs(opened)
+        else:
+            assert recognized is not None
+            self.arrays.append(mixture_arrays(opened, recognized))
+        self.losses.append(opened.losses)
+        self.slot_loads = self.slot_loads + opened.slot_loads
+
+
 def require_problem_kind(problem: object) -> None:
     """Raise ValueError if ``problem`` is no kind of problem."""
     if problem not in get_args(ProblemKind):
         raise ValueError(f"problem must be one of {', '.join(get_args(ProblemKind))}, got {problem!r}")
+
+
+def _first(all_opened: Iterator[Opened]) -> Opened:
+    opened = next(all_opened, None)
+    if opened is None:
+        raise ValueError("batches must hold at least one batch, got none")
+    return opened
 
 
 def _choose(
@@ -229,30 +274,39 @@ def _choose(
 ) -> tuple[ProblemKind, tuple[RecognizedLoss, ...] | None]:
     """Return the kind of problem that all ranks make, and what the losses were recognized as if it is a mixture."""
     most = max(ranks.collect(opened.slots_per_sample))
-    map_rows = len(opened.tasks.expert_map.experts)
-    one_slot = most == 1 and map_rows == 1
-    if problem == "linear" or (problem == "auto" and one_slot):
-        if not one_slot:
-            raise ValueError(
-                f"a linear problem must have one slot a sample and one row of slots, got up to {most} slots a sample "
-                f"and {map_rows} rows"
-            )
-        return "linear", None
-    if problem != "pairwise":
-        recognized, error = _recognize(opened, known)
+    if problem == "auto" and most == 1 and len(opened.tasks.expert_map.experts) == 1:
+        problem = "linear"
+    if problem in ("auto", "mixture"):
+        recognized: tuple[RecognizedLoss, ...] | None = None
+        error: ValueError | None = None
+        try:
+            recognized = _recognize(opened, known)
+        except ValueError as no_mixture:
+            error = no_mixture
         errors = [text for text in ranks.collect(None if error is None else str(error)) if text]
         if not errors:
             return "mixture", recognized
         if problem == "mixture" or most > 2:
             raise error or ValueError(errors[0])
-    if most > 2:
+        problem = "pairwise"
+    _require_slots(problem, most, opened)
+    return problem, None
+
+
+def _require_slots(kind: ProblemKind, most: int, opened: Opened) -> None:
+    """Raise ValueError if samples of up to ``most`` slots are too many for a kind of problem."""
+    map_rows = len(opened.tasks.expert_map.experts)
+    if kind == "linear" and (most > 1 or map_rows > 1):
+        raise ValueError(
+            f"a linear problem must have one slot a sample and one row of slots, got up to {most} slots a sample "
+            f"and {map_rows} rows"
+        )
+    if kind == "pairwise" and most > 2:
         raise ValueError(f"a pairwise problem must have at most two slots a sample, got {most}")
-    return "pairwise", None
 
 
-def _recognize(
-    opened: Opened, known: tuple[RecognizedLoss, ...] | None
-) -> tuple[tuple[RecognizedLoss, ...] | None, ValueError | None]:
+def _recognize(opened: Opened, known: tuple[RecognizedLoss, ...] | None) -> tuple[RecognizedLoss, ...]:
+    """Return what the loss of every task is, or raise ValueError if a mixture cannot be searched under it."""
     found: list[RecognizedLoss] = []
     all_outputs, all_targets = opened.outputs, opened.targets
     for t, loss in enumerate(opened.tasks.losses):
@@ -261,14 +315,11 @@ def _recognize(
         before = None if known is None else known[t].with_targets(targets)
         if before is not None and before.fits(outputs, opened.losses[rows]):
             found.append(before)
-            continue
-        try:
+        else:
             found.append(recognize_loss(loss, outputs, targets))
-        except ValueError as error:
-            return None, error
     kinds = sorted({loss.name for loss in found})
     if len(kinds) > 1:
-        return None, ValueError(
+        raise ValueError(
             f"the losses of tasks that share a map must be of one kind to be searched as a mixture, got {kinds}"
         )
-    return tuple(found), None
+    return tuple(found)

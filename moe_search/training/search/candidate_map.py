@@ -29,7 +29,7 @@ ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, eq=False)
-class FoundMap:
+class CandidateMap:
     """What a solver found for a lowered layer.
 
     Parameters
@@ -48,7 +48,7 @@ class FoundMap:
     lowering: Lowering | None = None
     result: Result | None = None
 
-    def bare(self) -> FoundMap:
+    def bare(self) -> CandidateMap:
         """Return the map without where it came from, as it is sent and saved."""
         return replace(self, lowering=None, result=None)
 
@@ -58,28 +58,28 @@ class FoundMap:
         return {"record": self.record.to_dict(), "permutation": permutation}
 
     @classmethod
-    def from_state_dict(cls, state: Mapping[str, Any]) -> FoundMap:
+    def from_state_dict(cls, state: Mapping[str, Any]) -> CandidateMap:
         """Return the map of `state_dict`."""
         permutation = state["permutation"]
         return cls(SearchRecord.from_dict(state["record"]), None if permutation is None else permutation.cpu().numpy())
 
 
-def nothing_found(step: int, num_samples: int, outcome: Outcome) -> FoundMap:
+def no_candidate(step: int, num_samples: int, outcome: Outcome) -> CandidateMap:
     """Return what is known of a search that no solver ran in."""
     names = (field.name for field in fields(SearchRecord))
     blank: dict[str, Any] = dict.fromkeys(names)
     blank |= {"step": step, "outcome": outcome, "seconds": 0.0, "seconds_solving": 0.0}
-    return FoundMap(SearchRecord(**blank | {"linearized": False, "num_samples": num_samples}), None)
+    return CandidateMap(SearchRecord(**blank | {"linearized": False, "num_samples": num_samples}), None)
 
 
-def find_map(
+def find_candidate(
     lowering: Lowering,
     solver: Solver | None,
     stop: StoppingCriterion,
     seed: int,
     step: int,
     load_limit: LoadLimit | None = None,
-) -> FoundMap:
+) -> CandidateMap:
     """Solve a lowered layer from its present map, under a load limit if one is given.
 
     Raises
@@ -123,7 +123,7 @@ def find_map(
         load_limit=limit,
     )
     better = before - found > ROUNDING * abs(before)
-    return FoundMap(record, result.permutation if better or enforced else None, lowering, result)
+    return CandidateMap(record, result.permutation if better or enforced else None, lowering, result)
 
 
 @dataclass(eq=False)
@@ -138,7 +138,7 @@ class Underway:
         The step that it began after, and the number of samples searched on.
     seconds : float
         How long training has waited for the search so far.
-    found : Future of FoundMap or None
+    found : Future of CandidateMap or None
         None on the ranks that wait for what the first one finds.
     """
 
@@ -146,17 +146,12 @@ class Underway:
     step: int
     num_samples: int
     seconds: float = 0.0
-    found: Future[FoundMap] | None = None
+    found: Future[CandidateMap] | None = None
 
     @property
     def done(self) -> bool:
         """Whether there is an answer, an error too."""
         return self.found is None or self.found.done()
-
-    def wait(self) -> FoundMap:
-        """Return what was found, or raise what was raised instead."""
-        assert self.found is not None
-        return self.found.result()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state once the solver has ended. If it raised, that of a search that found nothing.
@@ -166,7 +161,7 @@ class Underway:
         found = None
         if self.found is not None:
             failed = self.found.exception() is not None
-            answer = nothing_found(self.step, self.num_samples, "failed") if failed else self.wait()
+            answer = no_candidate(self.step, self.num_samples, "failed") if failed else self.found.result()
             found = answer.state_dict()
         numbers = {"step": self.step, "num_samples": self.num_samples, "seconds": self.seconds}
         return {"batch": dict(self.batch.named()), **numbers, "found": found}
@@ -175,14 +170,14 @@ class Underway:
     def from_state_dict(cls, state: Mapping[str, Any], device: torch.device) -> Underway:
         """Return the search of `state_dict`."""
         found = state["found"]
-        future = None if found is None else at_once(lambda: FoundMap.from_state_dict(found))
+        future = None if found is None else at_once(lambda: CandidateMap.from_state_dict(found))
         numbers = state["step"], state["num_samples"], float(state["seconds"])
         return cls(Batch(**state["batch"]).to(device), *numbers, future)
 
 
-def at_once(compute: Callable[[], FoundMap]) -> Future[FoundMap]:
+def at_once(compute: Callable[[], CandidateMap]) -> Future[CandidateMap]:
     """Compute now, and return a future that has the answer, or the error."""
-    future: Future[FoundMap] = Future()
+    future: Future[CandidateMap] = Future()
     try:
         future.set_result(compute())
     except BaseException as error:  # a KeyboardInterrupt too: it comes again where the answer is asked for
@@ -190,7 +185,7 @@ def at_once(compute: Callable[[], FoundMap]) -> Future[FoundMap]:
     return future
 
 
-def on_thread(compute: Callable[[], FoundMap]) -> Future[FoundMap]:
+def on_thread(compute: Callable[[], CandidateMap]) -> Future[CandidateMap]:
     """Compute on a thread that ends with the answer; the compiled searches release the GIL."""
     executor = ThreadPoolExecutor(1, thread_name_prefix="permutation-search")
     future = executor.submit(compute)

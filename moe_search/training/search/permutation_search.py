@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import fields, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -19,17 +20,27 @@ from moe_search.solvers.engine.stop import MaxRuntime, StoppingCriterion, requir
 from moe_search.training.arguments import require_int
 from moe_search.training.lowering.batch import Batch, concatenate
 from moe_search.training.lowering.cut import check_model
-from moe_search.training.lowering.lowering import CHUNK_SIZE, Lowering, ProblemKind, lower_batch, require_problem_kind
+from moe_search.training.lowering.lowering import CHUNK_SIZE, Lowering, ProblemKind, lower_batches, require_problem_kind
 from moe_search.training.lowering.process_group import ranks_of
 from moe_search.training.lowering.recognize_loss import RecognizedLoss
 from moe_search.training.lowering.sample_losses import NonFiniteLossError
 from moe_search.training.lowering.tasks import Layer, TaskLoss, Tasks
-from moe_search.training.search.candidate_map import Underway, at_once, find_map, nothing_found, on_thread
+from moe_search.training.search.candidate_map import (
+    CandidateMap,
+    Underway,
+    at_once,
+    find_candidate,
+    no_candidate,
+    on_thread,
+)
 from moe_search.training.search.load_limit import LoadLimit, require_load_limit
 from moe_search.training.search.search_record import Outcome, SearchRecord
 from moe_search.training.search.verification import Verification, verify
 
 OnSearch: TypeAlias = Callable[[SearchRecord, Lowering, Result], None]
+
+Samples: TypeAlias = Batch | Sequence[Tensor | None]
+"""A batch: (inputs, targets), (inputs, targets, ids) or (inputs, targets, ids, groups)."""
 
 SHARE = 0.07
 """What a search may take of the time since the last one, by default; verification comes on top."""
@@ -48,6 +59,9 @@ class PermutationSearch:
     batch by true forwards: the map is committed to the gate if the mean loss decreases by more than `confidence` times
     the standard error of that decrease, and refused otherwise. Only the map ever changes: experts, gate and optimizer
     stay as they are. The map is no parameter: a gate whose parameters are frozen is searched all the same.
+
+    `search` does the same at once on batches of one's own, such as a whole data set: a table of many slots, one for
+    every user or word, needs more samples than some batches hold.
 
     Parameters
     ----------
@@ -82,7 +96,7 @@ class PermutationSearch:
     problem : {"auto", "linear", "mixture", "pairwise"}
         The class of the problem, as in `lower`.
     max_samples : int, optional
-        The most samples to search on, the last of those kept; of every rank in a process group.
+        The most samples that a step searches on, the last of those kept; of every rank in a process group.
     chunk_size : int, default 1024
         The most samples that go through the model at once, as in `lower`.
     asynchronous : bool, default False
@@ -174,7 +188,6 @@ class PermutationSearch:
         self._problem: ProblemKind = problem
         self._max_samples = max_samples
         self._chunk_size = int(chunk_size)
-        self._run = on_thread if asynchronous else at_once
         self._asynchronous = bool(asynchronous)
         self._load_limit: LoadLimit | None = tuple(load_limit) if isinstance(load_limit, Sequence) else load_limit
         self._confidence = number_from_zero("confidence", confidence)
@@ -254,7 +267,69 @@ class PermutationSearch:
             What the solver raised on its thread. The map is then as it was.
         """
         underway, self._underway = self._underway, None
-        return None if underway is None else self._decide(underway)
+        return None if underway is None else self._decide(underway.found, [underway.batch], underway.seconds)
+
+    def search(self, batches: Iterable[Samples], *, verify: Iterable[Samples]) -> SearchRecord:
+        """Search on all of some batches now, such as those of a whole data set, whatever step it is.
+
+        Batches are looked at one after another, and the costs of a problem that is linear or pairwise are added up:
+        memory is bounded by a batch and the costs, however many samples there are. The first batch decides the class of
+        the problem, which all others must fit. A mixture holds arrays of all samples, see `lower`.
+
+        In eval mode and with gradients off, as batches are drawn within the search: an iterable may compute them by
+        parts of the model as it goes. The search is recorded as one at the present step, and a search under way is
+        decided first. The solver runs at once, also of an asynchronous search.
+
+        Parameters
+        ----------
+        batches : iterable of (inputs, targets), (inputs, targets, ids) or (inputs, targets, ids, groups)
+            What to search on: a `DataLoader`, say, or a generator. Tensors as in `step`; ids may be None. In a process
+            group, all ranks call this together, each with its own batches, as many as it likes.
+        verify : iterable of the same
+            Other samples, which decide as the batch of a step does. With ``groups``, integers of shape [B], samples of
+            the same number in any of these batches are of one user or one sequence, and depend on each other: their
+            gains are added up, and the standard error is that of groups. (In `batches` they have no meaning.)
+
+        Returns
+        -------
+        SearchRecord
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a batch is no such tuple, there is none, fewer than two samples or groups verify, or the samples do not
+            fit the class of problem that the first batch decided. Also whatever `lower` raises.
+
+        Notes
+        -----
+        By default the solver has 50 ms, or 7 % of what lowering took if that is more.
+
+        Examples
+        --------
+        A table from 40 users to 4 experts, each of which holds ten of them:
+
+        >>> import torch
+        >>> import moe_search as ms
+        >>> gate = ms.HashRouting(num_experts=4, num_slots=40, table=range(40))
+        >>> moe = ms.MixtureOfExperts(ms.StackedExperts(4, in_features=8, out_features=1), gate)
+        >>> users, inputs = torch.arange(40).repeat(30), torch.randn(1200, 8)
+        >>> with torch.no_grad():
+        ...     targets = moe.eval()(inputs, users)  # under the map that the search is to find again
+        >>> gate.expert_map.scramble(torch.Generator().manual_seed(0))
+        >>> samples = torch.utils.data.TensorDataset(inputs, targets, users, users)  # users as ids and as groups
+        >>> first, second = torch.utils.data.random_split(samples, [800, 400])
+        >>> search = ms.PermutationSearch(moe, moe, loss=torch.nn.MSELoss())
+        >>> record = search.search(
+        ...     torch.utils.data.DataLoader(first, batch_size=100),
+        ...     verify=torch.utils.data.DataLoader(second, batch_size=100),
+        ... )
+        >>> record.outcome, record.problem, record.num_samples
+        ('committed', 'LinearAssignment', 800)
+        """
+        self.finish()
+        record = self._search_on(self._given(batches), self._given(verify), time.perf_counter(), in_step=False)
+        assert record is not None
+        return record
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that is needed to go on as if the run had never stopped: plain numbers, strings and tensors.
@@ -296,7 +371,9 @@ class PermutationSearch:
         for name in STATE[:3]:
             require_int(name, state[name], 0)
         if dict(state["map"]) != (sizes := self._map_sizes()):
-            raise ValueError(f"state must be that of a search of {_told(sizes)}, got {_told(state['map'])}")
+            raise ValueError(
+                f"state must be that of a search of {format_sizes(sizes)}, got {format_sizes(state['map'])}"
+            )
         device = self._tasks.device()
         history = [SearchRecord.from_dict(values) for values in state["history"]]
         retained = [Batch(**tensors).to(device) for tensors in state["retained"]]
@@ -319,16 +396,12 @@ class PermutationSearch:
         return sizes if self._tasks.count == 1 else sizes | {"tasks": self._tasks.count}
 
     def _checked(self, inputs: Tensor, targets: Tensor, ids: Tensor | None, due: bool) -> Batch:
-        batch = Batch(inputs, targets, ids).detach()
+        batch = Batch(inputs, targets, ids)
         if not due:
-            batch.require(1)
-        elif self._retained:
-            batch.require(2, " to verify a search")
-        else:
-            batch.require(3, " to be searched and verified by halves, no earlier batch being kept")
-        batch.check_device(self._model)
-        self._tasks.rows("targets", batch.targets)
-        return batch
+            return self._fitting(batch, 1)
+        if self._retained:
+            return self._fitting(batch, 2, " to verify a search")
+        return self._fitting(batch, 3, " to be searched and verified by halves, no earlier batch being kept")
 
     def _retain(self, batch: Batch) -> None:
         due = (self._step // self._period + 1) * self._period
@@ -336,6 +409,26 @@ class PermutationSearch:
             self._retained = [*self._retained, batch][-self._batches :]
         else:
             self._retained = []
+
+    def _given(self, batches: Iterable[Samples]) -> Iterator[Batch]:
+        # A generator: an iterable that draws random numbers, as a shuffling loader does, begins within the search.
+        for samples in batches:
+            given = samples
+            if isinstance(given, (tuple, list)) and 2 <= len(given) <= len(fields(Batch)):
+                given = Batch(*given)
+            if not isinstance(given, Batch):
+                raise TypeError(
+                    "a batch must be (inputs, targets), (inputs, targets, ids) or (inputs, targets, ids, groups), "
+                    f"got {type(samples).__name__}"
+                )
+            yield self._fitting(given, 1)
+
+    def _fitting(self, batch: Batch, least: int, purpose: str = "") -> Batch:
+        batch = batch.detach()
+        batch.require(least, purpose)
+        batch.check_device(self._model)
+        self._tasks.rows("targets", batch.targets)
+        return batch
 
     def _search(self, batch: Batch) -> SearchRecord | None:
         start = time.perf_counter()
@@ -346,14 +439,26 @@ class PermutationSearch:
             searched, verified = batch.part(0, half), batch.part(half, len(batch))
         if self._max_samples is not None:
             searched = searched.last(self._max_samples)
+        return self._search_on([searched], [verified], start, in_step=True)
+
+    def _search_on(
+        self, searched: Iterable[Batch], verified: Iterable[Batch], start: float, *, in_step: bool
+    ) -> SearchRecord | None:
         seed = int(np.random.SeedSequence(self._seed, spawn_key=(self._searches,)).generate_state(1)[0])
         self._searches += 1
-        underway = Underway(verified, self._step, len(searched))
+        step, num_samples = self._step, 0
+
+        def counted() -> Iterator[Batch]:
+            nonlocal num_samples
+            for batch in searched:
+                num_samples += len(batch)
+                yield batch
+
         try:
-            lowering, recognized = lower_batch(
+            lowering, recognized = lower_batches(
                 self._model,
                 self._tasks,
-                searched,
+                counted(),
                 self._problem,
                 self._chunk_size,
                 self._recognized,
@@ -361,41 +466,42 @@ class PermutationSearch:
             )
         except NonFiniteLossError as error:
             self._warn(error)
-            record = nothing_found(self._step, len(searched), "not finite").record
+            record = no_candidate(step, num_samples, "not finite").record
             return self._record(replace(record, seconds=time.perf_counter() - start))
         if recognized is not None:
             # Its targets are those of this batch, and not kept.
             self._recognized = tuple(replace(one, targets=np.empty(0)) for one in recognized)
+        found: Future[CandidateMap] | None = None
+        asynchronous = self._asynchronous and in_step
         if lowering is not None:
-            step, stop = self._step, self._stop or self._remaining_time(start)
-            underway.found = self._run(lambda: find_map(lowering, self._solver, stop, seed, step, self._load_limit))
-        underway.seconds = time.perf_counter() - start
-        if self._asynchronous:
-            self._underway = underway
+            stop = self._stop or MaxRuntime(self._solving_seconds(start, in_step))
+            run = on_thread if asynchronous else at_once
+            found = run(lambda: find_candidate(lowering, self._solver, stop, seed, step, self._load_limit))
+        seconds = time.perf_counter() - start
+        if asynchronous:
+            [batch] = verified
+            self._underway = Underway(batch, step, num_samples, seconds, found)
             return None
-        return self._decide(underway)
+        return self._decide(found, verified, seconds)
 
-    def _remaining_time(self, start: float) -> MaxRuntime:
-        if self._asynchronous or self._last_search is None:
-            return MaxRuntime(MOST_SECONDS)
+    def _solving_seconds(self, start: float, in_step: bool) -> float:
         lowering = time.perf_counter() - start
-        return MaxRuntime(min(max(SHARE * (start - self._last_search) - lowering, LEAST_SECONDS), MOST_SECONDS))
+        if not in_step:
+            return max(MOST_SECONDS, SHARE * lowering)
+        if self._asynchronous or self._last_search is None:
+            return MOST_SECONDS
+        return min(max(SHARE * (start - self._last_search) - lowering, LEAST_SECONDS), MOST_SECONDS)
 
-    def _decide(self, underway: Underway) -> SearchRecord:
+    def _decide(self, found: Future[CandidateMap] | None, batches: Iterable[Batch], seconds: float) -> SearchRecord:
+        """Decide on the map that was found, None on ranks that wait for the first, by the losses of other samples."""
         start = time.perf_counter()
-        found = self._ranks.from_first(lambda: underway.wait().bare())
+        candidate = self._ranks.from_first(lambda: _answer(found).bare())
+        permutation = candidate.permutation
         verification: Verification | None = None
-        outcome: Outcome = found.record.outcome
-        if found.permutation is not None:
+        outcome: Outcome = candidate.record.outcome
+        if permutation is not None:
             try:
-                verification = verify(
-                    self._model,
-                    self._tasks,
-                    found.permutation,
-                    underway.batch,
-                    self._chunk_size,
-                    self._ranks,
-                )
+                verification = verify(self._model, self._tasks, permutation, batches, self._chunk_size, self._ranks)
                 if verification.confirmed(self._confidence):
                     outcome = "committed"
                 elif outcome != "enforced":
@@ -403,18 +509,18 @@ class PermutationSearch:
             except NonFiniteLossError as error:
                 self._warn(error)
                 outcome = "not finite"
-        if found.permutation is not None and outcome in ("committed", "enforced"):
-            self._tasks.expert_map.assign_permutation(found.permutation)
+            if outcome in ("committed", "enforced"):
+                self._tasks.expert_map.assign_permutation(permutation)
         record = replace(
-            found.record,
+            candidate.record,
             outcome=outcome,
             verified_gain=None if verification is None else verification.gain,
             standard_error=None if verification is None else verification.standard_error,
-            seconds=underway.seconds + time.perf_counter() - start,
+            seconds=seconds + time.perf_counter() - start,
         )
         self._record(record)
-        if self._on_search is not None and underway.found is not None:
-            whole = underway.wait()
+        if self._on_search is not None and found is not None:
+            whole = found.result()
             if whole.lowering is not None and whole.result is not None:
                 self._on_search(record, whole.lowering, whole.result)
         return record
@@ -436,5 +542,11 @@ class PermutationSearch:
             )
 
 
-def _told(sizes: Mapping[str, int]) -> str:
+def _answer(found: Future[CandidateMap] | None) -> CandidateMap:
+    assert found is not None
+    return found.result()
+
+
+def format_sizes(sizes: Mapping[str, int]) -> str:
+    """Return counts and what they count as text."""
     return ", ".join(f"{count} {name}" for name, count in sizes.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +25,8 @@ class Verification:
     gain : float
         Mean over the samples of the loss under the old map minus that under the new one.
     standard_error : float
-        Standard error of that mean, from the sample standard deviation (ddof = 1) of the differences.
+        Standard error of that mean, from the sample standard deviation (ddof = 1) of the differences, added up by group
+        where batches have groups.
     num_samples : int
         Number of samples compared.
     """
@@ -42,7 +44,7 @@ def verify(
     model: nn.Module,
     tasks: Tasks,
     permutation: NDArray[np.int64],
-    batch: Batch,
+    batches: Iterable[Batch],
     chunk_size: int | None = None,
     ranks: Ranks = ALONE,
 ) -> Verification:
@@ -56,43 +58,59 @@ def verify(
         The mixture layer in it, and the losses. Those of the tasks of a sample are summed: samples are compared.
     permutation : ndarray of int64
         The new map, as `ExpertMap.assign_permutation` takes it.
-    batch : Batch
-        At least two samples.
+    batches : iterable of Batch
+        At least two samples together, or two groups. They are looked at one after another; a number is kept for each
+        sample.
     chunk_size : int, optional
-        The most samples that go through the model at once; all by default.
+        The most samples that go through the model at once; a batch by default.
     ranks : Ranks
-        Whose samples are compared together; all of them must call this.
-
-    Returns
-    -------
-    Verification
+        Whose samples are compared together; all of them must call this, and may have different numbers of batches.
 
     Raises
     ------
     ValueError
-        If there are fewer than two samples; also whatever `sample_losses` raises.
+        If there are fewer than two samples or groups; also whatever `sample_losses` raises.
     """
-    batch.require(2, " to verify a map")
-    size = chunk_size or len(batch)
-    parts = [batch.part(start, min(start + size, len(batch))) for start in range(0, len(batch), size)]
     expert_map = tasks.expert_map
     kept = expert_map.experts.clone()
 
-    def losses() -> NDArray[np.float64]:
+    def losses(batch: Batch) -> NDArray[np.float64]:
         of_parts = []
-        for part in parts:
+        for part in batch.parts(chunk_size or len(batch)):
             outputs = tasks.rows("the outputs of model", forward(model, part))
             of_parts.append(tasks.row_losses(outputs, tasks.rows("targets", part.targets)))
         return np.concatenate(of_parts).reshape(-1, tasks.count).sum(1)
 
-    def gains_here() -> NDArray[np.float64]:
+    def gains_here() -> tuple[NDArray[np.float64], NDArray[np.int64] | None]:
+        gains, groups = [], []
         with frozen(model):
-            before = losses()
-            try:
-                expert_map.assign_permutation(permutation)
-                return before - losses()
-            finally:
-                expert_map.assign(kept)
+            for batch in batches:
+                before = losses(batch)
+                try:
+                    expert_map.assign_permutation(permutation)
+                    gains.append(before - losses(batch))
+                finally:
+                    expert_map.assign(kept)
+                if batch.groups is not None:
+                    groups.append(batch.groups.cpu().numpy())
+        if groups and len(groups) < len(gains):
+            raise ValueError("groups must come with every batch that verifies or with none, got some without")
+        return np.concatenate(gains or [np.empty(0)]), np.concatenate(groups) if groups else None
 
-    gains = np.concatenate(ranks.collect(ranks.agree(gains_here)))
-    return Verification(float(gains.mean()), float(gains.std(ddof=1) / np.sqrt(len(gains))), len(gains))
+    of_ranks = ranks.collect(ranks.agree(gains_here))
+    gains = np.concatenate([gain for gain, _ in of_ranks])
+    groups = [group for _, group in of_ranks if group is not None]
+    units = _by_group(gains, np.concatenate(groups)) if groups else gains
+    if len(units) < 2:
+        what = "groups" if groups else "samples"
+        raise ValueError(f"batches must hold at least 2 {what} to verify a map, got {len(units)}")
+    per_sample = len(units) / len(gains)
+    error = units.std(ddof=1) / np.sqrt(len(units))
+    return Verification(float(units.mean() * per_sample), float(error * per_sample), len(gains))
+
+
+def _by_group(gains: NDArray[np.float64], groups: NDArray[np.int64]) -> NDArray[np.float64]:
+    numbers, where = np.unique(groups, return_inverse=True)
+    sums = np.zeros(len(numbers))
+    np.add.at(sums, where, gains)
+    return sums

@@ -4,7 +4,7 @@ import functools
 
 import pytest
 import torch
-from rank_jobs import JOBS, KINDS, RANKS, SAMPLES, balanced, child, make_kind, trained
+from rank_jobs import ALL_BATCHES, JOBS, KINDS, RANKS, SAMPLES, balanced, child, make_kind, searched, trained
 from torch import multiprocessing
 
 from moe_search.training.search.permutation_search import PermutationSearch
@@ -47,6 +47,16 @@ def test_two_ranks_end_as_one_process_on_the_joined_batch(found, kind):
     assert_same(first, second)
     assert (first["told"], second["told"]) == (2, 0)
     assert first["linearized"] == alone(kind)["linearized"]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if "shared map" not in kind])
+def test_ranks_with_different_numbers_of_batches_search_as_one_process_on_all(found, kind):
+    first, second = found["searched_on_batches", kind]
+    batches = [*(ALL_BATCHES[i] for i in (0, 1, 2, 5)), (90, 150), (170, 224)]
+    assert_same(first, second)
+    assert_same(first, searched(make_kind(kind), batches, groups=kind == "hash, any loss"))
+    assert first["records"][0][3] == 110
+    assert first["records"][0][2] == "committed"
 
 
 def test_a_search_on_a_thread_ends_with_one_map_on_all_ranks(found):

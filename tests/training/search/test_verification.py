@@ -18,7 +18,7 @@ def test_gain_and_standard_error_are_those_of_paired_true_losses(gate):
     new = setting.expert_map.permutation()
     setting.scramble()
     old = setting.expert_map.experts.clone()
-    found = verify(setting.model, tasks_of(setting), new, Batch(*setting.batch()))
+    found = verify(setting.model, tasks_of(setting), new, [Batch(*setting.batch())])
     assert torch.equal(setting.expert_map.experts, old)
 
     before = [setting.true_loss(b, b + 1) for b in range(9)]
@@ -49,8 +49,8 @@ def test_a_gain_must_exceed_so_many_standard_errors(confidence, confirmed):
 
 def test_one_sample_has_no_standard_error():
     setting = make("top-2", samples=1)
-    with pytest.raises(ValueError, match="inputs must hold at least 2 samples to verify a map, got 1"):
-        verify(setting.model, tasks_of(setting), setting.expert_map.permutation(), Batch(*setting.batch()))
+    with pytest.raises(ValueError, match="batches must hold at least 2 samples to verify a map, got 1"):
+        verify(setting.model, tasks_of(setting), setting.expert_map.permutation(), [Batch(*setting.batch())])
 
 
 def test_the_map_and_the_model_are_restored_after_an_error():
@@ -69,7 +69,7 @@ def test_the_map_and_the_model_are_restored_after_an_error():
         return (outputs - targets).pow(2).mean()
 
     with pytest.raises(KeyError, match="under the new map"):
-        verify(setting.model, Tasks.of(setting.moe, breaks), new, Batch(*setting.batch()))
+        verify(setting.model, Tasks.of(setting.moe, breaks), new, [Batch(*setting.batch())])
     assert calls > 1
     assert torch.equal(setting.expert_map.experts, old)
     assert all(module.training for module in setting.model.modules())
@@ -79,5 +79,5 @@ def test_a_permutation_that_is_none_leaves_the_map():
     setting = make("top-2")
     old = setting.expert_map.experts.clone()
     with pytest.raises(ValueError, match="permutation"):
-        verify(setting.model, tasks_of(setting), np.zeros(4, dtype=np.int64), Batch(*setting.batch()))
+        verify(setting.model, tasks_of(setting), np.zeros(4, dtype=np.int64), [Batch(*setting.batch())])
     assert torch.equal(setting.expert_map.experts, old)
