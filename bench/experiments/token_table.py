@@ -39,15 +39,13 @@ def run_trial(settings: TokenTableSettings, seed: int, gate: str, search: str) -
     loads = np.bincount(slots, teaching.counts, minlength=settings.slots).astype(np.int64)
     strata = frequency_strata(loads, settings.experts) if gate == GATES[1] else [np.arange(settings.slots)]
     generator = torch.Generator().manual_seed(seed)
-    for layer in range(settings.layers):
-        student.gate(layer).expert_map.assign(random_table(strata, settings.experts, generator)[None])
-    tables = TokenTableSearch(student, teaching.train, strata, settings.schedule, settings.search_snippets, seed)
+    for layer in student.layers:
+        layer.gate.expert_map.assign(random_table(strata, settings.experts, generator)[None])
+    tables = TokenTableSearch(student, teaching.train, strata, settings.search_snippets, seed)
     run = distill(student, teaching, settings, seed, tables if search == "search" else None)
     test = layer_losses(student, teaching.test)
     taught = (teaching.train, teaching.test)
     return run.numbers() | {
-        "committed": float(tables.committed),
-        "searching_seconds": tables.seconds,
         "test_loss": float(test.sum()),
         "test_losses": test.tolist(),
         "test_rmse": rating_error([embeddings(student, each) for each in taught], taught),
@@ -77,7 +75,7 @@ def distill(
     seed : int
         Decides the batches.
     tables : TokenTableSearch or None
-        Searches the tables after the steps that its schedule tells.
+        Searches the tables after the steps that the schedule tells.
     """
     head, rows = teaching.head, endless_rows(len(teaching.train), settings.batch_size, seed)
 
@@ -87,10 +85,10 @@ def distill(
         return distillation_losses(outputs, batch).sum() + settings.prediction_weight * (read - told).square().mean()
 
     def after_step(step: int, batch: TokenBatch) -> None:
-        if tables is not None:
-            tables.step(step)
+        if tables is not None and settings.schedule.due(step):
+            tables.search()
 
-    return train(
+    run = train(
         student,
         torch.optim.Adam([each for each in student.parameters() if each.requires_grad], settings.learning_rate),
         (teaching.train.batch(each) for each in rows),
@@ -101,6 +99,7 @@ def distill(
         evaluated=tuple(range(0, settings.steps + 1, settings.evaluation_period)),
         after_step=after_step,
     )
+    return run if tables is None else run.searched_by(*tables.of_layers)
 
 
 def token_slots(counts: NDArray[np.int64], num_slots: int) -> NDArray[np.int64]:
@@ -159,8 +158,8 @@ def rating_error(of_snippets: Sequence[NDArray[np.float64]], data: Sequence[Toke
 def highest_load(student: TokenStudent, data: TokenStates) -> float:
     """Return the tokens of the fullest expert in parts of the mean, the mean over layers."""
     loads = []
-    for layer in range(len(student.mixtures)):
-        counts = torch.bincount(student.experts_of(layer, data.ids), minlength=student.gate(layer).num_experts)
+    for layer in student.layers:
+        counts = torch.bincount(layer.experts_of(data.ids), minlength=layer.gate.num_experts)
         loads.append(float(counts.max() / counts.double().mean()))
     return sum(loads) / len(loads)
 

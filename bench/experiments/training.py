@@ -51,6 +51,10 @@ class SearchSchedule:
     batches: int = 1
     iterations: int = 300
 
+    def due(self, step: int) -> bool:
+        """Return whether a search follows a step, counted from 1."""
+        return step <= self.until and step % self.period == 0
+
     def count(self, steps: int) -> int:
         """Return the number of searches in a run of `steps` training steps."""
         return min(steps, self.until) // self.period
@@ -76,7 +80,7 @@ class StepRun:
         Processor time that the process had spent on the steps, searches included, evaluations apart, at each of
         `steps`: what runs are compared by at equal time, since it does not grow while others have the machine.
     history : tuple of SearchRecord
-        The searches of `PermutationSearch`.
+        What each `PermutationSearch` did.
     seconds_searching : float
         Their time.
     """
@@ -90,6 +94,11 @@ class StepRun:
     cpu_seconds: tuple[float, ...]
     history: tuple[SearchRecord, ...] = ()
     seconds_searching: float = 0.0
+
+    def searched_by(self, *searches: PermutationSearch) -> StepRun:
+        """Return the run with what searches did in it."""
+        history = tuple(record for search in searches for record in search.history)
+        return replace(self, history=history, seconds_searching=sum(search.seconds for search in searches))
 
     @property
     def committed(self) -> int:
@@ -154,7 +163,7 @@ def endless_rows(count: int, size: int, seed: int) -> Iterator[Tensor]:
 def batches_of(data: Batch, rows: Iterable[Tensor]) -> Iterator[Batch]:
     """Yield the samples of some rows after the other."""
     for each in rows:
-        yield Batch(data.inputs[each], data.targets[each], None if data.ids is None else data.ids[each])
+        yield Batch(**{name: tensor[each] for name, tensor in data.named()})
 
 
 def endless_batches(data: Batch, size: int, seed: int) -> Iterator[Batch]:
@@ -335,7 +344,7 @@ def train_by_steps(
         after_step=after_step,
         held=held,
     )
-    return run if ours is None else replace(run, history=tuple(ours.history), seconds_searching=ours.seconds)
+    return run if ours is None else run.searched_by(ours)
 
 
 def _take_step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
