@@ -18,6 +18,8 @@ from moe_search.bench.experiments.training import (
     train_by_steps,
 )
 from moe_search.cli import app
+from moe_search.solvers import MaxIterations
+from moe_search.training import PermutationSearch
 from moe_search.training.lowering.batch import Batch
 
 
@@ -258,23 +260,31 @@ def test_search_of_a_user_table_takes_only_what_other_pairs_confirm(movielens):
         targets[:, 0] = (targets[:, 0] > 0.5).float()
         targets[:, 1] = model(items, ids=users)[:, 1]
     best = model.moe.gate.expert_map.experts[0, :6].clone()
-    pairs = Batch(items, targets, users)
-    losses = user_table.expert_losses(model, pairs, 1.0)
-    for row in range(0, 240, 60):
-        one = pairs.part(row, row + 1)
+    pairs = Batch(items, targets, ids=users, groups=users)
+
+    def loss(outputs, told):
+        return user_table.film_loss(outputs, told, 1.0)
+
+    def true_loss():
         with torch.no_grad():
-            expected = user_table.film_loss(model(one.inputs, ids=one.ids), one.targets, 1.0)
-        assert losses[row, best[users[row]]] == pytest.approx(float(expected), rel=1e-3)
-    search = user_table.TableSearch(model, pairs, settings, seed=0)
-    search.step(3)  # not due
-    search.step(4)
-    assert search.committed == 0  # its own targets: nothing is better
+            return float(loss(model.eval()(items, ids=users), targets))
+
+    least, generator = true_loss(), np.random.default_rng(0)
+    search = PermutationSearch(model, model.moe, loss=loss, stop=MaxIterations(1), seed=0)
+    record = user_table.search_table(search, pairs, generator)
+    assert record.outcome != "committed"  # its own targets: nothing is better
     model.moe.gate.expert_map.scramble(torch.Generator().manual_seed(1))
     assert not torch.equal(model.moe.gate.expert_map.experts[0, :6], best)
-    search.step(8)
-    assert search.committed == 1
-    after = losses[np.arange(240), model.moe.gate.expert_map.experts[0, users]].mean()
-    assert after == pytest.approx(losses[np.arange(240), best[users]].mean(), rel=1e-3)
+    assert true_loss() > 1.01 * least
+    record = user_table.search_table(search, pairs, generator)
+    assert (record.outcome, record.problem) == ("committed", "LinearAssignment")
+    assert true_loss() == pytest.approx(least, rel=1e-3)
+
+
+def test_a_search_is_due_every_period_to_the_end():
+    schedule = SearchSchedule(period=4, until=10)
+    assert [step for step in range(1, 20) if schedule.due(step)] == [4, 8]
+    assert [schedule.count(steps) for steps in (3, 4, 9, 100)] == [0, 1, 2, 2]
 
 
 def test_groups_of_tasks():
