@@ -119,7 +119,7 @@ def validation_curves(result: ScenarioResult) -> Figure:
     panels = []
     for gate in SEARCHED:
         curves = [
-            LossCurve(name, np.stack([run.validation_losses for run in by_gate[name]]), colour)
+            LossCurve(name, np.stack([run.losses for run in by_gate[name]]), colour)
             for name, colour in ((gate, MUTED), (f"{gate}+", SEARCH_COLOUR))
         ]
         intact = [each.validation_loss for each in result.intact if each.gate == gate]

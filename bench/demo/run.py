@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from moe_search.bench.demo.optimum import exact_value
 from moe_search.bench.demo.page import (
@@ -26,11 +25,11 @@ from moe_search.bench.demo.page import (
 from moe_search.bench.demo.scenarios import Scenario, ScenarioResult, count_ticks
 from moe_search.bench.demo.settings import DemoSettings
 from moe_search.bench.demo.tables import findings, results_table, searches_table
+from moe_search.bench.experiments.training import compile_once, one_thread
 from moe_search.plotting.output_file import check_output_file
 from moe_search.plotting.picture_file import check_picture_file
 from moe_search.plotting.report import write_report
 from moe_search.problems import random_linear, random_mixture
-from moe_search.solvers import LocalSearch, MaxIterations
 
 
 def run_demo(
@@ -48,7 +47,7 @@ def run_demo(
     settings : DemoSettings
     device : torch.device
     path : Path
-        Of the report.
+        Where the report goes.
     command : str
         The command line, for the report.
     console : rich.console.Console
@@ -60,8 +59,6 @@ def run_demo(
     ------
     OSError
         If no report can be written at `path`, or no image at `picture`; before anything is trained.
-    ValueError
-        If the suffix of `picture` names no format of images.
     """
     check_output_file(path, "report")
     if picture is not None:
@@ -100,26 +97,20 @@ def run_demo(
 
 def compile_kernels() -> None:
     """Compile the kernels on tiny problems, so that no search is billed for it."""
-    linear = random_linear(4, seed=0, integral=False)
-    mixture = random_mixture(16, 4, seed=0, num_outputs=4, loss="cross_entropy")
-    for problem in (linear, mixture):
-        exact_value(problem)
-    LocalSearch().solve(mixture, MaxIterations(10))
+    exact_value(random_linear(4, seed=0, integral=False))
+    exact_value(random_mixture(16, 4, seed=0, num_outputs=4, loss="cross_entropy"))
+    compile_once()
 
 
 @contextmanager
 def _beside_training() -> Iterator[Executor]:
     """Give a thread to the exact optima, whose kernels run without Python's lock, and one to everything else."""
-    threads = torch.get_num_threads()
     executor = ThreadPoolExecutor(max_workers=1)
     try:
-        # Layers this small gain nothing from more threads, which wait for each other where cores are busy.
-        torch.set_num_threads(1)
-        with threadpool_limits(1):
+        with one_thread():
             yield executor
     finally:
         executor.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)
 
 
 def _print_scenario(title: str, result: ScenarioResult, console: Console) -> None:

@@ -16,9 +16,10 @@ from moe_search.bench.datasets.two_images import load_two_digits
 from moe_search.bench.demo.optimum import ComparedSearch, compare_with_optimum
 from moe_search.bench.demo.settings import GATES, SEARCHED, DemoSettings
 from moe_search.bench.experiments.specialists import parts_of, train_specialists
-from moe_search.bench.experiments.training import SearchSchedule, batches_of, rows_by_epoch, train_by_steps
+from moe_search.bench.experiments.training import SearchSchedule, StepRun, batches_of, rows_by_epoch, train_by_steps
 from moe_search.bench.experiments.two_image_model import (
     DataTensors,
+    Evaluation,
     TwoImageModel,
     evaluate,
     make_model,
@@ -33,42 +34,32 @@ OnTick = Callable[[str], None]
 """Told what was done, after every epoch of a run and every problem solved to optimality; from any thread."""
 
 
-@dataclass(frozen=True, eq=False)
-class TrainingRun:
-    """What came of one run.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TrainingRun(StepRun):
+    """What came of one run, its validation loss taken before the first step and after every epoch.
 
     Attributes
     ----------
     gate : str
         With a plus if it searched.
     seed : int
-    validation_losses : ndarray, shape (epochs + 1,)
-        Before the first step and after every epoch.
-    best_epoch : int
-        Where the validation loss was least; the test values are of the model of that epoch.
-    test_loss : float
-    accuracies : tuple of float
-        Share of test canvases with the right digit, by task.
-    experts_per_sample : float
-        Mean number of experts with weight on a test canvas.
-    history : tuple of SearchRecord
-    search_share : float
-        Searching, verification included, as a share of the time of training, evaluation apart.
-    first_map, last_map : ndarray of int64, shape (m,)
-        The expert map before the first and after the last step.
+    test : Evaluation
+        On the test canvases, of the model of the best epoch.
     """
 
     gate: str
     seed: int
-    validation_losses: NDArray[np.float64]
-    best_epoch: int
-    test_loss: float
-    accuracies: tuple[float, ...]
-    experts_per_sample: float
-    history: tuple[SearchRecord, ...]
-    search_share: float
-    first_map: NDArray[np.int64]
-    last_map: NDArray[np.int64]
+    test: Evaluation
+
+    @property
+    def best_epoch(self) -> int:
+        """The epoch where the validation loss was least."""
+        return self.losses.index(min(self.losses))
+
+    @property
+    def search_share(self) -> float:
+        """Searching, verification included, as a share of the time of training, evaluation apart."""
+        return self.seconds_searching / self.seconds
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +79,7 @@ class ScenarioResult:
     Attributes
     ----------
     schedule : SearchSchedule
-        Of the gates with a plus.
+        When the gates with a plus search.
     runs : tuple of TrainingRun
         Seed by seed, each gate followed by its plus version.
     searches : tuple of ComparedSearch
@@ -105,17 +96,7 @@ class ScenarioResult:
 
 @dataclass(frozen=True)
 class Scenario:
-    """What a scenario is run with.
-
-    Attributes
-    ----------
-    settings : DemoSettings
-    device : torch.device
-        Where models are trained.
-    executor : Executor
-        Computes the exact optima beside the training.
-    on_tick : callable
-    """
+    """What a scenario is run with; the executor computes the exact optima beside the training."""
 
     settings: DemoSettings
     device: torch.device
@@ -124,39 +105,34 @@ class Scenario:
 
     def train_from_scratch(self) -> ScenarioResult:
         """Train every gate from fresh weights, and the sparse ones again with search."""
-        settings = self.settings
-        runs: list[TrainingRun] = []
-        searches: list[Future[ComparedSearch]] = []
-        for seed, data in self._data():
-            for gate in GATES:
-                model = make_model(gate, settings, seed).to(self.device)
-                schedule, rate = settings.from_scratch, settings.learning_rate
-                runs += self._with_and_without_search(model, gate, data, seed, schedule, rate, searches)
-        return ScenarioResult(settings.from_scratch, tuple(runs), tuple(each.result() for each in searches))
+        return self._run(self.settings.from_scratch, self.settings.learning_rate, scrambled=False)
 
     def train_from_bad_initialization(self) -> ScenarioResult:
         """Train specialists and a gate that fits them, scramble the gate's map, then go on with all weights."""
-        settings = self.settings
+        return self._run(self.settings.bad_initialization, self.settings.tuning_learning_rate, scrambled=True)
+
+    def _run(self, schedule: SearchSchedule, learning_rate: float, scrambled: bool) -> ScenarioResult:
         runs: list[TrainingRun] = []
         searches: list[Future[ComparedSearch]] = []
         intact: list[Intact] = []
-        for seed, data in self._data():
-            for gate in GATES:
-                model = make_model(gate, settings, seed).to(self.device)
-                parts = parts_of(model, data.train.inputs, seed)
-                on_epoch = partial(self.on_tick, f"{gate}, specialists, seed {seed}")
-                train_specialists(model, data.train, parts, settings, seed, on_epoch)
-                expert_map = model.moe.gate.expert_map.experts[0].cpu().numpy().copy()
-                intact.append(Intact(gate, seed, evaluate(model, data.validation).loss, expert_map))
-                model.moe.gate.expert_map.scramble(torch.Generator().manual_seed(seed))
-                schedule, rate = settings.bad_initialization, settings.tuning_learning_rate
-                runs += self._with_and_without_search(model, gate, data, seed, schedule, rate, searches)
-        compared = tuple(each.result() for each in searches)
-        return ScenarioResult(settings.bad_initialization, tuple(runs), compared, tuple(intact))
-
-    def _data(self) -> Iterator[tuple[int, DataTensors]]:
         for seed in range(self.settings.seeds):
-            yield seed, load_data(self.settings, seed, self.device)
+            data = load_data(self.settings, seed, self.device)
+            for gate in GATES:
+                model = make_model(gate, self.settings, seed).to(self.device)
+                if scrambled:
+                    intact.append(self._scramble_specialists(model, gate, data, seed))
+                runs += self._with_and_without_search(model, gate, data, seed, schedule, learning_rate, searches)
+        return ScenarioResult(schedule, tuple(runs), tuple(each.result() for each in searches), tuple(intact))
+
+    def _scramble_specialists(self, model: TwoImageModel, gate: str, data: DataTensors, seed: int) -> Intact:
+        """Make a model one of specialists under a scrambled map, and return what it was before the scrambling."""
+        parts = parts_of(model, data.train.inputs, seed)
+        on_epoch = partial(self.on_tick, f"{gate}, specialists, seed {seed}")
+        train_specialists(model, data.train, parts, self.settings, seed, on_epoch)
+        expert_map = model.moe.gate.expert_map
+        intact = Intact(gate, seed, evaluate(model, data.validation).loss, expert_map.experts[0].cpu().numpy().copy())
+        expert_map.scramble(torch.Generator().manual_seed(seed))
+        return intact
 
     def _with_and_without_search(
         self,
@@ -235,20 +211,8 @@ def train(
         on_search=on_search,
     )
     model.load_state_dict(run.best)
-    test = evaluate(model, data.test)
-    return TrainingRun(
-        gate=f"{gate}+" if search == "search" else gate,
-        seed=seed,
-        validation_losses=np.array(run.losses),
-        best_epoch=int(np.argmin(run.losses)),
-        test_loss=test.loss,
-        accuracies=test.accuracies,
-        experts_per_sample=test.experts_per_sample,
-        history=run.history,
-        search_share=run.seconds_searching / run.seconds,
-        first_map=run.first_map,
-        last_map=run.last_map,
-    )
+    name = f"{gate}+" if search == "search" else gate
+    return TrainingRun(**vars(run), gate=name, seed=seed, test=evaluate(model, data.test))
 
 
 def count_ticks(settings: DemoSettings) -> int:

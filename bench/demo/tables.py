@@ -88,9 +88,9 @@ class Comparison:
     gate : str
         The gate without search.
     loss_differences : tuple of float
-        Of the test losses, one a seed; negative means that search did better.
+        Those of the test losses, one a seed; negative means that search did better.
     accuracy_differences : tuple of float
-        Of the accuracies, mean of both tasks.
+        Those of the accuracies, mean of both tasks.
     epochs_to_match : tuple of int or None
         The first epoch at which the run with search is at the least validation loss of the run without; None if never.
     epochs_without : tuple of int
@@ -146,39 +146,33 @@ class Comparison:
 
 
 def compare(without: Sequence[TrainingRun], with_search: Sequence[TrainingRun]) -> Comparison:
-    """Compare runs of one gate, paired by seed.
-
-    Raises
-    ------
-    ValueError
-        If the runs are not pairs of the same seeds, or there are none.
-    """
+    """Compare runs of one gate, paired by seed."""
     seeds = [run.seed for run in without]
     if not seeds or seeds != [run.seed for run in with_search]:
         raise ValueError(f"runs must be pairs of the same seeds, got {seeds} and {[run.seed for run in with_search]}")
     return Comparison(
         gate=without[0].gate,
-        loss_differences=tuple(b.test_loss - a.test_loss for a, b in zip(without, with_search, strict=True)),
+        loss_differences=tuple(b.test.loss - a.test.loss for a, b in zip(without, with_search, strict=True)),
         accuracy_differences=tuple(
-            float(np.mean(b.accuracies) - np.mean(a.accuracies)) for a, b in zip(without, with_search, strict=True)
-        ),
-        epochs_to_match=tuple(
-            _first_at_most(b.validation_losses.tolist(), a.validation_losses.min())
+            float(np.mean(b.test.accuracies) - np.mean(a.test.accuracies))
             for a, b in zip(without, with_search, strict=True)
         ),
+        epochs_to_match=tuple(
+            _first_at_most(b.losses, min(a.losses)) for a, b in zip(without, with_search, strict=True)
+        ),
         epochs_without=tuple(run.best_epoch for run in without),
-        first_epoch_without=tuple(float(run.validation_losses[1]) for run in without),
-        first_epoch_with=tuple(float(run.validation_losses[1]) for run in with_search),
+        first_epoch_without=tuple(run.losses[1] for run in without),
+        first_epoch_with=tuple(run.losses[1] for run in with_search),
         committed=sum(record.outcome == "committed" for run in with_search for record in run.history),
-        epochs=len(without[0].validation_losses) - 1,
+        epochs=len(without[0].losses) - 1,
     )
 
 
 def _result_cells(runs: Sequence[TrainingRun]) -> list[str]:
-    cells = [mean_and_error([run.test_loss for run in runs]).text(3)]
-    for task in range(len(runs[0].accuracies)):
-        cells.append(mean_and_error([run.accuracies[task] for run in runs]).text(1, 100.0))
-    return [*cells, f"{mean_and_error([run.experts_per_sample for run in runs]).mean:.2f}"]
+    cells = [mean_and_error([run.test.loss for run in runs]).text(3)]
+    for task in range(len(runs[0].test.accuracies)):
+        cells.append(mean_and_error([run.test.accuracies[task] for run in runs]).text(1, 100.0))
+    return [*cells, f"{mean_and_error([run.test.experts_per_sample for run in runs]).mean:.2f}"]
 
 
 def _search_cells(runs: Sequence[TrainingRun], searches: Sequence[ComparedSearch]) -> list[str]:

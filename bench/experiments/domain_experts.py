@@ -82,14 +82,14 @@ class DomainSettings(TwoImageSettings):
 
     Attributes
     ----------
-    held : int
+    frozen_steps : int
         Steps at the start in which a run with search leaves the weights as they are. They count as steps.
     seed_epochs : int
         Epochs in which one expert is trained on all domains, before all others branch off from it; 0 for experts that
         begin with weights of their own.
     """
 
-    held: int = 2
+    frozen_steps: int = 2
     seed_epochs: int = 0
 
 
@@ -111,9 +111,8 @@ class DomainData:
     def half(self, which: int) -> tuple[Batch, Tensor]:
         """Return the first half of the training canvases (0), or the second (1), and their domains."""
         middle = len(self.domains) // 2
-        rows = slice(middle) if which == 0 else slice(middle, None)
-        train = self.all.train
-        return Batch(train.inputs[rows], train.targets[rows]), self.domains[rows]
+        rows = (middle * which, middle if which == 0 else len(self.domains))
+        return self.all.train.part(*rows), self.domains[slice(*rows)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,8 +144,8 @@ def run_trial(settings: DomainSettings, seed: int, gate: str, search: str) -> Nu
     """Train experts and gate apart, join them in the order they came, and train on."""
     merged = merge(settings, seed, gate)
     model = copy.deepcopy(merged.model)
-    held = settings.held if search == "search" else 0
-    numbers = train_on(model, settings, seed, search, merged.intact_loss, domain_data(settings, seed).all, held)
+    frozen = settings.frozen_steps if search == "search" else 0
+    numbers = train_on(model, settings, seed, search, merged.intact_loss, domain_data(settings, seed).all, frozen)
     last_map = torch.tensor(numbers["last_map"])
     return dict(numbers) | {
         "gate_accuracy": merged.gate_accuracy,

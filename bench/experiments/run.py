@@ -7,7 +7,6 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -106,8 +105,11 @@ def run_experiment(
 
 def run_one(experiment: Experiment, settings: Any, trial: Trial) -> Entry:
     """Run one trial, on one thread of torch: the models are small, and trials run beside each other."""
+    # Not above: what runs trials imports torch only where one runs.
+    from moe_search.bench.experiments.training import one_thread
+
     start = time.perf_counter()
-    with _one_thread():
+    with one_thread():
         try:
             numbers = experiment.run_trial(settings, trial.seed, trial.gate, trial.search)
         except Exception as error:
@@ -159,17 +161,3 @@ def _require_libraries() -> None:
         raise ImportError(
             f"experiments need {error.name}, which is missing: pip install 'moe-search[experiments]'"
         ) from error
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    import torch
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
-
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        with threadpool_limits(1):
-            yield
-    finally:
-        torch.set_num_threads(threads)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -12,6 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
 from moe_search.checks import require_choice
@@ -180,6 +182,24 @@ def descend(
         _take_step(optimizer, loss(step))
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Give torch one thread: models this small gain nothing from more, which wait for each other on busy cores."""
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        with threadpool_limits(1):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@lru_cache(maxsize=1)
+def compile_once() -> None:
+    """Compile the kernels before the first search of a process, so that no run is billed for it."""
+    LocalSearch().solve(random_mixture(16, 4, seed=0, num_outputs=4, loss="cross_entropy"), MaxIterations(10))
+
+
 def train(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -191,7 +211,7 @@ def train(
     steps: int,
     evaluated: tuple[int, ...],
     after_step: Callable[[int, Step], None],
-    held: int = 0,
+    frozen_steps: int = 0,
 ) -> StepRun:
     """Train a model in place.
 
@@ -212,7 +232,7 @@ def train(
         Steps at which the validation loss is taken, rising, 0 the first.
     after_step : callable
         Called with the number of the step, from 1, and what it took, after each, within the time of the steps.
-    held : int
+    frozen_steps : int
         So many first steps leave the weights as they are: a search looks at their batches before a wrong map does harm.
     """
     first_map = read_map()
@@ -224,7 +244,7 @@ def train(
         batch = next(batches)
         start, cpu_start = time.perf_counter(), time.process_time()
         model.train()
-        if step > held:
+        if step > frozen_steps:
             _take_step(optimizer, loss(batch))
         after_step(step, batch)
         seconds += time.perf_counter() - start
@@ -255,7 +275,7 @@ def train_by_steps(
     penalty: Callable[[], Tensor] | None = None,
     load_limit: float | None = None,
     on_search: OnSearch | None = None,
-    held: int = 0,
+    frozen_steps: int = 0,
     gate_rate: float | None = None,
 ) -> StepRun:
     """Train a model of one mixture layer in place, with a search of its map or without.
@@ -290,7 +310,7 @@ def train_by_steps(
         Called after every forward; what it returns is added to the loss of the step.
     load_limit, on_search : optional
         As in `PermutationSearch`.
-    held : int
+    frozen_steps : int
         As in `train`.
     gate_rate : float, optional
         The learning rate of the gate, if it is another.
@@ -298,7 +318,7 @@ def train_by_steps(
     require_choice("search", search, SEARCHES)
     ours, relaxation = None, None
     if search == "search":
-        _compile_once()
+        compile_once()
         ours = PermutationSearch(
             model,
             moe,
@@ -342,7 +362,7 @@ def train_by_steps(
         steps=steps,
         evaluated=evaluation_steps(steps) if evaluated is None else evaluated,
         after_step=after_step,
-        held=held,
+        frozen_steps=frozen_steps,
     )
     return run if ours is None else run.searched_by(ours)
 
@@ -351,12 +371,6 @@ def _take_step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     optimizer.zero_grad()
     torch.autograd.backward(loss)
     optimizer.step()
-
-
-@lru_cache(maxsize=1)
-def _compile_once() -> None:
-    """Compile the kernels before the first search of a process, so that no trial is billed for it."""
-    LocalSearch().solve(random_mixture(16, 4, seed=0, num_outputs=4, loss="cross_entropy"), MaxIterations(10))
 
 
 def _relax(moe: MixtureOfExperts, steps: int, seed: int) -> SinkhornPermutation:

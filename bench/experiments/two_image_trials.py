@@ -177,7 +177,7 @@ def train_on(
     search: str,
     intact_loss: float | None,
     data: DataTensors | None = None,
-    held: int = 0,
+    frozen_steps: int = 0,
 ) -> Numbers:
     """Train a model in place and return the numbers of the trial.
 
@@ -193,7 +193,7 @@ def train_on(
         have needed is more.
     data : DataTensors, optional
         Those of `load` by default.
-    held : int
+    frozen_steps : int
         As in `train_by_steps`.
     """
     data = load(settings, seed) if data is None else data
@@ -209,7 +209,7 @@ def train_on(
         schedule=settings.schedule,
         seed=seed,
         relaxation_steps=settings.relaxation_steps,
-        held=held,
+        frozen_steps=frozen_steps,
     )
     numbers = run_numbers(run, model, data)
     if intact_loss is not None:

@@ -45,7 +45,7 @@ def test_gates_with_and_without_search_start_equal(results):
         by_name = {(run.gate, run.seed): run for run in result.runs}
         for gate, seed in itertools.product(("Hash", "Top-k", "COMET"), range(2)):
             without, with_search = by_name[gate, seed], by_name[f"{gate}+", seed]
-            assert without.validation_losses[0] == with_search.validation_losses[0]
+            assert without.losses[0] == with_search.losses[0]
             assert np.array_equal(without.first_map, with_search.first_map)
             assert np.array_equal(without.first_map, without.last_map)
             assert 0 < with_search.search_share < 1
@@ -106,10 +106,10 @@ def test_test_values_are_those_of_the_best_epoch():
     model = make_model("Top-k", settings, 0)
     # The learning rate is far too high: the loss goes up and down.
     run = train(model, "Top-k", data, settings, 0.5, 0, "none", settings.from_scratch)
-    assert run.best_epoch == run.validation_losses.argmin()
+    assert run.best_epoch == run.losses.index(min(run.losses))
     assert run.best_epoch < settings.epochs
-    assert evaluate(model, data.validation).loss == pytest.approx(run.validation_losses.min())
-    assert evaluate(model, data.test).loss == pytest.approx(run.test_loss)
+    assert evaluate(model, data.validation).loss == pytest.approx(min(run.losses))
+    assert evaluate(model, data.test).loss == pytest.approx(run.test.loss)
 
 
 def test_a_seed_gives_one_run():
@@ -118,7 +118,7 @@ def test_a_seed_gives_one_run():
         train(make_model("COMET", SMALL, 0), "COMET", data, SMALL, 1e-2, 0, "search", SMALL.bad_initialization)
         for _ in range(2)
     )
-    assert np.array_equal(first.validation_losses, again.validation_losses)
+    assert first.losses == again.losses
     assert [record.value_found for record in first.history] == [record.value_found for record in again.history]
 
 
@@ -136,7 +136,7 @@ def test_search_finds_the_way_back_from_a_scrambled_map(gate):
     assert scrambled > intact + 0.2
     schedule = SearchSchedule(period=5, until=30, batches=4, iterations=2000)
     run = train(model, gate, data, settings, 0.0, 0, "search", schedule)
-    assert run.validation_losses[-1] < scrambled - 0.8 * (scrambled - intact)
+    assert run.losses[-1] < scrambled - 0.8 * (scrambled - intact)
     assert (run.last_map == np.arange(8)).sum() >= 6
 
 

@@ -191,7 +191,7 @@ def test_a_run_that_never_gets_there_counts_with_all_its_steps():
     assert intact > 0
 
 
-def test_held_steps_change_no_weight_and_search_all_the_same():
+def test_frozen_steps_change_no_weight_and_search_all_the_same():
     settings = find_experiment("new-gate-digits").smoke
     model, _ = two_image_trials.specialists(settings, 0, "Hash")
     model.moe.gate.expert_map.assign(model.moe.gate.expert_map.experts.flip(1))
@@ -209,7 +209,7 @@ def test_held_steps_change_no_weight_and_search_all_the_same():
         search="search",
         schedule=settings.schedule,
         seed=0,
-        held=settings.steps,
+        frozen_steps=settings.steps,
     )
     assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
     assert run.committed > 0
