@@ -17,8 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from moe_search.bench.datasets.canvases import Canvases, CanvasSplit
-from moe_search.bench.datasets.two_digits import load_two_digits
+from moe_search.bench.datasets.two_images import Canvases, CanvasSplit, load_two_digits
 from moe_search.gates.comet import COMET
 from moe_search.gates.gate import Gate
 from moe_search.gates.hash_routing import HashRouting

@@ -19,7 +19,7 @@ import numpy as np
 from benchopt import BaseSolver
 
 from moe_search.bench.comparison.solvers import SOLVERS
-from moe_search.problems.problem import Permutation, Problem
+from moe_search.problems.permutation_problem import Permutation, PermutationProblem
 from moe_search.solvers.engine.result import Incumbent
 from moe_search.solvers.engine.solver import Solver
 from moe_search.solvers.engine.stop import MaxRuntime
@@ -57,12 +57,12 @@ class AnytimeSolver(BaseSolver):
         """Return the solver to run."""
         return SOLVERS[self.name]() if self.source is None else load_solvers(self.source)[self.name]
 
-    def skip(self, problem: Problem, seconds: float) -> tuple[bool, str | None]:
+    def skip(self, problem: PermutationProblem, seconds: float) -> tuple[bool, str | None]:
         """Skip the problems that the solver refuses, with its reason."""
         reason = self.solver().refuses(problem)
         return reason is not None, reason
 
-    def set_objective(self, problem: Problem, seconds: float) -> None:
+    def set_objective(self, problem: PermutationProblem, seconds: float) -> None:
         """Take the problem, the limit of seconds and the seed of the repetition."""
         self.problem = problem
         self.seconds = seconds

@@ -1,7 +1,3 @@
-from .canvases import (
-    Canvases as Canvases,
-    CanvasSplit as CanvasSplit,
-)
 from .movielens import (
     MovieLens as MovieLens,
     Watches as Watches,
@@ -16,5 +12,9 @@ from .snippets import (
     SnippetSplit as SnippetSplit,
     load_snippets as load_snippets,
 )
-from .two_digits import load_two_digits as load_two_digits
-from .two_fashion import load_two_fashion as load_two_fashion
+from .two_images import (
+    Canvases as Canvases,
+    CanvasSplit as CanvasSplit,
+    load_two_digits as load_two_digits,
+    load_two_fashion as load_two_fashion,
+)

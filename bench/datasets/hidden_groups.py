@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from moe_search.checks import require_integer, require_number
+
 TEACHER_UNITS = 8
 
 
@@ -66,12 +68,7 @@ def make_hidden_groups(
     Returns
     -------
     GroupedTasks
-        Task by task.
-
-    Raises
-    ------
-    ValueError
-        If a number is out of range.
+        The samples of the first task, then those of the second, and so on.
 
     Notes
     -----
@@ -79,11 +76,11 @@ def make_hidden_groups(
     """
     sizes = {"num_tasks": num_tasks, "num_groups": num_groups, "samples_per_task": samples_per_task}
     for name, size in (*sizes.items(), ("in_features", in_features)):
-        if size < 1:
-            raise ValueError(f"{name} must be at least 1, got {size}")
-    for name, number in (("own_part", own_part), ("noise", noise), ("seed", seed), ("split", split)):
-        if number < 0:
-            raise ValueError(f"{name} must not be negative, got {number}")
+        require_integer(name, size)
+    for name, number in (("seed", seed), ("split", split)):
+        require_integer(name, number, 0)
+    for name, spread in (("own_part", own_part), ("noise", noise)):
+        require_number(name, spread)
     if num_tasks % num_groups:
         raise ValueError(f"num_tasks must be a multiple of num_groups, got {num_tasks} tasks in {num_groups} groups")
     functions = np.random.default_rng((seed, 0))

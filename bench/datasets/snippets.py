@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import io
 import os
-import tarfile
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from moe_search.bench.datasets.data_files import find_file, read_members
+from moe_search.checks import require_integer
+
 TEXT_FILE = "movieReviewSnippets_GroundTruth.txt"
 INNER_ARCHIVE = "hutto_ICWSM_2014.tar.gz"
+FILES = ("vaderSentiment-0.5.zip", "vaderSentiment-0.5.tar.gz", INNER_ARCHIVE, TEXT_FILE)
 HOW_TO_GET = (
-    "get it with 'pip download --no-deps --no-binary :all: --no-build-isolation vaderSentiment==0.5' "
-    "and pass the file vaderSentiment-0.5.zip as path"
+    "get vaderSentiment-0.5.zip with "
+    "'pip download --no-deps --no-binary :all: --no-build-isolation vaderSentiment==0.5'"
 )
 TRAIN_SHARE = 0.8
 VALIDATION_SHARE = 0.1
@@ -63,13 +64,9 @@ def load_snippets(path: str | os.PathLike[str], *, seed: int = 0) -> Snippets:
     path : path-like
         ``vaderSentiment-0.5.zip`` (or the same as ``.tar.gz``), the archive ``hutto_ICWSM_2014.tar.gz`` in it, or the
         text file ``movieReviewSnippets_GroundTruth.txt`` itself: a line a snippet, with number, score and text between
-        tabs.
+        tabs; or the folder of one of them.
     seed : int
         Decides the split, 80 % train, 10 % validation, 10 % test; not negative.
-
-    Returns
-    -------
-    Snippets
 
     Raises
     ------
@@ -79,11 +76,8 @@ def load_snippets(path: str | os.PathLike[str], *, seed: int = 0) -> Snippets:
         If the archive holds no such text file, a line is malformed, there are fewer than 10 of them, or the seed is
         negative.
     """
-    if seed < 0:
-        raise ValueError(f"seed must be 0 or more, got {seed}")
-    file = Path(path)
-    if not file.is_file():
-        raise FileNotFoundError(f"path must be the archive of vaderSentiment 0.5, got no file {file}: {HOW_TO_GET}")
+    require_integer("seed", seed, 0)
+    file = find_file(path, FILES, "the film review snippets", HOW_TO_GET)
     texts, scores = _parse(_text(file.name, file.read_bytes()), file)
     order = np.random.default_rng(seed).permutation(len(texts))
     cuts = [round(TRAIN_SHARE * len(order)), round((TRAIN_SHARE + VALIDATION_SHARE) * len(order))]
@@ -97,28 +91,11 @@ def _text(name: str, data: bytes) -> str:
     """Return the text file, opening archives in archives by the names they have."""
     if name.endswith(".txt"):
         return data.decode("utf-8")
-    try:
-        members = _members(name, data)
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
-        raise ValueError(f"{name} must be a .txt, .zip or .tar.gz file, it cannot be read as one: {error}") from error
-    if not members:
-        raise ValueError(f"{name} must hold {TEXT_FILE}, or {INNER_ARCHIVE} with it, got neither: {HOW_TO_GET}")
-    return _text(*members[0])
-
-
-def _members(name: str, data: bytes) -> list[tuple[str, bytes]]:
-    """Return name and content of the members of an archive that matter."""
-    wanted = (TEXT_FILE, INNER_ARCHIVE)
-    if name.endswith(".zip"):
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            return [(each, archive.read(each)) for each in archive.namelist() if each.split("/")[-1] in wanted]
-    found = []
-    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
-        for each in archive.getmembers():
-            content = archive.extractfile(each) if each.name.split("/")[-1] in wanted else None
-            if content is not None:
-                found.append((each.name, content.read()))
-    return found
+    members = read_members(name, data, (TEXT_FILE, INNER_ARCHIVE))
+    for member in (TEXT_FILE, INNER_ARCHIVE):
+        if member in members:
+            return _text(member, members[member])
+    raise ValueError(f"{name} must hold {TEXT_FILE}, or {INNER_ARCHIVE} with it, got neither: {HOW_TO_GET}")
 
 
 def _parse(text: str, file: Path) -> tuple[list[str], NDArray[np.float32]]:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from moe_search.problems.permutation_problem import PermutationProblem
-from moe_search.solvers.engine.result import Result, relative_gap
-from moe_search.solvers.engine.stop import MaxRuntime
-from moe_search.solvers.exact.enumeration import Enumeration
-from moe_search.training.lowering.lowering import Lowering
-from moe_search.training.search.search_record import SearchRecord
+from moe_search.problems import PermutationProblem
+from moe_search.solvers import Enumeration, MaxRuntime, Result
+from moe_search.solvers.engine.result import relative_gap
+from moe_search.training import Lowering, SearchRecord
 
 MOST_SECONDS = 60.0
 ROUNDING = 1e-12
@@ -22,9 +20,9 @@ class ComparedSearch:
     Attributes
     ----------
     gate : str
-        Of the run that searched, with its plus.
+        The gate of the run that searched, with its plus.
     seed : int
-        Of that run.
+        The seed of that run.
     record : SearchRecord
     optimum : float
         Least value over all maps, by enumeration.
@@ -42,13 +40,7 @@ class ComparedSearch:
 def compare_with_optimum(
     gate: str, seed: int, record: SearchRecord, lowering: Lowering, result: Result
 ) -> ComparedSearch:
-    """Try all maps of the problem that a search was given.
-
-    Raises
-    ------
-    RuntimeError
-        If the enumeration did not end in a minute.
-    """
+    """Try all maps of the problem that a search was given."""
     optimum = exact_value(lowering.problem)
     found = float(lowering.problem.value(result.permutation))
     gap = relative_gap(found, optimum)
@@ -58,13 +50,7 @@ def compare_with_optimum(
 
 
 def exact_value(problem: PermutationProblem) -> float:
-    """Return the least value of a problem over all permutations, by trying each one.
-
-    Raises
-    ------
-    RuntimeError
-        If that took more than a minute.
-    """
+    """Return the least value of a problem over all permutations, by trying each one within a minute."""
     # Not the solver that searched: Hungarian would vouch for itself.
     result = Enumeration().solve(problem, MaxRuntime(MOST_SECONDS))
     if result.status != "optimal":

@@ -7,14 +7,22 @@ import platform
 from dataclasses import asdict, dataclass
 from importlib import metadata
 
-from moe_search.bench.datasets.two_digits import load_two_digits
-from moe_search.bench.demo.figures import map_pictures, validation_curves
-from moe_search.bench.demo.model import EXPERTS_PER_SAMPLE, NUM_EXPERTS
+import numpy as np
+from matplotlib.figure import Figure
+
+from moe_search.bench.datasets.two_images import load_two_digits
 from moe_search.bench.demo.scenarios import ScenarioResult
-from moe_search.bench.demo.settings import DemoSettings
-from moe_search.bench.demo.tables import every_search_table, findings, results_table, searches_table
+from moe_search.bench.demo.settings import SEARCHED, DemoSettings
+from moe_search.bench.demo.tables import every_search_table, findings, results_table, runs_by_gate, searches_table
+from moe_search.bench.experiments.two_image_model import EXPERTS_PER_SAMPLE, NUM_EXPERTS
 from moe_search.plotting.canvases import canvases
+from moe_search.plotting.expert_maps import MapPanel, NamedMap, expert_maps
+from moe_search.plotting.loss_curves import LossCurve, LossPanel, loss_curves
+from moe_search.plotting.palette import MUTED, OKABE_ITO
 from moe_search.plotting.report import Report, ReportFigure, Section, figure_svg
+
+SEARCH_COLOUR = OKABE_ITO[0]
+INTACT_COLOUR = OKABE_ITO[5]
 
 FROM_SCRATCH = "Trained from scratch"
 BAD_INITIALIZATION = "Bad initialization: specialists under a scrambled map"
@@ -52,14 +60,7 @@ def caution(seeds: int) -> str:
 
 
 def make_report(result: DemoResult, command: str) -> Report:
-    """Return the page.
-
-    Parameters
-    ----------
-    result : DemoResult
-    command : str
-        The command line that made it.
-    """
+    """Return the page; `command` is the command line that made it."""
     settings = result.settings
     scratch, bad = result.from_scratch, result.bad_initialization
     return Report(
@@ -109,6 +110,35 @@ def make_report(result: DemoResult, command: str) -> Report:
             "Versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
         },
     )
+
+
+def validation_curves(result: ScenarioResult) -> Figure:
+    """Draw each sparse gate with and without search; dashed, where the intact specialists stood."""
+    by_gate = runs_by_gate(result)
+    panels = []
+    for gate in SEARCHED:
+        curves = [
+            LossCurve(name, np.stack([run.losses for run in by_gate[name]]), colour)
+            for name, colour in ((gate, MUTED), (f"{gate}+", SEARCH_COLOUR))
+        ]
+        intact = [each.validation_loss for each in result.intact if each.gate == gate]
+        if intact:
+            level = np.full((1, curves[0].losses.shape[1]), np.mean(intact))
+            curves.append(LossCurve("before scrambling", level, INTACT_COLOUR, dashed=True))
+        panels.append(LossPanel(gate, tuple(curves)))
+    return loss_curves(panels)
+
+
+def map_pictures(result: ScenarioResult, seed: int = 0) -> Figure:
+    """Draw the maps of the searched gates of one seed: before scrambling if there was any, first and last."""
+    panels = []
+    for gate in SEARCHED:
+        (run,) = (run for run in runs_by_gate(result)[f"{gate}+"] if run.seed == seed)
+        intact = [each.expert_map for each in result.intact if (each.gate, each.seed) == (gate, seed)]
+        rows = [NamedMap("before scrambling", expert_map) for expert_map in intact]
+        rows += [NamedMap("scrambled" if intact else "first", run.first_map), NamedMap("last", run.last_map)]
+        panels.append(MapPanel(run.gate, tuple(rows)))
+    return expert_maps(panels, NUM_EXPERTS)
 
 
 def versions() -> dict[str, str]:

@@ -11,19 +11,24 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from moe_search.bench.demo.figures import validation_curves
 from moe_search.bench.demo.optimum import exact_value
-from moe_search.bench.demo.page import BAD_INITIALIZATION, FROM_SCRATCH, HOW_TO_READ, DemoResult, caution, make_report
+from moe_search.bench.demo.page import (
+    BAD_INITIALIZATION,
+    FROM_SCRATCH,
+    HOW_TO_READ,
+    DemoResult,
+    caution,
+    make_report,
+    validation_curves,
+)
 from moe_search.bench.demo.scenarios import Scenario, ScenarioResult, count_ticks
 from moe_search.bench.demo.settings import DemoSettings
 from moe_search.bench.demo.tables import findings, results_table, searches_table
+from moe_search.bench.experiments.training import compile_once, one_thread
 from moe_search.plotting.output_file import check_output_file, check_picture_file
 from moe_search.plotting.report import write_report
-from moe_search.problems.random_instances import random_linear, random_mixture
-from moe_search.solvers.engine.stop import MaxIterations
-from moe_search.solvers.heuristic.local_search import LocalSearch
+from moe_search.problems import random_linear, random_mixture
 
 
 def run_demo(
@@ -41,7 +46,7 @@ def run_demo(
     settings : DemoSettings
     device : torch.device
     path : Path
-        Of the report.
+        Where the report goes.
     command : str
         The command line, for the report.
     console : rich.console.Console
@@ -49,16 +54,10 @@ def run_demo(
     picture : Path, optional
         Where the validation curves of the second scenario go as an image, in the format of the suffix.
 
-    Returns
-    -------
-    DemoResult
-
     Raises
     ------
     OSError
         If no report can be written at `path`, or no image at `picture`; before anything is trained.
-    ValueError
-        If the suffix of `picture` names no format of images.
     """
     check_output_file(path, "report")
     if picture is not None:
@@ -97,26 +96,20 @@ def run_demo(
 
 def compile_kernels() -> None:
     """Compile the kernels on tiny problems, so that no search is billed for it."""
-    linear = random_linear(4, seed=0, integral=False)
-    mixture = random_mixture(16, 4, seed=0, num_outputs=4, loss="cross_entropy")
-    for problem in (linear, mixture):
-        exact_value(problem)
-    LocalSearch().solve(mixture, MaxIterations(10))
+    exact_value(random_linear(4, seed=0, integral=False))
+    exact_value(random_mixture(16, 4, seed=0, num_outputs=4, loss="cross_entropy"))
+    compile_once()
 
 
 @contextmanager
 def _beside_training() -> Iterator[Executor]:
     """Give a thread to the exact optima, whose kernels run without Python's lock, and one to everything else."""
-    threads = torch.get_num_threads()
     executor = ThreadPoolExecutor(max_workers=1)
     try:
-        # Layers this small gain nothing from more threads, which wait for each other where cores are busy.
-        torch.set_num_threads(1)
-        with threadpool_limits(1):
+        with one_thread():
             yield executor
     finally:
         executor.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)
 
 
 def _print_scenario(title: str, result: ScenarioResult, console: Console) -> None:

@@ -12,19 +12,54 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from moe_search.bench.datasets.two_digits import load_two_digits
-from moe_search.bench.demo.model import GATES, SEARCHED, TwoDigitsModel, make_model
+from moe_search.bench.datasets.two_images import load_two_digits
 from moe_search.bench.demo.optimum import ComparedSearch, compare_with_optimum
-from moe_search.bench.demo.settings import DemoSettings, SearchSchedule
-from moe_search.bench.demo.specialists import parts_of, train_specialists
-from moe_search.bench.demo.tensors import DataTensors, to_tensors
-from moe_search.bench.demo.training_run import TrainingRun, current_map, evaluate, train
-from moe_search.solvers.engine.result import Result
-from moe_search.training.lowering.lowering import Lowering
-from moe_search.training.search.search_record import SearchRecord
+from moe_search.bench.demo.settings import GATES, SEARCHED, DemoSettings
+from moe_search.bench.experiments.specialists import parts_of, train_specialists
+from moe_search.bench.experiments.training import SearchSchedule, StepRun, batches_of, rows_by_epoch, train_by_steps
+from moe_search.bench.experiments.two_image_model import (
+    DataTensors,
+    Evaluation,
+    TwoImageModel,
+    evaluate,
+    make_model,
+    to_tensors,
+    two_task_loss,
+)
+from moe_search.solvers import Result
+from moe_search.training import Lowering, SearchRecord
+from moe_search.training.search.permutation_search import OnSearch
 
 OnTick = Callable[[str], None]
 """Told what was done, after every epoch of a run and every problem solved to optimality; from any thread."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TrainingRun(StepRun):
+    """What came of one run, its validation loss taken before the first step and after every epoch.
+
+    Attributes
+    ----------
+    gate : str
+        With a plus if it searched.
+    seed : int
+    test : Evaluation
+        On the test canvases, of the model of the best epoch.
+    """
+
+    gate: str
+    seed: int
+    test: Evaluation
+
+    @property
+    def best_epoch(self) -> int:
+        """The epoch where the validation loss was least."""
+        return self.losses.index(min(self.losses))
+
+    @property
+    def search_share(self) -> float:
+        """Searching, verification included, as a share of the time of training, evaluation apart."""
+        return self.seconds_searching / self.seconds
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +79,7 @@ class ScenarioResult:
     Attributes
     ----------
     schedule : SearchSchedule
-        Of the gates with a plus.
+        When the gates with a plus search.
     runs : tuple of TrainingRun
         Seed by seed, each gate followed by its plus version.
     searches : tuple of ComparedSearch
@@ -61,17 +96,7 @@ class ScenarioResult:
 
 @dataclass(frozen=True)
 class Scenario:
-    """What a scenario is run with.
-
-    Attributes
-    ----------
-    settings : DemoSettings
-    device : torch.device
-        Where models are trained.
-    executor : Executor
-        Computes the exact optima beside the training.
-    on_tick : callable
-    """
+    """What a scenario is run with; the executor computes the exact optima beside the training."""
 
     settings: DemoSettings
     device: torch.device
@@ -80,42 +105,38 @@ class Scenario:
 
     def train_from_scratch(self) -> ScenarioResult:
         """Train every gate from fresh weights, and the sparse ones again with search."""
-        settings = self.settings
-        runs: list[TrainingRun] = []
-        searches: list[Future[ComparedSearch]] = []
-        for seed, data in self._data():
-            for gate in GATES:
-                model = make_model(gate, settings, seed).to(self.device)
-                schedule, rate = settings.from_scratch, settings.learning_rate
-                runs += self._with_and_without_search(model, gate, data, seed, schedule, rate, searches)
-        return ScenarioResult(settings.from_scratch, tuple(runs), tuple(each.result() for each in searches))
+        return self._run(self.settings.from_scratch, self.settings.learning_rate, scrambled=False)
 
     def train_from_bad_initialization(self) -> ScenarioResult:
         """Train specialists and a gate that fits them, scramble the gate's map, then go on with all weights."""
-        settings = self.settings
+        return self._run(self.settings.bad_initialization, self.settings.tuning_learning_rate, scrambled=True)
+
+    def _run(self, schedule: SearchSchedule, learning_rate: float, scrambled: bool) -> ScenarioResult:
         runs: list[TrainingRun] = []
         searches: list[Future[ComparedSearch]] = []
         intact: list[Intact] = []
-        for seed, data in self._data():
-            for gate in GATES:
-                model = make_model(gate, settings, seed).to(self.device)
-                parts = parts_of(model, data.train.inputs, seed)
-                on_epoch = partial(self.on_tick, f"{gate}, specialists, seed {seed}")
-                train_specialists(model, data.train, parts, settings, seed, on_epoch)
-                intact.append(Intact(gate, seed, evaluate(model, data.validation).loss, current_map(model)))
-                model.moe.gate.expert_map.scramble(torch.Generator().manual_seed(seed))
-                schedule, rate = settings.bad_initialization, settings.tuning_learning_rate
-                runs += self._with_and_without_search(model, gate, data, seed, schedule, rate, searches)
-        compared = tuple(each.result() for each in searches)
-        return ScenarioResult(settings.bad_initialization, tuple(runs), compared, tuple(intact))
-
-    def _data(self) -> Iterator[tuple[int, DataTensors]]:
         for seed in range(self.settings.seeds):
-            yield seed, load_data(self.settings, seed, self.device)
+            data = load_data(self.settings, seed, self.device)
+            for gate in GATES:
+                model = make_model(gate, self.settings, seed).to(self.device)
+                if scrambled:
+                    intact.append(self._scramble_specialists(model, gate, data, seed))
+                runs += self._with_and_without_search(model, gate, data, seed, schedule, learning_rate, searches)
+        return ScenarioResult(schedule, tuple(runs), tuple(each.result() for each in searches), tuple(intact))
+
+    def _scramble_specialists(self, model: TwoImageModel, gate: str, data: DataTensors, seed: int) -> Intact:
+        """Make a model one of specialists under a scrambled map, and return what it was before the scrambling."""
+        parts = parts_of(model, data.train.inputs, seed)
+        on_epoch = partial(self.on_tick, f"{gate}, specialists, seed {seed}")
+        train_specialists(model, data.train, parts, self.settings, seed, on_epoch)
+        expert_map = model.moe.gate.expert_map
+        intact = Intact(gate, seed, evaluate(model, data.validation).loss, expert_map.experts[0].cpu().numpy().copy())
+        expert_map.scramble(torch.Generator().manual_seed(seed))
+        return intact
 
     def _with_and_without_search(
         self,
-        model: TwoDigitsModel,
+        model: TwoImageModel,
         gate: str,
         data: DataTensors,
         seed: int,
@@ -130,11 +151,68 @@ class Scenario:
             future.add_done_callback(lambda _: self.on_tick("exact optima of the searches"))
             searches.append(future)
 
-        for chosen in (None, schedule) if gate in SEARCHED else (None,):
-            on_epoch = partial(self.on_tick, f"{gate}{'+' if chosen else ''}, seed {seed}")
-            yield train(
-                copy.deepcopy(model), gate, data, self.settings, learning_rate, seed, chosen, on_epoch, on_search
-            )
+        for search, sign in (("none", ""), ("search", "+")) if gate in SEARCHED else (("none", ""),):
+            on_epoch = partial(self.on_tick, f"{gate}{sign}, seed {seed}")
+            chosen = copy.deepcopy(model)
+            yield train(chosen, gate, data, self.settings, learning_rate, seed, search, schedule, on_epoch, on_search)
+
+
+def train(
+    model: TwoImageModel,
+    gate: str,
+    data: DataTensors,
+    settings: DemoSettings,
+    learning_rate: float,
+    seed: int,
+    search: str,
+    schedule: SearchSchedule,
+    on_epoch: Callable[[], None] | None = None,
+    on_search: OnSearch | None = None,
+) -> TrainingRun:
+    """Train a model in place, on the device of the data.
+
+    Parameters
+    ----------
+    model : TwoImageModel
+    gate : str
+        Name of the run's gate; a plus is added if it searches.
+    data : DataTensors
+    settings : DemoSettings
+    learning_rate : float
+        The rate of Adam.
+    seed : int
+        Decides the order of the samples and the searches; runs of one seed see the same batches.
+    search : {"none", "search"}
+    schedule : SearchSchedule
+    on_epoch : callable, optional
+        Called after every epoch.
+    on_search : callable, optional
+        As in `PermutationSearch`.
+    """
+    rows = rows_by_epoch(len(data.train), settings.batch_size, settings.epochs, seed)
+
+    def on_step(step: int) -> None:
+        if on_epoch is not None and step % settings.steps_per_epoch == 0:
+            on_epoch()
+
+    run = train_by_steps(
+        model,
+        model.moe,
+        two_task_loss,
+        batches_of(data.train, rows),
+        lambda: evaluate(model, data.validation).loss,
+        steps=settings.steps,
+        learning_rate=learning_rate,
+        search=search,
+        schedule=schedule,
+        seed=seed,
+        evaluated=tuple(range(0, settings.steps + 1, settings.steps_per_epoch)),
+        on_step=on_step,
+        on_search=on_search,
+    )
+    model.load_state_dict(run.best)
+    name = f"{gate}+" if search == "search" else gate
+    return TrainingRun(**vars(run), gate=name, seed=seed, test=evaluate(model, data.test))
 
 
 def count_ticks(settings: DemoSettings) -> int:

@@ -1,21 +1,34 @@
-"""What a tuning budget buys: the expected best of r trials, and how many trials a loss takes."""
+"""What a tuning budget buys: the expected best of r trials, how many trials a loss takes, and the tables of both."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
+
+from moe_search.plotting.loss_curves import LossCurve, LossPanel, loss_curves
+from moe_search.plotting.palette import MUTED, OKABE_ITO
+from moe_search.plotting.table import Table
 
 RESAMPLES = 1000
 BAND = 0.9
 """Part of the bootstrap samples within a band."""
 
+ENDS = ((1 - BAND) / 2, (1 + BAND) / 2)
+
 ROUNDING = 1e-12
-"""Relative to the largest loss: two sums of the same losses in another order are the same loss."""
+"""Part of the largest loss by which two sums of the same losses may differ, taken in another order."""
+
+SHOWN = (1, 2, 5, 10, 20, 50, 100, 200, 500)
+"""Numbers of trials in the table, as far as they were run."""
+
+Losses = Mapping[str, Mapping[str, Sequence[float]]]
+"""By gate, then by search, the baseline first: a loss of every trial."""
 
 
 def expected_best(losses: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
@@ -40,33 +53,15 @@ def expected_best(losses: Sequence[float] | NDArray[np.float64]) -> NDArray[np.f
 def bootstrap_band(
     losses: Sequence[float] | NDArray[np.float64], seed: int = 0, resamples: int = RESAMPLES
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the lower and upper end of the middle 90 % of `expected_best` over bootstrap samples of the trials.
-
-    Parameters
-    ----------
-    losses : sequence of float
-    seed : int
-    resamples : int
-
-    Raises
-    ------
-    ValueError
-        As `expected_best`.
-    """
+    """Return the lower and upper end of the middle 90 % of `expected_best` over bootstrap samples of the trials."""
     values = _checked(losses)
     chosen = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
-    low, high = np.quantile(_curves(values[chosen]), _ENDS, axis=0)
+    low, high = np.quantile(_curves(values[chosen]), ENDS, axis=0)
     return low, high
 
 
 def trials_needed(losses: Sequence[float] | NDArray[np.float64], target: float) -> int | None:
-    """Return the least r whose expected best is at most the target; None if not even all trials are enough.
-
-    Raises
-    ------
-    ValueError
-        As `expected_best`.
-    """
+    """Return the least r whose expected best is at most the target; None if not even all trials are enough."""
     needed = _needed(expected_best(losses)[None], np.array([target]))[0]
     return math.ceil(needed) if needed < math.inf else None
 
@@ -123,11 +118,63 @@ def fewer_trials(
     chosen = np.random.default_rng(seed).integers(len(first), size=(resamples, len(first)))
     resampled = budget / _needed(_curves(second[chosen]), _curves(first[chosen])[:, budget - 1])
     needed = float(_needed(expected_best(second)[None], expected_best(first)[budget - 1 : budget])[0])
-    low, high = np.quantile(resampled, _ENDS)
+    low, high = np.quantile(resampled, ENDS)
     return FewerTrials(needed if needed < math.inf else None, budget / needed, float(low), float(high))
 
 
-_ENDS = ((1 - BAND) / 2, (1 + BAND) / 2)
+def budget_table(losses: Losses) -> Table:
+    """Return one row a gate and search: the expected best of r trials with its band."""
+    most = max(len(values) for by_search in losses.values() for values in by_search.values())
+    shown = [r for r in SHOWN if r <= most]
+    rows = []
+    for gate, by_search in losses.items():
+        for search, values in by_search.items():
+            curve, (low, high) = expected_best(values), bootstrap_band(values)
+            cells = (
+                f"{curve[r - 1]:.3f} ({low[r - 1]:.3f} to {high[r - 1]:.3f})" if r <= len(values) else "-"
+                for r in shown
+            )
+            rows.append((f"{gate}, {search}", *cells))
+    note = "Expected best loss of r trials, and the middle 90 % over bootstrap samples of the trials."
+    return Table("Best of r trials", ("gate, search", *(f"best of {r}" for r in shown)), tuple(rows), note=note)
+
+
+def fewer_trials_table(losses: Losses) -> Table:
+    """Return one row a gate and search but the baseline: the trials that are as good as r of the baseline.
+
+    The losses of a gate are those of the same draws under all searches, in the same order.
+    """
+    least = min(len(values) for by_search in losses.values() for values in by_search.values())
+    shown = [r for r in SHOWN if 1 < r <= least]
+    rows = []
+    for gate, by_search in losses.items():
+        baseline, *searches = by_search
+        for search in searches:
+            saved = [fewer_trials(by_search[baseline], by_search[search], r) for r in shown]
+            rows.append((f"{gate}, {search}", *map(_saving, saved)))
+    note = (
+        "The least number of trials whose expected best is that of r trials of the gate without search, or better; how "
+        "many times fewer these are, and its middle 90 % over bootstrap samples of the draws, the losses of a draw "
+        "taken together. 0 times: not even all trials are as good."
+    )
+    return Table("Trials that are as good as r without", ("gate, search", *map(str, shown)), tuple(rows), note=note)
+
+
+def budget_figure(losses: Losses) -> Figure:
+    """Draw the expected best by the number of trials, one panel a gate, the ends of the bands dashed."""
+    panels = []
+    for gate, by_search in losses.items():
+        curves = []
+        for colour, (search, values) in zip((MUTED, *OKABE_ITO), by_search.items(), strict=False):
+            positions = np.arange(1.0, len(values) + 1)
+            curves.append(LossCurve(search, expected_best(values)[None], colour, positions=positions))
+            # A label with an underscore stays out of the legend.
+            curves.extend(
+                LossCurve(f"_{search}", end[None], colour, dashed=True, positions=positions)
+                for end in bootstrap_band(values)
+            )
+        panels.append(LossPanel(gate, tuple(curves)))
+    return loss_curves(panels, loss_name="best validation loss", step_name="trials", logarithmic=True)
 
 
 @lru_cache(maxsize=4)
@@ -170,3 +217,8 @@ def _checked(losses: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float6
     if not np.isfinite(values).all():
         raise ValueError("losses must be finite, got NaN or infinite ones")
     return values
+
+
+def _saving(saved: FewerTrials) -> str:
+    needed = "none" if saved.needed is None else f"{saved.needed:.1f}"
+    return f"{needed}: {saved.times:.2f} times fewer ({saved.low:.2f} to {saved.high:.2f})"

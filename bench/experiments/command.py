@@ -8,8 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from moe_search.bench.experiments.journal import Entry
-from moe_search.bench.experiments.journals import read_journal
+from moe_search.bench.experiments.journal import Entry, read_journal
 from moe_search.bench.experiments.registry import find_experiment
 from moe_search.bench.experiments.report import Finished, tables
 from moe_search.bench.experiments.run import RESULTS, run_experiment
@@ -29,19 +28,14 @@ def run_with_progress(
     smoke : bool
         Whether to take the sizes that only show that all works, and 2 seeds unless told otherwise.
     seeds : int or None
-        The experiment's own number by default.
+        None for the experiment's own number.
     first_seed : int
     jobs : int
         Trials at a time.
     output : Path or None
-        Folder; one below `DEFAULT_FOLDER` by default.
+        Folder of the journal and the results; None for one below `DEFAULT_FOLDER`.
     data : Path or None
-        Where the data lie.
-
-    Raises
-    ------
-    ValueError
-        If there is no experiment of this name, or it reads no data from a path; also what `run_experiment` raises.
+        Where the data lie, for an experiment that reads them from a path.
     """
     experiment = find_experiment(name)
     settings = experiment.smoke if smoke else experiment.settings

@@ -14,35 +14,66 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from moe_search.bench.demo.model import (
+from moe_search.bench.experiments.experiment import Numbers
+from moe_search.bench.experiments.gates import ClusterGate
+from moe_search.bench.experiments.specialists import branch_off, train_apart
+from moe_search.bench.experiments.two_image_model import (
     NUM_CLASSES,
     NUM_EXPERTS,
     NUM_TASKS,
-    TwoDigitsModel,
+    DataTensors,
+    TwoImageModel,
+    evaluate,
     make_model,
     two_task_loss,
 )
-from moe_search.bench.demo.tensors import DataTensors, SplitTensors
-from moe_search.bench.demo.training_run import evaluate
-from moe_search.bench.experiments.branched_training import branch_off, train_apart
-from moe_search.bench.experiments.cluster_gate import ClusterGate
-from moe_search.bench.experiments.domains import NUM_DOMAINS, draw_domains, in_style
-from moe_search.bench.experiments.experiment import Numbers
-from moe_search.bench.experiments.new_gate import SEEDS_APART
 from moe_search.bench.experiments.two_image_trials import (
     DIGITS,
     FASHION,
-    WAY_BACK_GATES,
+    RECOVERY_GATES,
+    SEEDS_APART,
     TwoImageSettings,
     load,
+    recovery_experiments,
     train_on,
-    ways_back,
 )
 from moe_search.bench.experiments.warm_gate import make_warm_gate
-from moe_search.gates.gate import Gate
+from moe_search.gates import Gate
+from moe_search.training.lowering.batch import Batch
+
+QUARTER_TURNS = 4
+NUM_DOMAINS = 2 * QUARTER_TURNS
+"""Domains that can be seen: eight styles, quarter turns of black on white and of white on black."""
 
 NEAREST_MEAN = "Nearest mean"
 """A gate with nothing to learn: a sample goes to the slot of the domain whose mean canvas is nearest."""
+
+
+def draw_domains(count: int, generator: torch.Generator) -> Tensor:
+    """Return the domain of every sample by chance, integers of shape [count], all equally often, give or take one."""
+    return torch.randperm(count, generator=generator) % NUM_DOMAINS
+
+
+def in_style(inputs: Tensor, domains: Tensor, canvas: int) -> Tensor:
+    """Return canvases in the style of their domains.
+
+    Domain d is turned counterclockwise by d modulo 4 quarters; from 4 on, its ink is inverted as well.
+
+    Parameters
+    ----------
+    inputs : Tensor
+        Flat canvases, shape [N, canvas * canvas], pixels in [0, 1].
+    domains : Tensor
+        Integers in 0 .. 7, shape [N].
+    canvas : int
+        Width and height in pixels.
+    """
+    images = inputs.view(-1, canvas, canvas)
+    styled = torch.empty_like(images)
+    for domain in range(NUM_DOMAINS):
+        turned = torch.rot90(images[domains == domain], domain % QUARTER_TURNS, (1, 2))
+        styled[domains == domain] = 1.0 - turned if domain >= QUARTER_TURNS else turned
+    return styled.flatten(1)
 
 
 @dataclass(frozen=True)
@@ -51,14 +82,14 @@ class DomainSettings(TwoImageSettings):
 
     Attributes
     ----------
-    held : int
+    frozen_steps : int
         Steps at the start in which a run with search leaves the weights as they are. They count as steps.
     seed_epochs : int
         Epochs in which one expert is trained on all domains, before all others branch off from it; 0 for experts that
         begin with weights of their own.
     """
 
-    held: int = 2
+    frozen_steps: int = 2
     seed_epochs: int = 0
 
 
@@ -69,21 +100,19 @@ class DomainData:
     Attributes
     ----------
     all : DataTensors
-    domains : Tensor
-        Of the training canvases, integers in 0 .. 7, shape [N].
-    validation_domains : Tensor
+    domains, validation_domains : Tensor
+        Domains of the training and validation canvases, integers in 0 .. 7, shape [N].
     """
 
     all: DataTensors
     domains: Tensor
     validation_domains: Tensor
 
-    def half(self, which: int) -> tuple[SplitTensors, Tensor]:
+    def half(self, which: int) -> tuple[Batch, Tensor]:
         """Return the first half of the training canvases (0), or the second (1), and their domains."""
         middle = len(self.domains) // 2
-        rows = slice(middle) if which == 0 else slice(middle, None)
-        train = self.all.train
-        return SplitTensors(train.inputs[rows], train.targets[rows]), self.domains[rows]
+        rows = (middle * which, middle if which == 0 else len(self.domains))
+        return self.all.train.part(*rows), self.domains[slice(*rows)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +121,7 @@ class Merged:
 
     Attributes
     ----------
-    model : TwoDigitsModel
+    model : TwoImageModel
         Its map that of a fresh gate, slot j to expert j.
     right_map : Tensor
         The expert of the domain of every slot, shape [n].
@@ -104,7 +133,7 @@ class Merged:
         Validation loss of the experts on their own domains, without a gate.
     """
 
-    model: TwoDigitsModel
+    model: TwoImageModel
     right_map: Tensor
     intact_loss: float
     gate_accuracy: float
@@ -115,8 +144,8 @@ def run_trial(settings: DomainSettings, seed: int, gate: str, search: str) -> Nu
     """Train experts and gate apart, join them in the order they came, and train on."""
     merged = merge(settings, seed, gate)
     model = copy.deepcopy(merged.model)
-    held = settings.held if search == "search" else 0
-    numbers = train_on(model, settings, seed, search, merged.intact_loss, domain_data(settings, seed).all, held)
+    frozen = settings.frozen_steps if search == "search" else 0
+    numbers = train_on(model, settings, seed, search, merged.intact_loss, domain_data(settings, seed).all, frozen)
     last_map = torch.tensor(numbers["last_map"])
     return dict(numbers) | {
         "gate_accuracy": merged.gate_accuracy,
@@ -127,7 +156,7 @@ def run_trial(settings: DomainSettings, seed: int, gate: str, search: str) -> Nu
 
 @lru_cache(maxsize=1)
 def merge(settings: DomainSettings, seed: int, gate: str) -> Merged:
-    """Return experts of domains under a gate of domains; the last one is kept for the trials that share it."""
+    """Return experts of domains under a gate of domains; the last are kept for the trials that share them."""
     data = domain_data(settings, seed)
     slots = torch.randperm(NUM_DOMAINS, generator=torch.Generator().manual_seed(seed + SEEDS_APART))
     model = copy.deepcopy(experts_of_domains(settings, seed))
@@ -155,13 +184,13 @@ def domain_data(settings: DomainSettings, seed: int) -> DomainData:
     splits, domains = [], []
     for split in (plain.train, plain.validation, plain.test):
         drawn = draw_domains(len(split.inputs), generator)
-        splits.append(SplitTensors(in_style(split.inputs, drawn, settings.model.canvas), split.targets))
+        splits.append(Batch(in_style(split.inputs, drawn, settings.model.canvas), split.targets))
         domains.append(drawn)
     return DomainData(DataTensors(*splits), domains[0], domains[1])
 
 
 @lru_cache(maxsize=1)
-def experts_of_domains(settings: DomainSettings, seed: int) -> TwoDigitsModel:
+def experts_of_domains(settings: DomainSettings, seed: int) -> TwoImageModel:
     """Return a model whose expert d was trained on domain d alone, on its canvases in the first half of the data.
 
     Its head passes the outputs of the experts on as logits: they have nothing in common. Its gate is none of theirs.
@@ -173,22 +202,13 @@ def experts_of_domains(settings: DomainSettings, seed: int) -> TwoDigitsModel:
         model.head.bias.zero_()
     data, domains = domain_data(settings, seed).half(0)
     if settings.seed_epochs:
-        branch_off(model, data, replace(sizes, pretraining_epochs=settings.seed_epochs), seed)
+        branch_off(model, data, settings.seed_epochs, sizes, seed)
     train_apart(model, data, domains, sizes, seed)
     return model
 
 
 def gate_of_domains(settings: DomainSettings, seed: int, gate: str, slots: Tensor) -> Gate:
-    """Return a gate that was trained on the second half of the data to tell the domains apart.
-
-    Parameters
-    ----------
-    settings : DomainSettings
-    seed : int
-    gate : str
-    slots : Tensor
-        The slot of every domain, shape [8].
-    """
+    """Return a gate trained on the second half of the data to give each domain its slot, of `slots` [8]."""
     data, domains = domain_data(settings, seed).half(1)
     parts = slots[domains]
     if gate == NEAREST_MEAN:
@@ -217,20 +237,20 @@ GATE = (
 )
 
 EXPERIMENTS = (
-    *ways_back(
+    *recovery_experiments(
         name="domains",
         title="Experts of domains under a gate of domains",
         question=f"{STYLES}, from weights of its own. {GATE}",
         run_trial=run_trial,
-        gates=(NEAREST_MEAN, *WAY_BACK_GATES[1:]),
+        gates=(NEAREST_MEAN, *RECOVERY_GATES[1:]),
         sizes=(sizes_of(DIGITS), sizes_of(FASHION)),
     ),
-    *ways_back(
+    *recovery_experiments(
         name="branched",
         title="Experts branched off for domains, under a gate of domains",
         question=f"{STYLES}, from the weights of one that was trained on all of them. {GATE}",
         run_trial=run_trial,
-        gates=(NEAREST_MEAN, *WAY_BACK_GATES[1:]),
+        gates=(NEAREST_MEAN, *RECOVERY_GATES[1:]),
         sizes=(replace(sizes_of(DIGITS), seed_epochs=5),),
     ),
 )

@@ -8,9 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moe_search.bench.experiments.comparison_rows import comparison_columns, comparison_rows, mean_with_error
 from moe_search.bench.experiments.experiment import Measure
-from moe_search.bench.experiments.paired_statistics import compare_differences
+from moe_search.bench.experiments.paired_statistics import (
+    compare_differences,
+    comparison_columns,
+    comparison_rows,
+    mean_and_error,
+)
 from moe_search.plotting.table import Table
 
 SHARES = (0.25, 0.5, 1.0)
@@ -32,11 +36,6 @@ class TimedRun:
         Rising, the first 0.
     losses : sequence of float
         As many.
-
-    Raises
-    ------
-    ValueError
-        If they are not as many, or the seconds do not rise from 0.
     """
 
     seconds: Sequence[float]
@@ -63,14 +62,9 @@ TimedPairs = Mapping[str, Sequence[tuple[TimedRun, TimedRun]]]
 
 
 def equal_time_table(pairs: TimedPairs, peer: str, search: str) -> Table:
-    """Return one row a gate and share of `SHARES`: the paired comparison of a search with a peer.
+    """Return one row a gate and share of `SHARES`: the paired comparison of a search with a peer, both by name.
 
-    Parameters
-    ----------
-    pairs : mapping of str to sequence of (TimedRun, TimedRun)
-        Gates without a pair are left out.
-    peer, search : str
-        Their names.
+    Gates without a pair are left out.
     """
     measure = Measure("loss", "loss")
     labels, cells, comparisons = [], [], []
@@ -80,7 +74,7 @@ def equal_time_table(pairs: TimedPairs, peer: str, search: str) -> Table:
             timed = list(zip(runs, times, strict=True))
             both = [[pair[which].best_by(time) for pair, time in timed] for which in (0, 1)]
             labels.append(f"{gate}, {share:.0%}")
-            cells.append((f"{np.mean(times):.2f}", *(mean_with_error(losses, measure.digits) for losses in both)))
+            cells.append((f"{np.mean(times):.2f}", *(mean_and_error(losses).text(measure.digits) for losses in both)))
             comparisons.append(compare_differences(*both))
     rows = comparison_rows(comparisons, measure)
     return Table(

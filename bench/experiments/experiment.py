@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias
 
+from moe_search.checks import require_choice, require_integer
+
 Numbers: TypeAlias = Mapping[str, float | Sequence[float]]
 """What a trial measured: numbers, and curves or maps as lists of them."""
 
@@ -140,14 +142,12 @@ class Experiment:
         for what in ("gates", "searches", "measures"):
             if not getattr(self, what):
                 raise ValueError(f"{what} of the experiment {self.name} must hold at least one, got none")
-        if self.seeds < 1:
-            raise ValueError(f"seeds must be at least 1, got {self.seeds}")
+        require_integer("seeds", self.seeds)
         if self.equal_time is not None:
             if self.curve is None:
                 raise ValueError(f"the experiment {self.name} must have a curve to be compared at equal time, got none")
             for search in (self.equal_time.peer, self.equal_time.search):
-                if search not in self.searches:
-                    raise ValueError(f"equal_time must be of {', '.join(self.searches)}, got {search!r}")
+                require_choice("a search of equal_time", search, self.searches)
 
     def trials(self, seeds: int, first_seed: int = 0) -> list[Trial]:
         """Return all trials, seed by seed, so that a run cut short has whole pairs."""

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from moe_search.bench.demo.model import make_model
-from moe_search.bench.demo.settings import SearchSchedule
 from moe_search.bench.experiments.experiment import Experiment, Numbers
-from moe_search.bench.experiments.step_training import SEARCHES
+from moe_search.bench.experiments.training import SEARCHES, SearchSchedule
+from moe_search.bench.experiments.two_image_model import make_model
 from moe_search.bench.experiments.two_image_trials import (
     CURVE,
     DIGITS,
@@ -15,7 +14,7 @@ from moe_search.bench.experiments.two_image_trials import (
     FINAL_MEASURES,
     MAPS,
     TwoImageSettings,
-    smoke,
+    shrunk,
     train_on,
 )
 
@@ -42,7 +41,7 @@ EXPERIMENTS = (
             schedule=SearchSchedule(period=50, until=300, batches=1, iterations=300),
             relaxation_steps=300,
         ),
-        smoke=smoke("digits"),
+        smoke=shrunk(DIGITS),
         run_trial=run_trial,
         measures=FINAL_MEASURES,
         curve=CURVE,

@@ -11,19 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from moe_search.bench.datasets.hidden_groups import GroupedTasks, make_hidden_groups
-from moe_search.bench.demo.settings import SearchSchedule
 from moe_search.bench.experiments.experiment import Experiment, Measure, Numbers
-from moe_search.bench.experiments.step_training import endless_batches, train_by_steps
-from moe_search.bench.experiments.task_gate import TaskGate
+from moe_search.bench.experiments.gates import TaskGate, make_task_gate
+from moe_search.bench.experiments.training import SearchSchedule, endless_batches, train_by_steps
 from moe_search.bench.experiments.warm_gate import warm_up
-from moe_search.gates.comet import COMET
-from moe_search.gates.dselect_k import DSelectK
-from moe_search.gates.gate import Gate
-from moe_search.gates.hash_routing import HashRouting
-from moe_search.gates.softmax import Softmax
-from moe_search.gates.top_k import TopK
-from moe_search.layers.mixture_of_experts import MixtureOfExperts
-from moe_search.layers.stacked_experts import StackedExperts
+from moe_search.checks import require_choice
+from moe_search.gates import Gate
+from moe_search.layers import MixtureOfExperts, StackedExperts
 from moe_search.training.lowering.batch import Batch
 
 GATES = ("Softmax", "Top-k", "DSelect-k", "COMET", "Hash")
@@ -45,18 +39,18 @@ class HiddenGroupsSettings:
     tasks, groups : int
         There are as many experts as groups.
     samples_per_task : int
-        In each split.
+        Samples of a task in each split.
     hidden_features : int
-        Of an expert.
+        Hidden units of an expert.
     slots_per_expert : int
-        Of the gates that start from fresh weights; the slots of all others are the tasks.
+        Slots of the gates that start from fresh weights; the slots of all others are the tasks.
     warming_steps : int
-        That a gate alone is trained to give every task a slot of its own.
+        Steps in which a gate alone is trained to give every task a slot of its own.
     warming_rate : float
-        Of Adam in them.
+        The rate of Adam in them.
     batch_size, steps : int
     learning_rate : float
-        Of Adam.
+        The rate of Adam.
     schedule : SearchSchedule
     """
 
@@ -74,13 +68,7 @@ class HiddenGroupsSettings:
 
 
 class GroupedModel(nn.Module):
-    """A mixture of experts that answers by itself.
-
-    Parameters
-    ----------
-    moe : MixtureOfExperts
-        With one output.
-    """
+    """A mixture of experts with one output, which is the answer."""
 
     def __init__(self, moe: MixtureOfExperts) -> None:
         super().__init__()
@@ -91,31 +79,6 @@ class GroupedModel(nn.Module):
         return self.moe(inputs, ids)
 
 
-def make_static_gate(name: str, tasks: int, experts: int, slots: int) -> Gate:
-    """Return a fresh gate whose weights depend on the task alone.
-
-    A task needs one expert, so that DSelect-k and COMET have one selector. Top-k takes two, since one has no gradient.
-    The slots of Hash are the tasks, however many are asked for.
-
-    Raises
-    ------
-    ValueError
-        If the name is not one of `GATES`.
-    """
-    if name == "Hash":
-        # Every task is a slot, and the map says which expert it has.
-        return HashRouting(experts, tasks, vocabulary=tasks, table=range(tasks))
-    if name == "Softmax":
-        return TaskGate(Softmax(tasks, experts, slots))
-    if name == "Top-k":
-        return TaskGate(TopK(tasks, experts, 2, slots))
-    if name == "DSelect-k":
-        return TaskGate(DSelectK(tasks, experts, 1, slots))
-    if name == "COMET":
-        return TaskGate(COMET(tasks, experts, 1, slots))
-    raise ValueError(f"gate must be one of {', '.join(GATES)}, got {name!r}")
-
-
 def start_gate(name: str, settings: HiddenGroupsSettings, search: str, seed: int) -> Gate:
     """Return the gate that a trial starts with, drawn from torch's global generator.
 
@@ -124,8 +87,8 @@ def start_gate(name: str, settings: HiddenGroupsSettings, search: str, seed: int
     """
     tasks, n = settings.tasks, settings.groups
     if search == "none":
-        return make_static_gate(name, tasks, n, settings.slots_per_expert * n)
-    gate = make_static_gate(name, tasks, n, tasks)
+        return make_task_gate(name, tasks, n, settings.slots_per_expert * n)
+    gate = make_task_gate(name, tasks, n, tasks)
     if isinstance(gate, TaskGate):
         warm_up(
             gate.gate,
@@ -149,15 +112,8 @@ def load(settings: HiddenGroupsSettings, seed: int) -> tuple[GroupedTasks, ...]:
 
 
 def run_trial(settings: HiddenGroupsSettings, seed: int, gate: str, search: str) -> Numbers:
-    """Train fresh experts under the gate that the search starts with; the map starts scrambled.
-
-    Raises
-    ------
-    ValueError
-        If the gate or the search is unknown.
-    """
-    if search not in SEARCHES:
-        raise ValueError(f"search must be one of {', '.join(SEARCHES)}, got {search!r}")
+    """Train fresh experts under the gate that the search starts with; the map starts scrambled."""
+    require_choice("search", search, SEARCHES)
     splits = load(settings, seed)
     train, validation, test = (_batch(split) for split in splits)
     with torch.random.fork_rng(devices=[]):

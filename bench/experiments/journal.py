@@ -1,29 +1,41 @@
-"""The journal of an experiment: a line a finished trial, so that a killed run loses nothing."""
+"""The journal of an experiment: every finished trial, on the disk when it ends, so that a killed run loses nothing.
+
+Most experiments write lines of JSON. Where hyperparameters are drawn, it is studies of Optuna in one file of its
+journal storage, which all that reads these can read, Optuna's dashboard too, while trials run.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from moe_search.bench.experiments.experiment import Numbers, Trial
+from moe_search.bench.experiments.experiment import Budget, Experiment, Numbers, Trial
 
-FILE_NAME = "journal.jsonl"
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.distributions import BaseDistribution
+    from optuna.storages import BaseStorage
+    from optuna.storages.journal import JournalFileSymlinkLock
+    from optuna.trial import Trial as Draw
+
+FILE_NAMES = LINES_FILE, STUDY_FILE = "journal.jsonl", "optuna.log"
+
+IDENTITY = ("experiment", "settings")
+"""What must agree for a run to go on with a journal: more seeds may be added, other sizes may not."""
+
+RUN = "run"
+"""The key of a study's attribute that says what is run in it, written at once so that it is there whole or not."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A finished trial.
-
-    Attributes
-    ----------
-    trial : Trial
-    numbers : mapping of str to float or list of float
-    seconds : float
-    """
+    """A finished trial, what it measured, and how many seconds it took."""
 
     trial: Trial
     numbers: Numbers
@@ -31,81 +43,95 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Journal:
-    """A file of JSON lines: first what is run, then the trials in the order in which they ended.
+class Journal(ABC):
+    """What a killed run left on the disk, and a run that goes on adds to.
 
     Attributes
     ----------
     file : Path
     header : mapping
-        Plain JSON: the name of the experiment, its sizes, versions.
+        What is run, as plain JSON: the name of the experiment, its sizes, versions.
     """
 
     file: Path
     header: Mapping[str, Any]
 
+    @abstractmethod
+    def entries(self) -> dict[Trial, Entry]:
+        """Return the finished trials; the first, if one was run twice. ValueError if the file is damaged."""
+
+    def begin(self, trial: Trial) -> None:  # noqa: B027
+        """Take note that a trial is about to run, where the journal holds more than finished ones."""
+
+    @abstractmethod
+    def append(self, entry: Entry) -> None:
+        """Write a finished trial to the disk; when this returns, it is there."""
+
+
+def open_journal(experiment: Experiment, folder: Path, header: Mapping[str, Any]) -> Journal:
+    """Begin the journal of an experiment in a folder, made if it is missing, or go on with the one that is there.
+
+    Raises
+    ------
+    ImportError
+        If it is one of Optuna, which is missing.
+    ValueError
+        If the journal that is there is of another run, or damaged.
+    """
+    if experiment.budget is None:
+        return LineJournal.open(folder, header)
+    return StudyJournal.open(folder, header, experiment.budget)
+
+
+def read_journal(folder: Path) -> Journal:
+    """Return the journal in a folder, which is left as it is.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is none.
+    ImportError
+        If it is one of Optuna, which is missing.
+    ValueError
+        If it is damaged.
+    """
+    return StudyJournal.read(folder) if (folder / STUDY_FILE).is_file() else LineJournal.read(folder)
+
+
+@dataclass(frozen=True)
+class LineJournal(Journal):
+    """A file of JSON lines: first what is run, then the trials in the order in which they ended."""
+
     @classmethod
-    def open(cls, folder: Path, header: Mapping[str, Any], identity: tuple[str, ...]) -> Journal:
-        """Begin a journal in a folder, or go on with the one that is there.
-
-        A last line that was not written to its end, by a run killed in the middle of it, is cut off.
-
-        Parameters
-        ----------
-        folder : Path
-            Made if it is missing.
-        header : mapping
-        identity : tuple of str
-            The keys of the header that must agree with those of a journal that is there.
-
-        Raises
-        ------
-        OSError
-            If the folder or the file cannot be written.
-        ValueError
-            If the journal that is there is of another run, or damaged.
-        """
+    def open(cls, folder: Path, header: Mapping[str, Any]) -> LineJournal:
+        """Begin a journal or go on with it; a last line that a killed run did not write to its end is cut off."""
         folder.mkdir(parents=True, exist_ok=True)
-        file = folder / FILE_NAME
-        wanted = plain(header)
-        if not file.exists() or not cut_torn_line(file):
-            _append(file, wanted)
+        file = folder / LINES_FILE
+        wanted = _as_read_back(header)
+        if not file.exists() or not _cut_torn_line(file):
+            _append_line(file, wanted)
             return cls(file, wanted)
         journal = cls.read(folder)
-        require_same_run(file, journal.header, wanted, identity)
+        _require_same_run(file, journal.header, wanted)
         return journal
 
     @classmethod
-    def read(cls, folder: Path) -> Journal:
-        """Return the journal in a folder, which is left as it is.
-
-        Raises
-        ------
-        FileNotFoundError
-            If there is none.
-        ValueError
-            If its first line is damaged.
-        """
-        file = folder / FILE_NAME
+    def read(cls, folder: Path) -> LineJournal:
+        """Return the journal in a folder, which is left as it is."""
+        file = folder / LINES_FILE
         if not file.is_file():
-            raise FileNotFoundError(f"no experiment was run in {folder}: it holds no {FILE_NAME}")
-        lines = _lines(file)
-        header = _parse(file, 1, lines[0]) if lines else None
+            raise FileNotFoundError(f"no experiment was run in {folder}: it holds no {LINES_FILE}")
+        lines = _whole_lines(file)
+        header = _parse_line(file, 1, lines[0]) if lines else None
         if not isinstance(header, dict) or "experiment" not in header:
             raise ValueError(f"{file} must begin with a line that names its experiment: it is damaged")
         return cls(file, header)
 
     def entries(self) -> dict[Trial, Entry]:
-        """Return the finished trials; the first, if one stands there twice.
-
-        Raises
-        ------
-        ValueError
-            If a line is damaged.
-        """
+        """Return the finished trials."""
         found: dict[Trial, Entry] = {}
-        for number, line in enumerate(_lines(self.file)[1:], start=2):
-            values = _parse(self.file, number, line)
+        for number, line in enumerate(_whole_lines(self.file)[1:], start=2):
+            values = _parse_line(self.file, number, line)
             try:
                 trial = Trial(values["seed"], values["gate"], values["search"])
                 entry = Entry(trial, values["numbers"], values["seconds"])
@@ -114,33 +140,125 @@ class Journal:
             found.setdefault(trial, entry)
         return found
 
+    def append(self, entry: Entry) -> None:
+        """Write a finished trial."""
+        _append_line(self.file, {**asdict(entry.trial), "seconds": entry.seconds, "numbers": dict(entry.numbers)})
+
+
+@dataclass(frozen=True)
+class StudyJournal(Journal):
+    """A study for every gate and search, and in it a trial for every seed: what it drew, its loss, all it measured.
+
+    One process writes, that which runs the experiment. A trial that is still running when the file is opened for
+    writing is therefore of a run that was killed: it is marked as failed, and its seed is run again.
+
+    Attributes
+    ----------
+    storage : optuna.storages.JournalStorage
+    budget : Budget or None
+        What is drawn, and the loss; None in a journal that is only read.
+    begun : dict
+        The trials that this process has begun and not ended.
+    """
+
+    storage: BaseStorage
+    budget: Budget | None = None
+    begun: dict[Trial, Draw] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, folder: Path, header: Mapping[str, Any], budget: Budget) -> StudyJournal:
+        """Begin a journal or go on with it."""
+        require_optuna()
+        from optuna.trial import TrialState
+
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / STUDY_FILE
+        if file.exists():
+            # Optuna would append to a line that a killed run left unfinished, and could then read neither.
+            _cut_torn_line(file)
+            # It would also wait half a minute for a lock that such a run held to its end.
+            with suppress(RuntimeError):
+                _lock(file).release()
+        journal = cls(file, _as_read_back(header), _storage(file), budget)
+        studies = _studies(journal.storage)
+        for study in studies:
+            _require_same_run(file, study.user_attrs[RUN]["header"], journal.header)
+        for study in studies:
+            for draw in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+                study.tell(draw.number, state=TrialState.FAIL)
+        return journal
+
+    @classmethod
+    def read(cls, folder: Path) -> StudyJournal:
+        """Return the journal in a folder, which is left as it is."""
+        file = folder / STUDY_FILE
+        if not file.is_file():
+            raise FileNotFoundError(f"no random search was run in {folder}: it holds no {STUDY_FILE}")
+        require_optuna()
+        storage = _storage(file)
+        studies = _studies(storage)
+        if not studies:
+            raise ValueError(f"{file} must hold a study of an experiment, got none: nothing was run, or it is damaged")
+        return cls(file, studies[0].user_attrs[RUN]["header"], storage)
+
+    def entries(self) -> dict[Trial, Entry]:
+        """Return the finished trials."""
+        from optuna.trial import TrialState
+
+        found: dict[Trial, Entry] = {}
+        for study in _studies(self.storage):
+            run = study.user_attrs[RUN]
+            for draw in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+                trial = Trial(draw.user_attrs["seed"], run["gate"], run["search"])
+                found.setdefault(trial, Entry(trial, draw.user_attrs["numbers"], draw.user_attrs["seconds"]))
+        return found
+
     def begin(self, trial: Trial) -> None:
-        """Write nothing: a trial that did not end is not in this journal."""
+        """Write down that a trial runs, and what its seed draws."""
+        assert self.budget is not None, "a journal that is only read begins no trial"
+        study = _random_study(trial.seed, study_name=f"{trial.gate}, {trial.search}", storage=self.storage)
+        if RUN not in study.user_attrs:
+            study.set_user_attr(RUN, {"header": self.header, "gate": trial.gate, "search": trial.search})
+        draw = study.ask(dict(self.budget.space(trial.gate)))
+        draw.set_user_attr("seed", trial.seed)
+        self.begun[trial] = draw
 
     def append(self, entry: Entry) -> None:
-        """Write a finished trial to the disk; when this returns, it is there."""
-        _append(self.file, {**asdict(entry.trial), "seconds": entry.seconds, "numbers": dict(entry.numbers)})
+        """Write a finished trial that this process has begun."""
+        assert self.budget is not None, "a journal that is only read ends no trial"
+        draw = self.begun.pop(entry.trial)
+        draw.set_user_attr("seconds", entry.seconds)
+        draw.set_user_attr("numbers", dict(entry.numbers))
+        draw.study.tell(draw, float(entry.numbers[self.budget.loss]))  # type: ignore[arg-type]
 
 
-def plain(header: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a header as it is read back from a journal."""
-    return json.loads(json.dumps(header))
-
-
-def require_same_run(
-    file: Path, found: Mapping[str, Any], wanted: Mapping[str, Any], identity: tuple[str, ...]
-) -> None:
-    """Raise ValueError if the header found in a journal is of another run than the header wanted.
+def draw_parameters(space: Mapping[str, BaseDistribution], seed: int) -> dict[str, Any]:
+    """Return what Optuna's random sampler draws from a seed, as `StudyJournal.begin` writes it down.
 
     Parameters
     ----------
-    file : Path
-        Of the journal.
-    found, wanted : mapping
-    identity : tuple of str
-        The keys that must agree.
+    space : mapping of str to optuna.distributions.BaseDistribution
+        Drawn from in its order: spaces that begin alike draw alike there.
+    seed : int
     """
-    for key in identity:
+    require_optuna()
+    return _random_study(seed).ask(dict(space)).params
+
+
+def require_optuna() -> None:
+    """Raise ImportError with the pip command if Optuna is missing."""
+    try:
+        import optuna  # noqa: F401
+    except ImportError as error:
+        raise ImportError("tuning needs optuna, which is missing: pip install 'moe-search[experiments]'") from error
+
+
+def _as_read_back(header: Mapping[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(header))
+
+
+def _require_same_run(file: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    for key in IDENTITY:
         if found.get(key) != wanted[key]:
             raise ValueError(
                 f"{file} is the journal of another run, with {key} {found.get(key)!r} instead of {wanted[key]!r}: "
@@ -148,7 +266,7 @@ def require_same_run(
             )
 
 
-def cut_torn_line(file: Path) -> bool:
+def _cut_torn_line(file: Path) -> bool:
     """Cut off what stands after the last line end, and return whether anything is left."""
     data = file.read_bytes()
     whole = data.rfind(b"\n") + 1
@@ -157,7 +275,7 @@ def cut_torn_line(file: Path) -> bool:
     return whole > 0
 
 
-def _append(file: Path, values: Mapping[str, Any]) -> None:
+def _append_line(file: Path, values: Mapping[str, Any]) -> None:
     data = (json.dumps(values) + "\n").encode("utf-8")
     descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
@@ -170,13 +288,59 @@ def _append(file: Path, values: Mapping[str, Any]) -> None:
         raise OSError(f"only {written} of {len(data)} bytes could be written to {file}")
 
 
-def _lines(file: Path) -> list[str]:
+def _whole_lines(file: Path) -> list[str]:
     """Return the whole lines; what stands after the last line end was not finished."""
     return file.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
 
 
-def _parse(file: Path, number: int, line: str) -> Any:
+def _parse_line(file: Path, number: int, line: str) -> Any:
     try:
         return json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"line {number} of {file} must be JSON: it is damaged ({error.msg})") from error
+
+
+def _storage(file: Path) -> BaseStorage:
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    try:
+        return JournalStorage(JournalFileBackend(str(file), lock_obj=_lock(file)))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} must be a journal of Optuna: it is damaged ({error!r})") from error
+
+
+def _lock(file: Path) -> JournalFileSymlinkLock:
+    from optuna.storages.journal import JournalFileSymlinkLock
+
+    return JournalFileSymlinkLock(str(file))
+
+
+def _studies(storage: BaseStorage) -> list[Study]:
+    import optuna
+
+    studies = [
+        optuna.load_study(study_name=name, storage=storage) for name in optuna.get_all_study_names(storage=storage)
+    ]
+    return [study for study in studies if RUN in study.user_attrs]
+
+
+def _random_study(seed: int, **where: Any) -> Study:
+    """Return a study whose sampler draws from a seed, a new one or that of this name in a storage."""
+    import optuna
+
+    with _no_announcement():
+        return optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed), load_if_exists=True, **where)
+
+
+@contextmanager
+def _no_announcement() -> Iterator[None]:
+    """Let Optuna announce no new study."""
+    import optuna
+
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(verbosity)

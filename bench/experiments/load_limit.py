@@ -8,11 +8,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from moe_search.bench.demo.model import EXPERTS_PER_SAMPLE, NUM_EXPERTS, TwoDigitsModel, make_model, two_task_loss
-from moe_search.bench.demo.settings import SearchSchedule
-from moe_search.bench.demo.training_run import evaluate
 from moe_search.bench.experiments.experiment import Experiment, Measure, Numbers
-from moe_search.bench.experiments.step_training import endless_batches, train_by_steps
+from moe_search.bench.experiments.gates import make_gate
+from moe_search.bench.experiments.training import SearchSchedule, endless_batches, train_by_steps
+from moe_search.bench.experiments.two_image_model import (
+    NUM_EXPERTS,
+    TwoImageModel,
+    evaluate,
+    make_model,
+    two_task_loss,
+)
 from moe_search.bench.experiments.two_image_trials import (
     CURVE,
     DIGITS,
@@ -20,17 +25,14 @@ from moe_search.bench.experiments.two_image_trials import (
     TwoImageSettings,
     load,
     run_numbers,
-    smoke,
+    shrunk,
 )
 from moe_search.bench.experiments.warm_gate import clusters_of, warm_up
-from moe_search.gates.top_k import TopK
-from moe_search.solvers.engine.result import Result
-from moe_search.training.balance import load_balancing_loss
-from moe_search.training.loss_free_balancing import LossFreeBalancing
-from moe_search.training.lowering.batch import Batch
-from moe_search.training.lowering.lowering import Lowering
-from moe_search.training.search.search_record import SearchRecord
+from moe_search.checks import require_choice
+from moe_search.solvers import Result
+from moe_search.training import LossFreeBalancing, Lowering, SearchRecord, load_balancing_loss
 
+GATES = ("Top-k",)
 SEARCHES = ("none", "penalty", "slow", "biases", "maps", "search")
 """The gate alone; with `load_balancing_loss`; a slow gate alone, with `LossFreeBalancing`, with
 `PermutationSearch(load_limit=...)` and with both."""
@@ -43,21 +45,21 @@ class LoadLimitSettings:
     Attributes
     ----------
     images : TwoImageSettings
-        Its data, model, steps, learning rate and schedule.
+        The data, the model, the steps, their learning rate and the schedule.
     slots_per_expert : int
-        Many: a map can move load only slot by slot.
+        There are many, since a map can move load only slot by slot.
     gate_rate : float
         Learning rate of a slow gate. At the rate of all else, the gate crowds samples faster than biases spread them.
     crowded : int
         Experts whose slots the gate begins with: one k-means cluster of the images a slot.
     warming_steps : int
-        That the gate alone is trained to send the clusters there.
+        Steps in which the gate alone is trained to send the clusters there.
     load_limit : float
-        That a search asks for, in multiples of the mean load.
+        What a search asks for, in multiples of the mean load.
     bias_rate, expert_limit, slot_limit : float
-        Of `LossFreeBalancing`.
+        What `LossFreeBalancing` is given.
     penalty_weight : float
-        Of the penalty; 0.01 in Switch transformers.
+        It is 0.01 in Switch transformers.
     """
 
     images: TwoImageSettings
@@ -73,17 +75,9 @@ class LoadLimitSettings:
 
 
 def run_trial(settings: LoadLimitSettings, seed: int, gate: str, search: str) -> Numbers:
-    """Train from fresh weights and a gate that begins with few experts for all samples.
-
-    Raises
-    ------
-    ValueError
-        If the gate or the search is unknown.
-    """
-    if gate != "Top-k":
-        raise ValueError(f"gate must be Top-k, got {gate!r}")
-    if search not in SEARCHES:
-        raise ValueError(f"search must be one of {', '.join(SEARCHES)}, got {search!r}")
+    """Train from fresh weights and a gate that begins with few experts for all samples."""
+    require_choice("gate", gate, GATES)
+    require_choice("search", search, SEARCHES)
     images = settings.images
     data = load(images, seed)
     model = crowded_model(settings, seed)
@@ -101,7 +95,7 @@ def run_trial(settings: LoadLimitSettings, seed: int, gate: str, search: str) ->
         model,
         model.moe,
         two_task_loss,
-        endless_batches(Batch(data.train.inputs, data.train.targets), images.model.batch_size, seed),
+        endless_batches(data.train, images.model.batch_size, seed),
         lambda: evaluate(model, data.validation).loss,
         steps=images.steps,
         learning_rate=images.learning_rate,
@@ -126,13 +120,13 @@ def run_trial(settings: LoadLimitSettings, seed: int, gate: str, search: str) ->
     }
 
 
-def crowded_model(settings: LoadLimitSettings, seed: int) -> TwoDigitsModel:
+def crowded_model(settings: LoadLimitSettings, seed: int) -> TwoImageModel:
     """Return a fresh model whose gate sends the samples to the slots of its first experts."""
     model = make_model("Top-k", settings.images.model, seed)
     pixels = settings.images.model.canvas**2
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        gate = TopK(pixels, NUM_EXPERTS, EXPERTS_PER_SAMPLE, settings.slots_per_expert * NUM_EXPERTS)
+        gate = make_gate("Top-k", pixels, NUM_EXPERTS, num_slots=settings.slots_per_expert * NUM_EXPERTS)
     inputs = load(settings.images, seed).train.inputs
     warm_up(
         gate,
@@ -148,7 +142,7 @@ def crowded_model(settings: LoadLimitSettings, seed: int) -> TwoDigitsModel:
 
 
 @torch.no_grad()
-def loads_of_experts(model: TwoDigitsModel, inputs: Tensor) -> Tensor:
+def loads_of_experts(model: TwoImageModel, inputs: Tensor) -> Tensor:
     """Return the pairs of a sample and a slot with weight, by expert, shape [n]."""
     model.eval()
     gate = model.moe.gate
@@ -156,7 +150,7 @@ def loads_of_experts(model: TwoDigitsModel, inputs: Tensor) -> Tensor:
     return torch.zeros(gate.num_experts, dtype=slots.dtype).index_add_(0, gate.expert_map.experts[0], slots)
 
 
-def _penalty(model: TwoDigitsModel, weight: float) -> Callable[[], Tensor]:
+def _penalty(model: TwoImageModel, weight: float) -> Callable[[], Tensor]:
     def penalty() -> Tensor:
         assert model.moe.routing is not None
         return weight * load_balancing_loss(model.moe.routing, model.moe.gate.expert_map)
@@ -179,7 +173,7 @@ EXPERIMENTS = (
             "more slowly than all else; such a gate with LossFreeBalancing (biases), with "
             "PermutationSearch(load_limit=1.1) in the first 200 steps (maps), and with both (search)."
         ),
-        gates=("Top-k",),
+        gates=GATES,
         searches=SEARCHES,
         seeds=10,
         settings=LoadLimitSettings(
@@ -193,7 +187,7 @@ EXPERIMENTS = (
                 schedule=SearchSchedule(period=20, until=200, batches=20, iterations=500),
             )
         ),
-        smoke=LoadLimitSettings(smoke("digits"), slots_per_expert=8),
+        smoke=LoadLimitSettings(shrunk(DIGITS), slots_per_expert=8),
         run_trial=run_trial,
         measures=(
             Measure("test_loss", "test loss"),

@@ -1,4 +1,4 @@
-"""Comparing two treatments over paired seeds."""
+"""Comparing two treatments over paired seeds, and the cells of tables that say so."""
 
 from __future__ import annotations
 
@@ -10,10 +10,35 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import PermutationMethod, rankdata, wilcoxon
 
+from moe_search.bench.experiments.experiment import Measure
+
 MOST_ENUMERATED = 14
 """Pairs up to which all signs of tied ranks are tried; beyond, the normal approximation is close."""
 
 TIED_DIGITS = 12
+
+LEAST_P = 1e-4
+"""A smaller p-value is shown as less than this."""
+
+
+@dataclass(frozen=True)
+class MeanAndError:
+    """A mean and its standard error, which is NaN for a single value."""
+
+    mean: float
+    error: float
+
+    def text(self, digits: int, scale: float = 1.0) -> str:
+        """Return ``mean ± error``; without the error if it is not known."""
+        mean = f"{scale * self.mean:.{digits}f}"
+        return mean if math.isnan(self.error) else f"{mean} ± {scale * self.error:.{digits}f}"
+
+
+def mean_and_error(values: Sequence[float]) -> MeanAndError:
+    """Return the mean of some values and its standard error (sample standard deviation, ddof = 1)."""
+    array = np.asarray(values, dtype=np.float64)
+    error = float(array.std(ddof=1) / math.sqrt(len(array))) if len(array) > 1 else math.nan
+    return MeanAndError(float(array.mean()), error)
 
 
 @dataclass(frozen=True)
@@ -113,6 +138,22 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
+def comparison_columns(measure: Measure) -> tuple[str, ...]:
+    """Return the names of the columns of `comparison_rows`."""
+    effect = ("difference",) if measure.factor is None else ("times less", "68 % interval")
+    test = "p" if measure.factor is None else f"p of more than {measure.factor:g} times"
+    return "pairs", *effect, test, "Holm", "d_z", "r", "lower in"
+
+
+def comparison_rows(comparisons: Sequence[PairedComparison], measure: Measure) -> list[tuple[str, ...]]:
+    """Return one row of texts a comparison, its p-value also adjusted for all of them."""
+    adjusted = holm([comparison.p for comparison in comparisons]) if comparisons else []
+    return [
+        (str(comparison.pairs), *_effect(comparison, measure), _p(comparison.p), _p(p), *_sizes(comparison))
+        for comparison, p in zip(comparisons, adjusted, strict=True)
+    ]
+
+
 def _pairs(baseline: Sequence[float], other: Sequence[float]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     first, second = np.asarray(baseline, dtype=np.float64), np.asarray(other, dtype=np.float64)
     if first.ndim != 1 or first.shape != second.shape or not len(first):
@@ -155,3 +196,22 @@ def _wilcoxon(differences: NDArray[np.float64], alternative: str) -> float:
     exact = tied and count <= MOST_ENUMERATED
     method = PermutationMethod(n_resamples=2**count) if exact else "auto"
     return float(wilcoxon(differences, alternative=alternative, method=method).pvalue)
+
+
+def _effect(comparison: PairedComparison, measure: Measure) -> tuple[str, ...]:
+    if measure.factor is None:
+        return (MeanAndError(comparison.mean, comparison.error).text(measure.digits),)
+    mean = f"{math.exp(-comparison.mean):.1f}"
+    if math.isnan(comparison.error):
+        return (mean, "-")
+    low, high = (math.exp(-comparison.mean + sign * comparison.error) for sign in (-1, 1))
+    return (mean, f"{low:.1f} to {high:.1f}")
+
+
+def _sizes(comparison: PairedComparison) -> tuple[str, str, str]:
+    d = "-" if math.isnan(comparison.standardized) else f"{comparison.standardized:.2f}"
+    return d, f"{comparison.rank_biserial:.2f}", f"{comparison.lower} of {comparison.pairs}"
+
+
+def _p(p: float) -> str:
+    return f"{p:.4f}" if p >= LEAST_P else f"< {LEAST_P:g}"

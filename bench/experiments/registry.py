@@ -5,14 +5,15 @@ from __future__ import annotations
 import importlib
 
 from moe_search.bench.experiments.experiment import Experiment
+from moe_search.checks import require_choice
 
 HOMES = {
-    "scrambled-digits": "scrambled_map",
-    "scrambled-fashion": "scrambled_map",
-    "new-gate-digits": "new_gate",
-    "new-gate-fashion": "new_gate",
-    "attached-digits": "attached_experts",
-    "attached-fashion": "attached_experts",
+    "scrambled-digits": "recovery_experiments",
+    "scrambled-fashion": "recovery_experiments",
+    "new-gate-digits": "recovery_experiments",
+    "new-gate-fashion": "recovery_experiments",
+    "attached-digits": "recovery_experiments",
+    "attached-fashion": "recovery_experiments",
     "domains-digits": "domain_experts",
     "domains-fashion": "domain_experts",
     "branched-digits": "domain_experts",
@@ -28,15 +29,8 @@ HOMES = {
 
 
 def find_experiment(name: str) -> Experiment:
-    """Return the experiment of a name.
-
-    Raises
-    ------
-    ValueError
-        If there is none.
-    """
-    if name not in HOMES:
-        raise ValueError(f"an experiment must be one of {', '.join(HOMES)}, got {name!r}")
+    """Return the experiment of a name."""
+    require_choice("an experiment", name, tuple(HOMES))
     module = importlib.import_module(f"moe_search.bench.experiments.{HOMES[name]}")
     (found,) = (each for each in module.EXPERIMENTS if each.name == name)
     return found

@@ -11,13 +11,17 @@ from pathlib import Path
 
 import numpy as np
 
-from moe_search.bench.experiments.budget_report import budget_figure, budget_table, fewer_trials_table
-from moe_search.bench.experiments.comparison_rows import comparison_columns, comparison_rows, mean_with_error
+from moe_search.bench.experiments.best_of_trials import budget_figure, budget_table, fewer_trials_table
 from moe_search.bench.experiments.equal_time import TimedRun, equal_time_table
 from moe_search.bench.experiments.experiment import Experiment, Measure, Trial
-from moe_search.bench.experiments.journal import Entry
-from moe_search.bench.experiments.journals import FILE_NAMES, TrialJournal, read_journal
-from moe_search.bench.experiments.paired_statistics import compare_differences, compare_ratios
+from moe_search.bench.experiments.journal import FILE_NAMES, Entry, Journal, read_journal
+from moe_search.bench.experiments.paired_statistics import (
+    compare_differences,
+    compare_ratios,
+    comparison_columns,
+    comparison_rows,
+    mean_and_error,
+)
 from moe_search.bench.experiments.registry import find_experiment
 from moe_search.bench.experiments.run import plain_settings
 from moe_search.plotting.expert_maps import MapPanel, NamedMap, expert_maps
@@ -41,7 +45,7 @@ class Finished:
     """An experiment with the trials in its journal."""
 
     experiment: Experiment
-    journal: TrialJournal
+    journal: Journal
     entries: dict[Trial, Entry]
 
     def numbers(self, gate: str, search: str, name: str) -> dict[int, float]:
@@ -172,7 +176,7 @@ def results_table(finished: Finished) -> Table:
             seeds = len(finished.numbers(gate, search, experiment.measures[0].name))
             if seeds:
                 cells = (
-                    mean_with_error(list(finished.numbers(gate, search, measure.name).values()), measure.digits)
+                    mean_and_error(list(finished.numbers(gate, search, measure.name).values())).text(measure.digits)
                     for measure in experiment.measures
                 )
                 rows.append((f"{gate}, {search}", str(seeds), *cells))

@@ -7,23 +7,19 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_search.bench.experiments.experiment import Experiment, Trial
-from moe_search.bench.experiments.journal import Entry
-from moe_search.bench.experiments.journals import open_journal
+from moe_search.bench.experiments.journal import Entry, open_journal
+from moe_search.checks import require_integer
 
 if TYPE_CHECKING:
     import pandas as pd
 
 RESULTS = "results.parquet"
-IDENTITY = ("experiment", "settings")
-"""What must agree for a run to go on with a journal: more seeds may be added, other sizes may not."""
-
 OnTrial = Callable[[int, int, Entry | None], None]
 """Called as ``on_trial(finished, all, entry)``: once at the start without an entry, then after every trial."""
 
@@ -53,7 +49,7 @@ def run_experiment(
     settings : frozen dataclass, optional
         Instead of ``experiment.settings``, such as ``experiment.smoke``.
     seeds : int, optional
-        Instead of ``experiment.seeds``, at least 1.
+        Instead of ``experiment.seeds``.
     first_seed : int
         The seeds are first_seed .. first_seed + seeds - 1: a final run takes some that no choice was made on.
     jobs : int, optional
@@ -70,23 +66,19 @@ def run_experiment(
     ------
     ImportError
         If joblib, pandas or pyarrow is missing, or Optuna where hyperparameters are drawn.
-    OSError
-        If the folder cannot be written.
     ValueError
-        If a number is out of range, or the folder holds the journal of another experiment or of other sizes.
+        If the folder holds the journal of another experiment or of other sizes.
     """
     _require_libraries()
     from joblib import Parallel, delayed
 
     settings = experiment.settings if settings is None else settings
     seeds = experiment.seeds if seeds is None else seeds
-    if seeds < 1:
-        raise ValueError(f"seeds must be at least 1, got {seeds}")
-    if first_seed < 0:
-        raise ValueError(f"first_seed must not be negative, got {first_seed}")
+    require_integer("seeds", seeds)
+    require_integer("first_seed", first_seed, 0)
     if jobs == 0:
         raise ValueError("jobs must be 1 or more, or -1 for one a processor, got 0")
-    journal = open_journal(experiment, Path(folder), header(experiment, settings), IDENTITY)
+    journal = open_journal(experiment, Path(folder), header(experiment, settings))
     finished = journal.entries()
     trials = experiment.trials(seeds, first_seed)
     missing = [trial for trial in trials if trial not in finished]
@@ -113,8 +105,11 @@ def run_experiment(
 
 def run_one(experiment: Experiment, settings: Any, trial: Trial) -> Entry:
     """Run one trial, on one thread of torch: the models are small, and trials run beside each other."""
+    # Not above: what runs trials imports torch only where one runs.
+    from moe_search.bench.experiments.training import one_thread
+
     start = time.perf_counter()
-    with _one_thread():
+    with one_thread():
         try:
             numbers = experiment.run_trial(settings, trial.seed, trial.gate, trial.search)
         except Exception as error:
@@ -166,17 +161,3 @@ def _require_libraries() -> None:
         raise ImportError(
             f"experiments need {error.name}, which is missing: pip install 'moe-search[experiments]'"
         ) from error
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    import torch
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
-
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        with threadpool_limits(1):
-            yield
-    finally:
-        torch.set_num_threads(threads)

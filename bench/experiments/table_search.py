@@ -1,37 +1,78 @@
-"""Search the tables of a student's layers: every token of the vocabulary goes where its distillation loss is least."""
+"""Tables from slots to experts, balanced over groups of slots: drawn, solved for, and searched in a student."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
-from moe_search.bench.demo.settings import SearchSchedule
 from moe_search.bench.experiments.token_states import TokenStates
 from moe_search.bench.experiments.token_student import TokenStudent
-from moe_search.problems.linear import LinearAssignment
-from moe_search.solvers.engine.stop import MaxRuntime
-from moe_search.solvers.exact.transport import Transport
+from moe_search.problems import LinearAssignment
+from moe_search.problems.permutation_problem import seats_by_expert
+from moe_search.solvers import MaxRuntime, Result, Solver, Transport
+from moe_search.solvers.engine.run import Run
+from moe_search.training import PermutationSearch
+from moe_search.training.lowering.batch import Batch
 
 LONGEST = 60.0
 """Seconds that no assignment of these sizes comes near to: `Transport` ends at the optimum, so that runs repeat."""
 
 COST_SHARE = 0.75
-"""Of the snippets a search looks at, that part makes the costs; rare tokens need many."""
+"""Part of the snippets a search looks at that makes the costs, the others verifying: rare tokens need many."""
 
 TIE = 1e-9
-"""Of the mean cost: what a slot gains by staying, so that slots without samples do."""
+"""Part of the mean cost that a slot gains by staying, so that slots without samples do."""
+
+Strata = Sequence[NDArray[np.int64]]
+"""Groups of slots, which together hold every slot once; every expert holds equally many of each group."""
+
+
+def random_table(strata: Strata, num_experts: int, generator: torch.Generator) -> NDArray[np.int64]:
+    """Return a table drawn uniformly from those that give every expert equally many slots of every group."""
+    table = np.empty(sum(map(len, strata)), dtype=np.int64)
+    for group in strata:
+        table[group] = torch.randperm(len(group), generator=generator).numpy() % num_experts
+    return table
+
+
+@dataclass(frozen=True)
+class BalancedTransport(Solver):
+    """Find the table at the least total cost in which every expert holds equally many slots of every group.
+
+    Groups are solved one by one; a slot that loses nothing by it keeps its expert of the initial table.
+    """
+
+    takes: ClassVar[type] = LinearAssignment
+    strata: Strata
+
+    def search(self, run: Run) -> Result:
+        """Solve group by group; see `Solver.search`."""
+        problem = run.problem
+        assert isinstance(problem, LinearAssignment)
+        costs = problem.cost.copy()
+        if run.initial is not None:
+            costs[np.arange(len(costs)), run.initial // problem.capacity] -= TIE * (np.abs(costs).mean() or 1.0)
+        table = np.empty(problem.size, dtype=np.int64)
+        for group in self.strata:
+            part = LinearAssignment(costs[group])
+            table[group] = Transport().solve(part, MaxRuntime(LONGEST)).permutation // part.capacity
+        permutation = seats_by_expert(table)
+        run.begin(permutation)
+        run.offer(permutation, problem.value(permutation), 1)
+        return run.result(moves=0)
 
 
 class TokenTableSearch:
-    """Search the tables while the student is trained, on some snippets at a time.
+    """Searches the tables of a student's layers on some snippets: a token goes where its distillation loss is least.
 
-    With one expert a token the distillation loss of a layer is a linear assignment: the loss of every expert on every
-    token, added up by slot. Most of the snippets make the costs, the others verify: a layer's table is taken if
-    the loss there falls by more than the standard error, snippets being the independent units.
+    With one expert a token, the loss of a layer is a linear assignment. Most of the snippets make the costs, the others
+    verify, snippets being the independent units.
 
     Parameters
     ----------
@@ -39,108 +80,37 @@ class TokenTableSearch:
     data : TokenStates
         The snippets for training.
     strata : sequence of ndarray
-        Groups of slots; every expert holds equally many of each group.
-    schedule : SearchSchedule
-        Its period and end.
     snippets : int
-        That a search looks at.
+        How many a search looks at.
     seed : int
         Decides which they are, and which of them verify.
 
     Attributes
     ----------
-    committed : int
-        Tables taken, all layers together.
-    seconds : float
+    of_layers : tuple of PermutationSearch
     """
 
-    def __init__(
-        self,
-        student: TokenStudent,
-        data: TokenStates,
-        strata: Sequence[NDArray[np.int64]],
-        schedule: SearchSchedule,
-        snippets: int,
-        seed: int,
-    ) -> None:
+    def __init__(self, student: TokenStudent, data: TokenStates, strata: Strata, snippets: int, seed: int) -> None:
         self._student = student
         self._data = data
-        self._strata = strata
-        self._schedule = schedule
         self._snippets = min(snippets, len(data))
         self._generator = torch.Generator().manual_seed(seed)
-        self.committed = 0
-        self.seconds = 0.0
+        self.of_layers = tuple(
+            PermutationSearch(layer, layer.moe, loss=nn.MSELoss(), solver=BalancedTransport(strata), seed=seed)
+            for layer in student.layers
+        )
 
-    def step(self, step: int) -> None:
-        """Search if it is time to."""
-        if step % self._schedule.period == 0 and step <= self._schedule.until:
-            start = time.perf_counter()
-            self._search()
-            self.seconds += time.perf_counter() - start
-
-    def _search(self) -> None:
-        self._student.eval()
+    def search(self) -> None:
+        """Search one layer after the other."""
         rows = torch.randperm(len(self._data), generator=self._generator)[: self._snippets]
-        for layer in range(len(self._student.mixtures)):
-            self._search_layer(layer, rows)
+        cut = round(COST_SHARE * len(rows))
+        for index, search in enumerate(self.of_layers):
+            search.search(self._batches(rows[:cut], index), verify=self._batches(rows[cut:], index))
 
-    def _search_layer(self, layer: int, rows: torch.Tensor) -> None:
-        gate = self._student.gate(layer)
-        old = gate.expert_map.experts[0].numpy().copy()
-        costs, gains = np.zeros((gate.num_slots, gate.num_experts)), []
-        part = round(COST_SHARE * len(rows))
-        for chunk in self._data.chunks(rows[:part]):
-            slots, losses, _ = self._losses(layer, chunk)
-            np.add.at(costs, slots, losses)
-        new = balanced_table(costs, old, self._strata)
-        for chunk in self._data.chunks(rows[part:]):
-            slots, losses, owners = self._losses(layer, chunk)
-            tokens = np.arange(len(slots))
-            gains.append(np.bincount(owners, losses[tokens, old[slots]] - losses[tokens, new[slots]]))
-        by_snippet = np.concatenate(gains)
-        if by_snippet.mean() > by_snippet.std(ddof=1) / np.sqrt(len(by_snippet)):
-            gate.expert_map.assign(new[None])
-            self.committed += 1
-
-    def _losses(
-        self, layer: int, rows: torch.Tensor
-    ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:
-        """Return the slot of every token, the loss of every expert on it, and the number of its snippet."""
-        batch = self._data.batch(rows)
-        gate = self._student.gate(layer)
-        losses = self._student.expert_losses(batch, layer)
-        return gate.table[batch.ids].numpy(), losses, batch.owners.numpy()
-
-
-def balanced_table(
-    costs: NDArray[np.float64], old: NDArray[np.int64], strata: Sequence[NDArray[np.int64]]
-) -> NDArray[np.int64]:
-    """Return the experts of slots at the least total cost, every expert holding equally many slots of every group.
-
-    Parameters
-    ----------
-    costs : ndarray, shape (m, n)
-        Of every slot under every expert.
-    old : ndarray of int64, shape (m,)
-        The experts there are; a slot that loses nothing by it stays.
-    strata : sequence of ndarray
-        The groups, that together hold every slot once.
-    """
-    costs = costs.copy()
-    costs[np.arange(len(costs)), old] -= TIE * (np.abs(costs).mean() or 1.0)
-    new = np.empty_like(old)
-    for group in strata:
-        problem = LinearAssignment(costs[group])
-        new[group] = Transport().solve(problem, MaxRuntime(LONGEST)).permutation // problem.capacity
-    return new
-
-
-def random_table(
-    strata: Sequence[NDArray[np.int64]], num_experts: int, generator: torch.Generator
-) -> NDArray[np.int64]:
-    """Return a table drawn uniformly from those that give every expert equally many slots of every group."""
-    table = np.empty(sum(map(len, strata)), dtype=np.int64)
-    for group in strata:
-        table[group] = torch.randperm(len(group), generator=generator).numpy() % num_experts
-    return table
+    def _batches(self, rows: Tensor, index: int) -> Iterator[Batch]:
+        """Yield what a layer takes and what it is to make of it, the layers before it routing as they do."""
+        self._student.eval()
+        for some in self._data.chunks(rows):
+            batch = self._data.batch(some)
+            attended = self._student.attended(batch, index)
+            yield Batch(attended, batch.targets[index], ids=batch.ids, groups=some[batch.owners])

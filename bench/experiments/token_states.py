@@ -16,18 +16,18 @@ CHUNK = 64
 
 @dataclass(frozen=True, eq=False)
 class TokenBatch:
-    """Some snippets, padded for attention; what does not mix tokens takes the P real ones alone.
+    """The P real tokens of some snippets, which only attention mixes.
 
     Attributes
     ----------
     mask : Tensor of bool
         Shape [B, L], where a token is real.
     inputs : Tensor
-        Shape [B, L, H]: what goes into the first layer of the student, 0 where there is no token.
+        Shape [P, H], what goes into the first layer of the student.
     ids, owners : Tensor of int64
-        Shape [P]: the vocabulary id of every real token, and the row of its snippet.
+        Shape [P]: the vocabulary id of every token, and the row of its snippet.
     targets : tuple of Tensor
-        Shape [P, H]: what the teacher makes of every real token, layer by layer.
+        Shape [P, H]: what the teacher makes of every token, layer by layer.
     """
 
     mask: Tensor
@@ -35,6 +35,18 @@ class TokenBatch:
     ids: Tensor
     owners: Tensor
     targets: tuple[Tensor, ...]
+
+    @property
+    def attention_mask(self) -> Tensor:
+        """What is added to the scores of attention, shape [B, 1, 1, L]."""
+        dtype = self.inputs.dtype
+        added = torch.zeros(self.mask.shape, dtype=dtype).masked_fill(~self.mask, torch.finfo(dtype).min)
+        return added[:, None, None, :]
+
+    def padded(self, tokens: Tensor) -> Tensor:
+        """Return tokens [P, H] as snippets, shape [B, L, H], 0 where there is no token."""
+        places = self.mask.nonzero(as_tuple=True)
+        return tokens.new_zeros(*self.mask.shape, tokens.shape[1]).index_put(places, tokens)
 
     def means(self, tokens: Tensor) -> Tensor:
         """Return the mean over the tokens of every snippet, shape [B, ...], of tokens [P, ...]."""
@@ -79,10 +91,9 @@ class TokenStates:
         mask = torch.arange(int(lengths.max())) < lengths[:, None]
         starts = (self.lengths.cumsum(0) - self.lengths)[rows]
         places = (starts[:, None] + torch.arange(mask.shape[1]))[mask]
-        inputs = self.states[0].new_zeros(*mask.shape, self.states[0].shape[1])
-        inputs[mask] = self.states[0][places]
         owners = torch.arange(len(rows))[:, None].expand_as(mask)[mask]
-        return TokenBatch(mask, inputs, self.ids[places], owners, tuple(each[places] for each in self.states[1:]))
+        inputs, *targets = (each[places] for each in self.states)
+        return TokenBatch(mask, inputs, self.ids[places], owners, tuple(targets))
 
     def means(self) -> Tensor:
         """Return the mean of the teacher's last states of every snippet, shape [N, H]."""
@@ -91,12 +102,6 @@ class TokenStates:
     def chunks(self, rows: Tensor) -> Iterator[Tensor]:
         """Yield rows, `CHUNK` at a time, snippets of like length together: padding costs as much as tokens."""
         yield from torch.split(rows[self.lengths[rows].argsort(stable=True)], CHUNK)
-
-
-def attention_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return what is added to the scores of attention, shape [B, 1, 1, L], for a mask [B, L] of real tokens."""
-    added = torch.zeros(mask.shape, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
-    return added[:, None, None, :]
 
 
 @torch.no_grad()
@@ -114,7 +119,7 @@ def encode(
     first_layer : int
         From 0 on; the states kept are its input, its output, and the outputs of all layers behind it.
     max_tokens : int
-        Of a snippet, the special ones included.
+        Tokens of a snippet at most, the special ones included.
     """
     tokens = encoder.tokens(texts, max_tokens)
     lengths = torch.tensor([len(each) for each in tokens])

@@ -11,97 +11,98 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from moe_search.bench.experiments.token_states import TokenBatch, TokenStates, attention_mask
-from moe_search.gates.hash_routing import HashRouting
-from moe_search.layers.mixture_of_experts import MixtureOfExperts
-from moe_search.layers.split_feed_forward import split_feed_forward
+from moe_search.bench.experiments.token_states import TokenBatch, TokenStates
+from moe_search.gates import HashRouting
+from moe_search.layers import MixtureOfExperts, split_feed_forward
 
 
-class TokenStudent(nn.Module):
-    """Layers of a BERT with a mixture of experts each instead of the feed-forward layer.
+class TokenLayer(nn.Module):
+    """A layer of a BERT with a mixture of experts instead of the feed-forward layer, which is split into them.
 
-    The experts are trained; attention and normalization are those of the teacher, frozen.
+    The experts are trained; attention and normalization are those of the teacher, shared with it and frozen.
 
     Parameters
     ----------
-    layers : sequence of BertLayer
-        Of the teacher; their modules are shared, not copied.
-    neurons : sequence of Tensor
-        For every layer the neurons of its experts, shape [n, d].
+    layer : BertLayer
+        That of the teacher.
+    neurons : Tensor
+        The neurons of its experts, shape [n, d].
     slots : Tensor of int64
         Shape [vocabulary], the slot of every token id.
     num_slots : int
     """
 
-    def __init__(self, layers: Sequence[Any], neurons: Sequence[Tensor], slots: Tensor, num_slots: int) -> None:
+    def __init__(self, layer: Any, neurons: Tensor, slots: Tensor, num_slots: int) -> None:
         super().__init__()
-        self.attention = nn.ModuleList([layer.attention for layer in layers])
-        self.normalization = nn.ModuleList([layer.output.LayerNorm for layer in layers])
-        self.mixtures = nn.ModuleList()
-        for layer, chosen in zip(layers, neurons, strict=True):
-            experts = split_feed_forward(
-                layer.intermediate.dense,
-                layer.output.dense,
-                partial(getattr, layer.intermediate, "intermediate_act_fn"),
-                chosen,
-            )
-            experts.requires_grad_(True)
-            self.mixtures.append(MixtureOfExperts(experts, HashRouting(len(chosen), num_slots, table=slots)))
+        self.attention = layer.attention
+        self.normalization = layer.output.LayerNorm
+        experts = split_feed_forward(
+            layer.intermediate.dense,
+            layer.output.dense,
+            partial(getattr, layer.intermediate, "intermediate_act_fn"),
+            neurons,
+        )
+        experts.requires_grad_(True)
+        self.gate = HashRouting(len(neurons), num_slots, table=slots)
+        self.moe = MixtureOfExperts(experts, self.gate)
 
-    def train(self, mode: bool = True) -> TokenStudent:
+    def train(self, mode: bool = True) -> TokenLayer:
         """Leave the frozen parts in eval mode: the teacher has no dropout."""
         super().train(mode)
         self.attention.eval()
         return self
 
+    def attend(self, tokens: Tensor, batch: TokenBatch) -> Tensor:
+        """Return the states of tokens after attention, shape [P, H]."""
+        return self.attention(batch.padded(tokens), batch.attention_mask)[0][batch.mask]
+
+    def forward(self, attended: Tensor, ids: Tensor) -> Tensor:
+        """Return what the layer makes of tokens, shape [P, H], from their states after attention and their ids."""
+        return self.normalization(self.moe(attended, ids) + attended)
+
+    def experts_of(self, ids: Tensor) -> Tensor:
+        """Return the experts that tokens [P] go to."""
+        return self.gate.expert_map.experts[0][self.gate.table[ids]]
+
+
+class TokenStudent(nn.Module):
+    """The last layers of an encoder, each a `TokenLayer`.
+
+    Parameters
+    ----------
+    layers : sequence of BertLayer
+        Those of the teacher.
+    neurons : sequence of Tensor
+        For every layer the neurons of its experts.
+    slots : Tensor of int64
+    num_slots : int
+    """
+
+    def __init__(self, layers: Sequence[Any], neurons: Sequence[Tensor], slots: Tensor, num_slots: int) -> None:
+        super().__init__()
+        pairs = zip(layers, neurons, strict=True)
+        self.layers: Sequence[TokenLayer] = nn.ModuleList(  # type: ignore[assignment]
+            [TokenLayer(layer, chosen, slots, num_slots) for layer, chosen in pairs]
+        )
+
     def forward(self, batch: TokenBatch) -> list[Tensor]:
         """Return what every layer makes of the real tokens, shape [P, H] each."""
-        outputs = []
-        hidden, added = batch.inputs, attention_mask(batch.mask, batch.inputs.dtype)
-        for layer in range(len(self.mixtures)):
-            attended = self._attended(layer, hidden, added, batch.mask)
-            outputs.append(self._answer(layer, attended, batch))
-            hidden = _padded(outputs[-1], batch.mask)
+        outputs, tokens = [], batch.inputs
+        for layer in self.layers:
+            tokens = layer(layer.attend(tokens, batch), batch.ids)
+            outputs.append(tokens)
         return outputs
 
-    @torch.no_grad()
-    def expert_losses(self, batch: TokenBatch, layer: int) -> NDArray[np.float64]:
-        """Return the loss of every expert of a layer on every real token, shape [P, n].
-
-        It is that of the layer's own output, the layers before it routing as they do.
-        """
-        hidden, added = batch.inputs, attention_mask(batch.mask, batch.inputs.dtype)
-        for before in range(layer):
-            hidden = _padded(self._answer(before, self._attended(before, hidden, added, batch.mask), batch), batch.mask)
-        attended = self._attended(layer, hidden, added, batch.mask)
-        answers = self.normalization[layer](self._mixture(layer).expert_outputs(attended) + attended[:, None])
-        return (answers - batch.targets[layer][:, None]).square().mean(2).double().numpy()
-
-    def _answer(self, layer: int, attended: Tensor, batch: TokenBatch) -> Tensor:
-        return self.normalization[layer](self._mixture(layer)(attended, batch.ids) + attended)
-
-    def _attended(self, layer: int, hidden: Tensor, added: Tensor, mask: Tensor) -> Tensor:
-        return self.attention[layer](hidden, added)[0][mask]
-
-    def gate(self, layer: int) -> HashRouting:
-        """Return the gate of a layer."""
-        gate = self._mixture(layer).gate
-        assert isinstance(gate, HashRouting)
-        return gate
-
-    def experts_of(self, layer: int, ids: Tensor) -> Tensor:
-        """Return the experts of a layer that tokens [P] go to."""
-        gate = self.gate(layer)
-        return gate.expert_map.experts[0][gate.table[ids]]
-
-    def _mixture(self, layer: int) -> MixtureOfExperts:
-        mixture = self.mixtures[layer]
-        assert isinstance(mixture, MixtureOfExperts)
-        return mixture
+    def attended(self, batch: TokenBatch, index: int) -> Tensor:
+        """Return what the mixture of a layer takes, shape [P, H], the layers before it routing as they do."""
+        tokens = batch.inputs
+        for layer in self.layers[:index]:
+            tokens = layer(layer.attend(tokens, batch), batch.ids)
+        return self.layers[index].attend(tokens, batch)
 
     def maps(self) -> NDArray[np.int64]:
         """Return the experts of all slots, layer after layer."""
-        return np.concatenate([self.gate(layer).expert_map.experts[0].numpy() for layer in range(len(self.mixtures))])
+        return np.concatenate([layer.gate.expert_map.experts[0].numpy() for layer in self.layers])
 
 
 def distillation_losses(outputs: Sequence[Tensor], batch: TokenBatch) -> Tensor:
@@ -117,7 +118,7 @@ def distillation_losses(outputs: Sequence[Tensor], batch: TokenBatch) -> Tensor:
 def layer_losses(student: TokenStudent, data: TokenStates) -> NDArray[np.float64]:
     """Return the loss of every layer over all tokens of the data, shape [layers]; the student is left in eval mode."""
     student.eval()
-    total = np.zeros(len(student.mixtures))
+    total = np.zeros(len(student.layers))
     for rows in data.chunks(torch.arange(len(data))):
         batch = data.batch(rows)
         total += distillation_losses(student(batch), batch).double().numpy() * len(batch.ids)
@@ -133,8 +134,3 @@ def embeddings(student: TokenStudent, data: TokenStates) -> NDArray[np.float64]:
         batch = data.batch(rows)
         found[rows] = batch.means(student(batch)[-1])
     return found.double().numpy()
-
-
-def _padded(tokens: Tensor, mask: Tensor) -> Tensor:
-    places = mask.nonzero(as_tuple=True)
-    return tokens.new_zeros(*mask.shape, tokens.shape[1]).index_put(places, tokens)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -11,15 +10,16 @@ from numpy.typing import NDArray
 from sklearn.linear_model import RidgeCV
 from torch import Tensor
 
-from moe_search.bench.demo.settings import SearchSchedule
 from moe_search.bench.experiments.experiment import Experiment, Measure, Numbers
-from moe_search.bench.experiments.step_training import StepRun, endless_batches
 from moe_search.bench.experiments.table_search import TokenTableSearch, random_table
-from moe_search.bench.experiments.token_slots import frequency_strata, token_slots
-from moe_search.bench.experiments.token_states import TokenStates
+from moe_search.bench.experiments.token_states import TokenBatch, TokenStates
 from moe_search.bench.experiments.token_student import TokenStudent, distillation_losses, embeddings, layer_losses
 from moe_search.bench.experiments.token_teacher import RIDGES, Teaching, TokenTableSettings, teach
-from moe_search.training.lowering.batch import Batch
+from moe_search.bench.experiments.training import SearchSchedule, StepRun, endless_rows, train
+from moe_search.checks import require_choice
+
+OWN_SHARE = 0.75
+"""Of the slots, that part is of one token each."""
 
 GATES = ("Hash", "Balanced hash")
 """Equally many slots an expert, of all slots or of every group of about equally frequent ones."""
@@ -27,8 +27,7 @@ GATES = ("Hash", "Balanced hash")
 
 def run_trial(settings: TokenTableSettings, seed: int, gate: str, search: str) -> Numbers:
     """Distill from the split teacher and a random table."""
-    if gate not in GATES:
-        raise ValueError(f"gate must be one of {', '.join(GATES)}, got {gate!r}")
+    require_choice("gate", gate, GATES)
     teaching = teach(settings, seed)
     slots = token_slots(teaching.counts, settings.slots)
     student = TokenStudent(
@@ -40,9 +39,9 @@ def run_trial(settings: TokenTableSettings, seed: int, gate: str, search: str) -
     loads = np.bincount(slots, teaching.counts, minlength=settings.slots).astype(np.int64)
     strata = frequency_strata(loads, settings.experts) if gate == GATES[1] else [np.arange(settings.slots)]
     generator = torch.Generator().manual_seed(seed)
-    for layer in range(settings.layers):
-        student.gate(layer).expert_map.assign(random_table(strata, settings.experts, generator)[None])
-    tables = TokenTableSearch(student, teaching.train, strata, settings.schedule, settings.search_snippets, seed)
+    for layer in student.layers:
+        layer.gate.expert_map.assign(random_table(strata, settings.experts, generator)[None])
+    tables = TokenTableSearch(student, teaching.train, strata, settings.search_snippets, seed)
     run = distill(student, teaching, settings, seed, tables if search == "search" else None)
     test = layer_losses(student, teaching.test)
     taught = (teaching.train, teaching.test)
@@ -76,45 +75,69 @@ def distill(
     seed : int
         Decides the batches.
     tables : TokenTableSearch or None
-        Searches the tables after the steps that its schedule tells.
+        Searches the tables after the steps that the schedule tells.
     """
-    optimizer = torch.optim.Adam([each for each in student.parameters() if each.requires_grad], settings.learning_rate)
-    first_map = student.maps()
-    evaluated = tuple(range(0, settings.steps + 1, settings.evaluation_period))
-    losses = [float(layer_losses(student, teaching.validation).sum())]
-    rows = endless_rows(len(teaching.train), settings.batch_size, seed)
-    seconds = 0.0
-    for step in range(1, settings.steps + 1):
-        start = time.perf_counter()
-        student.train()
-        batch = teaching.train.batch(next(rows))
+    head, rows = teaching.head, endless_rows(len(teaching.train), settings.batch_size, seed)
+
+    def loss(batch: TokenBatch) -> Tensor:
         outputs = student(batch)
-        read, told = (teaching.head(batch.means(each)) for each in (outputs[-1], batch.targets[-1]))
-        total = distillation_losses(outputs, batch).sum() + settings.prediction_weight * (read - told).square().mean()
-        optimizer.zero_grad()
-        torch.autograd.backward(total)
-        optimizer.step()
-        if tables is not None:
-            tables.step(step)
-        seconds += time.perf_counter() - start
-        if step in evaluated:
-            losses.append(float(layer_losses(student, teaching.validation).sum()))
-    return StepRun(
-        steps=evaluated,
-        losses=tuple(losses),
-        best={},
-        first_map=first_map,
-        last_map=student.maps(),
-        committed=0 if tables is None else tables.committed,
-        seconds=seconds,
-        seconds_searching=0.0 if tables is None else tables.seconds,
+        read, told = (head(batch.means(each)) for each in (outputs[-1], batch.targets[-1]))
+        return distillation_losses(outputs, batch).sum() + settings.prediction_weight * (read - told).square().mean()
+
+    def after_step(step: int, batch: TokenBatch) -> None:
+        if tables is not None and settings.schedule.due(step):
+            tables.search()
+
+    run = train(
+        student,
+        torch.optim.Adam([each for each in student.parameters() if each.requires_grad], settings.learning_rate),
+        (teaching.train.batch(each) for each in rows),
+        loss,
+        lambda: float(layer_losses(student, teaching.validation).sum()),
+        student.maps,
+        steps=settings.steps,
+        evaluated=tuple(range(0, settings.steps + 1, settings.evaluation_period)),
+        after_step=after_step,
     )
+    return run if tables is None else run.searched_by(*tables.of_layers)
 
 
-def endless_rows(count: int, size: int, seed: int) -> Iterator[Tensor]:
-    """Yield `size` numbers below `count` for ever, in a new order each time that all have been seen."""
-    numbers = torch.arange(count)
-    return (batch.inputs for batch in endless_batches(Batch(numbers, numbers), size, seed))
+def token_slots(counts: NDArray[np.int64], num_slots: int) -> NDArray[np.int64]:
+    """Return the slot of every token: one of its own for the most frequent ones, the others dealt over the rest.
+
+    Parameters
+    ----------
+    counts : ndarray of int64, shape (vocabulary,)
+        How often each token occurs.
+    num_slots : int
+        At most as many as there are tokens.
+    """
+    if not 1 <= num_slots <= len(counts):
+        raise ValueError(f"num_slots must be 1 .. {len(counts)}, the tokens of the vocabulary, got {num_slots}")
+    own = int(OWN_SHARE * num_slots)
+    ranks = np.arange(len(counts))
+    slots = np.empty(len(counts), dtype=np.int64)
+    slots[np.argsort(-counts, kind="stable")] = np.where(ranks < own, ranks, own + (ranks - own) % (num_slots - own))
+    return slots
+
+
+def frequency_strata(loads: NDArray[np.int64], num_experts: int) -> list[NDArray[np.int64]]:
+    """Return groups of slots of like load, the heaviest first: n, n, 2 n, 4 n, ... of them.
+
+    Where every expert holds equally many slots of every group, loads are about equal: the heaviest slots stand in the
+    smallest groups.
+
+    Parameters
+    ----------
+    loads : ndarray of int64, shape (m,)
+    num_experts : int
+        n, of which m is a multiple.
+    """
+    order = np.argsort(-loads, kind="stable")
+    cuts = [num_experts]
+    while cuts[-1] < len(order):
+        cuts.append(2 * cuts[-1])
+    return [group for group in np.split(order, cuts) if len(group)]
 
 
 def rating_error(of_snippets: Sequence[NDArray[np.float64]], data: Sequence[TokenStates]) -> float:
@@ -135,8 +158,8 @@ def rating_error(of_snippets: Sequence[NDArray[np.float64]], data: Sequence[Toke
 def highest_load(student: TokenStudent, data: TokenStates) -> float:
     """Return the tokens of the fullest expert in parts of the mean, the mean over layers."""
     loads = []
-    for layer in range(len(student.mixtures)):
-        counts = torch.bincount(student.experts_of(layer, data.ids), minlength=student.gate(layer).num_experts)
+    for layer in student.layers:
+        counts = torch.bincount(layer.experts_of(data.ids), minlength=layer.gate.num_experts)
         loads.append(float(counts.max() / counts.double().mean()))
     return sum(loads) / len(loads)
 

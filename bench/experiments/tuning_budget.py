@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from moe_search.bench.demo.model import EXPERTS_PER_SAMPLE, NUM_EXPERTS, TwoDigitsModel, make_model, two_task_loss
-from moe_search.bench.demo.settings import SearchSchedule
-from moe_search.bench.demo.training_run import evaluate
 from moe_search.bench.experiments.experiment import Budget, Experiment, Measure, Numbers
-from moe_search.bench.experiments.step_training import endless_batches, train_by_steps
-from moe_search.bench.experiments.study_journal import draw_parameters, require_optuna
-from moe_search.bench.experiments.two_image_trials import DIGITS, MAPS, TwoImageSettings, load, run_numbers, smoke
-from moe_search.gates.comet import COMET
-from moe_search.gates.dselect_k import DSelectK
-from moe_search.gates.hash_routing import HashRouting
-from moe_search.gates.top_k import TopK
-from moe_search.training.lowering.batch import Batch
+from moe_search.bench.experiments.gates import SMOOTH, make_gate
+from moe_search.bench.experiments.journal import draw_parameters, require_optuna
+from moe_search.bench.experiments.training import SearchSchedule, endless_batches, train_by_steps
+from moe_search.bench.experiments.two_image_model import (
+    NUM_EXPERTS,
+    TwoImageModel,
+    evaluate,
+    make_model,
+    two_task_loss,
+)
+from moe_search.bench.experiments.two_image_trials import DIGITS, MAPS, TwoImageSettings, load, run_numbers, shrunk
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -28,9 +28,7 @@ BATCH_SIZES = (128, 256)
 GAMMAS = (1e-3, 1e-2, 1e-1, 1.0, 5.0)
 ENTROPIES = (1e-3, 1e-2, 1e-1, 1.0, 5.0)
 """The ranges in the published configurations of COMET and DSelect-k for two-digit images, where the learning rate is
-at most 1e-3 over many epochs; that up to 1e-2 is of their short runs on faces."""
-
-SMOOTH = {"COMET": COMET, "DSelect-k": DSelectK}
+at most 1e-3 over many epochs; their short runs on faces go up to 1e-2."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +38,12 @@ class TuningSettings:
     Attributes
     ----------
     images : TwoImageSettings
-        Its data, model and schedule; `steps` is for the batch size of its model, and larger batches get fewer steps.
+        The data, the model and the schedule; `steps` is for the batch size of the model, and larger batches get fewer
+        steps.
     data_seed : int
-        Of the data, the same for all trials: a trial differs in hyperparameters and first weights.
+        The data are the same for all trials: a trial differs in hyperparameters and first weights.
     num_slots : int or None
-        Of the gate; one for each expert by default.
+        Slots of the gate; one for each expert by default.
     evaluations : int
         How often the validation loss is taken in a run, after its start.
     """
@@ -57,7 +56,7 @@ class TuningSettings:
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """What a trial of the random search is given; gamma and entropy are of smooth-step gates alone."""
+    """What a trial of the random search is given; only gates with a smooth step take gamma and entropy."""
 
     learning_rate: float
     batch_size: int
@@ -66,13 +65,7 @@ class Hyperparameters:
 
 
 def run_trial(settings: TuningSettings, seed: int, gate: str, search: str) -> Numbers:
-    """Train from fresh weights with the hyperparameters that the seed draws, alike with and without search.
-
-    Raises
-    ------
-    ImportError
-        If Optuna is missing.
-    """
+    """Train from fresh weights with the hyperparameters that the seed draws, alike with and without search."""
     drawn = draw(seed, gate)
     images = settings.images
     steps = images.steps * min(BATCH_SIZES) // drawn.batch_size
@@ -82,7 +75,7 @@ def run_trial(settings: TuningSettings, seed: int, gate: str, search: str) -> Nu
         model,
         model.moe,
         two_task_loss,
-        endless_batches(Batch(data.train.inputs, data.train.targets), drawn.batch_size, seed),
+        endless_batches(data.train, drawn.batch_size, seed),
         lambda: evaluate(model, data.validation).loss,
         steps=steps,
         learning_rate=drawn.learning_rate,
@@ -100,13 +93,7 @@ def run_trial(settings: TuningSettings, seed: int, gate: str, search: str) -> Nu
 
 
 def space(gate: str) -> dict[str, BaseDistribution]:
-    """Return what is drawn for a gate; the first two are drawn alike for all gates.
-
-    Raises
-    ------
-    ImportError
-        If Optuna is missing.
-    """
+    """Return what is drawn for a gate; the first two are drawn alike for all gates."""
     require_optuna()
     from optuna.distributions import CategoricalDistribution, FloatDistribution
 
@@ -120,36 +107,18 @@ def space(gate: str) -> dict[str, BaseDistribution]:
 
 
 def draw(seed: int, gate: str) -> Hyperparameters:
-    """Return the hyperparameters that Optuna's random sampler draws for a gate from a seed.
-
-    Raises
-    ------
-    ImportError
-        If Optuna is missing.
-    """
+    """Return the hyperparameters that Optuna's random sampler draws for a gate from a seed."""
     return Hyperparameters(**{"gamma": 1.0, "entropy": 0.0} | draw_parameters(space(gate), seed))
 
 
-def make_tuned_model(drawn: Hyperparameters, settings: TuningSettings, seed: int, gate: str) -> TwoDigitsModel:
+def make_tuned_model(drawn: Hyperparameters, settings: TuningSettings, seed: int, gate: str) -> TwoImageModel:
     """Return a fresh model whose gate has the hyperparameters drawn, and the slots of the settings."""
     model = make_model(gate, settings.images.model, seed)
-    pixels, slots = settings.images.model.canvas**2, settings.num_slots
+    smooth: dict[str, Any] = {"gamma": drawn.gamma, "entropy": drawn.entropy} if gate in SMOOTH else {}
+    pixels = settings.images.model.canvas**2
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if gate in SMOOTH:
-            model.moe.gate = SMOOTH[gate](
-                pixels,
-                NUM_EXPERTS,
-                EXPERTS_PER_SAMPLE,
-                num_slots=slots,
-                gamma=drawn.gamma,
-                entropy=drawn.entropy,
-                shared_map=True,
-            )
-        elif gate == "Top-k":
-            model.moe.gate = TopK(pixels, NUM_EXPERTS, EXPERTS_PER_SAMPLE, num_slots=slots)
-        else:
-            model.moe.gate = HashRouting(NUM_EXPERTS, num_slots=slots, in_features=pixels, seed=seed)
+        model.moe.gate = make_gate(gate, pixels, NUM_EXPERTS, num_slots=settings.num_slots, seed=seed, **smooth)
     return model
 
 
@@ -178,7 +147,7 @@ def tuning_experiment(name: str, title: str, question: str, num_slots: int | Non
         searches=("none", "search"),
         seeds=60,
         settings=replace(SETTINGS, num_slots=num_slots),
-        smoke=TuningSettings(smoke("digits"), num_slots=num_slots, evaluations=3),
+        smoke=TuningSettings(shrunk(DIGITS), num_slots=num_slots, evaluations=3),
         run_trial=run_trial,
         measures=MEASURES,
         maps=MAPS,

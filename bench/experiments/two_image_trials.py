@@ -1,4 +1,4 @@
-"""Trials on canvases of two images: the model of the demo, its specialists, and training by steps."""
+"""Trials on canvases of two images: their sizes, their data, their specialists, and training by steps."""
 
 from __future__ import annotations
 
@@ -10,19 +10,26 @@ from typing import Literal, TypeVar
 
 import torch
 
-from moe_search.bench.datasets.two_digits import load_two_digits
-from moe_search.bench.datasets.two_fashion import load_two_fashion
-from moe_search.bench.demo.model import TwoDigitsModel, make_model, two_task_loss
-from moe_search.bench.demo.settings import DemoSettings, SearchSchedule, smoke_settings
-from moe_search.bench.demo.specialists import parts_of, train_specialists
-from moe_search.bench.demo.tensors import DataTensors, to_tensors
-from moe_search.bench.demo.training_run import evaluate
+from moe_search.bench.datasets.two_images import load_two_digits, load_two_fashion
 from moe_search.bench.experiments.experiment import EqualTime, Experiment, Measure, Numbers, RunTrial
-from moe_search.bench.experiments.step_training import SEARCHES, StepRun, endless_batches, train_by_steps
-from moe_search.training.lowering.batch import Batch
+from moe_search.bench.experiments.specialists import parts_of, train_specialists
+from moe_search.bench.experiments.training import SEARCHES, SearchSchedule, StepRun, endless_batches, train_by_steps
+from moe_search.bench.experiments.two_image_model import (
+    SMOKE_SIZES,
+    DataTensors,
+    ModelSizes,
+    TwoImageModel,
+    evaluate,
+    make_model,
+    to_tensors,
+    two_task_loss,
+)
 
 CURVE = ("steps", "validation_losses")
 MAPS = ("first_map", "last_map")
+SEEDS_APART = 1_000_000
+"""Between the seed of what is trained first and that of what is put in its place."""
+
 EQUAL_TIME = EqualTime(peer="sinkhorn", search="search", seconds="cpu_seconds")
 
 FINAL_MEASURES = (
@@ -30,8 +37,8 @@ FINAL_MEASURES = (
     Measure("accuracy", "test accuracy", better="higher"),
     Measure("training_seconds", "seconds of training", digits=2),
 )
-WAY_BACK_GATES = ("Hash", "Top-k", "DSelect-k", "COMET")
-WAY_BACK_MEASURES = (
+RECOVERY_GATES = ("Hash", "Top-k", "DSelect-k", "COMET")
+RECOVERY_MEASURES = (
     Measure("steps_to_intact", "steps to the intact loss", digits=0, factor=10.0),
     Measure("reached", "reached it", better="higher", digits=2),
 )
@@ -45,24 +52,24 @@ class TwoImageSettings:
     ----------
     source : str
         ``"digits"`` or ``"fashion"``.
-    model : DemoSettings
-        Sizes of the data, the model, and the training of specialists; its schedules, epochs and seeds are not used.
+    model : ModelSizes
+        Sizes of the data, the model, and the training of specialists.
     steps : int
-        Of the training that is compared.
+        Steps of the training that is compared.
     learning_rate : float
-        Of Adam in it.
+        The rate of Adam in it.
     schedule : SearchSchedule
-        Of the search in it. Every step under a wrong map does harm that only many steps undo: it searches early.
+        When it searches: early, for every step under a wrong map does harm that only many steps undo.
     relaxation_steps : int
         The step at which the published relaxation is rounded.
     shrink : int
-        Of the images of ``"fashion"``.
+        By how much the images of ``"fashion"`` are shrunk.
     path : str or None
-        Of the files of ``"fashion"``.
+        Where the files of ``"fashion"`` lie, if not where their package puts them.
     """
 
     source: Literal["digits", "fashion"]
-    model: DemoSettings
+    model: ModelSizes
     steps: int
     learning_rate: float
     schedule: SearchSchedule
@@ -73,7 +80,7 @@ class TwoImageSettings:
 
 DIGITS = TwoImageSettings(
     "digits",
-    DemoSettings(),
+    ModelSizes(),
     steps=300,
     learning_rate=1e-3,
     schedule=SearchSchedule(period=2, until=40, iterations=2000),
@@ -81,7 +88,7 @@ DIGITS = TwoImageSettings(
 )
 FASHION = TwoImageSettings(
     "fashion",
-    DemoSettings(canvas=18, num_train=12_000, num_validation=1000, num_test=4000, pretraining_epochs=5),
+    ModelSizes(canvas=18, num_train=12_000, num_validation=1000, num_test=4000, pretraining_epochs=5),
     steps=300,
     learning_rate=1e-3,
     schedule=SearchSchedule(period=2, until=40, iterations=2000),
@@ -91,16 +98,11 @@ FASHION = TwoImageSettings(
 Sized = TypeVar("Sized", bound=TwoImageSettings)
 
 
-def smoke(source: Literal["digits", "fashion"]) -> TwoImageSettings:
-    """Return sizes that take seconds and only show that all works."""
-    return shrunk(DIGITS if source == "digits" else FASHION)
-
-
 def shrunk(settings: Sized) -> Sized:
     """Return settings with sizes that take seconds and only show that all works."""
     return replace(
         settings,
-        model=replace(smoke_settings(), canvas=settings.model.canvas),
+        model=replace(SMOKE_SIZES, canvas=settings.model.canvas),
         steps=12,
         learning_rate=1e-3,
         schedule=SearchSchedule(period=4, until=8, batches=2, iterations=100),
@@ -108,24 +110,17 @@ def shrunk(settings: Sized) -> Sized:
     )
 
 
-def ways_back(
+def recovery_experiments(
     name: str,
     title: str,
     question: str,
     run_trial: RunTrial,
-    gates: tuple[str, ...] = WAY_BACK_GATES,
+    gates: tuple[str, ...] = RECOVERY_GATES,
     sizes: Sequence[TwoImageSettings] = (DIGITS, FASHION),
 ) -> tuple[Experiment, ...]:
-    """Return experiments, one on digits and one on clothing, on the steps back to the loss of intact specialists.
+    """Return an experiment for each of some sizes, on the steps back to the loss of intact specialists.
 
-    Parameters
-    ----------
-    name, title, question : str
-        The source of the images is added to name and title, what never gets there to the question.
-    run_trial : callable
-    gates : tuple of str
-    sizes : sequence of TwoImageSettings
-        Of the experiments.
+    The source of the images is added to name and title, what never gets there to the question.
     """
     return tuple(
         Experiment(
@@ -138,7 +133,7 @@ def ways_back(
             settings=settings,
             smoke=shrunk(settings),
             run_trial=run_trial,
-            measures=(*WAY_BACK_MEASURES, *FINAL_MEASURES),
+            measures=(*RECOVERY_MEASURES, *FINAL_MEASURES),
             curve=CURVE,
             maps=MAPS,
             equal_time=EQUAL_TIME,
@@ -159,54 +154,54 @@ def load(settings: TwoImageSettings, seed: int) -> DataTensors:
     return to_tensors(canvases, torch.device("cpu"))
 
 
-def specialists(settings: TwoImageSettings, seed: int, gate: str) -> tuple[TwoDigitsModel, float]:
+def specialists(settings: TwoImageSettings, seed: int, gate: str) -> tuple[TwoImageModel, float]:
     """Return a model of specialists under a gate that was trained to fit them, and its validation loss."""
     model, intact_loss = _trained_specialists(settings, seed, gate)
     return copy.deepcopy(model), intact_loss
 
 
 @lru_cache(maxsize=1)
-def _trained_specialists(settings: TwoImageSettings, seed: int, gate: str) -> tuple[TwoDigitsModel, float]:
+def _trained_specialists(settings: TwoImageSettings, seed: int, gate: str) -> tuple[TwoImageModel, float]:
     """Return what the trials of a seed and gate begin with; the last one is kept for the trials that share it."""
     data = load(settings, seed)
     model = make_model(gate, settings.model, seed)
     parts = parts_of(model, data.train.inputs, seed)
-    train_specialists(model, data.train, parts, settings.model, seed, _nothing)
+    train_specialists(model, data.train, parts, settings.model, seed)
     return model, evaluate(model, data.validation).loss
 
 
 def train_on(
-    model: TwoDigitsModel,
+    model: TwoImageModel,
     settings: TwoImageSettings,
     seed: int,
     search: str,
     intact_loss: float | None,
     data: DataTensors | None = None,
-    held: int = 0,
+    frozen_steps: int = 0,
 ) -> Numbers:
     """Train a model in place and return the numbers of the trial.
 
     Parameters
     ----------
-    model : TwoDigitsModel
+    model : TwoImageModel
     settings : TwoImageSettings
     seed : int
     search : str
-        One of `moe_search.bench.experiments.step_training.SEARCHES`.
+        One of `SEARCHES`.
     intact_loss : float or None
         The loss whose first step is looked for. A run that never gets there counts with all its steps: what it would
         have needed is more.
     data : DataTensors, optional
         Those of `load` by default.
-    held : int
-        So many first steps leave the weights as they are; see `train_by_steps`.
+    frozen_steps : int
+        As in `train_by_steps`.
     """
     data = load(settings, seed) if data is None else data
     run = train_by_steps(
         model,
         model.moe,
         two_task_loss,
-        endless_batches(Batch(data.train.inputs, data.train.targets), settings.model.batch_size, seed),
+        endless_batches(data.train, settings.model.batch_size, seed),
         lambda: evaluate(model, data.validation).loss,
         steps=settings.steps,
         learning_rate=settings.learning_rate,
@@ -214,7 +209,7 @@ def train_on(
         schedule=settings.schedule,
         seed=seed,
         relaxation_steps=settings.relaxation_steps,
-        held=held,
+        frozen_steps=frozen_steps,
     )
     numbers = run_numbers(run, model, data)
     if intact_loss is not None:
@@ -227,12 +222,8 @@ def train_on(
     return numbers
 
 
-def run_numbers(run: StepRun, model: TwoDigitsModel, data: DataTensors) -> dict[str, float | list[float]]:
+def run_numbers(run: StepRun, model: TwoImageModel, data: DataTensors) -> dict[str, float | list[float]]:
     """Return the numbers of a run and those of its best model on the test data; the model is left as that."""
     model.load_state_dict(run.best)
     test = evaluate(model, data.test)
     return run.numbers() | {"test_loss": test.loss, "accuracy": sum(test.accuracies) / len(test.accuracies)}
-
-
-def _nothing() -> None:
-    """Nobody watches the training of specialists."""

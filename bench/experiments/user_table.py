@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from torch.nn import functional
 
 from moe_search.bench.datasets.movielens import MovieLens, Watches, load_movielens
-from moe_search.bench.demo.settings import SearchSchedule
 from moe_search.bench.experiments.experiment import Experiment, Measure, Numbers
-from moe_search.bench.experiments.step_training import endless_batches, train_by_steps
-from moe_search.gates.hash_routing import HashRouting
-from moe_search.layers.mixture_of_experts import MixtureOfExperts
-from moe_search.layers.stacked_experts import StackedExperts
-from moe_search.problems.linear import LinearAssignment
-from moe_search.solvers.engine.stop import MaxIterations
-from moe_search.solvers.exact.hungarian import Hungarian
+from moe_search.bench.experiments.training import SearchSchedule, batches_of, endless_batches, train_by_steps
+from moe_search.gates import HashRouting
+from moe_search.layers import MixtureOfExperts, StackedExperts
+from moe_search.solvers import MaxIterations
+from moe_search.training import PermutationSearch, SearchRecord
 from moe_search.training.lowering.batch import Batch
 
 STARS = 5.0
 CHUNK = 16_384
-"""Pairs whose losses under all experts are computed at a time."""
+"""Pairs that a search looks at at a time."""
 
 SCHEDULE = SearchSchedule(period=25, until=250)
 
@@ -45,16 +40,16 @@ class UserTableSettings:
     negatives : int
         Sampled films a rating.
     rating_weight : float
-        Of the squared error of the rating, in parts of all five stars, beside the cross-entropy of watching.
+        Weight of the squared error of the rating, in parts of all five stars, beside the cross-entropy of watching.
     batch_size, steps : int
     learning_rate : float
-        Of Adam.
+        The rate of Adam.
     schedule : SearchSchedule
-        Its period and end; a search looks at all pairs for training.
+        A search looks at all pairs for training, whatever number of batches it says.
     evaluation_period : int
         Steps from one validation loss to the next.
     path : str or None
-        Of the files of MovieLens-100k; the installed wheel by default.
+        Where the files of MovieLens-100k lie; the installed wheel by default.
     """
 
     experts: int = 8
@@ -73,14 +68,7 @@ class UserTableSettings:
 
 
 class FilmModel(nn.Module):
-    """What is known of a film and its user, a mixture of experts routed by the user, and a head for both tasks.
-
-    Parameters
-    ----------
-    data : MovieLens
-        For its features.
-    settings : UserTableSettings
-    """
+    """What is known of a film and its user, a mixture of experts routed by the user, and a head for both tasks."""
 
     item_features: Tensor
     user_features: Tensor
@@ -118,13 +106,7 @@ class FilmModel(nn.Module):
 def film_loss(outputs: Tensor, targets: Tensor, rating_weight: float) -> Tensor:
     """Return the cross-entropy of watching plus the weighted squared error of the ratings there are, mean over pairs.
 
-    Parameters
-    ----------
-    outputs : Tensor
-        Shape [B, 2], from `FilmModel`.
-    targets : Tensor
-        Shape [B, 2]: whether watched, and the rating in parts of five stars.
-    rating_weight : float
+    Outputs and targets, shape [B, 2], are of watching and of the rating in parts of five stars.
     """
     watched = targets[:, 0]
     watching = functional.binary_cross_entropy_with_logits(outputs[:, 0], watched)
@@ -149,7 +131,13 @@ def run_trial(settings: UserTableSettings, seed: int, gate: str, search: str) ->
     def loss(outputs: Tensor, targets: Tensor) -> Tensor:
         return film_loss(outputs, targets, settings.rating_weight)
 
-    searched = TableSearch(model, train, settings, seed)
+    search_of_tables = PermutationSearch(model, model.moe, loss=loss, stop=MaxIterations(1), seed=seed)
+    generator = np.random.default_rng(seed)
+
+    def on_step(step: int) -> None:
+        if search == "search" and settings.schedule.due(step):
+            search_table(search_of_tables, train, generator)
+
     run = train_by_steps(
         model,
         model.moe,
@@ -162,16 +150,14 @@ def run_trial(settings: UserTableSettings, seed: int, gate: str, search: str) ->
         schedule=settings.schedule,
         seed=seed,
         evaluated=tuple(range(0, settings.steps + 1, settings.evaluation_period)),
-        on_step=searched.step if search == "search" else None,
-    )
+        on_step=on_step,
+    ).searched_by(search_of_tables)
     model.load_state_dict(run.best)
     outputs = _answer(model, test)
     watched = test.targets[:, 0].bool()
     errors = STARS * (outputs[watched, 1] - test.targets[watched, 1])
     users = len(data.user_ids)
     return run.numbers() | {
-        "committed": float(searched.committed),
-        "searching_seconds": searched.seconds,
         "test_loss": float(loss(outputs, test.targets)),
         "test_auc": float(roc_auc_score(watched.numpy(), outputs[:, 0].numpy())),
         "test_rmse": float(errors.square().mean().sqrt()),
@@ -179,86 +165,17 @@ def run_trial(settings: UserTableSettings, seed: int, gate: str, search: str) ->
     }
 
 
-class TableSearch:
-    """Search the table while the model is trained, on all pairs at once.
-
-    `PermutationSearch` holds the weights of every slot for every sample, too much for a slot a user and all pairs. With
-    one expert a user the problem is linear: the loss of every expert on every pair, added up by user. A random half of
-    the pairs makes the costs, the other half verifies: the table is taken if the loss there falls by more than the
-    standard error, users being the independent units.
-
-    Parameters
-    ----------
-    model : FilmModel
-    data : Batch
-        The pairs for training, with users as ids.
-    settings : UserTableSettings
-    seed : int
-        Decides the halves.
-
-    Attributes
-    ----------
-    committed : int
-    seconds : float
-    """
-
-    def __init__(self, model: FilmModel, data: Batch, settings: UserTableSettings, seed: int) -> None:
-        assert data.ids is not None
-        self._model = model
-        self._data = data
-        self._users = data.ids.numpy()
-        self._settings = settings
-        self._generator = np.random.default_rng(seed)
-        self.committed = 0
-        self.seconds = 0.0
-
-    def step(self, step: int) -> None:
-        """Search if it is time to."""
-        schedule = self._settings.schedule
-        if step % schedule.period == 0 and step <= schedule.until:
-            start = time.perf_counter()
-            self._search()
-            self.seconds += time.perf_counter() - start
-
-    def _search(self) -> None:
-        expert_map = self._model.moe.gate.expert_map
-        losses = expert_losses(self._model, self._data, self._settings.rating_weight)
-        first = self._generator.random(len(losses)) < 0.5
-        costs = self._by_user(losses[first], self._users[first]) / len(losses)
-        result = Hungarian().solve(LinearAssignment(costs), MaxIterations(1))
-        old, new = expert_map.experts[0].numpy(), result.permutation // expert_map.capacity
-        users, rest = self._users[~first], losses[~first]
-        pairs = np.arange(len(rest))
-        gains = self._by_user((rest[pairs, old[users]] - rest[pairs, new[users]])[:, None], users)[:, 0]
-        error = gains.std(ddof=1) / np.sqrt(len(gains))
-        if gains.mean() > error:
-            expert_map.assign(new[None])
-            self.committed += 1
-
-    def _by_user(self, values: NDArray[np.float64], users: NDArray[np.int64]) -> NDArray[np.float64]:
-        slots = self._model.moe.gate.num_slots
-        return np.stack([np.bincount(users, column, minlength=slots) for column in values.T], axis=1)
-
-
-@torch.no_grad()
-def expert_losses(model: FilmModel, data: Batch, rating_weight: float) -> NDArray[np.float64]:
-    """Return the loss of every expert on every pair, shape [N, n]; the model is left in eval mode."""
-    model.eval()
-    parts = []
-    for start in range(0, len(data), CHUNK):
-        part = data.part(start, start + CHUNK)
-        assert part.ids is not None
-        outputs = model.head(model.moe.expert_outputs(model.features(part.inputs, part.ids)))
-        watched = part.targets[:, :1].expand(-1, outputs.shape[1])
-        watching = functional.binary_cross_entropy_with_logits(outputs[..., 0], watched, reduction="none")
-        rating = watched * (outputs[..., 1] - part.targets[:, 1:]).square()
-        parts.append(watching + rating_weight * rating)
-    return torch.cat(parts).double().numpy()
+def search_table(search: PermutationSearch, pairs: Batch, generator: np.random.Generator) -> SearchRecord:
+    """Search the table on a random half of the pairs, and verify on the other, users being the independent units."""
+    first = torch.from_numpy(generator.random(len(pairs)) < 0.5)
+    searched, others = (batches_of(pairs, torch.split(half.nonzero()[:, 0], CHUNK)) for half in (first, ~first))
+    return search.search(searched, verify=others)
 
 
 def _batch(split: Watches) -> Batch:
     targets = np.stack([split.watched, split.ratings / np.float32(STARS)], axis=1)
-    return Batch(torch.from_numpy(split.items), torch.from_numpy(targets), torch.from_numpy(split.users))
+    users = torch.from_numpy(split.users)
+    return Batch(torch.from_numpy(split.items), torch.from_numpy(targets), ids=users, groups=users)
 
 
 @torch.no_grad()

@@ -1,16 +1,21 @@
-"""Gates that begin by telling clusters of the inputs apart, slot j the cluster j."""
+"""Gates that were trained alone to tell parts of the data apart, slot j the part j."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from sklearn.cluster import KMeans
 from torch import Tensor
+from torch.nn import functional
 
-from moe_search.bench.demo.model import make_gate
-from moe_search.bench.demo.settings import DemoSettings
-from moe_search.bench.demo.specialists import misrouting
-from moe_search.gates.gate import Gate
+from moe_search.bench.experiments.gates import make_gate
+from moe_search.bench.experiments.training import descend
+from moe_search.bench.experiments.two_image_model import NUM_EXPERTS, ModelSizes
+from moe_search.gates import Gate, SlotWeights
+
+ROUTING_FLOOR = 1e-6
 
 
 def clusters_of(inputs: Tensor, count: int, seed: int, restarts: int = 1) -> tuple[Tensor, Tensor]:
@@ -21,28 +26,19 @@ def clusters_of(inputs: Tensor, count: int, seed: int, restarts: int = 1) -> tup
     tuple of two Tensors
         The cluster of every sample, shape [N], in 0 .. count - 1, and the centres, shape [count, features].
     """
-    found = KMeans(count, n_init=restarts, random_state=seed).fit(inputs.numpy())
-    return torch.from_numpy(found.labels_.astype(np.int64)), torch.from_numpy(found.cluster_centers_).to(inputs.dtype)
+    found = KMeans(count, n_init=restarts, random_state=seed).fit(inputs.cpu().numpy())
+    labels, centres = torch.from_numpy(found.labels_.astype(np.int64)), torch.from_numpy(found.cluster_centers_)
+    return labels.to(inputs.device), centres.to(inputs)
 
 
-def make_warm_gate(name: str, inputs: Tensor, parts: Tensor, sizes: DemoSettings, seed: int, weights_seed: int) -> Gate:
-    """Return a gate that was trained alone, as long as specialists are, to give the samples of part j to slot j.
+def make_warm_gate(name: str, inputs: Tensor, parts: Tensor, sizes: ModelSizes, seed: int, weights_seed: int) -> Gate:
+    """Return a gate of a name that was trained alone, as long as specialists are; see `warm_up`.
 
-    Parameters
-    ----------
-    name : str
-        As in `make_gate`.
-    inputs, parts : Tensor
-        As in `warm_up`.
-    sizes : DemoSettings
-    seed : int
-        Decides the samples of every step.
-    weights_seed : int
-        Decides the weights that the gate begins with.
+    `weights_seed` decides the weights that it begins with, and `seed` all else.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(weights_seed)
-        gate = make_gate(name, inputs.shape[1], seed)
+        gate = make_gate(name, inputs.shape[1], NUM_EXPERTS, seed=seed)
     warm_up(
         gate,
         inputs,
@@ -68,22 +64,33 @@ def warm_up(
         Shape [N, features].
     parts : Tensor
         Integers in 0 .. m - 1, shape [N].
-    steps : int
-    learning_rate : float
-    batch_size : int
+    steps, learning_rate, batch_size
     seed : int
         Decides the samples of every step.
     """
     parameters = list(gate.parameters())
     if not parameters:
         return
-    optimizer = torch.optim.Adam(parameters, lr=learning_rate)
-    generator = torch.Generator().manual_seed(seed)
-    gate.train()
-    for _ in range(steps):
-        rows = torch.randint(len(parts), (batch_size,), generator=generator)
+
+    def rows_by_chance() -> Iterator[Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        for _ in range(steps):
+            yield torch.randint(len(parts), (batch_size,), generator=generator)
+
+    def loss(rows: Tensor) -> Tensor:
         routing = gate(inputs[rows])
-        loss = misrouting(routing, parts[rows]) + gate.penalty(routing)
-        optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        optimizer.step()
+        return misrouting(routing, parts[rows]) + gate.penalty(routing)
+
+    gate.train()
+    descend(parameters, rows_by_chance(), loss, learning_rate)
+
+
+def misrouting(routing: SlotWeights, parts: Tensor) -> Tensor:
+    """Return the mean negative log-likelihood of the parts under the gate; 0 for a gate with nothing to learn."""
+    if not routing.weights.requires_grad:
+        return routing.weights.new_zeros(())
+    if routing.logits is not None and routing.probabilities is None:
+        # The weights of Top-k have no gradient at the slots left out, its logits have. Logits of COMET are but a part.
+        return functional.cross_entropy(routing.logits[:, 0], parts)
+    share = routing.weights.sum(1).gather(1, parts[:, None])
+    return -(share + ROUTING_FLOOR).log().mean()

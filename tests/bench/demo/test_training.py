@@ -7,20 +7,17 @@ import pytest
 import torch
 
 from moe_search.bench.demo.device import find_device
-from moe_search.bench.demo.model import GATES, make_gate, make_model, two_task_loss
 from moe_search.bench.demo.optimum import exact_value
-from moe_search.bench.demo.scenarios import Scenario, count_ticks, load_data
-from moe_search.bench.demo.settings import DemoSettings, SearchSchedule, smoke_settings
-from moe_search.bench.demo.specialists import parts_of, train_specialists
-from moe_search.bench.demo.training_run import current_map, evaluate, train
-from moe_search.problems.random_instances import random_linear, random_mixture
+from moe_search.bench.demo.scenarios import Scenario, count_ticks, load_data, train
+from moe_search.bench.demo.settings import GATES, DemoSettings, smoke_settings
+from moe_search.bench.experiments.gates import make_gate
+from moe_search.bench.experiments.specialists import parts_of, train_specialists
+from moe_search.bench.experiments.training import SearchSchedule
+from moe_search.bench.experiments.two_image_model import evaluate, make_model, two_task_loss
+from moe_search.problems import random_linear, random_mixture
 
 CPU = torch.device("cpu")
 SMALL = replace(smoke_settings(seeds=2, epochs=1), pretraining_epochs=1)
-
-
-def nothing(*_):
-    """Nobody watches."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -48,7 +45,7 @@ def test_gates_with_and_without_search_start_equal(results):
         by_name = {(run.gate, run.seed): run for run in result.runs}
         for gate, seed in itertools.product(("Hash", "Top-k", "COMET"), range(2)):
             without, with_search = by_name[gate, seed], by_name[f"{gate}+", seed]
-            assert without.validation_losses[0] == with_search.validation_losses[0]
+            assert without.losses[0] == with_search.losses[0]
             assert np.array_equal(without.first_map, with_search.first_map)
             assert np.array_equal(without.first_map, without.last_map)
             assert 0 < with_search.search_share < 1
@@ -108,20 +105,20 @@ def test_test_values_are_those_of_the_best_epoch():
     data = load_data(settings, 0, CPU)
     model = make_model("Top-k", settings, 0)
     # The learning rate is far too high: the loss goes up and down.
-    run = train(model, "Top-k", data, settings, 0.5, 0, None, nothing)
-    assert run.best_epoch == run.validation_losses.argmin()
+    run = train(model, "Top-k", data, settings, 0.5, 0, "none", settings.from_scratch)
+    assert run.best_epoch == run.losses.index(min(run.losses))
     assert run.best_epoch < settings.epochs
-    assert evaluate(model, data.validation).loss == pytest.approx(run.validation_losses.min())
-    assert evaluate(model, data.test).loss == pytest.approx(run.test_loss)
+    assert evaluate(model, data.validation).loss == pytest.approx(min(run.losses))
+    assert evaluate(model, data.test).loss == pytest.approx(run.test.loss)
 
 
 def test_a_seed_gives_one_run():
     data = load_data(SMALL, 0, CPU)
     first, again = (
-        train(make_model("COMET", SMALL, 0), "COMET", data, SMALL, 1e-2, 0, SMALL.bad_initialization, nothing)
+        train(make_model("COMET", SMALL, 0), "COMET", data, SMALL, 1e-2, 0, "search", SMALL.bad_initialization)
         for _ in range(2)
     )
-    assert np.array_equal(first.validation_losses, again.validation_losses)
+    assert first.losses == again.losses
     assert [record.value_found for record in first.history] == [record.value_found for record in again.history]
 
 
@@ -132,14 +129,14 @@ def test_search_finds_the_way_back_from_a_scrambled_map(gate):
     model = make_model(gate, settings, 0)
     parts = parts_of(model, data.train.inputs, 0)
     assert set(parts.tolist()) == set(range(8))
-    train_specialists(model, data.train, parts, settings, 0, nothing)
+    train_specialists(model, data.train, parts, settings, 0)
     intact = evaluate(model, data.validation).loss
     model.moe.gate.expert_map.scramble(torch.Generator().manual_seed(0))
     scrambled = evaluate(model, data.validation).loss
     assert scrambled > intact + 0.2
     schedule = SearchSchedule(period=5, until=30, batches=4, iterations=2000)
-    run = train(model, gate, data, settings, 0.0, 0, schedule, nothing)
-    assert run.validation_losses[-1] < scrambled - 0.8 * (scrambled - intact)
+    run = train(model, gate, data, settings, 0.0, 0, "search", schedule)
+    assert run.losses[-1] < scrambled - 0.8 * (scrambled - intact)
     assert (run.last_map == np.arange(8)).sum() >= 6
 
 
@@ -148,7 +145,7 @@ def test_parts_of_a_fixed_gate_are_its_slots():
     model = make_model("Hash", SMALL, 0)
     parts = parts_of(model, data.train.inputs, 0)
     assert torch.equal(model.moe.gate(data.train.inputs).weights[:, 0].argmax(1), parts)
-    assert np.array_equal(current_map(model), np.arange(8))
+    assert model.moe.gate.expert_map.experts.tolist() == [list(range(8))]
 
 
 @pytest.mark.parametrize(
@@ -169,8 +166,8 @@ def test_two_task_loss_is_the_mean_of_both_tasks():
 
 
 def test_unknown_names():
-    with pytest.raises(ValueError, match="name must be one of Softmax, Hash, Top-k, COMET, DSelect-k, got 'Magic'"):
-        make_gate("Magic", 4, 0)
+    with pytest.raises(ValueError, match="gate must be one of Softmax, Hash, Top-k, COMET, DSelect-k, got 'Magic'"):
+        make_gate("Magic", 4, 8)
     with pytest.raises(ValueError, match="device must be one of auto, cpu, cuda, got 'tpu'"):
         find_device("tpu")
     assert find_device("cpu") == CPU
@@ -178,7 +175,7 @@ def test_unknown_names():
 
 @pytest.mark.parametrize("name", ["seeds", "epochs"])
 def test_settings_out_of_range(name):
-    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=f"{name} must be an integer >= 1, got 0"):
         DemoSettings(**{name: 0})
 
 

@@ -5,8 +5,15 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from moe_search.bench.experiments.best_of_trials import bootstrap_band, expected_best, fewer_trials, trials_needed
-from moe_search.bench.experiments.budget_report import budget_figure, budget_table, fewer_trials_table
+from moe_search.bench.experiments.best_of_trials import (
+    bootstrap_band,
+    budget_figure,
+    budget_table,
+    expected_best,
+    fewer_trials,
+    fewer_trials_table,
+    trials_needed,
+)
 
 LOSSES = st.lists(st.floats(-10, 10), min_size=1, max_size=8)
 

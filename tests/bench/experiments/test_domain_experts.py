@@ -3,13 +3,20 @@ from dataclasses import replace
 import pytest
 import torch
 
-from moe_search.bench.demo.model import make_model
-from moe_search.bench.demo.settings import SearchSchedule
-from moe_search.bench.demo.tensors import SplitTensors
-from moe_search.bench.experiments.branched_training import branch_off, train_apart
-from moe_search.bench.experiments.domain_experts import NEAREST_MEAN, domain_data, experts_of_domains, merge, run_trial
-from moe_search.bench.experiments.domains import draw_domains, in_style
+from moe_search.bench.experiments.domain_experts import (
+    NEAREST_MEAN,
+    domain_data,
+    draw_domains,
+    experts_of_domains,
+    in_style,
+    merge,
+    run_trial,
+)
 from moe_search.bench.experiments.registry import find_experiment
+from moe_search.bench.experiments.specialists import branch_off, train_apart
+from moe_search.bench.experiments.training import SearchSchedule
+from moe_search.bench.experiments.two_image_model import make_model
+from moe_search.training.lowering.batch import Batch
 
 SMOKE = find_experiment("domains-digits").smoke
 SMALL = replace(
@@ -53,14 +60,14 @@ def test_an_expert_is_trained_on_its_domain_alone():
     generator = torch.Generator().manual_seed(0)
     pixels = SMOKE.model.canvas**2
     domains = torch.arange(8).repeat(16)
-    data = SplitTensors(torch.rand(128, pixels, generator=generator), torch.randint(10, (128, 2), generator=generator))
+    data = Batch(torch.rand(128, pixels, generator=generator), torch.randint(10, (128, 2), generator=generator))
     changed = data.inputs.clone()
     changed[domains == 3] = 0.0
     sizes = replace(SMOKE.model, batch_size=32, pretraining_epochs=2)
     one, other = (make_model("Top-k", sizes, 0) for _ in range(2))
     head = one.head.weight.clone()
     train_apart(one, data, domains, sizes, 0)
-    train_apart(other, SplitTensors(changed, data.targets), domains, sizes, 0)
+    train_apart(other, Batch(changed, data.targets), domains, sizes, 0)
     for first, second in zip(one.moe.experts.parameters(), other.moe.experts.parameters(), strict=True):
         same = [torch.equal(a, b) for a, b in zip(first, second, strict=True)]
         assert same == [True] * 3 + [False] + [True] * 4
@@ -71,7 +78,7 @@ def test_an_expert_is_trained_on_its_domain_alone():
 def test_experts_branch_off_from_one_that_saw_all_domains():
     data, _ = domain_data(SMOKE, 0).half(0)
     model, fresh = (make_model("Top-k", SMOKE.model, 0) for _ in range(2))
-    branch_off(model, data, SMOKE.model, 0)
+    branch_off(model, data, 2, SMOKE.model, 0)
     for after, before in zip(model.moe.experts.parameters(), fresh.moe.experts.parameters(), strict=True):
         assert torch.equal(after, after[:1].expand_as(after))
         assert not torch.equal(after[0], before[0])

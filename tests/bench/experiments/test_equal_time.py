@@ -53,7 +53,7 @@ def test_what_timed_runs_may_be(seconds, losses, message):
 
 
 def test_what_may_be_compared_at_equal_time():
-    with pytest.raises(ValueError, match="equal_time must be of none, search, got 'sinkhorn'"):
+    with pytest.raises(ValueError, match="a search of equal_time must be one of none, search, got 'sinkhorn'"):
         replace(TOY, equal_time=EqualTime("sinkhorn", "search", "at"))
     with pytest.raises(ValueError, match="the experiment toy must have a curve to be compared at equal time, got none"):
         replace(TOY, curve=None, equal_time=EqualTime("none", "search", "at"))

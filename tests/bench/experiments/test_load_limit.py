@@ -4,12 +4,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from moe_search.bench.demo.model import two_task_loss
-from moe_search.bench.demo.settings import SearchSchedule
 from moe_search.bench.experiments import load_limit
 from moe_search.bench.experiments.registry import find_experiment
-from moe_search.bench.experiments.step_training import endless_batches, train_by_steps
-from moe_search.training.lowering.batch import Batch
+from moe_search.bench.experiments.training import SearchSchedule, endless_batches, train_by_steps
+from moe_search.bench.experiments.two_image_model import two_task_loss
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +60,7 @@ def test_a_gate_of_rate_0_learns_nothing(settings):
         model = load_limit.crowded_model(replace(settings, warming_steps=0), 0)
         before = copy.deepcopy(model.state_dict())
         data = load_limit.load(settings.images, 0).train
-        batches = endless_batches(Batch(data.inputs, data.targets), 16, 0)
+        batches = endless_batches(data, 16, 0)
         schedule = settings.images.schedule
         options = {"steps": 3, "learning_rate": 0.01, "search": "none", "schedule": schedule, "seed": 0}
         train_by_steps(model, model.moe, two_task_loss, batches, lambda: 0.0, gate_rate=rate, **options)
@@ -81,7 +79,7 @@ def test_limits_that_no_map_keeps_are_counted(settings):
 @pytest.mark.parametrize(
     ("gate", "search", "message"),
     [
-        ("Hash", "none", "gate must be Top-k, got 'Hash'"),
+        ("Hash", "none", "gate must be one of Top-k, got 'Hash'"),
         ("Top-k", "magic", "search must be one of none, penalty, slow, biases, maps, search, got 'magic'"),
     ],
 )

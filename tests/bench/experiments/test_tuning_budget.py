@@ -5,8 +5,8 @@ import pytest
 
 from moe_search.bench.experiments import tuning_budget
 from moe_search.bench.experiments.experiment import Trial
+from moe_search.bench.experiments.journal import StudyJournal
 from moe_search.bench.experiments.registry import find_experiment
-from moe_search.bench.experiments.study_journal import StudyJournal
 
 
 def test_a_seed_draws_the_same_again_within_the_ranges():
@@ -48,7 +48,7 @@ def test_gates_have_the_slots_of_the_settings(name, slots, gate):
 
 def test_what_is_drawn_is_what_optuna_writes_down(tmp_path):
     experiment = find_experiment("tuning-budget")
-    journal = StudyJournal.open(tmp_path, {"experiment": "tuning-budget"}, ("experiment",), experiment.budget)
+    journal = StudyJournal.open(tmp_path, {"experiment": "tuning-budget"}, experiment.budget)
     for gate in experiment.gates:
         for search in experiment.searches:
             journal.begin(Trial(7, gate, search))

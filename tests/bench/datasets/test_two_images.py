@@ -3,9 +3,10 @@ import struct
 
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
-from moe_search.bench.datasets import load_two_fashion
-from moe_search.bench.datasets.idx_file import read_idx
+from moe_search.bench.datasets import load_two_digits, load_two_fashion
+from moe_search.bench.datasets.data_files import read_idx
 
 SIDE = 4
 
@@ -37,7 +38,7 @@ def load(folder, **arguments):
     )
 
 
-def test_no_source_image_is_in_two_splits_and_the_test_file_stays_apart(folder):
+def test_no_piece_is_in_two_splits_and_the_test_file_stays_apart(folder):
     data = load(folder)
     train, validation, test = (set(split.sources.ravel()) for split in (data.train, data.validation, data.test))
     assert not train & validation
@@ -48,7 +49,7 @@ def test_no_source_image_is_in_two_splits_and_the_test_file_stays_apart(folder):
 
 
 @pytest.mark.parametrize("shrink", [1, 2])
-def test_canvas_is_the_pixelwise_maximum_of_both_shifted_sources(folder, source, shrink):
+def test_canvas_is_the_pixelwise_maximum_of_both_shifted_pieces(folder, source, shrink):
     split = load(folder, shrink=shrink).test
     side = SIDE // shrink
     for image, labels, (first, second) in zip(split.images, split.labels, split.sources, strict=True):
@@ -65,7 +66,7 @@ def test_canvas_is_the_pixelwise_maximum_of_both_shifted_sources(folder, source,
         assert labels.tolist() == [(first - 24) % 10, (second - 24) % 10]
 
 
-def test_seed_decides_everything(folder):
+def test_seed_decides_all_canvases_of_clothing(folder):
     first, again, other = (load(folder, seed=seed) for seed in (0, 0, 1))
     assert np.array_equal(first.train.images, again.train.images)
     assert not np.array_equal(first.train.sources, other.train.sources)
@@ -74,14 +75,14 @@ def test_seed_decides_everything(folder):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_validation": 0}, "num_validation must be at least 1, got 0"),
+        ({"num_validation": 0}, "num_validation must be an integer >= 1, got 0"),
         ({"canvas": 4}, "canvas must be at least 5 pixels"),
         ({"shrink": 3}, "shrink must divide the 4 pixels of an image, got 3"),
         ({"shrink": 0}, "shrink must divide the 4 pixels of an image, got 0"),
-        ({"seed": -1}, "seed must be 0 or more, got -1"),
+        ({"seed": -1}, "seed must be an integer >= 0, got -1"),
     ],
 )
-def test_arguments_out_of_range(folder, arguments, message):
+def test_arguments_of_clothing_out_of_range(folder, arguments, message):
     with pytest.raises(ValueError, match=message):
         load(folder, **arguments)
 
@@ -117,3 +118,65 @@ def test_damaged_idx_files(tmp_path, content, message):
     (tmp_path / "file.gz").write_bytes(gzip.compress(content)[:-4])
     with pytest.raises(ValueError, match="truncated gzip file"):
         read_idx(tmp_path / "file.gz", axes=1)
+
+
+def test_no_digit_is_in_two_splits():
+    data = load_two_digits(num_train=3000, num_validation=800, num_test=800, seed=3)
+    train, validation, test = (set(split.sources.ravel()) for split in (data.train, data.validation, data.test))
+    assert not train & validation
+    assert not train & test
+    assert not validation & test
+    assert len(train) > 1000  # the pairs draw on the whole share, not on a corner of it
+    assert len(train | validation | test) <= 1797
+
+
+def test_canvas_is_the_pixelwise_maximum_of_both_shifted_digits():
+    data = load_two_digits(num_train=20, num_validation=5, num_test=5, canvas=11, seed=1)
+    originals = load_digits().images / 16
+    for image, (first, second) in zip(data.train.images, data.train.sources, strict=True):
+        for row in range(11):
+            for column in range(11):
+                inks = [0.0]
+                if row < 8 and column < 8:
+                    inks.append(originals[first][row, column])
+                if row >= 3 and column >= 3:
+                    inks.append(originals[second][row - 3, column - 3])
+                assert image[row, column] == pytest.approx(max(inks))
+
+
+def test_labels_belong_to_the_sources_and_every_digit_occurs_in_both_corners():
+    split = load_two_digits(num_train=2000, seed=0).train
+    assert np.array_equal(split.labels, load_digits().target[split.sources])
+    assert set(split.labels[:, 0]) == set(split.labels[:, 1]) == set(range(10))
+    assert np.all(split.sources[:, 0] != split.sources[:, 1])
+
+
+def test_shapes_types_and_range_of_digits():
+    data = load_two_digits(num_train=30, num_validation=20, num_test=10, canvas=12)
+    for split, count in ((data.train, 30), (data.validation, 20), (data.test, 10)):
+        assert len(split) == count
+        assert split.images.shape == (count, 12, 12)
+        assert split.images.dtype == np.float32
+        assert split.labels.shape == (count, 2)
+        assert 0 <= split.images.min() < split.images.max() <= 1
+
+
+def test_seed_decides_all_canvases_of_digits():
+    first, again, other = (load_two_digits(50, 20, 20, seed=seed) for seed in (7, 7, 8))
+    assert np.array_equal(first.train.images, again.train.images)
+    assert np.array_equal(first.test.sources, again.test.sources)
+    assert not np.array_equal(first.train.sources, other.train.sources)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_train": 0}, "num_train must be an integer >= 1, got 0"),
+        ({"num_test": -3}, "num_test must be an integer >= 1, got -3"),
+        ({"canvas": 8}, "canvas must be at least 9 pixels"),
+        ({"seed": -1}, "seed must be an integer >= 0, got -1"),
+    ],
+)
+def test_arguments_of_digits_out_of_range(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        load_two_digits(**arguments)

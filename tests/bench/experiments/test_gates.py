@@ -2,10 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from moe_search.bench.experiments.cluster_gate import ClusterGate
+from moe_search.bench.experiments.gates import ClusterGate, TaskGate, make_task_gate
 from moe_search.bench.experiments.warm_gate import clusters_of, warm_up
-from moe_search.gates.comet import COMET
-from moe_search.gates.top_k import TopK
+from moe_search.gates import COMET, HashRouting, TopK
 
 
 def blobs(count=4, each=40):
@@ -49,3 +48,22 @@ def test_a_gate_with_nothing_to_learn_stays():
     before = {name: value.clone() for name, value in gate.state_dict().items()}
     warm_up(gate, torch.zeros(3, 2), torch.zeros(3).long(), steps=3, learning_rate=0.1, batch_size=2, seed=0)
     assert all(np.array_equal(before[name], value) for name, value in gate.state_dict().items())
+
+
+def test_a_gate_of_tasks_looks_at_nothing_else():
+    gate = TaskGate(TopK(5, 4, 2))
+    ids = torch.tensor([0, 3, 0])
+    weights = gate(torch.randn(3, 7), ids).weights
+    assert torch.equal(weights[0], weights[2])
+    assert torch.equal(weights, gate(torch.zeros(3, 2), ids).weights)
+    assert gate.expert_map is gate.gate.expert_map
+    assert [name for name in gate.state_dict() if "experts" in name] == ["gate.expert_map.experts"]
+    with pytest.raises(ValueError, match="ids must be given to a gate of tasks, got None"):
+        gate(torch.zeros(3, 2))
+    with pytest.raises(ValueError, match="gate must take features, one for each task, got a HashRouting"):
+        TaskGate(HashRouting(4, vocabulary=5))
+
+
+def test_unknown_task_gate():
+    with pytest.raises(ValueError, match=r"gate must be one of Softmax, Hash, Top-k, .* got 'magic'"):
+        make_task_gate("magic", 4, 2, 4)

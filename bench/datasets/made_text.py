@@ -40,11 +40,6 @@ def write_made_text(folder: str | os.PathLike[str], snippets: int = 120, seed: i
     snippets : int
     seed : int
         Decides texts and weights.
-
-    Raises
-    ------
-    ImportError
-        If transformers is missing.
     """
     require_libraries()
     from safetensors.torch import save_file

@@ -1,12 +1,19 @@
 import numpy as np
 import pytest
 
-from moe_search.bench.demo.comparison import compare, mean_and_error
 from moe_search.bench.demo.optimum import ComparedSearch
-from moe_search.bench.demo.scenarios import ScenarioResult
-from moe_search.bench.demo.settings import SearchSchedule
-from moe_search.bench.demo.tables import every_search_table, findings, results_table, runs_by_gate, searches_table
-from moe_search.bench.demo.training_run import TrainingRun
+from moe_search.bench.demo.scenarios import ScenarioResult, TrainingRun
+from moe_search.bench.demo.tables import (
+    compare,
+    every_search_table,
+    findings,
+    results_table,
+    runs_by_gate,
+    searches_table,
+)
+from moe_search.bench.experiments.paired_statistics import mean_and_error
+from moe_search.bench.experiments.training import SearchSchedule
+from moe_search.bench.experiments.two_image_model import Evaluation
 from moe_search.training.search.search_record import SearchRecord
 
 
@@ -31,17 +38,18 @@ def a_record(outcome):
 
 def a_run(gate, seed, test_loss=1.0, accuracies=(0.9, 0.8), losses=(3.0, 2.0, 1.0), outcomes=(), share=0.0):
     return TrainingRun(
-        gate=gate,
-        seed=seed,
-        validation_losses=np.array(losses),
-        best_epoch=int(np.argmin(losses)),
-        test_loss=test_loss,
-        accuracies=accuracies,
-        experts_per_sample=2.0,
-        history=tuple(a_record(outcome) for outcome in outcomes),
-        search_share=share,
+        steps=tuple(range(len(losses))),
+        losses=losses,
+        best={},
         first_map=np.arange(8),
         last_map=np.arange(8)[::-1].copy(),
+        seconds=1.0,
+        cpu_seconds=(),
+        history=tuple(a_record(outcome) for outcome in outcomes),
+        seconds_searching=share,
+        gate=gate,
+        seed=seed,
+        test=Evaluation(test_loss, accuracies, experts_per_sample=2.0),
     )
 
 

@@ -1,0 +1,272 @@
+"""Two images on one canvas, two tasks: the construction of MultiMNIST, for handwritten digits and for clothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.datasets import load_digits
+
+from moe_search.bench.datasets.data_files import find_file, read_idx
+from moe_search.checks import require_integer
+
+DIGIT_PIXELS = 8
+"""Width and height of an image of ``load_digits``."""
+
+DARKEST = 16.0
+"""The largest pixel value of ``load_digits``."""
+
+DIGIT_TRAIN_SHARE = 0.6
+DIGIT_VALIDATION_SHARE = 0.2
+
+FASHION = "Fashion-MNIST"
+FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+"""Where the Debian package dataset-fashion-mnist puts its files."""
+
+HOW_TO_GET_FASHION = (
+    "install it with 'apt-get install dataset-fashion-mnist' (Debian, Ubuntu), or pass the folder of its four files as "
+    "path"
+)
+BRIGHTEST = 255.0
+FASHION_VALIDATION_SHARE = 1 / 6
+"""Part of the training file that validates: as many images as the test file holds."""
+
+
+@dataclass(frozen=True)
+class CanvasSplit:
+    """The canvases of one split.
+
+    Attributes
+    ----------
+    images : ndarray of float32, shape (N, canvas, canvas)
+        Pixels in [0, 1], 1 is ink.
+    labels : ndarray of int64, shape (N, 2)
+        The class of the image in the upper left corner and of the one in the lower right corner.
+    sources : ndarray of int64, shape (N, 2)
+        Which source images each canvas was made of.
+    """
+
+    images: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    sources: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass(frozen=True)
+class Canvases:
+    """Train, validation and test canvases that share no source image."""
+
+    train: CanvasSplit
+    validation: CanvasSplit
+    test: CanvasSplit
+
+
+@dataclass(frozen=True)
+class CanvasCounts:
+    """How many canvases of which size are made, and from which seed.
+
+    Attributes
+    ----------
+    num_train, num_validation, num_test : int
+        Canvases per split, at least 1.
+    canvas : int
+        Width and height of a canvas in pixels.
+    seed : int
+        Decides the pairs; not negative.
+    """
+
+    num_train: int
+    num_validation: int
+    num_test: int
+    canvas: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        for name in ("num_train", "num_validation", "num_test"):
+            require_integer(name, getattr(self, name))
+        require_integer("seed", self.seed, 0)
+
+    def require_corners(self, pixels: int) -> None:
+        """Raise ValueError if both corners of the canvas are the same for images of `pixels` x `pixels`."""
+        if self.canvas <= pixels:
+            raise ValueError(
+                f"canvas must be at least {pixels + 1} pixels for two corners to differ, got {self.canvas}"
+            )
+
+
+def overlay_pairs(
+    pixels: NDArray[np.float32],
+    classes: NDArray[np.int64],
+    pools: Sequence[NDArray[np.int64]],
+    counts: CanvasCounts,
+    generator: np.random.Generator,
+) -> Canvases:
+    """Overlay pairs of images, shifted to opposite corners of a canvas.
+
+    Sabour, Frosst and Hinton (2017), Dynamic routing between capsules, section 6: each pixel is the maximum of the two
+    shifted images, and each corner is a classification task of its own.
+
+    Parameters
+    ----------
+    pixels : ndarray of float32, shape (S, P, P)
+        Source images, in [0, 1].
+    classes : ndarray of int64, shape (S,)
+    pools : sequence of three ndarrays of int64
+        The sources of train, validation and test, at least two each: a canvas pairs two different members of its pool.
+    counts : CanvasCounts
+        With a canvas wider than P.
+    generator : numpy.random.Generator
+        Draws the pairs.
+    """
+    numbers = (counts.num_train, counts.num_validation, counts.num_test)
+    train, validation, test = (
+        _overlay(pixels, classes, _pairs(pool, number, generator), counts.canvas)
+        for pool, number in zip(pools, numbers, strict=True)
+    )
+    return Canvases(train, validation, test)
+
+
+def load_two_digits(
+    num_train: int = 4000,
+    num_validation: int = 1000,
+    num_test: int = 1000,
+    *,
+    canvas: int = 12,
+    seed: int = 0,
+) -> Canvases:
+    """Overlay pairs of real handwritten digits, shifted to opposite corners of a canvas.
+
+    The construction is `overlay_pairs` with the 1,797 images of 8 x 8 pixels in ``sklearn.datasets.load_digits``. They
+    are divided first (60 % train, 20 % validation, 20 % test) and paired afterwards, so that no source image appears in
+    two splits.
+
+    Parameters
+    ----------
+    num_train, num_validation, num_test : int
+        Canvases per split, at least 1.
+    canvas : int
+        Width and height of a canvas in pixels; from 9 (the corners must differ) upwards. The digits overlap by
+        ``16 - canvas`` pixels in each direction where that is positive.
+    seed : int
+        Decides the split and the pairs; not negative.
+
+    Returns
+    -------
+    Canvases
+        Sources are numbers of images of ``load_digits``.
+    """
+    counts = CanvasCounts(num_train, num_validation, num_test, canvas, seed)
+    counts.require_corners(DIGIT_PIXELS)
+    digits = load_digits()
+    pixels = (digits.images / DARKEST).astype(np.float32)
+    classes = digits.target.astype(np.int64)
+    generator = np.random.default_rng(seed)
+    order = generator.permutation(len(pixels))
+    first_validation = round(DIGIT_TRAIN_SHARE * len(order))
+    first_test = round((DIGIT_TRAIN_SHARE + DIGIT_VALIDATION_SHARE) * len(order))
+    pools = np.split(order, [first_validation, first_test])
+    return overlay_pairs(pixels, classes, pools, counts, generator)
+
+
+def load_two_fashion(
+    num_train: int = 20_000,
+    num_validation: int = 5_000,
+    num_test: int = 5_000,
+    *,
+    canvas: int = 36,
+    shrink: int = 1,
+    seed: int = 0,
+    path: str | os.PathLike[str] | None = None,
+) -> Canvases:
+    """Overlay pairs of real images of clothing, shifted to opposite corners of a canvas.
+
+    The construction is `overlay_pairs` with the 70,000 images of Fashion-MNIST (Xiao, Rasul and Vollgraf 2017). Test
+    canvases are made of the images of its test file; those of its training file are divided first (five sixths train,
+    one sixth validation) and paired afterwards, so that no source image appears in two splits.
+
+    Parameters
+    ----------
+    num_train, num_validation, num_test : int
+        Canvases per split, at least 1.
+    canvas : int
+        Width and height of a canvas in pixels; wider than a source image, which is 28 / `shrink`.
+    shrink : int
+        Squares of `shrink` x `shrink` pixels of a source image are averaged into one; divides 28.
+    seed : int
+        Decides the split and the pairs; not negative.
+    path : path-like, optional
+        A folder with the four files ``train-images-idx3-ubyte.gz`` and so on, compressed or not; that of the Debian
+        package dataset-fashion-mnist by default.
+
+    Returns
+    -------
+    Canvases
+        Sources are numbers of images of the training file and, after these, the test file.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a file is missing; the message says how to get it.
+    ValueError
+        If a number is out of range, or a file is damaged.
+    """
+    counts = CanvasCounts(num_train, num_validation, num_test, canvas, seed)
+    folder = FASHION_FOLDER if path is None else Path(path)
+    train_pixels, train_classes = _read_fashion(folder, "train", shrink)
+    test_pixels, test_classes = _read_fashion(folder, "t10k", shrink)
+    counts.require_corners(train_pixels.shape[1])
+    generator = np.random.default_rng(seed)
+    order = generator.permutation(len(train_pixels))
+    train, validation = np.split(order, [round((1 - FASHION_VALIDATION_SHARE) * len(order))])
+    test = len(order) + np.arange(len(test_pixels))
+    return overlay_pairs(
+        np.concatenate([train_pixels, test_pixels]),
+        np.concatenate([train_classes, test_classes]),
+        (train, validation, test),
+        counts,
+        generator,
+    )
+
+
+def _pairs(pool: NDArray[np.int64], count: int, generator: np.random.Generator) -> NDArray[np.int64]:
+    """Draw ordered pairs of two different members of the pool, uniformly from all such pairs."""
+    first = generator.integers(len(pool), size=count)
+    offset = generator.integers(1, len(pool), size=count)
+    return pool[np.stack([first, (first + offset) % len(pool)], axis=1)]
+
+
+def _overlay(
+    pixels: NDArray[np.float32], classes: NDArray[np.int64], sources: NDArray[np.int64], canvas: int
+) -> CanvasSplit:
+    side = pixels.shape[1]
+    upper_left = np.zeros((len(sources), canvas, canvas), dtype=np.float32)
+    lower_right = np.zeros_like(upper_left)
+    upper_left[:, :side, :side] = pixels[sources[:, 0]]
+    lower_right[:, -side:, -side:] = pixels[sources[:, 1]]
+    return CanvasSplit(np.maximum(upper_left, lower_right), classes[sources], sources)
+
+
+def _read_fashion(folder: Path, name: str, shrink: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    images = _read_fashion_file(folder, f"{name}-images-idx3-ubyte", axes=3)
+    labels = _read_fashion_file(folder, f"{name}-labels-idx1-ubyte", axes=1)
+    count, height, width = images.shape
+    if len(labels) != count:
+        raise ValueError(f"{folder} must hold one label for each image of {name}, got {len(labels)} for {count}")
+    if height != width:
+        raise ValueError(f"images of {name} in {folder} must be square, got {height} x {width} pixels")
+    if shrink < 1 or width % shrink:
+        raise ValueError(f"shrink must divide the {width} pixels of an image, got {shrink}")
+    side = width // shrink
+    # In float32 from the start: the mean of all bytes in float64 would take gigabytes.
+    shrunk = images.reshape(count, side, shrink, side, shrink).mean(axis=(2, 4), dtype=np.float32)
+    return shrunk / np.float32(BRIGHTEST), labels.astype(np.int64)
+
+
+def _read_fashion_file(folder: Path, name: str, axes: int) -> NDArray[np.uint8]:
+    return read_idx(find_file(folder, (f"{name}.gz", name), FASHION, HOW_TO_GET_FASHION), axes)
