@@ -109,7 +109,7 @@ class Run:
     on_improvement : callable or None
         Shown the incumbent; see `Solver.solve`.
     clock : Clock, optional
-        That of the run which this one is a part of; by default one that starts now.
+        The clock of the run which this one is a part of; by default one that starts now.
 
     Attributes
     ----------

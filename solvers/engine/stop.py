@@ -74,13 +74,7 @@ class StoppingCriterion(Stopper):
 
 @dataclass(frozen=True)
 class MaxRuntime(StoppingCriterion):
-    """Stop after a number of seconds (compilation apart).
-
-    Raises
-    ------
-    ValueError
-        If `seconds` is negative or NaN.
-    """
+    """Stop after a number of seconds (compilation apart)."""
 
     seconds: float
 
@@ -95,13 +89,7 @@ class MaxRuntime(StoppingCriterion):
 
 @dataclass(frozen=True)
 class MaxIterations(StoppingCriterion):
-    """Stop after a number of iterations; each solver says what it counts. Exact, hence reproducible.
-
-    Raises
-    ------
-    ValueError, TypeError
-        If `iterations` is negative or not an integer.
-    """
+    """Stop after a number of iterations; each solver says what it counts. Exact, hence reproducible."""
 
     iterations: int
 
@@ -116,13 +104,7 @@ class MaxIterations(StoppingCriterion):
 
 @dataclass(frozen=True)
 class NoImprovement(StoppingCriterion):
-    """Stop once the incumbent has not improved for a number of iterations.
-
-    Raises
-    ------
-    ValueError, TypeError
-        If `iterations` is negative or not an integer.
-    """
+    """Stop once the incumbent has not improved for a number of iterations."""
 
     iterations: int
 
@@ -137,13 +119,7 @@ class NoImprovement(StoppingCriterion):
 
 @dataclass(frozen=True)
 class TargetValue(StoppingCriterion):
-    """Stop once the incumbent is at most a value.
-
-    Raises
-    ------
-    ValueError
-        If `value` is NaN.
-    """
+    """Stop once the incumbent is at most a value."""
 
     value: float
 

@@ -50,11 +50,6 @@ class CpSat(Solver):
     workers : int, default 1
         Search threads. With one, a run that no time limit cuts short is reproducible.
 
-    Raises
-    ------
-    TypeError, ValueError
-        If `workers` is not a positive int.
-
     Notes
     -----
     Sparse problems: one table of allowed assignments, with its cost, for each pair of slots that pays anything. Dense

@@ -31,11 +31,6 @@ class FrankWolfe(Proposer):
     steps : int, default 30
         Frank-Wolfe steps of a start at most, scipy's ``maxiter``.
 
-    Raises
-    ------
-    TypeError, ValueError
-        If `steps` is not a positive int.
-
     Notes
     -----
     Scipy cannot be stopped within a start, so the search stops between two: a limit of time is overrun by up to the

@@ -58,16 +58,11 @@ class IteratedLocalSearch(CompiledSearch):
         not above it. ``annealing``: worse ones too, with the probability of Metropolis at a constant temperature.
         ``restart``: as ``better``, but from a random permutation after `patience` local optima without a better one.
     temperature : float, default 0.1
-        Of ``annealing``, in multiples of the mean absolute delta of random swaps at the start.
+        The temperature of ``annealing``, in multiples of the mean absolute delta of random swaps at the start.
     patience : int, default 100
-        Of ``restart``.
+        How many local optima ``restart`` waits for a better one.
     dont_look : bool, default True
         Whether a slot none of whose swaps improved is left out until it moves; insertions look at every slot.
-
-    Raises
-    ------
-    ValueError, TypeError
-        If a parameter is none of the accepted ones.
 
     Notes
     -----

@@ -38,11 +38,6 @@ class LocalSearch(CompiledSearch):
     restarts : bool, default True
         Whether to start again at a local optimum; without, the search ends there.
 
-    Raises
-    ------
-    ValueError, TypeError
-        If a parameter is none of the accepted ones.
-
     Notes
     -----
     An iteration is one evaluated neighbor. All of the search is compiled and runs for a few milliseconds between two
@@ -108,7 +103,7 @@ class Descent(NamedTuple):
     cursor : ndarray of `CURSOR`, shape (1,)
         Where the search stands.
     block_size : int
-        That of the problem.
+        The slots of a block of the problem.
     neighborhood : int
         `SWAP`, `INSERTION` or `BOTH`.
     takes_best : bool

@@ -39,11 +39,6 @@ class SimulatedAnnealing(CompiledSearch):
     reheat : float, default 0.7
         Where a cooling after the first one begins, in multiples of the first temperature.
 
-    Raises
-    ------
-    ValueError, TypeError
-        If a parameter is out of range.
-
     Notes
     -----
     An iteration is one evaluated swap. Swaps are tried in a fixed order, which needs fewer trials than a random one

@@ -42,11 +42,6 @@ class TabuSearch(CompiledSearch):
     aspiration : float, default 5.0
         Iterations after which a swap is forced, in multiples of the block size squared.
 
-    Raises
-    ------
-    ValueError, TypeError
-        If a parameter is out of range.
-
     Notes
     -----
     An iteration is one move. The deltas of all swaps are kept up to date from move to move, for quadratic problems in
@@ -130,7 +125,7 @@ class Tabu(NamedTuple):
     nothing : int or float
         Larger than any delta, and of their type.
     block_size, capacity : int
-        Those of the problem.
+        Slots of a block of the problem, and of an expert in it.
     shortest, longest : float
         Range of the number of iterations that a slot is kept from going back.
     aspiration : int
