@@ -44,8 +44,8 @@ class ExpertFlow(NamedTuple):
     exact : ndarray of bool, shape (m,)
         Scratch: whether the margin is more than a lower bound.
     weight, slot : ndarray, shape (n, n)
-        Length of the arc from expert u to v, the least ``cost[s, v] - cost[s, u]`` of the slots of u, and its slot; -1 if
-        there is none.
+        Length of the arc from expert u to v, the least ``cost[s, v] - cost[s, u]`` of the slots of u, and its slot; -1
+        if there is none.
     distance : ndarray, shape (n,)
         Scratch: length of the shortest path from an expert that holds too many.
     previous : ndarray of int64, shape (n,)
