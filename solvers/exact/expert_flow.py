@@ -11,7 +11,17 @@ from numba import njit
 from moe_search.problems.kernels import compiled
 
 CHOOSE, OFFLOAD, CONNECT, PATHS, DONE = range(5)
-PHASE, CURSOR, EXCESS, ITERATIONS, MOVES, LEAST_EXCESS, STALLED = range(7)
+COUNTS = np.dtype(
+    [
+        ("phase", np.int64),
+        ("cursor", np.int64),  # next slot or expert of the phase
+        ("excess", np.int64),  # slots too many on all experts
+        ("iterations", np.int64),
+        ("moves", np.int64),  # slots moved
+        ("least_excess", np.int64),  # the least excess so far
+        ("stalled", np.int64),  # iterations since it fell
+    ]
+)
 # Shortest paths take over when so few slots an expert are too many, or that did not fall for so many steps an expert.
 FEW = 2
 PATIENCE = 2
@@ -52,9 +62,8 @@ class ExpertFlow(NamedTuple):
         Scratch: the expert before on that path; -1 at its start, -2 where none leads yet.
     scanned : ndarray of bool, shape (n,)
         Scratch: whether the distance is final.
-    counters : ndarray of int64, shape (7,)
-        Phase; next slot or expert of the phase; slots too many on all experts; iterations; slots moved; the least
-        excess so far; iterations since it fell.
+    counts : ndarray of `COUNTS`, shape (1,)
+        Where the search stands.
     """
 
     cost: npt.NDArray[Any]
@@ -73,7 +82,7 @@ class ExpertFlow(NamedTuple):
     distance: npt.NDArray[Any]
     previous: npt.NDArray[np.int64]
     scanned: npt.NDArray[np.bool_]
-    counters: npt.NDArray[np.int64]
+    counts: npt.NDArray[Any]
 
 
 def empty_flow(cost: npt.NDArray[Any]) -> ExpertFlow:
@@ -96,48 +105,48 @@ def empty_flow(cost: npt.NDArray[Any]) -> ExpertFlow:
         distance=np.zeros(n, dtype=cost.dtype),
         previous=np.zeros(n, dtype=np.int64),
         scanned=np.zeros(n, dtype=np.bool_),
-        counters=np.zeros(7, dtype=np.int64),
+        counts=np.zeros(1, dtype=COUNTS).view(np.recarray),
     )
 
 
 @compiled
 def flow_slice(flow: ExpertFlow, budget: int, capacity: int) -> int:
     """Do about `budget` units of work, a look at a cost each; return how many it took."""
-    counters = flow.counters
+    counts = flow.counts[0]
     m, n = flow.cost.shape
     work = 0
-    while work < budget and counters[PHASE] != DONE:
-        if counters[PHASE] == CHOOSE:
-            slot = counters[CURSOR]
+    while work < budget and counts.phase != DONE:
+        if counts.phase == CHOOSE:
+            slot = counts.cursor
             enter(flow, slot, cheapest(flow.cost, flow.price, flow.size, slot, -1))
-            counters[CURSOR] += 1
+            counts.cursor += 1
             work += n
-            if counters[CURSOR] == m:
+            if counts.cursor == m:
                 for u in range(n):
-                    counters[EXCESS] += max(flow.size[u] - capacity, 0)
-                counters[LEAST_EXCESS] = counters[EXCESS]
-                counters[PHASE] = OFFLOAD
-        elif counters[EXCESS] == 0:
-            counters[PHASE] = DONE
-        elif counters[PHASE] == OFFLOAD:
-            counters[ITERATIONS] += 1
+                    counts.excess += max(flow.size[u] - capacity, 0)
+                counts.least_excess = counts.excess
+                counts.phase = OFFLOAD
+        elif counts.excess == 0:
+            counts.phase = DONE
+        elif counts.phase == OFFLOAD:
+            counts.iterations += 1
             work += offload(flow, capacity) * n
-            counters[STALLED] += 1
-            if counters[EXCESS] < counters[LEAST_EXCESS]:
-                counters[LEAST_EXCESS] = counters[EXCESS]
-                counters[STALLED] = 0
-            if counters[EXCESS] <= FEW * n or counters[STALLED] > PATIENCE * n:
-                counters[PHASE] = CONNECT
-                counters[CURSOR] = 0
-        elif counters[PHASE] == CONNECT:
-            u = counters[CURSOR]
+            counts.stalled += 1
+            if counts.excess < counts.least_excess:
+                counts.least_excess = counts.excess
+                counts.stalled = 0
+            if counts.excess <= FEW * n or counts.stalled > PATIENCE * n:
+                counts.phase = CONNECT
+                counts.cursor = 0
+        elif counts.phase == CONNECT:
+            u = counts.cursor
             connect(flow, u)
-            counters[CURSOR] += 1
+            counts.cursor += 1
             work += flow.size[u] * n + n
-            if counters[CURSOR] == n:
-                counters[PHASE] = PATHS
+            if counts.cursor == n:
+                counts.phase = PATHS
         else:
-            counters[ITERATIONS] += 1
+            counts.iterations += 1
             end = shortest_path(flow, capacity)
             work += n * n + send(flow, end, capacity)
     return work
@@ -243,8 +252,8 @@ def offload(flow: ExpertFlow, capacity: int) -> int:
         v = cheapest(flow.cost, price, size, slot, u)
         leave(flow, slot)
         enter(flow, slot, v)
-        flow.counters[EXCESS] -= size[v] <= capacity
-    flow.counters[MOVES] += going
+        flow.counts[0].excess -= size[v] <= capacity
+    flow.counts[0].moves += going
     return work + going
 
 
@@ -341,7 +350,7 @@ def send(flow: ExpertFlow, end: int, capacity: int) -> int:
         work += 2 * flow.size[u]
         v = u
     amount = min(amount, flow.size[v] - capacity)
-    flow.counters[EXCESS] -= amount
+    flow.counts[0].excess -= amount
     v = end
     while flow.previous[v] >= 0:
         u = flow.previous[v]
@@ -380,7 +389,7 @@ def move(flow: ExpertFlow, u: int, v: int, amount: int) -> None:
             offer(flow, v, slot)
             left -= 1
         slot = after
-    flow.counters[MOVES] += amount
+    flow.counts[0].moves += amount
 
 
 @compiled

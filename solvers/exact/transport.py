@@ -17,9 +17,6 @@ from moe_search.solvers.engine.solver import Solver
 from moe_search.solvers.exact.expert_flow import (
     CHOOSE,
     DONE,
-    ITERATIONS,
-    MOVES,
-    PHASE,
     empty_flow,
     flow_slice,
     place_rest,
@@ -70,19 +67,19 @@ class Transport(Solver):
             nonlocal level
             flow = flows[level]
             work = flow_slice(flow, budget, len(flow.cost) // problem.num_experts)
-            if flow.counters[PHASE] == DONE and strides[level] > 1:
+            if flow.counts[0].phase == DONE and strides[level] > 1:
                 level += 1
                 flows[level].price[:] = flow.price
-            iterations = sum(int(each.counters[ITERATIONS]) for each in flows)
-            return Slice(work, iterations, (), flows[-1].counters[PHASE] == DONE)
+            iterations = sum(int(each.counts[0].iterations) for each in flows)
+            return Slice(work, iterations, (), flows[-1].counts[0].phase == DONE)
 
         run.clock.compile(flow_slice, flows[0], 0, 1)
         run.clock.compile(place_rest, flows[0], len(flows[0].cost))
         run.loop(advance, first_budget=FIRST_BUDGET)
         flow = flows[-1]
         bound = None
-        if flow.counters[PHASE] > CHOOSE:
-            if flow.counters[PHASE] != DONE:
+        if flow.counts[0].phase > CHOOSE:
+            if flow.counts[0].phase != DONE:
                 # In modular arithmetic the products may overflow, the bound cannot.
                 cheapest = flow.cost[np.arange(problem.size), flow.expert] + flow.price[flow.expert]
                 bound = (cheapest.sum() - problem.capacity * flow.price.sum()).item()
@@ -90,9 +87,9 @@ class Transport(Solver):
             permutation = seats_by_expert(flow.expert)
             run.offer(permutation, problem.value(permutation), run.iterations)
             run.show()
-        proved = flow.counters[PHASE] == DONE or reached(run.value, bound, problem.integral)
+        proved = flow.counts[0].phase == DONE or reached(run.value, bound, problem.integral)
         run.bound = None if proved or bound is None else min(bound, run.value)
-        return run.result(moves=sum(int(each.counters[MOVES]) for each in flows), proved=bool(proved))
+        return run.result(moves=sum(int(each.counts[0].moves) for each in flows), proved=bool(proved))
 
 
 def sample_strides(cost: npt.NDArray[Any]) -> list[int]:

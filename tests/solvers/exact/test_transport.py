@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 
 from moe_search import problems
 from moe_search.solvers import Hungarian, MaxIterations, MaxRuntime, MinCostFlow, Transport
-from moe_search.solvers.exact.expert_flow import CONNECT, DONE, PHASE, empty_flow, flow_slice, place_rest
+from moe_search.solvers.exact.expert_flow import CONNECT, DONE, empty_flow, flow_slice, place_rest
 from moe_search.solvers.exact.transport import sample_strides
 
 LONG = MaxRuntime(120.0)
@@ -67,10 +67,10 @@ def test_paths_alone_reach_the_optimum_and_the_prices_prove_it(capacity, monkeyp
     rng = np.random.default_rng(capacity)
     cost = rng.integers(0, 50, (12 * capacity, 12)) + 100 * np.arange(12)
     flow = empty_flow(cost)
-    while flow.counters[PHASE] != DONE:
+    while flow.counts[0].phase != DONE:
         flow_slice(flow, 1, capacity)
-        if 0 < flow.counters[PHASE] < CONNECT:
-            flow.counters[PHASE], flow.counters[1] = CONNECT, 0
+        if 0 < flow.counts[0].phase < CONNECT:
+            flow.counts[0].phase, flow.counts[0].cursor = CONNECT, 0
     assert (flow.size == capacity).all()
     value = cost[np.arange(len(cost)), flow.expert].sum()
     assert value == MinCostFlow().solve(problems.LinearAssignment(cost), LONG).value
@@ -83,7 +83,7 @@ def test_the_rest_finds_room():
     cost[:, 1] = 5
     cost[:, 2] = 9
     flow = empty_flow(cost)
-    while flow.counters[PHASE] == 0:
+    while flow.counts[0].phase == 0:
         flow_slice(flow, 1, 2)
     assert flow.size.tolist() == [6, 0, 0]
     place_rest(flow, 2)
