@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,22 +16,6 @@ if TYPE_CHECKING:
     from moe_search.solvers.engine.result import Result
     from moe_search.solvers.engine.solver import Solver
 
-# The names on the command line and the classes they mean; "auto" is the choice of `moe_search.solve`.
-SOLVERS = {
-    "auto": "",
-    "local-search": "LocalSearch",
-    "iterated-local-search": "IteratedLocalSearch",
-    "tabu-search": "TabuSearch",
-    "simulated-annealing": "SimulatedAnnealing",
-    "multi-start": "MultiStart",
-    "frank-wolfe": "FrankWolfe",
-    "branch-and-bound": "BranchAndBound",
-    "enumeration": "Enumeration",
-    "cp-sat": "CpSat",
-    "hungarian": "Hungarian",
-    "min-cost-flow": "MinCostFlow",
-    "transport": "Transport",
-}
 LONGEST_PRINTED_PERMUTATION = 40
 
 
@@ -38,7 +23,11 @@ def solve(
     file: Annotated[Path, typer.Argument(help="A problem in QAPLIB's .dat format.", metavar="FILE.dat")],
     time: Annotated[float, typer.Option(help="Seconds the solver may take.")] = 2.0,
     solver: Annotated[
-        str, typer.Option(help=f"One of {', '.join(SOLVERS)}. multi-start: four tabu searches side by side.")
+        str,
+        typer.Option(
+            help="auto, or a solver such as tabu-search or cp-sat; an unknown name lists them."
+            " multi-start: four tabu searches side by side."
+        ),
     ] = "auto",
     seed: Annotated[int, typer.Option(help="Source of all randomness.")] = 0,
     json: Annotated[Path | None, typer.Option(help="Where the result goes as JSON.", metavar="PATH")] = None,
@@ -72,10 +61,22 @@ def _solver(name: str) -> Solver | None:
     from moe_search import solvers
     from moe_search.checks import require_choice
 
-    require_choice("--solver", name, tuple(SOLVERS))
-    kind = getattr(solvers, SOLVERS[name])
-    chosen: Solver = kind(solvers.TabuSearch()) if kind is solvers.MultiStart else kind()
-    return chosen
+    kinds = solver_kinds()
+    require_choice("--solver", name, ("auto", *kinds))
+    kind = kinds[name]
+    return kind(solvers.TabuSearch()) if kind is solvers.MultiStart else kind()
+
+
+def solver_kinds() -> dict[str, Any]:
+    """Return the classes of the solvers by their names on the command line: TabuSearch is tabu-search."""
+    from moe_search import solvers
+
+    public = {name: getattr(solvers, name) for name in solvers.__all__}
+    return {
+        re.sub(r"(?<!^)(?=[A-Z])", "-", name).lower(): kind
+        for name, kind in public.items()
+        if issubclass(kind, solvers.Solver) and kind is not solvers.Solver
+    }
 
 
 def _print_result(file: Path, problem: QuadraticAssignment, result: Result, json: Path | None) -> None:
