@@ -18,7 +18,7 @@ from moe_search.problems.pair_costs import PairCosts
 from moe_search.problems.pairwise import PairwiseAssignment
 from moe_search.problems.permutation_problem import Permutation, PermutationProblem, expert_of_seat, inverse
 
-Loss = Literal["squared", "bce", "cross_entropy"]
+LossName = Literal["squared", "bce", "cross_entropy"]
 SQUARED, BCE, CROSS_ENTROPY = range(3)
 # Read-only as the real ones are, so that one compiled kernel serves all three losses.
 NO_TARGET = read_only(np.zeros((0, 0)))
@@ -63,14 +63,14 @@ class MixtureAssignment(PermutationProblem):
     slot_weights: npt.NDArray[np.float64]
     outputs: npt.NDArray[np.float64]
     targets: npt.NDArray[Any]
-    loss: Loss
+    loss: LossName
     sample_weights: npt.NDArray[np.float64] | None = None
     by_slot: WeightsBySlot = field(init=False, repr=False)
     by_sample: WeightsBySample = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.loss not in get_args(Loss):
-            raise ValueError(f"loss must be one of {', '.join(get_args(Loss))}, got {self.loss!r}")
+        if self.loss not in get_args(LossName):
+            raise ValueError(f"loss must be one of {', '.join(get_args(LossName))}, got {self.loss!r}")
         weights = _floats("slot_weights", self.slot_weights, 3)
         outputs = _floats("outputs", self.outputs, 3)
         if weights.shape[0] != outputs.shape[0]:
@@ -200,7 +200,7 @@ class MixtureAssignment(PermutationProblem):
             prediction=predictions,
             sample_loss=self.sample_losses(predictions),
             trial=np.empty(self.outputs.shape[2]),
-            loss=get_args(Loss).index(self.loss),
+            loss=get_args(LossName).index(self.loss),
             sample_start=self.by_sample.start,
             sample_slot=self.by_sample.slot,
             sample_slot_weight=self.by_sample.weight,
@@ -295,7 +295,7 @@ def _floats(name: str, values: npt.ArrayLike, ndim: int) -> npt.NDArray[np.float
     return array if array.dtype == np.float64 else read_only(array.astype(np.float64))
 
 
-def _checked_targets(targets: npt.ArrayLike, loss: Loss, batch: int, width: int) -> npt.NDArray[Any]:
+def _checked_targets(targets: npt.ArrayLike, loss: LossName, batch: int, width: int) -> npt.NDArray[Any]:
     if loss == "cross_entropy":
         raw = np.asarray(targets)
         labels = numeric_array("targets", raw[:, None] if raw.ndim == 1 else raw, 2)

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_search.problems.linear import LinearAssignment
-from moe_search.problems.mixture import Loss, MixtureAssignment
+from moe_search.problems.mixture import LossName, MixtureAssignment
 from moe_search.problems.pairwise import PairwiseAssignment
 from moe_search.problems.quadratic import QuadraticAssignment
 
@@ -99,7 +99,7 @@ def random_mixture(
     k: int | None = None,
     num_outputs: int = 3,
     num_selectors: int = 1,
-    loss: Loss = "squared",
+    loss: LossName = "squared",
 ) -> MixtureAssignment:
     """Return a mixture assignment with Gaussian expert outputs and softmax weights over k random slots a sample.
 

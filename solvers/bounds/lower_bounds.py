@@ -30,7 +30,7 @@ def lower_bound(problem: Problem, seconds: float) -> int | float | None:
     problem : Problem
         Its pair costs decide: linear ones, the optimum itself; those of pairs, Gilmore-Lawler. A mixture has its convex
         relaxation. Where the time is too short for it, a weaker bound that takes one look at the data. A problem whose
-        `relaxed` is another has the bound of that.
+        `relaxed` is another has the bound of that; one without pair costs, the lower end of its range of values.
     seconds : float
         Time to spend, roughly; estimates decide, so the bound does not depend on how busy the machine is
         (the convex relaxation, which improves as long as it runs, excepted).
@@ -45,7 +45,8 @@ def lower_bound(problem: Problem, seconds: float) -> int | float | None:
         return lower_bound(relaxed, seconds)
     costs = problem.pair_costs()
     if costs is None:
-        return None
+        values = problem.value_range()
+        return None if values is None else values[0]
     if costs.pairwise is not None:
         return pairwise_gilmore_lawler(costs.pairwise, seconds)
     return _linear_bound(costs, seconds) if costs.factors is None else _factored_bound(costs, seconds)
