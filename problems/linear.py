@@ -30,8 +30,6 @@ class LinearAssignment(PermutationProblem):
     ------
     ValueError
         If the shape is wrong, m is not a multiple of n, a cost is NaN or infinite, or totals could overflow.
-    TypeError
-        If the costs are not real numbers.
 
     Notes
     -----

@@ -10,10 +10,16 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_search.problems.arrays import largest_magnitude, numeric_array, read_only, require_fits
-from moe_search.problems.delta_matrix import DeltaMatrix, commit_swap_and_deltas, fill_deltas, fill_potential
 from moe_search.problems.kernels import compiled, kernel
 from moe_search.problems.load_limits import InfeasibleLimitsError, LoadLimits, find_start, repair
-from moe_search.problems.moves import commit_swap, swap_delta
+from moe_search.problems.moves import (
+    DeltaMatrix,
+    commit_swap,
+    commit_swap_and_deltas,
+    fill_deltas,
+    fill_potential,
+    swap_delta,
+)
 from moe_search.problems.pair_costs import PairCosts
 from moe_search.problems.permutation_problem import Permutation, PermutationProblem
 
@@ -115,7 +121,7 @@ class LoadLimited(PermutationProblem):
                 raise ValueError(f"{name} must not be negative, got {array.min()}")
         loads = read_only(np.tile(loads, size // loads.size))
         require_fits("a sum of slot_loads", 2 * size * largest_magnitude(loads))
-        # In Python, whose integers do not overflow.
+        # These are sums in Python, whose integers do not overflow.
         total, room = sum(loads.tolist()), sum(limits.tolist())
         if total > room * (1 + size * LOAD_UNIT):
             raise InfeasibleLimitsError(f"limits must sum to at least the {total} of slot_loads, got {room}")

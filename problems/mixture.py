@@ -11,16 +11,22 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_search.problems.arrays import largest_magnitude, numeric_array, read_only, require_fits
-from moe_search.problems.delta_matrix import DeltaMatrix, commit_swap_and_deltas, fill_deltas
 from moe_search.problems.kernels import compiled, kernel
-from moe_search.problems.moves import commit_swap, exchange_seats, swap_delta
+from moe_search.problems.moves import (
+    DeltaMatrix,
+    commit_swap,
+    commit_swap_and_deltas,
+    exchange_seats,
+    fill_deltas,
+    swap_delta,
+)
 from moe_search.problems.pair_costs import PairCosts
 from moe_search.problems.pairwise import PairwiseAssignment
 from moe_search.problems.permutation_problem import Permutation, PermutationProblem, expert_of_seat, inverse
 
 LossName = Literal["squared", "bce", "cross_entropy"]
 SQUARED, BCE, CROSS_ENTROPY = range(3)
-# Read-only as the real ones are, so that one compiled kernel serves all three losses.
+# These stand in for targets that a loss has not, read-only as real ones, so that one compiled kernel serves all losses.
 NO_TARGET = read_only(np.zeros((0, 0)))
 NO_LABEL = read_only(np.zeros((0, 0), dtype=np.int64))
 
@@ -51,9 +57,7 @@ class MixtureAssignment(PermutationProblem):
     ------
     ValueError
         If shapes do not fit, a number is NaN or infinite, a weight is negative, a class or probability is out of range,
-        the loss is unknown, or totals could overflow.
-    TypeError
-        If numbers are not real, or class indices not integers.
+        or totals could overflow.
 
     Notes
     -----
@@ -64,7 +68,7 @@ class MixtureAssignment(PermutationProblem):
     outputs: npt.NDArray[np.float64]
     targets: npt.NDArray[Any]
     loss: LossName
-    sample_weights: npt.NDArray[np.float64] | None = None
+    sample_weights: npt.NDArray[np.float64] = None  # type: ignore[assignment]  # set below
     by_slot: WeightsBySlot = field(init=False, repr=False)
     by_sample: WeightsBySample = field(init=False, repr=False)
 
@@ -94,7 +98,7 @@ class MixtureAssignment(PermutationProblem):
             if sample_weights.min() < 0:
                 raise ValueError(f"sample_weights must not be negative, got {sample_weights.min()}")
         targets = _checked_targets(self.targets, self.loss, batch, outputs.shape[2])
-        # Of the largest numbers, each one at least, so that no product of some of them overflows either.
+        # These are products of the largest numbers, each one at least, so that no product of some of them overflows.
         size, one = weights[0].size, Decimal(1)
         mixture = size * max(largest_magnitude(weights), one) * max(largest_magnitude(outputs), one)
         square = outputs.shape[2] * (mixture + largest_magnitude(targets)) ** 2
@@ -177,14 +181,12 @@ class MixtureAssignment(PermutationProblem):
 
     def value(self, permutation: npt.ArrayLike) -> float:
         """Return the weighted loss of a permutation; see `PermutationProblem.value`."""
-        assert self.sample_weights is not None
         return float(self.sample_weights @ self.sample_losses(self.predictions(permutation)))
 
     def state(self, permutation: npt.ArrayLike) -> MixtureState:
         """Return the arrays of the kernels; see `PermutationProblem.state`."""
         p = self.check_solution(permutation)
         predictions = self.predictions(p)
-        assert self.sample_weights is not None
         is_class = self.loss == "cross_entropy"
         return MixtureState(
             permutation=p,
@@ -211,8 +213,8 @@ class MixtureAssignment(PermutationProblem):
     def as_pairwise(self) -> PairwiseAssignment:
         """Return the same problem as a `PairwiseAssignment`; exact for the squared loss.
 
-        From ``G_b[s, t] = g_s g_t`` and ``F_b[e, f] = <f_e, f_f>``; the part that no permutation changes is spread over
-        the slots. Takes memory (T m)^2 n^2.
+        Its costs sum ``G_b[s, t] = g_s g_t`` times ``F_b[e, f] = <f_e, f_f>`` over the samples; the part that no
+        permutation changes is spread over the slots. They take memory (T m)^2 n^2.
 
         Raises
         ------
@@ -221,7 +223,6 @@ class MixtureAssignment(PermutationProblem):
         """
         if self.loss != "squared":
             raise ValueError(f"only a squared loss is a sum over pairs of slots, got loss {self.loss!r}")
-        assert self.sample_weights is not None
         batch, (size, n) = len(self.outputs), (self.size, self.num_experts)
         g = self.slot_weights.reshape(batch, size)
         pairs = (g[:, :, None] * g[:, None, :]).reshape(batch, -1)
@@ -235,7 +236,6 @@ class MixtureAssignment(PermutationProblem):
 
     def value_range(self) -> tuple[float, float]:
         """Return 0 and, the losses being convex, the loss if the worst expert answered every sample alone."""
-        assert self.sample_weights is not None
         # A mixture is a convex combination of the experts' outputs, each times all the weight of the sample.
         weight = self.slot_weights.sum(axis=(1, 2))[:, None]
         alone = [self.sample_losses(weight * self.outputs[:, e]) for e in range(self.num_experts)]
@@ -334,6 +334,12 @@ def _by_sample(slot_weights: npt.NDArray[np.float64]) -> WeightsBySample:
     return WeightsBySample(*(read_only(a) for a in arrays))
 
 
+# Between two moves ``prediction[x] = sum_s g[x, s] outputs[x, expert[s]]``, and ``sample_loss[x]`` is its loss, for all
+# samples x. A swap of slots a and b with experts e and f moves the mixture of x by (g_a - g_b) (F[f] - F[e]): only the
+# samples with weight on a or b count, whose two sorted lists are merged. `trial` is scratch space.
+# Arrays are passed one by one and indexed in place: a view of a row would cost two atomic operations a sample.
+
+
 @compiled
 def loss_of_sample(z: Any, target: Any, label: Any, x: int, loss: int) -> float:
     """Return the loss of sample x, not weighted, if its mixture were z."""
@@ -381,10 +387,8 @@ def move_mixtures(
 ) -> float:
     """Return the change in weighted loss when slot a goes from expert e to f and slot b from f to e.
 
-    Merges the two slots' sorted lists of samples. A sample with weights g_a, g_b moves its mixture by
-    (g_a - g_b) (F[f] - F[e]). With `commit` the mixtures and losses are written to the state.
+    With `commit` the mixtures and losses are written to the state.
     """
-    # Arrays are passed one by one and indexed in place: a view of a row would cost two atomic operations a sample.
     delta = 0.0
     i, i_end = start[a], start[a + 1]
     j, j_end = start[b], start[b + 1]
@@ -453,9 +457,7 @@ def _commit_swap(state: MixtureState, a: int, b: int) -> None:
     expert[a], expert[b] = expert[b], expert[a]
 
 
-# Kernels that keep all swap deltas of a mixture up to date by the samples that a move touches.
-#
-# The delta of a swap is a sum over the samples with weight on either slot. A committed swap of a and b moves only the
+# All swap deltas are kept up to date by the samples that a move touches. A committed swap of a and b moves only the
 # mixtures of the samples with weight on a or b, and a sample has a part only in the deltas of swaps with one of its own
 # slots. So each touched sample takes its part out of those deltas before the move and adds it again after; the deltas
 # with a and b, whose experts have changed, are computed afresh. Where samples have weight on many slots all deltas are.
@@ -520,10 +522,7 @@ def add_sample(
     b: int,
     sign: float,
 ) -> None:
-    """Add `sign` times the part of sample x to the deltas of swaps of its slots, those with a or b left out.
-
-    `row` holds the weights of the sample. Arrays are passed one by one, as in `move_mixtures`.
-    """
+    """Add `sign` times the part of sample x, of weights `row`, to the deltas of its slots but those with a or b."""
     for k in range(sample_start[x], sample_start[x + 1]):
         i = sample_slot[k]
         if i in (a, b):

@@ -33,8 +33,6 @@ class PairwiseAssignment(PermutationProblem):
     ------
     ValueError
         If the shape or the block size is wrong, a cost is NaN or infinite, or totals could overflow.
-    TypeError
-        If the costs are not real numbers.
 
     Notes
     -----

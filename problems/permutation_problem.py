@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_search.problems.arrays import read_only
-from moe_search.problems.delta_matrix import DeltaMatrix, empty_delta_matrix
+from moe_search.problems.moves import DeltaMatrix, empty_delta_matrix
 from moe_search.problems.problem import Problem
 
 Permutation = npt.NDArray[np.int64]
@@ -62,7 +62,7 @@ class PermutationProblem(Problem):
         """
 
     def delta_matrix(self) -> DeltaMatrix:
-        """Return the arrays for the deltas of all swaps, to be filled; see `moe_search.problems.delta_matrix`."""
+        """Return the arrays for the deltas of all swaps, to be filled; see `moe_search.problems.moves`."""
         return empty_delta_matrix(self.size, np.int64 if self.integral else np.float64)
 
     @property

@@ -14,6 +14,6 @@ def grid_scale(reach: float, steps: float) -> float:
     """
     if reach == 0:
         return 1.0
-    # Of x, frexp gives the exponent e with 2**(e - 1) <= x < 2**e.
+    # The exponent e that frexp gives for x has 2**(e - 1) <= x < 2**e.
     exponent = math.frexp(steps)[1] - 1 - math.frexp(max(reach, sys.float_info.min))[1]
     return math.ldexp(1.0, min(exponent, sys.float_info.max_exp - 1))

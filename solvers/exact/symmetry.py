@@ -40,7 +40,7 @@ def symmetry_of(matrix: npt.NDArray[Any], colors: npt.NDArray[Any], clock: Clock
     colors : ndarray, shape (n, k)
         Two indices are of one color if their rows are equal.
     clock : Clock
-        Not to count compilation on.
+        Clock of the run, on which compilation does not count.
 
     Returns
     -------

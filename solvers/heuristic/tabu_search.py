@@ -10,9 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from moe_search.problems.delta_matrix import DeltaMatrix, commit_swap_and_deltas, fill_deltas, fill_potential
 from moe_search.problems.kernels import kernel_for
-from moe_search.problems.moves import copy_permutation
+from moe_search.problems.moves import DeltaMatrix, commit_swap_and_deltas, copy_permutation, fill_deltas, fill_potential
 from moe_search.problems.permutation_problem import Permutation
 from moe_search.problems.problem import Problem
 from moe_search.solvers.engine.incumbent import OnImprovement
