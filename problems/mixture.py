@@ -22,7 +22,7 @@ from moe_search.problems.moves import (
 )
 from moe_search.problems.pair_costs import PairCosts
 from moe_search.problems.pairwise import PairwiseAssignment
-from moe_search.problems.permutation_problem import Permutation, PermutationProblem, expert_of_seat, inverse
+from moe_search.problems.permutation_problem import Permutation, PermutationProblem, inverse
 
 LossName = Literal["squared", "bce", "cross_entropy"]
 SQUARED, BCE, CROSS_ENTROPY = range(3)
@@ -69,8 +69,8 @@ class MixtureAssignment(PermutationProblem):
     targets: npt.NDArray[Any]
     loss: LossName
     sample_weights: npt.NDArray[np.float64] = None  # type: ignore[assignment]  # set below
-    by_slot: WeightsBySlot = field(init=False, repr=False)
-    by_sample: WeightsBySample = field(init=False, repr=False)
+    by_slot: SparseWeights = field(init=False, repr=False)
+    by_sample: SparseWeights = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.loss not in get_args(LossName):
@@ -112,8 +112,9 @@ class MixtureAssignment(PermutationProblem):
             ("sample_weights", sample_weights),
         ):
             object.__setattr__(self, name, array)
-        object.__setattr__(self, "by_slot", _by_slot(weights))
-        object.__setattr__(self, "by_sample", _by_sample(weights))
+        flat = weights.reshape(batch, -1)
+        object.__setattr__(self, "by_slot", _sparse(flat.T))
+        object.__setattr__(self, "by_sample", _sparse(flat))
 
     @property
     def size(self) -> int:
@@ -131,11 +132,6 @@ class MixtureAssignment(PermutationProblem):
         return self.outputs.shape[1]
 
     @property
-    def capacity(self) -> int:
-        """Slots per expert and selector, m / n."""
-        return self.block_size // self.num_experts
-
-    @property
     def integral(self) -> bool:
         """Losses are floating point."""
         return False
@@ -148,17 +144,12 @@ class MixtureAssignment(PermutationProblem):
     def _sweep_costs(self) -> tuple[int, int]:
         """Return what it costs to compute all deltas, and to correct them for the samples that a swap touches."""
         width = self.outputs.shape[2] * (2 if self.loss == "squared" else 16)
-        entries = self.by_slot.sample.size
+        entries = self.by_slot.weight.size
         afresh = 2 * self.block_size * entries * width
         # A slot's samples take out and add again their part in the deltas of all their slots; each part costs about
         # five times what it costs in one pass over all.
         slots_squared = int((np.diff(self.by_sample.start) ** 2).sum())
         return afresh, 20 * self.block_size * (slots_squared + entries) * width // self.size
-
-    def experts(self, permutation: npt.ArrayLike) -> Permutation:
-        """Return the expert of every slot, shape (T m,), under a permutation."""
-        p = self.check_solution(permutation)
-        return expert_of_seat(self.size, self.block_size, self.capacity)[p]
 
     def predictions(self, permutation: npt.ArrayLike) -> npt.NDArray[np.float64]:
         """Return the mixtures z, shape (B, D), under a permutation."""
@@ -193,7 +184,7 @@ class MixtureAssignment(PermutationProblem):
             order=inverse(p),
             expert=self.experts(p),
             start=self.by_slot.start,
-            sample=self.by_slot.sample,
+            sample=self.by_slot.column,
             weight=self.by_slot.weight,
             outputs=self.outputs,
             target=NO_TARGET if is_class else self.targets,
@@ -204,7 +195,7 @@ class MixtureAssignment(PermutationProblem):
             trial=np.empty(self.outputs.shape[2]),
             loss=get_args(LossName).index(self.loss),
             sample_start=self.by_sample.start,
-            sample_slot=self.by_sample.slot,
+            sample_slot=self.by_sample.column,
             sample_slot_weight=self.by_sample.weight,
             row=np.zeros(self.size),
             corrects=int(np.argmin(self._sweep_costs())),
@@ -250,19 +241,11 @@ class MixtureAssignment(PermutationProblem):
         return PairCosts(shape, self.block_size, False, make_pairwise=self.as_pairwise, products=products)
 
 
-class WeightsBySlot(NamedTuple):
-    """Samples with weight on a slot and their weights: entries ``start[s] .. start[s + 1]``, in order of sample."""
+class SparseWeights(NamedTuple):
+    """Weights without zeros: those of row i, and their columns in order, are ``start[i] .. start[i + 1]``."""
 
     start: npt.NDArray[np.int64]
-    sample: npt.NDArray[np.int64]
-    weight: npt.NDArray[np.float64]
-
-
-class WeightsBySample(NamedTuple):
-    """Slots that a sample has weight on and their weights: entries ``start[b] .. start[b + 1]``, in order of slot."""
-
-    start: npt.NDArray[np.int64]
-    slot: npt.NDArray[np.int64]
+    column: npt.NDArray[np.int64]
     weight: npt.NDArray[np.float64]
 
 
@@ -318,20 +301,11 @@ def _checked_targets(targets: npt.ArrayLike, loss: LossName, batch: int, width: 
     return values
 
 
-def _by_slot(slot_weights: npt.NDArray[np.float64]) -> WeightsBySlot:
-    flat = slot_weights.reshape(len(slot_weights), -1)
-    slot, sample = np.nonzero(np.ascontiguousarray(flat.T))
-    start = np.searchsorted(slot, np.arange(flat.shape[1] + 1))
-    arrays = start.astype(np.int64), sample.astype(np.int64), flat[sample, slot]
-    return WeightsBySlot(*(read_only(a) for a in arrays))
-
-
-def _by_sample(slot_weights: npt.NDArray[np.float64]) -> WeightsBySample:
-    flat = slot_weights.reshape(len(slot_weights), -1)
-    sample, slot = np.nonzero(flat)
-    start = np.searchsorted(sample, np.arange(len(flat) + 1))
-    arrays = start.astype(np.int64), slot.astype(np.int64), flat[sample, slot]
-    return WeightsBySample(*(read_only(a) for a in arrays))
+def _sparse(weights: npt.NDArray[np.float64]) -> SparseWeights:
+    row, column = np.nonzero(np.ascontiguousarray(weights))
+    start = np.searchsorted(row, np.arange(len(weights) + 1))
+    arrays = start.astype(np.int64), column.astype(np.int64), weights[row, column]
+    return SparseWeights(*(read_only(array) for array in arrays))
 
 
 # Between two moves ``prediction[x] = sum_s g[x, s] outputs[x, expert[s]]``, and ``sample_loss[x]`` is its loss, for all

@@ -71,9 +71,18 @@ class PermutationProblem(Problem):
         return self.size * self.block_size
 
     @property
+    def num_experts(self) -> int:
+        """Number of experts n; by default as many as slots in a block, each with a seat of its own."""
+        return self.block_size
+
+    @property
     def capacity(self) -> int:
-        """Slots of an expert in a block; 1 where each slot has a seat of its own."""
-        return 1
+        """Slots of an expert in a block, m / n."""
+        return self.block_size // self.num_experts
+
+    def experts(self, permutation: npt.ArrayLike) -> Permutation:
+        """Return the expert of every slot, shape (size,), under a permutation."""
+        return expert_of_seat(self.size, self.block_size, self.capacity)[self.check_solution(permutation)]
 
     def check_solution(self, solution: npt.ArrayLike, name: str = "permutation") -> Permutation:
         """Return a permutation as a new int64 array, or raise an error that says why it is none.

@@ -12,11 +12,10 @@ from moe_search.problems.problem import Problem
 from moe_search.solvers.bounds.convex_relaxation import convex_relaxation
 from moe_search.solvers.bounds.gilmore_lawler import gilmore_lawler, pairwise_gilmore_lawler
 from moe_search.solvers.bounds.linear_assignment import (
-    EXACT_IN_FLOAT64,
     assign,
     assignment_seconds,
     empty_duals,
-    solve_dense,
+    linear_bound,
 )
 from moe_search.solvers.engine.clock import Clock
 
@@ -62,11 +61,10 @@ def _mixture_bound(problem: MixtureAssignment, seconds: float) -> float:
 
 
 def _linear_bound(costs: PairCosts, seconds: float) -> int | float:
-    cost, capacity = costs.unary, costs.capacity
-    one_block = len(cost) == costs.block_size
-    exact = not costs.integral or 2 * len(cost) * int(np.ptp(cost)) < EXACT_IN_FLOAT64
-    if one_block and exact and assignment_seconds(len(cost)) <= seconds:
-        return cost[np.arange(len(cost)), solve_dense(cost, capacity) // capacity].sum().item()
+    cost = costs.unary
+    blocks = range(0, len(cost), costs.block_size)
+    if assignment_seconds(costs.block_size) * len(blocks) <= seconds:
+        return sum(linear_bound(cost[start : start + costs.block_size], costs.capacity) for start in blocks)
     return cost.min(axis=1).sum().item()
 
 

@@ -98,6 +98,8 @@ def are_twins(matrix: Any, color: Any, i: int, j: int) -> bool:
 @compiled
 def find_automorphisms(matrix: Any, color: Any, found: Any, most_steps: int) -> int:
     """Write automorphisms to the rows of `found`; return how many."""
+    # A depth-first search: the images of all indices before i are distinct and agree with matrix and colors, and a
+    # trial of an index goes on from the image it had last.
     n = matrix.shape[0]
     image = np.full(n, -1, dtype=np.int64)
     taken = np.zeros(n, dtype=np.bool_)
