@@ -16,24 +16,10 @@ FLOAT64_MOST = Decimal("1e300")
 def numeric_array(name: str, values: npt.ArrayLike, ndim: int) -> npt.NDArray[Any]:
     """Return `values` as a new, read-only, C-contiguous int64 or float64 array.
 
-    Parameters
-    ----------
-    name : str
-        Name of the argument, for the error messages.
-    values : array_like
-        Integers (bool counts as integer) or real numbers.
-    ndim : int
-        Number of dimensions expected.
-
-    Returns
-    -------
-    ndarray
-        int64 if `values` are integers, else float64.
+    It is int64 if `values` are integers, True and False among them, and else float64.
 
     Raises
     ------
-    TypeError
-        If the values are not real numbers.
     ValueError
         If the number of dimensions is not `ndim`, the array is empty, a value is NaN or infinite, or an integer does
         not fit in 64 bits.
@@ -61,7 +47,7 @@ def numeric_array(name: str, values: npt.ArrayLike, ndim: int) -> npt.NDArray[An
 
 
 def _holds_larger_integers(values: Any, array: npt.NDArray[Any]) -> bool:
-    # Of integers in lists numpy makes objects, or floats that lost their last digits, once one exceeds 64 bits.
+    # Numpy makes objects of integers in lists once one exceeds 64 bits, or floats that lost their last digits.
     if array.dtype.kind == "f" and not isinstance(values, np.ndarray) and np.abs(array).max(initial=0.0) >= 2.0**63:
         array = np.asarray(values, dtype=object)
     return array.dtype.kind == "O" and array.size > 0 and all(isinstance(x, int) for x in array.flat)

@@ -39,8 +39,7 @@ class CallableProblem(PermutationProblem):
 
     Notes
     -----
-    Kernels are some ten thousand times as fast: see `docs/new_problem.md` for a class of one's own. With
-    `MultiStart(n_jobs=2)` and more the function must be picklable, as one at the top level of a module is.
+    Kernels are far faster: see `docs/new_problem.md` for a class of one's own.
 
     Examples
     --------

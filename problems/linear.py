@@ -12,7 +12,7 @@ from moe_search.problems.arrays import largest_magnitude, numeric_array, require
 from moe_search.problems.kernels import kernel
 from moe_search.problems.moves import commit_swap, exchange_seats, swap_delta
 from moe_search.problems.pair_costs import PairCosts
-from moe_search.problems.permutation_problem import PermutationProblem, expert_of_seat, inverse
+from moe_search.problems.permutation_problem import PermutationProblem, inverse
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,8 +30,6 @@ class LinearAssignment(PermutationProblem):
     ------
     ValueError
         If the shape is wrong, m is not a multiple of n, a cost is NaN or infinite, or totals could overflow.
-    TypeError
-        If the costs are not real numbers.
 
     Notes
     -----
@@ -66,25 +64,18 @@ class LinearAssignment(PermutationProblem):
         return self.cost.shape[1]
 
     @property
-    def capacity(self) -> int:
-        """Slots per expert, m / n."""
-        return self.size // self.num_experts
-
-    @property
     def integral(self) -> bool:
         """Whether the costs are integers."""
         return self.cost.dtype.kind == "i"
 
     def value(self, permutation: npt.ArrayLike) -> int | float:
         """Return the total cost of a permutation; see `PermutationProblem.value`."""
-        p = self.check_solution(permutation)
-        return self.cost[np.arange(self.size), p // self.capacity].sum().item()
+        return self.cost[np.arange(self.size), self.experts(permutation)].sum().item()
 
     def state(self, permutation: npt.ArrayLike) -> LinearState:
         """Return the arrays of the kernels; see `PermutationProblem.state`."""
         p = self.check_solution(permutation)
-        expert = expert_of_seat(self.size, self.size, self.capacity)[p]
-        return LinearState(p, inverse(p), expert, self.cost)
+        return LinearState(p, inverse(p), self.experts(p), self.cost)
 
     def value_range(self) -> tuple[int | float, int | float]:
         """Return the sums of the least and of the largest costs; see `Problem.value_range`."""

@@ -10,10 +10,16 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_search.problems.arrays import largest_magnitude, numeric_array, read_only, require_fits
-from moe_search.problems.delta_matrix import DeltaMatrix, commit_swap_and_deltas, fill_deltas, fill_potential
 from moe_search.problems.kernels import compiled, kernel
 from moe_search.problems.load_limits import InfeasibleLimitsError, LoadLimits, find_start, repair
-from moe_search.problems.moves import commit_swap, swap_delta
+from moe_search.problems.moves import (
+    DeltaMatrix,
+    commit_swap,
+    commit_swap_and_deltas,
+    fill_deltas,
+    fill_potential,
+    swap_delta,
+)
 from moe_search.problems.pair_costs import PairCosts
 from moe_search.problems.permutation_problem import Permutation, PermutationProblem
 
@@ -115,7 +121,7 @@ class LoadLimited(PermutationProblem):
                 raise ValueError(f"{name} must not be negative, got {array.min()}")
         loads = read_only(np.tile(loads, size // loads.size))
         require_fits("a sum of slot_loads", 2 * size * largest_magnitude(loads))
-        # In Python, whose integers do not overflow.
+        # These are sums in Python, whose integers do not overflow.
         total, room = sum(loads.tolist()), sum(limits.tolist())
         if total > room * (1 + size * LOAD_UNIT):
             raise InfeasibleLimitsError(f"limits must sum to at least the {total} of slot_loads, got {room}")
@@ -161,14 +167,9 @@ class LoadLimited(PermutationProblem):
         return self.problem.block_size
 
     @property
-    def capacity(self) -> int:
-        """Slots of an expert in a block."""
-        return self.problem.capacity
-
-    @property
     def num_experts(self) -> int:
-        """Number of experts n, of locations where each slot has one of its own."""
-        return self.block_size // self.capacity
+        """Number of experts of the inner problem."""
+        return self.problem.num_experts
 
     @property
     def integral(self) -> bool:
@@ -183,7 +184,7 @@ class LoadLimited(PermutationProblem):
     def loads(self, permutation: npt.ArrayLike) -> npt.NDArray[Any]:
         """Return the load of every expert, shape (n,)."""
         loads = np.zeros(self.num_experts, dtype=self.slot_loads.dtype)
-        np.add.at(loads, self.load_limits.experts(self.check_solution(permutation)), self.slot_loads)
+        np.add.at(loads, self.experts(permutation), self.slot_loads)
         return loads
 
     def feasible(self, permutation: npt.ArrayLike) -> bool:
@@ -277,6 +278,11 @@ def _on_grid(loads: npt.NDArray[Any], limits: npt.NDArray[Any]) -> tuple[npt.NDA
         slot_load = np.rint(loads / unit).astype(np.int64)
         limit = np.minimum(np.floor(limits / unit) + loads.size, slot_load.sum()).astype(np.int64)
     return read_only(slot_load), read_only(limit)
+
+
+# Between two moves ``load[e]`` sums ``slot_load`` over the slots of expert e, ``excess[0]`` sums what is over the
+# limits, and the inner state stands at the same permutation, whose arrays it shares. A delta is the inner one plus the
+# change in penalty, which two loads decide.
 
 
 @compiled

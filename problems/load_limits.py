@@ -160,7 +160,7 @@ def repair(limits: LoadLimits, permutation: Permutation) -> Permutation:
             moved[blocks[mine][:, None] != blocks[theirs]] = 0.0
             after = np.maximum(over[e] - moved, 0.0) ** 2 + np.maximum(over[f] + moved, 0.0) ** 2
             least = int(np.argmin(after))
-            # By more than rounding, or swaps could go round in circles.
+            # The sum must fall by more than rounding, or swaps could go round in circles.
             if after.flat[least] < (1.0 - 1e-12) * (np.maximum(over[[e, f]], 0.0) ** 2).sum():
                 i, j = divmod(least, theirs.size)
                 a, b = mine[i], theirs[j]
@@ -268,7 +268,7 @@ def lowest_multiple(
 ) -> tuple[npt.NDArray[np.int64], Permutation]:
     """Return low limits in given proportions, and a permutation that keeps them.
 
-    As `lowest_limit`, by bisection on the multiple, from the larger of these on: all loads to all shares, and the
+    It bisects the multiple as `lowest_limit` the limit, from the larger of these on: all loads to all shares, and the
     heaviest slot to the largest share.
 
     Parameters

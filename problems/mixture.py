@@ -11,16 +11,22 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_search.problems.arrays import largest_magnitude, numeric_array, read_only, require_fits
-from moe_search.problems.delta_matrix import DeltaMatrix, commit_swap_and_deltas, fill_deltas
 from moe_search.problems.kernels import compiled, kernel
-from moe_search.problems.moves import commit_swap, exchange_seats, swap_delta
+from moe_search.problems.moves import (
+    DeltaMatrix,
+    commit_swap,
+    commit_swap_and_deltas,
+    exchange_seats,
+    fill_deltas,
+    swap_delta,
+)
 from moe_search.problems.pair_costs import PairCosts
 from moe_search.problems.pairwise import PairwiseAssignment
-from moe_search.problems.permutation_problem import Permutation, PermutationProblem, expert_of_seat, inverse
+from moe_search.problems.permutation_problem import Permutation, PermutationProblem, inverse
 
-Loss = Literal["squared", "bce", "cross_entropy"]
+LossName = Literal["squared", "bce", "cross_entropy"]
 SQUARED, BCE, CROSS_ENTROPY = range(3)
-# Read-only as the real ones are, so that one compiled kernel serves all three losses.
+# These stand in for targets that a loss has not, read-only as real ones, so that one compiled kernel serves all losses.
 NO_TARGET = read_only(np.zeros((0, 0)))
 NO_LABEL = read_only(np.zeros((0, 0), dtype=np.int64))
 
@@ -51,9 +57,7 @@ class MixtureAssignment(PermutationProblem):
     ------
     ValueError
         If shapes do not fit, a number is NaN or infinite, a weight is negative, a class or probability is out of range,
-        the loss is unknown, or totals could overflow.
-    TypeError
-        If numbers are not real, or class indices not integers.
+        or totals could overflow.
 
     Notes
     -----
@@ -63,14 +67,14 @@ class MixtureAssignment(PermutationProblem):
     slot_weights: npt.NDArray[np.float64]
     outputs: npt.NDArray[np.float64]
     targets: npt.NDArray[Any]
-    loss: Loss
-    sample_weights: npt.NDArray[np.float64] | None = None
-    by_slot: WeightsBySlot = field(init=False, repr=False)
-    by_sample: WeightsBySample = field(init=False, repr=False)
+    loss: LossName
+    sample_weights: npt.NDArray[np.float64] = None  # type: ignore[assignment]  # set below
+    by_slot: SparseWeights = field(init=False, repr=False)
+    by_sample: SparseWeights = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.loss not in get_args(Loss):
-            raise ValueError(f"loss must be one of {', '.join(get_args(Loss))}, got {self.loss!r}")
+        if self.loss not in get_args(LossName):
+            raise ValueError(f"loss must be one of {', '.join(get_args(LossName))}, got {self.loss!r}")
         weights = _floats("slot_weights", self.slot_weights, 3)
         outputs = _floats("outputs", self.outputs, 3)
         if weights.shape[0] != outputs.shape[0]:
@@ -94,7 +98,7 @@ class MixtureAssignment(PermutationProblem):
             if sample_weights.min() < 0:
                 raise ValueError(f"sample_weights must not be negative, got {sample_weights.min()}")
         targets = _checked_targets(self.targets, self.loss, batch, outputs.shape[2])
-        # Of the largest numbers, each one at least, so that no product of some of them overflows either.
+        # These are products of the largest numbers, each one at least, so that no product of some of them overflows.
         size, one = weights[0].size, Decimal(1)
         mixture = size * max(largest_magnitude(weights), one) * max(largest_magnitude(outputs), one)
         square = outputs.shape[2] * (mixture + largest_magnitude(targets)) ** 2
@@ -108,8 +112,9 @@ class MixtureAssignment(PermutationProblem):
             ("sample_weights", sample_weights),
         ):
             object.__setattr__(self, name, array)
-        object.__setattr__(self, "by_slot", _by_slot(weights))
-        object.__setattr__(self, "by_sample", _by_sample(weights))
+        flat = weights.reshape(batch, -1)
+        object.__setattr__(self, "by_slot", _sparse(flat.T))
+        object.__setattr__(self, "by_sample", _sparse(flat))
 
     @property
     def size(self) -> int:
@@ -127,11 +132,6 @@ class MixtureAssignment(PermutationProblem):
         return self.outputs.shape[1]
 
     @property
-    def capacity(self) -> int:
-        """Slots per expert and selector, m / n."""
-        return self.block_size // self.num_experts
-
-    @property
     def integral(self) -> bool:
         """Losses are floating point."""
         return False
@@ -144,17 +144,12 @@ class MixtureAssignment(PermutationProblem):
     def _sweep_costs(self) -> tuple[int, int]:
         """Return what it costs to compute all deltas, and to correct them for the samples that a swap touches."""
         width = self.outputs.shape[2] * (2 if self.loss == "squared" else 16)
-        entries = self.by_slot.sample.size
+        entries = self.by_slot.weight.size
         afresh = 2 * self.block_size * entries * width
         # A slot's samples take out and add again their part in the deltas of all their slots; each part costs about
         # five times what it costs in one pass over all.
         slots_squared = int((np.diff(self.by_sample.start) ** 2).sum())
         return afresh, 20 * self.block_size * (slots_squared + entries) * width // self.size
-
-    def experts(self, permutation: npt.ArrayLike) -> Permutation:
-        """Return the expert of every slot, shape (T m,), under a permutation."""
-        p = self.check_solution(permutation)
-        return expert_of_seat(self.size, self.block_size, self.capacity)[p]
 
     def predictions(self, permutation: npt.ArrayLike) -> npt.NDArray[np.float64]:
         """Return the mixtures z, shape (B, D), under a permutation."""
@@ -177,21 +172,19 @@ class MixtureAssignment(PermutationProblem):
 
     def value(self, permutation: npt.ArrayLike) -> float:
         """Return the weighted loss of a permutation; see `PermutationProblem.value`."""
-        assert self.sample_weights is not None
         return float(self.sample_weights @ self.sample_losses(self.predictions(permutation)))
 
     def state(self, permutation: npt.ArrayLike) -> MixtureState:
         """Return the arrays of the kernels; see `PermutationProblem.state`."""
         p = self.check_solution(permutation)
         predictions = self.predictions(p)
-        assert self.sample_weights is not None
         is_class = self.loss == "cross_entropy"
         return MixtureState(
             permutation=p,
             order=inverse(p),
             expert=self.experts(p),
             start=self.by_slot.start,
-            sample=self.by_slot.sample,
+            sample=self.by_slot.column,
             weight=self.by_slot.weight,
             outputs=self.outputs,
             target=NO_TARGET if is_class else self.targets,
@@ -200,9 +193,9 @@ class MixtureAssignment(PermutationProblem):
             prediction=predictions,
             sample_loss=self.sample_losses(predictions),
             trial=np.empty(self.outputs.shape[2]),
-            loss=get_args(Loss).index(self.loss),
+            loss=get_args(LossName).index(self.loss),
             sample_start=self.by_sample.start,
-            sample_slot=self.by_sample.slot,
+            sample_slot=self.by_sample.column,
             sample_slot_weight=self.by_sample.weight,
             row=np.zeros(self.size),
             corrects=int(np.argmin(self._sweep_costs())),
@@ -211,8 +204,8 @@ class MixtureAssignment(PermutationProblem):
     def as_pairwise(self) -> PairwiseAssignment:
         """Return the same problem as a `PairwiseAssignment`; exact for the squared loss.
 
-        From ``G_b[s, t] = g_s g_t`` and ``F_b[e, f] = <f_e, f_f>``; the part that no permutation changes is spread over
-        the slots. Takes memory (T m)^2 n^2.
+        Its costs sum ``G_b[s, t] = g_s g_t`` times ``F_b[e, f] = <f_e, f_f>`` over the samples; the part that no
+        permutation changes is spread over the slots. They take memory (T m)^2 n^2.
 
         Raises
         ------
@@ -221,7 +214,6 @@ class MixtureAssignment(PermutationProblem):
         """
         if self.loss != "squared":
             raise ValueError(f"only a squared loss is a sum over pairs of slots, got loss {self.loss!r}")
-        assert self.sample_weights is not None
         batch, (size, n) = len(self.outputs), (self.size, self.num_experts)
         g = self.slot_weights.reshape(batch, size)
         pairs = (g[:, :, None] * g[:, None, :]).reshape(batch, -1)
@@ -235,7 +227,6 @@ class MixtureAssignment(PermutationProblem):
 
     def value_range(self) -> tuple[float, float]:
         """Return 0 and, the losses being convex, the loss if the worst expert answered every sample alone."""
-        assert self.sample_weights is not None
         # A mixture is a convex combination of the experts' outputs, each times all the weight of the sample.
         weight = self.slot_weights.sum(axis=(1, 2))[:, None]
         alone = [self.sample_losses(weight * self.outputs[:, e]) for e in range(self.num_experts)]
@@ -250,19 +241,11 @@ class MixtureAssignment(PermutationProblem):
         return PairCosts(shape, self.block_size, False, make_pairwise=self.as_pairwise, products=products)
 
 
-class WeightsBySlot(NamedTuple):
-    """Samples with weight on a slot and their weights: entries ``start[s] .. start[s + 1]``, in order of sample."""
+class SparseWeights(NamedTuple):
+    """Weights without zeros: those of row i, and their columns in order, are ``start[i] .. start[i + 1]``."""
 
     start: npt.NDArray[np.int64]
-    sample: npt.NDArray[np.int64]
-    weight: npt.NDArray[np.float64]
-
-
-class WeightsBySample(NamedTuple):
-    """Slots that a sample has weight on and their weights: entries ``start[b] .. start[b + 1]``, in order of slot."""
-
-    start: npt.NDArray[np.int64]
-    slot: npt.NDArray[np.int64]
+    column: npt.NDArray[np.int64]
     weight: npt.NDArray[np.float64]
 
 
@@ -295,7 +278,7 @@ def _floats(name: str, values: npt.ArrayLike, ndim: int) -> npt.NDArray[np.float
     return array if array.dtype == np.float64 else read_only(array.astype(np.float64))
 
 
-def _checked_targets(targets: npt.ArrayLike, loss: Loss, batch: int, width: int) -> npt.NDArray[Any]:
+def _checked_targets(targets: npt.ArrayLike, loss: LossName, batch: int, width: int) -> npt.NDArray[Any]:
     if loss == "cross_entropy":
         raw = np.asarray(targets)
         labels = numeric_array("targets", raw[:, None] if raw.ndim == 1 else raw, 2)
@@ -318,20 +301,17 @@ def _checked_targets(targets: npt.ArrayLike, loss: Loss, batch: int, width: int)
     return values
 
 
-def _by_slot(slot_weights: npt.NDArray[np.float64]) -> WeightsBySlot:
-    flat = slot_weights.reshape(len(slot_weights), -1)
-    slot, sample = np.nonzero(np.ascontiguousarray(flat.T))
-    start = np.searchsorted(slot, np.arange(flat.shape[1] + 1))
-    arrays = start.astype(np.int64), sample.astype(np.int64), flat[sample, slot]
-    return WeightsBySlot(*(read_only(a) for a in arrays))
+def _sparse(weights: npt.NDArray[np.float64]) -> SparseWeights:
+    row, column = np.nonzero(np.ascontiguousarray(weights))
+    start = np.searchsorted(row, np.arange(len(weights) + 1))
+    arrays = start.astype(np.int64), column.astype(np.int64), weights[row, column]
+    return SparseWeights(*(read_only(array) for array in arrays))
 
 
-def _by_sample(slot_weights: npt.NDArray[np.float64]) -> WeightsBySample:
-    flat = slot_weights.reshape(len(slot_weights), -1)
-    sample, slot = np.nonzero(flat)
-    start = np.searchsorted(sample, np.arange(len(flat) + 1))
-    arrays = start.astype(np.int64), slot.astype(np.int64), flat[sample, slot]
-    return WeightsBySample(*(read_only(a) for a in arrays))
+# Between two moves ``prediction[x] = sum_s g[x, s] outputs[x, expert[s]]``, and ``sample_loss[x]`` is its loss, for all
+# samples x. A swap of slots a and b with experts e and f moves the mixture of x by (g_a - g_b) (F[f] - F[e]): only the
+# samples with weight on a or b count, whose two sorted lists are merged. `trial` is scratch space.
+# Arrays are passed one by one and indexed in place: a view of a row would cost two atomic operations a sample.
 
 
 @compiled
@@ -381,10 +361,8 @@ def move_mixtures(
 ) -> float:
     """Return the change in weighted loss when slot a goes from expert e to f and slot b from f to e.
 
-    Merges the two slots' sorted lists of samples. A sample with weights g_a, g_b moves its mixture by
-    (g_a - g_b) (F[f] - F[e]). With `commit` the mixtures and losses are written to the state.
+    With `commit` the mixtures and losses are written to the state.
     """
-    # Arrays are passed one by one and indexed in place: a view of a row would cost two atomic operations a sample.
     delta = 0.0
     i, i_end = start[a], start[a + 1]
     j, j_end = start[b], start[b + 1]
@@ -453,9 +431,7 @@ def _commit_swap(state: MixtureState, a: int, b: int) -> None:
     expert[a], expert[b] = expert[b], expert[a]
 
 
-# Kernels that keep all swap deltas of a mixture up to date by the samples that a move touches.
-#
-# The delta of a swap is a sum over the samples with weight on either slot. A committed swap of a and b moves only the
+# All swap deltas are kept up to date by the samples that a move touches. A committed swap of a and b moves only the
 # mixtures of the samples with weight on a or b, and a sample has a part only in the deltas of swaps with one of its own
 # slots. So each touched sample takes its part out of those deltas before the move and adds it again after; the deltas
 # with a and b, whose experts have changed, are computed afresh. Where samples have weight on many slots all deltas are.
@@ -520,10 +496,7 @@ def add_sample(
     b: int,
     sign: float,
 ) -> None:
-    """Add `sign` times the part of sample x to the deltas of swaps of its slots, those with a or b left out.
-
-    `row` holds the weights of the sample. Arrays are passed one by one, as in `move_mixtures`.
-    """
+    """Add `sign` times the part of sample x, of weights `row`, to the deltas of its slots but those with a or b."""
     for k in range(sample_start[x], sample_start[x + 1]):
         i = sample_slot[k]
         if i in (a, b):

@@ -12,7 +12,7 @@ from moe_search.problems.arrays import largest_magnitude, numeric_array, read_on
 from moe_search.problems.kernels import kernel
 from moe_search.problems.moves import commit_swap, exchange_seats, swap_delta
 from moe_search.problems.pair_costs import PairCosts
-from moe_search.problems.permutation_problem import Permutation, PermutationProblem, expert_of_seat, inverse
+from moe_search.problems.permutation_problem import Permutation, PermutationProblem, inverse
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,8 +33,6 @@ class PairwiseAssignment(PermutationProblem):
     ------
     ValueError
         If the shape or the block size is wrong, a cost is NaN or infinite, or totals could overflow.
-    TypeError
-        If the costs are not real numbers.
 
     Notes
     -----
@@ -74,11 +72,6 @@ class PairwiseAssignment(PermutationProblem):
         return self.cost.shape[2]
 
     @property
-    def capacity(self) -> int:
-        """Slots per expert and block."""
-        return self.block_size // self.num_experts
-
-    @property
     def integral(self) -> bool:
         """Whether the costs are integers."""
         return self.cost.dtype.kind == "i"
@@ -88,11 +81,6 @@ class PairwiseAssignment(PermutationProblem):
         """Cost of slot s under expert e by itself, ``cost[s, s, e, e]``, shape (m, n)."""
         slot, expert = np.ix_(np.arange(self.size), np.arange(self.num_experts))
         return self.cost[slot, slot, expert, expert]
-
-    def experts(self, permutation: npt.ArrayLike) -> Permutation:
-        """Return the expert of every slot under a permutation."""
-        p = self.check_solution(permutation)
-        return expert_of_seat(self.size, self.block_size, self.capacity)[p]
 
     def value(self, permutation: npt.ArrayLike) -> int | float:
         """Return the total cost of a permutation; see `PermutationProblem.value`."""

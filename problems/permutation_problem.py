@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_search.problems.arrays import read_only
-from moe_search.problems.delta_matrix import DeltaMatrix, empty_delta_matrix
+from moe_search.problems.moves import DeltaMatrix, empty_delta_matrix
 from moe_search.problems.problem import Problem
 
 Permutation = npt.NDArray[np.int64]
@@ -62,7 +62,7 @@ class PermutationProblem(Problem):
         """
 
     def delta_matrix(self) -> DeltaMatrix:
-        """Return the arrays for the deltas of all swaps, to be filled; see `moe_search.problems.delta_matrix`."""
+        """Return the arrays for the deltas of all swaps, to be filled; see `moe_search.problems.moves`."""
         return empty_delta_matrix(self.size, np.int64 if self.integral else np.float64)
 
     @property
@@ -76,9 +76,18 @@ class PermutationProblem(Problem):
         return self.size * (self.block_size - 1) // 2
 
     @property
+    def num_experts(self) -> int:
+        """Number of experts n; by default as many as slots in a block, each with a seat of its own."""
+        return self.block_size
+
+    @property
     def capacity(self) -> int:
-        """Slots of an expert in a block; 1 where each slot has a seat of its own."""
-        return 1
+        """Slots of an expert in a block, m / n."""
+        return self.block_size // self.num_experts
+
+    def experts(self, permutation: npt.ArrayLike) -> Permutation:
+        """Return the expert of every slot, shape (size,), under a permutation."""
+        return expert_of_seat(self.size, self.block_size, self.capacity)[self.check_solution(permutation)]
 
     def check_solution(self, solution: npt.ArrayLike, name: str = "permutation") -> Permutation:
         """Return a permutation as a new int64 array, or raise an error that says why it is none.

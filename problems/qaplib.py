@@ -16,20 +16,15 @@ from moe_search.problems.quadratic import QuadraticAssignment
 def read_qaplib(path: str | os.PathLike[str]) -> QuadraticAssignment:
     """Read an instance in QAPLIB's .dat format: n, then two n x n integer matrices A and B.
 
-    Parameters
-    ----------
-    path : path-like
-        The file. Line breaks and blank lines carry no meaning in the format.
+    Line breaks and blank lines carry no meaning in the format.
 
     Returns
     -------
     QuadraticAssignment
-        With flow A and distance B, ``value(p) = sum_{i, j} A[i, j] B[p[i], p[j]]``.
+        Its flow is A and its distance B: ``value(p) = sum_{i, j} A[i, j] B[p[i], p[j]]``.
 
     Raises
     ------
-    OSError
-        If the file cannot be read.
     ValueError
         If it is no such file; the message names the file, what was expected and what came.
 
@@ -60,8 +55,6 @@ def write_qaplib(path: str | os.PathLike[str], problem: QuadraticAssignment) -> 
     ------
     ValueError
         If the problem has a linear term or is not integral: the format knows neither.
-    OSError
-        If the file cannot be written.
     """
     if not problem.integral or problem.linear is not None:
         raise ValueError(
@@ -85,8 +78,6 @@ def read_qaplib_solution(path: str | os.PathLike[str]) -> tuple[int, Permutation
 
     Raises
     ------
-    OSError
-        If the file cannot be read.
     ValueError
         If it is no such file.
     """
@@ -100,15 +91,7 @@ def read_qaplib_solution(path: str | os.PathLike[str]) -> tuple[int, Permutation
 
 
 def write_qaplib_solution(path: str | os.PathLike[str], value: int, permutation: npt.ArrayLike) -> None:
-    """Write a solution in QAPLIB's .sln format (the permutation counted from 1).
-
-    Raises
-    ------
-    ValueError
-        If `permutation` is no permutation of 0 .. n - 1.
-    OSError
-        If the file cannot be written.
-    """
+    """Write a solution in QAPLIB's .sln format, in which a permutation of 0 .. n - 1 counts from 1."""
     p = np.asarray(permutation)
     if p.ndim != 1 or not np.array_equal(np.sort(p), np.arange(p.size)):
         raise ValueError(f"permutation must be one of 0 .. n - 1, got {p.tolist()}")

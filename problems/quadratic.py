@@ -16,15 +16,17 @@ from moe_search.problems.arrays import (
     require_fits,
     square_matrix,
 )
-from moe_search.problems.delta_matrix import (
+from moe_search.problems.kernels import compiled, kernel
+from moe_search.problems.moves import (
     DeltaMatrix,
+    commit_swap,
     commit_swap_and_deltas,
     empty_delta_matrix,
+    exchange_seats,
     fill_deltas,
     fill_potential,
+    swap_delta,
 )
-from moe_search.problems.kernels import compiled, kernel
-from moe_search.problems.moves import commit_swap, exchange_seats, swap_delta
 from moe_search.problems.pair_costs import PairCosts
 from moe_search.problems.permutation_problem import Permutation, PermutationProblem, inverse
 
@@ -47,15 +49,11 @@ class QuadraticAssignment(PermutationProblem):
     ------
     ValueError
         If a matrix is not square, the shapes differ, an entry is NaN or infinite, or totals could overflow.
-    TypeError
-        If the entries are not real numbers.
 
     Notes
     -----
-    The kernels keep ``distance[p][:, p]`` in memory, so that a delta is one contiguous pass over two rows of each
-    matrix. The diagonals are folded into the linear term. If one matrix is asymmetric it is replaced by M + M^T and the
-    factor 2 of the symmetric delta by 1; only if both are asymmetric is the general kernel used. Integer matrices are
-    held in 32 bits where no delta can overflow them.
+    A delta takes O(n), and O(1) where those of all swaps are kept from move to move. Integer matrices are held in 32
+    bits where no delta can overflow them.
 
     Examples
     --------
@@ -206,6 +204,12 @@ class GeneralQuadraticState(NamedTuple):
     linear: npt.NDArray[Any]
 
 
+# Between two moves ``distance`` of a state is D[p][:, p], so that a delta is one contiguous pass over two rows of each
+# matrix. Diagonals are zero, folded into the linear term. If one matrix is asymmetric it is replaced by M + M^T and the
+# factor 2 of the symmetric delta by 1; only if both are asymmetric are the general kernels used, which keep transposed
+# matrices too, for contiguous columns.
+
+
 def linear_delta(linear: Any, permutation: Any, a: int, b: int) -> Any:
     """Return the change of the linear term when facilities a and b exchange locations; zero for an empty vector."""
     return _no_linear_delta(linear, permutation, a, b) if linear.ndim == 1 else _linear_delta(linear, permutation, a, b)
@@ -286,14 +290,11 @@ def _general_commit_swap(state: GeneralQuadraticState, a: int, b: int) -> None:
     exchange_seats(state.permutation, state.order, a, b)
 
 
-# Kernels that keep all swap deltas of a quadratic assignment up to date in O(1) each.
-#
-# With C the permuted distance matrix, the potential ``K[i, j] = sum_k A[i, k] C[j, k] + A[k, i] C[k, j]`` (plus the
-# linear cost of i at the location of j) is what facility i would pay at the location of j. The delta of a swap is
+# All swap deltas are kept up to date in O(1) each. With C the permuted distances, facility i would pay the potential
+# ``K[i, j] = sum_k A[i, k] C[j, k] + A[k, i] C[k, j]``, and its linear cost, at the location of j. A swap has the delta
 # ``K[i, j] + K[j, i] - K[i, i] - K[j, j] + (A[i, j] + A[j, i]) (C[i, j] + C[j, i])``. A committed swap of a and b adds
 # a matrix of rank one (symmetric) or two to K, exchanges its columns a and b up to a correction, and changes the other
-# deltas by ``-(x_i - x_j) (y_i - y_j)``, which is Taillard's update; the deltas with a and b follow from K, so no delta
-# costs O(n).
+# deltas by ``-(x_i - x_j) (y_i - y_j)``, which is Taillard's update; the deltas with a and b follow from K.
 
 
 @kernel(fill_potential, SymmetricQuadraticState)

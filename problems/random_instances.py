@@ -1,4 +1,8 @@
-"""Random instances of every problem class, from a seed."""
+"""Random instances of every problem class.
+
+Each function takes a seed, the source of its randomness: an int, a SeedSequence or a Generator. The number of experts
+divides the number of slots, and is by default equal to it.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_search.problems.linear import LinearAssignment
-from moe_search.problems.mixture import Loss, MixtureAssignment
+from moe_search.problems.mixture import LossName, MixtureAssignment
 from moe_search.problems.pairwise import PairwiseAssignment
 from moe_search.problems.quadratic import QuadraticAssignment
 
@@ -18,17 +22,7 @@ Seed = int | np.random.SeedSequence | np.random.Generator
 def random_linear(
     num_slots: int, num_experts: int | None = None, *, seed: Seed, integral: bool = True
 ) -> LinearAssignment:
-    """Return a linear assignment with independent costs, integers in 0 .. 99 or uniform in [0, 1).
-
-    Parameters
-    ----------
-    num_slots, num_experts : int
-        m, and n (by default m); m is a multiple of n.
-    seed : int, SeedSequence or Generator
-        Source of the randomness.
-    integral : bool, default True
-        Integers or floats.
-    """
+    """Return a linear assignment with independent costs, integers in 0 .. 99 or else uniform in [0, 1)."""
     rng = np.random.default_rng(seed)
     return LinearAssignment(_entries(rng, (num_slots, num_experts or num_slots), integral))
 
@@ -42,10 +36,8 @@ def random_quadratic(
     ----------
     size : int
         Number of facilities n.
-    seed : int, SeedSequence or Generator
-        Source of the randomness.
     integral : bool, default True
-        Entries are integers in 0 .. 99, or uniform in [0, 1).
+        Whether entries are integers in 0 .. 99, or else uniform in [0, 1).
     symmetric : bool, default True
         Whether both matrices are symmetric (else neither is).
     density : float, default 1
@@ -72,18 +64,9 @@ def random_quadratic(
 def random_pairwise(
     num_slots: int, num_experts: int | None = None, *, seed: Seed, integral: bool = True, num_selectors: int = 1
 ) -> PairwiseAssignment:
-    """Return a pairwise assignment with independent costs, integers in 0 .. 99 or uniform in [0, 1).
+    """Return a pairwise assignment with independent costs, integers in 0 .. 99 or else uniform in [0, 1).
 
-    Parameters
-    ----------
-    num_slots, num_experts : int
-        Slots of one selector m, and n (by default m); m is a multiple of n.
-    seed : int, SeedSequence or Generator
-        Source of the randomness.
-    integral : bool, default True
-        Integers or floats.
-    num_selectors : int, default 1
-        Number of blocks of m slots.
+    It has `num_selectors` blocks of `num_slots` slots each.
     """
     rng = np.random.default_rng(seed)
     m, n = num_slots * num_selectors, num_experts or num_slots
@@ -99,7 +82,7 @@ def random_mixture(
     k: int | None = None,
     num_outputs: int = 3,
     num_selectors: int = 1,
-    loss: Loss = "squared",
+    loss: LossName = "squared",
 ) -> MixtureAssignment:
     """Return a mixture assignment with Gaussian expert outputs and softmax weights over k random slots a sample.
 
@@ -108,15 +91,13 @@ def random_mixture(
     num_samples : int
         Batch size B.
     num_slots, num_experts : int
-        Slots of one selector m, and n (by default m); m is a multiple of n.
-    seed : int, SeedSequence or Generator
-        Source of the randomness.
+        Slots of one selector m, and experts n.
     k : int, optional
         Slots with weight, of every sample and selector; by default all.
     num_outputs : int, default 3
         Width D of an expert's output.
     num_selectors : int, default 1
-        T.
+        Number T of blocks of m slots.
     loss : {"squared", "bce", "cross_entropy"}
         The loss; targets are Gaussian, uniform in {0, 1}, or uniform classes.
     """

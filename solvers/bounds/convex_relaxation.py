@@ -75,7 +75,6 @@ def _mixtures(weights: Matrix, outputs: Matrix, point: Matrix) -> Matrix:
 
 
 def _value_on_line(step: float, problem: MixtureAssignment, mixtures: Matrix, towards: Matrix) -> float:
-    assert problem.sample_weights is not None
     return float(problem.sample_weights @ problem.sample_losses(mixtures + step * towards))
 
 
@@ -83,7 +82,6 @@ def _value_and_slope(problem: MixtureAssignment, mixtures: Matrix) -> tuple[floa
     """Return the value and its derivative with respect to the mixtures, shape (B, D)."""
     from scipy.special import expit, softmax
 
-    assert problem.sample_weights is not None
     targets = problem.targets
     if problem.loss == "squared":
         slope = 2.0 * (mixtures - targets)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from moe_search.problems.pair_costs import PairCosts
 from moe_search.problems.pairwise import PairwiseAssignment
-from moe_search.solvers.bounds.linear_assignment import EXACT_IN_FLOAT64, least_total, solve_dense
+from moe_search.solvers.bounds.linear_assignment import EXACT_IN_FLOAT64, least_total, linear_bound
 
 # Up to here the compiled assignment is as fast as scipy's, whose import it saves.
 COMPILED_UP_TO = 128
@@ -42,7 +42,7 @@ def gilmore_lawler(costs: PairCosts) -> tuple[int | float, npt.NDArray[Any]]:
     off_diagonal = ~np.eye(n, dtype=bool)
     flow, distance = (np.sort(factor[off_diagonal].reshape(n, n - 1), axis=1) for factor in costs.factors)
     row_bounds = _exact_product(flow, distance[:, ::-1].T) + costs.unary
-    bound = least_total(row_bounds) if n <= COMPILED_UP_TO else _linear_bound(row_bounds, 1, costs.integral)
+    bound = least_total(row_bounds) if n <= COMPILED_UP_TO else linear_bound(row_bounds, 1)
     symmetric = all(np.array_equal(matrix, matrix.T) for matrix in costs.factors)
     if costs.integral and symmetric and not costs.unary.any():
         # Every pair is paid twice, so that all values are even.
@@ -80,11 +80,8 @@ def pairwise_gilmore_lawler(problem: PairwiseAssignment, seconds: float = math.i
                         taken = np.delete(columns, e * c)
                     if len(slots):
                         cost = problem.coupling[s, e][np.ix_(slots, taken)]
-                        twice[s, e] += _linear_bound(cost, 1, problem.integral)
-    total = sum(
-        _linear_bound(twice[start : start + problem.block_size], c, problem.integral)
-        for start in range(0, m, problem.block_size)
-    )
+                        twice[s, e] += linear_bound(cost, 1)
+    total = sum(linear_bound(twice[start : start + problem.block_size], c) for start in range(0, m, problem.block_size))
     return -(-total // 2) if problem.integral else total / 2
 
 
@@ -96,11 +93,3 @@ def _exact_product(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> npt.NDArray[Any]
         return a @ b
     # BLAS has no integer product; below 2**53 the one of float64 is exact and far faster.
     return np.rint(a.astype(np.float64) @ b.astype(np.float64)).astype(np.int64)
-
-
-def _linear_bound(cost: npt.NDArray[Any], capacity: int, integral: bool) -> int | float:
-    if integral and 2 * cost.shape[0] * int(np.ptp(cost)) >= EXACT_IN_FLOAT64:
-        # Beyond float64 the assignment found might not be optimal; the row minima always bound.
-        return sum(int(x) for x in cost.min(axis=1))
-    p = solve_dense(cost, capacity)
-    return cost[np.arange(len(p)), p // capacity].sum().item()

@@ -25,6 +25,14 @@ def solve_dense(cost: npt.NDArray[Any], capacity: int) -> Permutation:
     return columns.astype(np.int64)
 
 
+def linear_bound(cost: npt.NDArray[Any], capacity: int) -> int | float:
+    """Return the least total cost of slots under experts, shape (m, n); less where float64 cannot hold the integers."""
+    if cost.dtype.kind == "i" and 2 * len(cost) * int(np.ptp(cost)) >= EXACT_IN_FLOAT64:
+        # The assignment found might not be optimal; the row minima always bound.
+        return sum(int(x) for x in cost.min(axis=1))
+    return cost[np.arange(len(cost)), solve_dense(cost, capacity) // capacity].sum().item()
+
+
 def assignment_seconds(size: int) -> float:
     """Return the seconds that scipy takes for a dense linear assignment of `size` slots, at worst.
 

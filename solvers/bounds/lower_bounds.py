@@ -12,11 +12,10 @@ from moe_search.problems.problem import Problem
 from moe_search.solvers.bounds.convex_relaxation import convex_relaxation
 from moe_search.solvers.bounds.gilmore_lawler import gilmore_lawler, pairwise_gilmore_lawler
 from moe_search.solvers.bounds.linear_assignment import (
-    EXACT_IN_FLOAT64,
     assign,
     assignment_seconds,
     empty_duals,
-    solve_dense,
+    linear_bound,
 )
 from moe_search.solvers.engine.run import Clock
 
@@ -30,7 +29,7 @@ def lower_bound(problem: Problem, seconds: float) -> int | float | None:
     problem : Problem
         Its pair costs decide: linear ones, the optimum itself; those of pairs, Gilmore-Lawler. A mixture has its convex
         relaxation. Where the time is too short for it, a weaker bound that takes one look at the data. A problem whose
-        `relaxed` is another has the bound of that.
+        `relaxed` is another has the bound of that; one without pair costs, the lower end of its range of values.
     seconds : float
         Time to spend, roughly; estimates decide, so the bound does not depend on how busy the machine is
         (the convex relaxation, which improves as long as it runs, excepted).
@@ -45,7 +44,8 @@ def lower_bound(problem: Problem, seconds: float) -> int | float | None:
         return lower_bound(relaxed, seconds)
     costs = problem.pair_costs()
     if costs is None:
-        return None
+        values = problem.value_range()
+        return None if values is None else values[0]
     if costs.pairwise is not None:
         return pairwise_gilmore_lawler(costs.pairwise, seconds)
     return _linear_bound(costs, seconds) if costs.factors is None else _factored_bound(costs, seconds)
@@ -61,11 +61,10 @@ def _mixture_bound(problem: MixtureAssignment, seconds: float) -> float:
 
 
 def _linear_bound(costs: PairCosts, seconds: float) -> int | float:
-    cost, capacity = costs.unary, costs.capacity
-    one_block = len(cost) == costs.block_size
-    exact = not costs.integral or 2 * len(cost) * int(np.ptp(cost)) < EXACT_IN_FLOAT64
-    if one_block and exact and assignment_seconds(len(cost)) <= seconds:
-        return cost[np.arange(len(cost)), solve_dense(cost, capacity) // capacity].sum().item()
+    cost = costs.unary
+    blocks = range(0, len(cost), costs.block_size)
+    if assignment_seconds(costs.block_size) * len(blocks) <= seconds:
+        return sum(linear_bound(cost[start : start + costs.block_size], costs.capacity) for start in blocks)
     return cost.min(axis=1).sum().item()
 
 

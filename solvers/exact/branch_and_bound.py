@@ -170,7 +170,7 @@ def relax(costs: PairCosts, clock: Clock) -> Relaxation:
 def _relax_table(costs: PairCosts, table: npt.NDArray[Any], expert: Permutation) -> Relaxation:
     m = len(expert)
     coupling, linear = _numbers(costs, table, 2 * costs.unary[:, expert])
-    # As it is where no number had to be converted, so that one compiled kernel serves both cases.
+    # A table that was not converted is read-only; one that was is made so, that one compiled kernel serves both.
     coupling = read_only(coupling)
     lawler = Lawler(
         coupling, expert, costs.block_size, np.zeros((m, m), coupling.dtype), empty_duals(m, coupling.dtype)

@@ -145,6 +145,12 @@ def open_bound(tree: Tree) -> Any:
     return min(bounds, default=tree.totals[BEST])
 
 
+# At every depth d up to that of the node whose children are visited, ``slot[d, visited[d] - 1]`` sits on ``seat[d,
+# visited[d] - 1]``, and `free` holds what none of them took. ``fixed[d]`` is what the first d of them cost with each
+# other, and ``linear[d]`` what a free slot costs on a free seat by itself and with them. Children stand by rising
+# bound, which no permutation below them falls short of; those behind ``visited[d]`` are still open.
+
+
 @compiled
 def branch_slice(costs: Any, tree: Tree, budget: int, target: float) -> int:
     """Bound at most `budget` more nodes; return how many. Ends early at the target or with a full log."""

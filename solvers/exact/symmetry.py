@@ -40,7 +40,7 @@ def symmetry_of(matrix: npt.NDArray[Any], colors: npt.NDArray[Any], clock: Clock
     colors : ndarray, shape (n, k)
         Two indices are of one color if their rows are equal.
     clock : Clock
-        Not to count compilation on.
+        Clock of the run, on which compilation does not count.
 
     Returns
     -------
@@ -98,6 +98,8 @@ def are_twins(matrix: Any, color: Any, i: int, j: int) -> bool:
 @compiled
 def find_automorphisms(matrix: Any, color: Any, found: Any, most_steps: int) -> int:
     """Write automorphisms to the rows of `found`; return how many."""
+    # A depth-first search: the images of all indices before i are distinct and agree with matrix and colors, and a
+    # trial of an index goes on from the image it had last.
     n = matrix.shape[0]
     image = np.full(n, -1, dtype=np.int64)
     taken = np.zeros(n, dtype=np.bool_)

@@ -130,7 +130,6 @@ WALK = np.dtype(
         ("position", np.int64),  # the next slot to bring home
         ("center", np.int64),  # the slot that a perturbation moves around
         ("swaps_left", np.int64),  # swaps left of a perturbation
-        ("slot_moved", np.bool_),  # the slot that is looked at has moved since its swaps were evaluated
         ("perturbations", np.int64),
         ("accepted", np.int64),  # local optima accepted
     ]
@@ -222,9 +221,9 @@ def look_at_slots(state: Any, track: Track, descent: Descent, walk: Walk, budget
     """Evaluate at most `budget` swaps of the slots to be looked at; return how many. At the end `unimproved` is 1.
 
     A slot gets its don't-look bit when none of its swaps improves, and loses it when it moves; without such bits every
-    move makes all slots be looked at again.
+    move makes all slots be looked at again. Only insertions need `best_i`: here it is 1 once the slot has moved.
     """
-    c, counts, progress = descent.cursor[0], track.counts[0], walk.progress[0]
+    c, counts = descent.cursor[0], track.counts[0]
     deltas, look, block_size, tolerance = descent.deltas, walk.look, descent.block_size, track.tolerance
     size = look.shape[0]
     work = 0
@@ -239,7 +238,7 @@ def look_at_slots(state: Any, track: Track, descent: Descent, walk: Walk, budget
                 c.unimproved = 1
                 break
             c.j = i // block_size * block_size
-            progress.slot_moved = False
+            c.best_i = 0
             deltas[0] = 0
         end = (i // block_size + 1) * block_size
         chosen = -1
@@ -262,12 +261,12 @@ def look_at_slots(state: Any, track: Track, descent: Descent, walk: Walk, budget
             look[chosen] = True
             if not walk.dont_look:
                 look[:] = True
-            progress.slot_moved = True
+            c.best_i = 1
             deltas[0] = 0
         if c.j == end:
             # Once more if the slot has moved.
-            look[i] = progress.slot_moved
-            progress.slot_moved = False
+            look[i] = c.best_i == 1
+            c.best_i = 0
             c.j = i // block_size * block_size
             deltas[0] = 0
     c.i = i

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_search.checks import require_number
-from moe_search.problems.delta_matrix import DeltaMatrix, commit_swap_and_deltas, fill_deltas, fill_potential
 from moe_search.problems.kernels import compiled
+from moe_search.problems.moves import DeltaMatrix, commit_swap_and_deltas, fill_deltas, fill_potential
 from moe_search.problems.permutation_problem import PermutationProblem
 from moe_search.problems.problem import Problem
 from moe_search.solvers.engine.compiled_search import CompiledSearch, Kernel, Track, take

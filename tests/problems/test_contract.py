@@ -115,6 +115,33 @@ def test_plain_python_kernels_agree_with_the_compiled_ones(build):
         np.testing.assert_allclose(kept, built, rtol=1e-12, atol=1e-12)
 
 
+def value_of_pairs(costs, p):
+    """The value of a permutation by the definition of pair costs."""
+    slots = range(costs.shape[0])
+    e = [seat % costs.block_size // costs.capacity for seat in p]
+    if costs.pairwise is not None:
+        return naive_value(costs.pairwise, p)
+    total = 0 if costs.linear is None else sum(costs.linear[s, e[s]].item() for s in slots)
+    if costs.factors is not None:
+        flow, distance = (factor.tolist() for factor in costs.factors)
+        total += sum(flow[s][t] * distance[e[s]][e[t]] for s in slots for t in slots)
+    return total
+
+
+@every_class
+def test_pair_costs_add_up_to_the_value_within_limits_and_the_range_holds_it(build):
+    rng, problem, _, _, _ = draw(build, 2)
+    costs, values = problem.pair_costs(), problem.value_range()
+    for _ in range(10):
+        p = problem.random_solution(rng).tolist()
+        value = naive_value(problem, p)
+        if costs is not None:
+            assert costs.shape == (problem.size, problem.num_experts)
+            assert_same(problem, value_of_pairs(costs, p), value)
+        if values is not None:
+            assert values[0] - 1e-9 * abs(values[0]) <= value <= values[1] + 1e-9 * abs(values[1])
+
+
 @every_class
 def test_random_solution_stays_inside_blocks(build):
     rng, problem, _, _, _ = draw(build, 1)

@@ -8,8 +8,8 @@ from naive import swapped
 from numba import njit
 
 from moe_search.problems import random_mixture
-from moe_search.problems.delta_matrix import commit_swap_and_deltas, fill_deltas, fill_potential
 from moe_search.problems.kernels import kernel_for
+from moe_search.problems.moves import commit_swap_and_deltas, fill_deltas, fill_potential
 
 
 @njit

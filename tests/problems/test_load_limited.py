@@ -7,9 +7,8 @@ from naive import excess_load, loads_of_experts, permutations
 
 from moe_search import problems
 from moe_search.problems import InfeasibleLimitsError, LoadLimited, load_limits as starts
-from moe_search.problems.delta_matrix import commit_swap_and_deltas, fill_deltas, fill_potential
 from moe_search.problems.load_limits import lowest_limit, lowest_multiple
-from moe_search.problems.moves import swap_delta
+from moe_search.problems.moves import commit_swap_and_deltas, fill_deltas, fill_potential, swap_delta
 
 every_inner = pytest.mark.parametrize("build", INNER.values(), ids=INNER.keys())
 seeds = st.integers(0, 2**32 - 1)

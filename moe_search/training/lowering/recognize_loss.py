@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from moe_search.problems.mixture import Loss as LossName, MixtureAssignment
+from moe_search.problems.mixture import LossName, MixtureAssignment
 from moe_search.training.lowering.precision import as_numpy
 from moe_search.training.lowering.sample_losses import Loss, NonFiniteLossError, sample_losses
 
