@@ -11,7 +11,7 @@ from moe_search.problems import random_mixture
 from moe_search.problems.delta_matrix import commit_swap_and_deltas, fill_deltas, fill_potential
 
 
-@njit
+@njit(cache=True)
 def fill(state, matrix, block_size):
     fill_potential(state, matrix, 0, 2)
     fill_potential(state, matrix, 2, state.permutation.shape[0])
@@ -19,7 +19,7 @@ def fill(state, matrix, block_size):
     fill_deltas(state, matrix, block_size, 3, state.permutation.shape[0])
 
 
-@njit
+@njit(cache=True)
 def commit(state, matrix, block_size, a, b):
     commit_swap_and_deltas(state, matrix, block_size, a, b)
 
