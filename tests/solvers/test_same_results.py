@@ -57,7 +57,7 @@ def parameter(pair):
     return pytest.param(pair, marks=marks(SOLVERS.get(solver, SOLVERS["tabu"]), name))
 
 
-@pytest.mark.parametrize("pair", map(parameter, RECORDS))
+@pytest.mark.parametrize("pair", [parameter(pair) for pair in RECORDS])
 def test_results_are_what_they_were(pair):
     for seed, before in enumerate(RECORDS[pair]):
         for name, value, value_before in zip(FIELDS, recorded(pair, seed), before, strict=True):

@@ -142,6 +142,7 @@ def test_bad_parameters(arguments, error, message):
         TabuSearch(**arguments)
 
 
+@pytest.mark.slow
 @needs_qaplib
 def test_published_optima():
     known = best_known()
