@@ -10,8 +10,10 @@ import ast
 import hashlib
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
+# The decorators of kernels; other files find those of REGISTER by the type of their arguments, without an import.
 REGISTER = ("kernel", "overload")
+DECORATORS = ("compiled", "njit", *REGISTER)
 
 
 def imported(tree):
@@ -38,7 +40,7 @@ def inlined_files():
     """Return the syntax tree of every file whose kernels others inline, by its path."""
     paths = sorted(path for folder in ("problems", "solvers", "bench") for path in (ROOT / folder).rglob("*.py"))
     trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in paths}
-    kernels = {path: tree for path, tree in trees.items() if uses(tree, "njit", *REGISTER)}
+    kernels = {path: tree for path, tree in trees.items() if uses(tree, *DECORATORS)}
     wanted = {file for tree in kernels.values() for file, _ in imported(tree)}
     return {path: tree for path, tree in kernels.items() if path in wanted or uses(tree, *REGISTER)}
 
