@@ -2,24 +2,36 @@ PYTHON ?= python3
 VENV ?= .venv
 DEMO_ARGS ?=
 BENCH_ARGS ?=
+TESTS ?=
 BIN := $(VENV)/bin
 
-# Numba's cache does not notice an edited kernel in another file, so every state of the sources gets a cache of its own.
-SOURCES := $(shell find -L problems solvers bench -name '*.py' | sort | xargs cat | cksum | cut -d ' ' -f 1)
-export NUMBA_CACHE_DIR ?= $(CURDIR)/.numba_cache/$(SOURCES)
+# Numba does not notice that a kernel which another one inlines was edited in its own file, and would go on with the old
+# one. So every state of such files has a cache of its own; an edit anywhere else, or of a comment, keeps the cache.
+KERNELS := $(shell $(PYTHON) tests/helpers/kernel_key.py)
+export NUMBA_CACHE_DIR ?= $(CURDIR)/.numba_cache/$(KERNELS)
 
-.PHONY: demo test bench clean
+# One thread a worker: those of several workers wait for each other, five times as long in k-means.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --dist loadgroup --no-loadscope-reorder
+
+.PHONY: demo check test release-check bench clean
 
 demo: $(BIN)/moe-search
 	$(BIN)/moe-search demo $(DEMO_ARGS)
 
+check: $(BIN)/pytest
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy & types=$$!; $(PYTEST) -m "not slow" $(TESTS) && wait $$types
+
+# While mypy has one processor, the kernels of problems run as plain Python on another.
 test: $(BIN)/pytest
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	NUMBA_DISABLE_JIT=1 $(BIN)/pytest -q tests/problems
-	# One thread a worker: those of several workers wait for each other, five times as long in k-means.
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadgroup --no-loadscope-reorder
+	$(BIN)/mypy & types=$$!; NUMBA_DISABLE_JIT=1 OMP_NUM_THREADS=1 $(BIN)/pytest -q tests/problems && wait $$types
+	$(PYTEST) $(TESTS)
+
+release-check: test
+	MOE_SEARCH_CLEAN_INSTALL=1 $(BIN)/pytest -q tests/test_distribution.py
 
 bench: $(BIN)/benchopt
 	$(BIN)/python -m moe_search.bench.speed $(BENCH_ARGS)

@@ -1,16 +1,81 @@
-"""Which tests run in one process, where several run at a time."""
+"""Which tests run in one process where several run at a time, which are slow, and where compiled kernels are kept."""
 
+import inspect
+import os
+from pathlib import Path
+from types import CodeType
+
+import kernel_key
 import pytest
 
-LONGEST = ("tests/test_distribution.py", "tests/bench/test_comparison.py", "tests/solvers/test_contract.py")
+# Before Numba is imported. Else it would keep kernels beside their sources, and miss edits of those that they inline.
+os.environ.setdefault("NUMBA_CACHE_DIR", str(kernel_key.ROOT / ".numba_cache" / kernel_key.key()))
+
+TESTS = Path(__file__).parent
+
+# Groups are handed out in this order, all others after these: those that compile the kernels that others need come
+# first, and a long one at the end would leave all other processes waiting.
+FIRST = (
+    "TabuSearch",
+    "LocalSearch",
+    "IteratedLocalSearch",
+    "BranchAndBound",
+    "SimulatedAnnealing",
+    "tests/bench/comparison/test_comparison.py",
+    "Enumeration",
+    "Transport",
+    "tests/layers/test_compile.py",
+    "tests/test_distribution.py",
+    "tests/bench/experiments/test_scenarios.py",
+    "tests/test_solve.py",
+    "tests/problems/test_delta_matrix.py",
+    "tests/problems/test_contract.py",
+    "tests/gates/test_contract.py",
+)
+
+
+def group_of(path):
+    """Return the group of the tests of a file: for those of a solver, the one of the contract's tests of it."""
+    words = path.stem.removeprefix("test_").split("_")
+    solver = path.parts[-3:-1] in (("solvers", "heuristic"), ("solvers", "exact"))
+    return "".join(map(str.capitalize, words)) if solver else path.relative_to(kernel_key.ROOT).as_posix()
+
+
+def starts_processes(function, seen):
+    """Return whether a function of the tests, or one of the tests that it calls, names a module of processes."""
+    codes, names = [function.__code__], set()
+    while codes:
+        code = codes.pop()
+        names.update(code.co_names)
+        codes += [each for each in code.co_consts if isinstance(each, CodeType)]
+    for value in (function.__globals__.get(name) for name in names):
+        if inspect.ismodule(value) and value.__name__.split(".")[-1] in (
+            "subprocess",
+            "multiprocessing",
+            "distributed",
+        ):
+            return True
+        if inspect.isfunction(value) and TESTS in Path(value.__code__.co_filename).parents and value not in seen:
+            seen.add(value)
+            if starts_processes(value, seen):
+                return True
+    return False
 
 
 # First, or pytest-xdist has looked for groups already.
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    # Groups are handed out in this order: a long one at the end would leave all other processes waiting.
-    items.sort(key=lambda item: item.location[0] not in LONGEST)
+    seen = {}
     for item in items:
         # Tests of a file share fixtures, and kernels that would else be compiled in every process.
         if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.location[0]))
+            item.add_marker(pytest.mark.xdist_group(group_of(item.path)))
+        fixtures = item._fixtureinfo.name2fixturedefs.values()
+        for function in (item.function, *(each.func for definitions in fixtures for each in definitions)):
+            function = inspect.unwrap(function)
+            if function not in seen:
+                seen[function] = inspect.isfunction(function) and starts_processes(function, set())
+            if seen[function]:
+                item.add_marker(pytest.mark.slow)
+    order = {group: place for place, group in enumerate(FIRST)}
+    items.sort(key=lambda item: order.get(item.get_closest_marker("xdist_group").args[0], len(order)))

@@ -327,6 +327,7 @@ def test_gradient(make):
     assert torch.autograd.gradcheck(outputs, values, fast_mode=True)
 
 
+@pytest.mark.slow
 @every_gate
 @pytest.mark.parametrize(("training", "backend"), [(True, "aot_eager"), (False, "eager")])
 def test_compiles_without_a_graph_break(make, training, backend):

@@ -1,5 +1,6 @@
 """Every solver, and the instances on which each is held to the contract."""
 
+import pytest
 from instances import INSTANCES
 
 from moe_search import solvers
@@ -51,6 +52,12 @@ PAIRS = [
 TAKEN = [(solver, name) for solver, name in PAIRS if SOLVERS[solver].refuses(PROBLEMS[name]) is None]
 
 
-def kernels_of(solver):
-    """Return the name of the class of solver whose kernels a solver runs."""
-    return kernels_of(solver.solver) if isinstance(solver, solvers.MultiStart) else type(solver).__name__
+def marks(solver, name="linear"):
+    """Return the marks of a test of a solver on an instance.
+
+    Those of a solver run in one process, or each would compile the same kernels. On all instances but the linear one,
+    which nearly every solver takes, they are slow.
+    """
+    runs = solver.solver if isinstance(solver, solvers.MultiStart) else solver
+    group = pytest.mark.xdist_group(type(runs).__name__)
+    return (group,) if name == "linear" else (group, pytest.mark.slow)

@@ -100,6 +100,7 @@ def test_the_graph_checks_ids(ids):
         compiled(inputs, torch.tensor(ids))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore")
 def test_inductor():

@@ -14,12 +14,12 @@ every_class = pytest.mark.parametrize("build", INSTANCES.values(), ids=INSTANCES
 seeds = st.integers(0, 2**32 - 1)
 
 
-@njit
+@njit(cache=True)
 def compiled_swap_delta(state, a, b):
     return swap_delta(state, a, b)
 
 
-@njit
+@njit(cache=True)
 def compiled_commit_swap(state, a, b):
     commit_swap(state, a, b)
 

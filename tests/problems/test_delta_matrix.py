@@ -12,7 +12,7 @@ from moe_search.problems.kernels import kernel_for
 from moe_search.problems.moves import commit_swap_and_deltas, fill_deltas, fill_potential
 
 
-@njit
+@njit(cache=True)
 def fill(state, matrix, block_size):
     fill_potential(state, matrix, 0, 2)
     fill_potential(state, matrix, 2, state.permutation.shape[0])
@@ -20,7 +20,7 @@ def fill(state, matrix, block_size):
     fill_deltas(state, matrix, block_size, 3, state.permutation.shape[0])
 
 
-@njit
+@njit(cache=True)
 def commit(state, matrix, block_size, a, b):
     commit_swap_and_deltas(state, matrix, block_size, a, b)
 

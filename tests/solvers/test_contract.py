@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 from ctrl_c import ctrl_c_after
-from every_solver import PAIRS, PROBLEMS, SOLVERS, TAKEN, kernels_of
+from every_solver import PAIRS, PROBLEMS, SOLVERS, TAKEN, marks
 from instances import naive_value
 from naive import permutations
 
@@ -28,18 +28,17 @@ def optimum(name):
     return naive_value(PROBLEMS[name], best_permutation(name))
 
 
-def grouped(name, *values):
-    """Return parameters that run in one process with all others of this solver, which need the same kernels."""
-    return pytest.param(name, *values, marks=pytest.mark.xdist_group(kernels_of(SOLVERS[name])))
-
-
-def for_solvers(names):
-    return pytest.mark.parametrize("solver", [grouped(name) for name in names])
+def for_solvers(names, instance="linear"):
+    return pytest.mark.parametrize(
+        "solver", [pytest.param(name, marks=marks(SOLVERS[name], instance)) for name in names]
+    )
 
 
 every_solver = for_solvers(SOLVERS)
 every_pair = pytest.mark.parametrize(
-    ("solver", "name"), [grouped(*pair) for pair in TAKEN], ids=[" on ".join(pair) for pair in TAKEN]
+    ("solver", "name"),
+    [pytest.param(solver, name, marks=marks(SOLVERS[solver], name)) for solver, name in TAKEN],
+    ids=[" on ".join(pair) for pair in TAKEN],
 )
 
 
@@ -158,7 +157,7 @@ def test_never_worse_than_the_initial_permutation(solver, name):
     assert result.value == pytest.approx(optimum(name), rel=1e-9)
 
 
-@every_solver
+@for_solvers(SOLVERS, "quadratic")
 def test_no_time_returns_the_initial_permutation_or_better(solver):
     solver = SOLVERS[solver]
     at_once = solver.refuses(PROBLEMS["quadratic"]) is not None
@@ -229,7 +228,7 @@ def large(request):
     return LARGE[request.param]()
 
 
-@for_solvers(TIMED)
+@for_solvers(TIMED, "large")
 def test_a_time_limit_is_kept_on_large_problems(solver, large):
     name, solver = solver, SOLVERS[solver]
     if name == "tabu" and isinstance(large, problems.MixtureAssignment):
@@ -278,7 +277,8 @@ def test_cp_sat_keeps_a_time_limit_while_it_builds_and_while_it_solves(size):
         "enumeration",
         "cp-sat",
         "branch and bound",
-    ]
+    ],
+    "quadratic",
 )
 def test_ctrl_c_returns_the_incumbent(solver):
     size, seconds = (10, 0.03) if solver == "enumeration" else (20, 0.5)
@@ -291,7 +291,7 @@ def test_ctrl_c_returns_the_incumbent(solver):
     assert result.value == problem.value(result.permutation) <= problem.value(initial)
 
 
-@for_solvers(name for name in SOLVERS if name not in ("hungarian", "min-cost flow"))  # they cannot be stopped
+@for_solvers(sorted(set(SOLVERS) - {"hungarian", "min-cost flow"}), "quadratic")  # these two cannot be stopped
 def test_no_improvement_and_target_stop(solver):
     kind = "linear" if solver == "transport" else "quadratic"
     solver, problem, target = SOLVERS[solver], PROBLEMS[kind], TargetValue(optimum(kind))

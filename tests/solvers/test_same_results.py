@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 import pytest
-from every_solver import PROBLEMS, SOLVERS, kernels_of
+from every_solver import PROBLEMS, SOLVERS, marks
 
 from moe_search import problems, solve
 from moe_search.solvers import MaxIterations
@@ -41,11 +41,6 @@ def recorded(pair, seed):
     return list(numbers.values())
 
 
-def group(pair):
-    solver = pair.split(" on ")[0]
-    return "TabuSearch" if solver == "default" else kernels_of(SOLVERS[solver])
-
-
 def assert_same(name, value, before):
     if isinstance(before, float):
         assert value == pytest.approx(before, rel=1e-12, abs=0.0), name
@@ -57,7 +52,12 @@ def assert_same(name, value, before):
         assert value == before, name
 
 
-@pytest.mark.parametrize("pair", [pytest.param(pair, marks=pytest.mark.xdist_group(group(pair))) for pair in RECORDS])
+def parameter(pair):
+    solver, name = pair.split(" on ")
+    return pytest.param(pair, marks=marks(SOLVERS.get(solver, SOLVERS["tabu"]), name))
+
+
+@pytest.mark.parametrize("pair", [parameter(pair) for pair in RECORDS])
 def test_results_are_what_they_were(pair):
     for seed, before in enumerate(RECORDS[pair]):
         for name, value, value_before in zip(FIELDS, recorded(pair, seed), before, strict=True):

@@ -24,6 +24,7 @@ def smoke(tmp_path_factory):
     return done.stdout, path.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_demo_prints_a_table_for_each_scenario(smoke):
     printed, _ = smoke
     for gate in ("Softmax", "Hash", "Hash+", "Top-k", "Top-k+", "COMET", "COMET+"):

@@ -83,6 +83,7 @@ def smoke(name, folder, *arguments):
     return table
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in HOMES if "fashion" not in name and name != "user-table"])
 def test_smoke_and_report(name, tmp_path):
     smoke(name, tmp_path)

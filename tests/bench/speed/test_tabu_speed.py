@@ -7,6 +7,7 @@ from moe_search.problems import random_quadratic, write_qaplib
 from moe_search.solvers import MaxIterations, TabuSearch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", [TabuSearch(), TabuSearch((0.5, 0.7), 0.4)])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_the_textbook_makes_the_same_moves(solver, symmetric):

@@ -101,6 +101,7 @@ def test_bad_parameters(arguments, error, message):
         LocalSearch(*arguments)
 
 
+@pytest.mark.slow
 @needs_qaplib
 def test_published_optima_in_a_second():
     known = best_known()

@@ -117,6 +117,7 @@ def test_more_sweeps_than_a_float_can_count():
     assert SimulatedAnnealing(sweeps=10**310).solve(problem, MaxIterations(100)).value == 25.0
 
 
+@pytest.mark.slow
 @needs_qaplib
 def test_published_optima():
     known = best_known()

@@ -128,13 +128,13 @@ def test_equal_costs_everywhere():
     ("arguments", "error", "message"),
     [
         ({"tenure": (1.1, 0.9)}, ValueError, r"tenure must be 0 <= low <= high, got \(1.1, 0.9\)"),
-        ({"tenure": (-1, 2)}, ValueError, "0 <= low <= high"),
+        ({"tenure": (-1, 2)}, ValueError, "tenure must be a finite number >= 0, got -1"),
         ({"tenure": 1.0}, TypeError, "tenure must be two numbers"),
         ({"tenure": "08"}, TypeError, "tenure must be two numbers"),
-        ({"tenure": ("0", "8")}, TypeError, "tenure must be two numbers"),
-        ({"aspiration": "5"}, TypeError, "aspiration one, got .* and '5'"),
-        ({"aspiration": 0}, ValueError, "aspiration must be positive, got 0"),
-        ({"aspiration": "much"}, TypeError, "aspiration one, got .* 'much'"),
+        ({"tenure": ("0", "8")}, TypeError, "tenure must be a number, got '0'"),
+        ({"aspiration": "5"}, TypeError, "aspiration must be a number, got '5'"),
+        ({"aspiration": 0}, ValueError, "aspiration must be a number > 0, got 0"),
+        ({"aspiration": "much"}, TypeError, "aspiration must be a number, got 'much'"),
     ],
 )
 def test_bad_parameters(arguments, error, message):
@@ -142,6 +142,7 @@ def test_bad_parameters(arguments, error, message):
         TabuSearch(**arguments)
 
 
+@pytest.mark.slow
 @needs_qaplib
 def test_published_optima():
     known = best_known()
