@@ -37,8 +37,8 @@ class Lowering:
     Parameters
     ----------
     problem : LinearAssignment, PairwiseAssignment or MixtureAssignment
-        Its value is the mean loss of the batch under a map, summed over tasks. A `LoadLimited` one of these after
-        `limit_load`.
+        Its value is the mean loss of the batch under a map, summed over tasks. After `limit_load` it is a `LoadLimited`
+        one of these.
     initial : ndarray of int64
         The permutation of the gate's present map.
     linearized : bool
@@ -97,8 +97,7 @@ def lower(
 
     Where the model enters autocast on its way to the layer, or leaves it, the experts are run as they are there.
 
-    The model is run in eval mode and left as it was:
-    training flags, gradients, buffers and random generators.
+    The model is run in eval mode and left as it was: training flags, gradients, buffers and random generators.
 
     Parameters
     ----------
@@ -173,16 +172,16 @@ def lower_batches(
     tasks : Tasks
         The layer and the losses.
     batches : iterable of Batch
-        Those of this rank, one at least.
+        The batches of this rank, one at least.
     known : tuple of RecognizedLoss, optional
-        What the losses were recognized as before: looked at first.
+        What the losses were recognized as before, which is tried first.
     ranks : Ranks
         All of them must call this together; they may have different numbers of batches.
 
     Returns
     -------
     lowering : Lowering or None
-        None on all ranks but the first.
+        It is None on all ranks but the first.
     recognized : tuple of RecognizedLoss or None
         What the losses were recognized as in the first batch, if they were looked at.
 

@@ -30,7 +30,7 @@ class Ranks:
     group : ProcessGroup or None
         None for this process alone: then every method is the identity.
     device : callable
-        Returns where tensors that are summed lie now, as the group's backend needs it: a model may move.
+        Returns the device that the group's backend needs tensors to be summed on; a model may move.
     """
 
     group: Any = None

@@ -30,12 +30,7 @@ class Tasks:
 
     With one task, rows are samples.
 
-    Parameters
-    ----------
-    moe : MixtureOfExperts or MultiGateMixtureOfExperts
-        The layer.
-    losses : tuple of callable
-        One for each task.
+    There is a loss for each task.
     """
 
     moe: Layer
@@ -67,7 +62,7 @@ class Tasks:
 
     @property
     def gates(self) -> list[Gate]:
-        """One for each task."""
+        """The gates, one for each task."""
         return [mixture.gate for mixture in mixtures_of(self.moe)]
 
     @property

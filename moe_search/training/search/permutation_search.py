@@ -91,12 +91,12 @@ class PermutationSearch:
     seed : int, default 0
         The i-th search draws its own seed from (seed, i).
     on_search : callable, optional
-        Called as ``on_search(record, lowering, result)`` after every search that a solver ran in, the map decided. In a
-        process group on the first rank only; not for a map that was found before the state was saved.
+        Called as ``on_search(record, lowering, result)`` after every search that a solver ran in, once its map is
+        decided: on the first rank of a process group only, and not for a map found before the state was saved.
     problem : {"auto", "linear", "mixture", "pairwise"}
         The class of the problem, as in `lower`.
     max_samples : int, optional
-        The most samples that a step searches on, the last of those kept; of every rank in a process group.
+        The most samples that a step searches on, the last of those kept. In a process group, those of every rank.
     chunk_size : int, default 1024
         The most samples that go through the model at once, as in `lower`.
     asynchronous : bool, default False
@@ -286,8 +286,8 @@ class PermutationSearch:
         Raises
         ------
         TypeError, ValueError
-            If a batch is no such tuple, there is none, fewer than two samples or groups verify, or the samples do not
-            fit the class of problem that the first batch decided. Also whatever `lower` raises.
+            If there is no batch, fewer than two samples or groups verify, or samples do not fit the class of problem
+            that the first batch decided. Also whatever `lower` raises.
 
         Notes
         -----
@@ -455,7 +455,7 @@ class PermutationSearch:
             record = no_candidate(step, num_samples, "not finite").record
             return self._record(replace(record, seconds=time.perf_counter() - start))
         if recognized is not None:
-            # Its targets are those of this batch, and not kept.
+            # The targets are those of the first batch, and not kept.
             self._recognized = tuple(replace(one, targets=np.empty(0)) for one in recognized)
         found: Future[CandidateMap] | None = None
         asynchronous = self._asynchronous and in_step
@@ -518,7 +518,7 @@ class PermutationSearch:
         return record
 
     def _warn(self, error: NonFiniteLossError) -> None:
-        # Once a run: a loss that is not finite mostly stays so.
+        # It warns once a run: a loss that is not finite mostly stays so.
         if all(record.outcome != "not finite" for record in self.history):
             warnings.warn(
                 f"the search at step {self._step} was given up and the expert map left as it is: {error} "
