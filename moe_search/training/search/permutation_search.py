@@ -66,8 +66,8 @@ class PermutationSearch:
     Parameters
     ----------
     model : Module
-        The model that is trained, called as ``model(inputs)``, or ``model(inputs, ids=ids)`` where ids are given. Of a
-        `DistributedDataParallel`, the module inside is taken; a compiled one is searched without its compiled code.
+        The model that is trained, called as ``model(inputs)``, or ``model(inputs, ids=ids)`` where ids are given. It
+        may be in a `DistributedDataParallel`; a compiled one is searched without its compiled code.
     moe : MixtureOfExperts or MultiGateMixtureOfExperts
         The layer to search, a submodule of `model` or `model` itself. One of several gates must share their map, which
         is then searched for the summed loss of all tasks; else search ``moe.task(t)``.
