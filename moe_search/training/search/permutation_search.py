@@ -266,22 +266,23 @@ class PermutationSearch:
         """Search on all of some batches now, such as those of a whole data set, whatever step it is.
 
         Batches are looked at one after another, and the costs of a problem that is linear or pairwise are added up:
-        memory is bounded by a batch and the costs, however many samples there are. The first batch decides the class of
-        the problem, which all others must fit. A mixture holds arrays of all samples, see `lower`.
+        memory is bounded by a batch, with a weight of every slot for every sample of it, and the costs, however many
+        batches there are. A mixture holds arrays of all samples, see `lower`. The first batch decides the class of the
+        problem, which all others must fit.
 
-        In eval mode and with gradients off, as batches are drawn within the search: an iterable may compute them by
-        parts of the model as it goes. The search is recorded as one at the present step, and a search under way is
-        decided first. The solver runs at once, also of an asynchronous search.
+        Batches are drawn with the model in eval mode and gradients off, so that an iterable may compute them by parts
+        of the model as it goes. The search is recorded as one of the present step. One that is under way on a thread
+        is decided first; this one waits for its solver.
 
         Parameters
         ----------
         batches : iterable of (inputs, targets), (inputs, targets, ids) or (inputs, targets, ids, groups)
-            What to search on: a `DataLoader`, say, or a generator. Tensors as in `step`; ids may be None. In a process
-            group, all ranks call this together, each with its own batches, as many as it likes.
+            What to search on: a `DataLoader`, say, or a generator. Tensors are as in `step`; ids may be None. In a
+            process group, all ranks call this together, each with its own batches, as many as it has.
         verify : iterable of the same
             Other samples, which decide as the batch of a step does. With ``groups``, integers of shape [B], samples of
             the same number in any of these batches are of one user or one sequence, and depend on each other: their
-            gains are added up, and the standard error is that of groups. (In `batches` they have no meaning.)
+            gains are added up, and the standard error is that of groups. In `batches` they mean nothing.
 
         Raises
         ------
@@ -299,6 +300,7 @@ class PermutationSearch:
 
         >>> import torch
         >>> import moe_search as ms
+        >>> _ = torch.manual_seed(0)
         >>> gate = ms.HashRouting(num_experts=4, num_slots=40, table=range(40))
         >>> moe = ms.MixtureOfExperts(ms.StackedExperts(4, in_features=8, out_features=1), gate)
         >>> users, inputs = torch.arange(40).repeat(30), torch.randn(1200, 8)
