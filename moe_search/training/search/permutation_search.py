@@ -7,19 +7,19 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import fields, replace
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_args
 
 import numpy as np
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from moe_search.checks import require_integer, require_number
+from moe_search.checks import require_choice, require_integer, require_number
 from moe_search.solvers.engine.result import Result
 from moe_search.solvers.engine.solver import Solver
 from moe_search.solvers.engine.stop import MaxRuntime, StoppingCriterion, require_criterion
 from moe_search.training.lowering.batch import Batch, concatenate
 from moe_search.training.lowering.forward_pass import check_model
-from moe_search.training.lowering.lowering import CHUNK_SIZE, Lowering, ProblemKind, lower_batches, require_problem_kind
+from moe_search.training.lowering.lowering import CHUNK_SIZE, Lowering, ProblemKind, lower_batches
 from moe_search.training.lowering.process_group import ranks_of
 from moe_search.training.lowering.recognize_loss import RecognizedLoss
 from moe_search.training.lowering.sample_losses import NonFiniteLossError
@@ -167,7 +167,7 @@ class PermutationSearch:
         require_integer("seed", seed, 0)
         if on_search is not None and not callable(on_search):
             raise TypeError(f"on_search must be a callable (record, lowering, result), got {type(on_search).__name__}")
-        require_problem_kind(problem)
+        require_choice("problem", problem, get_args(ProblemKind))
         if load_limit is not None:
             require_load_limit(load_limit, tasks.expert_map.num_experts)
         self._model = model
