@@ -26,11 +26,9 @@ TaskLoss: TypeAlias = Loss | Sequence[Loss]
 
 @dataclass(frozen=True, eq=False)
 class Tasks:
-    """A layer and its losses by rows: a row is a sample and a task, the tasks of a sample beside each other.
+    """A layer and a loss for each of its tasks, by rows: a row is a sample and a task, those of a sample side by side.
 
-    With one task, rows are samples.
-
-    There is a loss for each task.
+    If there is one task, rows are samples.
     """
 
     moe: Layer

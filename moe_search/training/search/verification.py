@@ -57,8 +57,8 @@ def verify(
     permutation : ndarray of int64
         The new map, as `ExpertMap.assign_permutation` takes it.
     batches : iterable of Batch
-        At least two samples together, or two groups. They are looked at one after another; a number is kept for each
-        sample.
+        They hold at least two samples together, or two groups. They are looked at one after another; a number is kept
+        for each sample.
     chunk_size : int, optional
         The most samples that go through the model at once; a batch by default.
     ranks : Ranks
