@@ -36,7 +36,7 @@ class DSelectK(Gate):
     Parameters
     ----------
     in_features : int or None
-        Number of features of a sample: z and w are affine in them. None for the static gate, whose z and w are
+        Number of features of a sample, in which z and w are affine. None makes the static gate, whose z and w are
         parameters, the same for all samples: it chooses k experts for a task.
     num_experts : int
         Number of experts n.

@@ -84,7 +84,7 @@ class ExpertMap(nn.Module):
         experts : Tensor or array_like of integers
             In the shape of the attribute `experts`, with every expert c times in every row.
         """
-        # Through numpy, which reads nested lists and other libraries' arrays, where a tensor is a tensor already.
+        # numpy reads nested lists and other libraries' arrays; a tensor stays one.
         new = experts if isinstance(experts, Tensor) else _from_array("experts", experts)
         self._check("experts", new)
         with torch.no_grad():
@@ -123,30 +123,13 @@ class ExpertMap(nn.Module):
         self.assign((p % m // self.capacity).reshape(rows, m))
 
     def scramble(self, generator: torch.Generator) -> None:
-        """Draw every row uniformly at random from all maps.
-
-        Parameters
-        ----------
-        generator : torch.Generator
-            It may be on any device; the same seed on the same device gives the same map.
-        """
+        """Draw every row uniformly at random from all maps: the same for the same seed on the same device."""
         rows, m = self.experts.shape
         drawn = [torch.randperm(m, generator=generator, device=generator.device) for _ in range(rows)]
         self.assign(torch.stack(drawn) // self.capacity)
 
     def forward(self, slot_weights: Tensor) -> Tensor:
-        """Add up the weights of the slots of every expert.
-
-        Parameters
-        ----------
-        slot_weights : Tensor
-            Shape [B, T, m].
-
-        Returns
-        -------
-        Tensor
-            Shape [B, n].
-        """
+        """Add up the weights of the slots of every expert: [B, T, m] to [B, n]."""
         # In training mode DistributedDataParallel writes to all buffers at every step.
         if not self.training:
             self._require_map()

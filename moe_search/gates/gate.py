@@ -15,7 +15,7 @@ from moe_search.gates.slot_weights import SlotWeights
 
 
 class Gate(nn.Module, ABC):
-    """From inputs to slot weights; a gate's expert map says which experts the slots stand for.
+    """Turns inputs into slot weights; a gate's expert map says which experts the slots stand for.
 
     A new gate is one file with a `forward`, and a `penalty` if it has one. A gate leaves no trace on itself in
     `forward`: everything it has to say is in the `SlotWeights`.

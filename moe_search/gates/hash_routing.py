@@ -113,7 +113,7 @@ class HashRouting(Gate):
     def _codes(self, inputs: Tensor) -> Tensor:
         assert self.projections is not None
         features = self.features(inputs)
-        # In the precision of the projections, autocast or not: a sample must not change its slot with it.
+        # Codes have the precision of the projections, autocast or not: a sample must not change its slot with it.
         with torch.autocast(features.device.type, enabled=False):
             bits = functional.linear(features.to(self.projections.dtype), self.projections) > 0
         return (bits.long() << torch.arange(bits.shape[1], device=bits.device)).sum(1)

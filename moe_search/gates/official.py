@@ -1,4 +1,4 @@
-"""From the published versions of COMET and DSelect-k to ours: their weights, and what their permutations mean."""
+"""Weights of the published versions of COMET and DSelect-k put into ours, and what their permutations mean."""
 
 from __future__ import annotations
 

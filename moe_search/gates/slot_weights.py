@@ -18,7 +18,7 @@ class SlotWeights:
         A slot left out has weight exactly 0.
     logits : Tensor or None
         Shape [B, T, m]: what the gate computes at every slot, affine in the inputs, before any slot is left out and
-        without noise. Finite for finite inputs. None for a gate that computes nothing at its slots.
+        without noise. They are finite for finite inputs, and None for a gate that computes nothing at its slots.
     probabilities : Tensor or None
         p[b, t, s], shape [B, T, m]: the distribution over slots that some gates have in every selector (the paths of a
         tree, the codes of a row of bits), whose entropy they penalize. It sums to 1 over s, or to less in `DSelectK`,

@@ -20,7 +20,7 @@ except ImportError as error:
 class LightningSearch(Callback):
     """Search the expert map of a mixture layer while Lightning trains the model.
 
-    Calls `PermutationSearch.step` after every optimizer step, with the batch (the last one, where gradients are
+    It calls `PermutationSearch.step` after every optimizer step, with the batch (the last one, where gradients are
     accumulated), and `PermutationSearch.finish` at the end. The state of the search is in Lightning's checkpoints;
     those of a distributed run hold the batches kept by the first rank.
 

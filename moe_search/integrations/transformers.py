@@ -22,10 +22,10 @@ except ImportError as error:
 class TransformersSearch(TrainerCallback):
     """Search the expert map of a mixture layer while a `transformers.Trainer` trains the model.
 
-    Calls `PermutationSearch.step` after every optimizer step, with what the model was first given in training mode in
-    that step (in the last part of it, where gradients are accumulated), and `PermutationSearch.finish` at the end. With
-    every checkpoint, each process saves its state in the checkpoint's folder, as ``permutation_search-RANK.pt``; a run
-    that resumes from a checkpoint in its ``output_dir`` takes it up.
+    It calls `PermutationSearch.step` after every optimizer step, with what the model was first given in training mode
+    in that step (in the last part of it, where gradients are accumulated), and `PermutationSearch.finish` at the end.
+    With every checkpoint, each process saves its state in the checkpoint's folder, as ``permutation_search-RANK.pt``; a
+    run that resumes from a checkpoint in its ``output_dir`` takes it up.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ class TransformersSearch(TrainerCallback):
         ``loss(outputs, targets)``, a scalar tensor that is the mean over the samples; with several gates the loss of a
         task, as `PermutationSearch` takes it.
     inputs, targets : str
-        Names under which the model is given its inputs and its targets. Other tensors it must not need.
+        Names under which the model is given its inputs and its targets. It must need no other tensors.
     outputs : str
         Name under which it returns its outputs, also where it is given no targets.
     **options
@@ -90,7 +90,7 @@ class TransformersSearch(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Watch what the model is given next."""
-        # Each time anew, by a hook that leaves when it has seen it: nothing tells a callback of a training that raises.
+        # The hook leaves when it has seen it, and is put anew each time: nothing tells of a training that raises.
         self._forget()
         self._hook = kwargs["model"].register_forward_pre_hook(self._remember, with_kwargs=True)
 
@@ -153,6 +153,6 @@ class _OutputsOnly(nn.Module):
 
 
 def _path(args: TrainingArguments, state: TrainerState) -> Path:
-    # Where the Trainer has its checkpoint of this step.
+    # The Trainer has its checkpoint of this step there.
     folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
     return folder / f"permutation_search-{args.process_index}.pt"

@@ -205,7 +205,7 @@ def outputs_of_pairs(
 
 def _finite(mixture: Tensor) -> bool:
     """Return whether no entry is NaN or infinite, by their sum: one number to read, at 1 to 3 % of a small layer."""
-    # In single precision, whatever the entries are: where it cannot hold their sum, they are only computed anew.
+    # The sum is of single precision, whatever the entries are: if it overflows, they are only computed anew.
     return math.isfinite(mixture.sum(dtype=torch.float32).item())
 
 

@@ -169,8 +169,8 @@ class StackedExperts(nn.Module):
     def refuses_grouped(self) -> str | None:
         """Return why `torch.nn.functional.grouped_mm` cannot run these experts, or None if it can.
 
-        It is asked with autocast as it is now, which decides the precision, and inside or outside of forward-mode
-        derivatives (`torch.func.jvp`, `torch.autograd.forward_ad`), which it has none of.
+        The answer depends on autocast, which decides the precision, and on whether it is asked inside of forward-mode
+        derivatives (`torch.func.jvp`, `torch.autograd.forward_ad`), which `grouped_mm` has none of.
         """
         if forward_ad._current_level >= 0:
             return "needs derivatives in reverse mode: torch.nn.functional.grouped_mm has none in forward mode"

@@ -82,7 +82,7 @@ def smooth_load_loss(slot_weights: SlotWeights, expert_map: ExpertMap, k: int) -
     if k == m:
         return logits.new_zeros(())
     largest = noisy.topk(k + 1, dim=2).values
-    # Without its own, the k-th largest is the next one for the slots that are among the k.
+    # Among the k, a slot left out makes the next one the k-th largest.
     excluding = torch.where(noisy >= largest[..., k - 1 : k], largest[..., k:], largest[..., k - 1 : k])
     probabilities = torch.special.ndtr((logits - excluding) / scale)
     return squared_variation(expert_map(probabilities).sum(0))

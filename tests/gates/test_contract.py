@@ -19,7 +19,7 @@ from moe_search.training.sinkhorn import SinkhornPermutation
 
 FEATURES, VOCABULARY = 5, 30
 
-# From the number of experts and of slots: a gate of FEATURES features or of VOCABULARY ids.
+# A function of the numbers of experts and slots makes a gate of FEATURES features or of VOCABULARY ids.
 GATES = {
     "Softmax": lambda n, m: Softmax(FEATURES, n, m),
     "TopK-1": lambda n, m: TopK(FEATURES, n, 1, m),

@@ -134,7 +134,7 @@ def test_a_permutation_of_every_tree():
         of_tree = torch.zeros_like(weights)
         of_tree[:, t] = weights[:, t]
         columns = alone.expert_map(of_tree)[0].detach().numpy()
-        # As published: the weights of a tree times its permutation matrix, summed over trees.
+        # The published code sums the weights of a tree times its permutation matrix over trees.
         expected += columns @ np.eye(5)[orders[t]]
     assert gate.expert_map(weights)[0].tolist() == pytest.approx(expected.tolist(), abs=1e-12)
 

@@ -78,7 +78,7 @@ def test_converted_leaves_are_put_from_recursive_into_heap_order():
 
 
 def test_the_published_versions_differ_and_ours_says_which_it_is():
-    # With the same weights, bias 0 in the splits of all.
+    # All have the same weights, and bias 0 in the splits.
     torch.manual_seed(0)
     gates = {name: ms.COMET(FEATURES, 16, 2, convention=name) for name in ("paper", "torch", "tensorflow")}
     leaves, splits = torch.randn(2, 16, FEATURES) * 5, torch.randn(2, 15, FEATURES) * 0.15

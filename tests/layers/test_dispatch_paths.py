@@ -325,7 +325,7 @@ class TestFastestDispatch:
         assert StackedExperts(3, 5, 7, hidden_features=11).multiplications == 5 * 11 + 11 * 7
 
 
-# Of torch itself, in the first derivative in forward mode.
+# torch itself warns in the first derivative in forward mode.
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 class TestForwardMode:
     """Derivatives in forward mode, which torch.nn.functional.grouped_mm has none of."""

@@ -17,7 +17,7 @@ def inputs():
 
 def test_the_most_important_neurons_are_shared_and_the_rest_dealt_round():
     importance = torch.tensor([0.1, 0.9, 0.3, 0.3, 0.8, 0.2, 0.7, 0.0])
-    # By importance: 1, 4, 6, 2, 3, 5, 0, 7.
+    # The order of importance is 1, 4, 6, 2, 3, 5, 0, 7.
     assert deal_neurons(importance, 2, 4, 2).tolist() == [[1, 4, 6, 3], [1, 4, 2, 5]]
     assert deal_neurons(importance, 3, 2, 0).tolist() == [[1, 2], [4, 3], [6, 5]]
     assert deal_neurons(importance, 2, 3, 3).tolist() == [[1, 4, 6]] * 2

@@ -1,1 +1,1 @@
-"""From a model, a batch and a loss to a search problem."""
+"""Lowering makes a search problem of a model, batches and a loss."""

@@ -20,7 +20,7 @@ class Batch:
     targets : Tensor
         What the loss compares the outputs with, shape [B, ...].
     ids : Tensor, optional
-        Passed to the model as the keyword ``ids``, for gates that route by id; shape [B].
+        What the model takes as the keyword ``ids``, for gates that route by id; shape [B].
     groups : Tensor, optional
         Integers, shape [B]: samples with the same number (of one user, of one sequence) depend on each other, and a
         verification counts them as one.

@@ -12,16 +12,13 @@ PAIRWISE_BYTES = 1 << 30
 """What the arrays of a pairwise problem may take."""
 
 COPIES = 3
-"""Of its costs: the sums made here, the problem's own, and its coupling."""
+"""Its costs are there three times: the sums made here, the problem's own, and its coupling."""
 
 
 def slot_costs(opened: Opened) -> NDArray[np.float64]:
     """Return ``cost[s, e]``, the summed loss of the rows of slot s when expert e answers; shape (m, n).
 
-    Parameters
-    ----------
-    opened : Opened
-        Every row, a sample and a task, gives weight to one slot.
+    Every row, a sample and a task, must give weight to one slot.
     """
     m, n = opened.num_slots, opened.tasks.expert_map.num_experts
     cost = np.zeros((m, n))
@@ -36,11 +33,8 @@ def slot_costs(opened: Opened) -> NDArray[np.float64]:
 def pair_costs(opened: Opened) -> NDArray[np.float64]:
     """Return ``cost[s, t, e, f]``, the summed loss of the rows of slots s and t under e and f; shape (m, m, n, n).
 
-    Parameters
-    ----------
-    opened : Opened
-        No row, a sample and a task, gives weight to more than two slots. A row with one slot s is in
-        ``cost[s, s, e, e]``, one with two is in that of its first slot and its second, s < t.
+    No row, a sample and a task, may give weight to more than two slots. One with a slot s alone counts in
+    ``cost[s, s, e, e]``, one with two in that of its first slot and its second, s < t.
 
     Raises
     ------
@@ -74,7 +68,7 @@ def pair_costs(opened: Opened) -> NDArray[np.float64]:
 
 
 def _alone_on_the_diagonal(cost: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Keep of one slot with itself only what it costs with one expert; the rest is of no map."""
+    """Keep what a slot costs beside itself with one expert; no map gives it two."""
     m, n = cost.shape[0], cost.shape[2]
     slots, experts = np.arange(m), np.arange(n)
     kept = cost[slots[:, None], slots[:, None], experts, experts].copy()

@@ -75,10 +75,8 @@ class Opened:
 
     Parameters
     ----------
-    model : Module
-        As in `lower`.
-    tasks : Tasks
-        The layer and the losses.
+    model, tasks : Module, Tasks
+        The model, its layer and the losses.
     chunk_size : int
         The most rows that go through the model at once.
     chunks : tuple of Chunk
@@ -202,7 +200,7 @@ def run_head(model: nn.Module, tasks: Tasks, batch: Batch, mixture: Tensor) -> T
     """Return the outputs of ``model`` when its layer returns ``mixture``, whatever it is given; both by rows."""
 
     def answer(*_args: Any, **_kwargs: Any) -> Tensor:
-        # A copy, for heads that work in place.
+        # It is copied for heads that work in place.
         return tasks.by_sample(mixture).clone()
 
     # A forward hook would replace the output too, after having run the gate and the experts for nothing.
@@ -229,8 +227,8 @@ def _open_chunk(model: nn.Module, tasks: Tasks, batch: Batch, start: int) -> Chu
 
     def listen(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], mixture: Tensor) -> None:
         bound = inspect.signature(moe.forward).bind(*args, **kwargs).arguments
-        # Of gates that other layers use too, the call before this one is that of the layer.
-        # A copy, for heads that work in place.
+        # Other layers may use the gates too: the call of a gate before this one is that of the layer.
+        # The mixture is copied for heads that work in place.
         calls.append((bound["inputs"], [routings[gate] for gate in tasks.gates if gate in routings], mixture.clone()))
 
     with ExitStack() as hooks:
@@ -266,7 +264,7 @@ def _open_chunk(model: nn.Module, tasks: Tasks, batch: Batch, start: int) -> Chu
 def _require_separate(model: nn.Module, tasks: Tasks, chunk: Chunk) -> None:
     """Raise ValueError unless the outputs of every task are the same whatever the mixtures of the other tasks are.
 
-    Only then is the loss a sum over rows. Tried by a forward of the head in which every sample has another mixture for
+    Only then is the loss a sum over rows. A forward of the head tries it, in which every sample has another mixture for
     one of its tasks.
     """
     batch = chunk.batch

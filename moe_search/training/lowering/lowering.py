@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from moe_search.checks import require_integer
+from moe_search.checks import require_choice, require_integer
 from moe_search.problems.linear import LinearAssignment
 from moe_search.problems.load_limited import LoadLimited
 from moe_search.problems.mixture import MixtureAssignment
@@ -37,8 +37,8 @@ class Lowering:
     Parameters
     ----------
     problem : LinearAssignment, PairwiseAssignment or MixtureAssignment
-        Its value is the mean loss of the batch under a map, summed over tasks. A `LoadLimited` one of these after
-        `limit_load`.
+        Its value is the mean loss of the batch under a map, summed over tasks. After `limit_load` it is a `LoadLimited`
+        one of these.
     initial : ndarray of int64
         The permutation of the gate's present map.
     linearized : bool
@@ -97,8 +97,7 @@ def lower(
 
     Where the model enters autocast on its way to the layer, or leaves it, the experts are run as they are there.
 
-    The model is run in eval mode and left as it was:
-    training flags, gradients, buffers and random generators.
+    The model is run in eval mode and left as it was: training flags, gradients, buffers and random generators.
 
     Parameters
     ----------
@@ -138,7 +137,7 @@ def lower(
     """
     check_model(model, moe)
     tasks = Tasks.of(moe, loss)
-    require_problem_kind(problem)
+    require_choice("problem", problem, get_args(ProblemKind))
     require_integer("chunk_size", chunk_size)
     batch = Batch(inputs, targets, ids)
     batch.require(1)
@@ -173,16 +172,16 @@ def lower_batches(
     tasks : Tasks
         The layer and the losses.
     batches : iterable of Batch
-        Those of this rank, one at least.
+        The batches of this rank, one at least.
     known : tuple of RecognizedLoss, optional
-        What the losses were recognized as before: looked at first.
+        What the losses were recognized as before, which is tried first.
     ranks : Ranks
         All of them must call this together; they may have different numbers of batches.
 
     Returns
     -------
     lowering : Lowering or None
-        None on all ranks but the first.
+        It is None on all ranks but the first.
     recognized : tuple of RecognizedLoss or None
         What the losses were recognized as in the first batch, if they were looked at.
 
@@ -233,26 +232,21 @@ class _Sums:
     def __init__(self) -> None:
         self.losses: list[NDArray[np.float64]] = []
         self.slot_loads: Any = 0
+        # What is 0 here becomes an array, which is then added to in place: that of a pairwise problem is large.
         self.costs: Any = 0
         self.arrays: list[MixtureArrays] = []
 
     def add(self, opened: Opened, kind: ProblemKind, recognized: tuple[RecognizedLoss, ...] | None) -> None:
         """Add a batch; ``recognized`` is what its losses are, for a mixture."""
         if kind == "linear":
-            self.costs = self.costs + slot_costs(opened)
+            self.costs += slot_costs(opened)
         elif kind == "pairwise":
-            self.costs = self.costs + pair_costs(opened)
+            self.costs += pair_costs(opened)
         else:
             assert recognized is not None
             self.arrays.append(mixture_arrays(opened, recognized))
         self.losses.append(opened.losses)
-        self.slot_loads = self.slot_loads + opened.slot_loads
-
-
-def require_problem_kind(problem: object) -> None:
-    """Raise ValueError if ``problem`` is no kind of problem."""
-    if problem not in get_args(ProblemKind):
-        raise ValueError(f"problem must be one of {', '.join(get_args(ProblemKind))}, got {problem!r}")
+        self.slot_loads += opened.slot_loads
 
 
 def _first(all_opened: Iterator[Opened]) -> Opened:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import numpy as np
@@ -24,14 +24,7 @@ from moe_search.training.lowering.sample_losses import NonFiniteLossError
 class MixtureArrays:
     """What a `MixtureAssignment` is made of, for the rows of one rank: R = samples times tasks, as in `Tasks`.
 
-    Parameters
-    ----------
-    slot_weights : ndarray, shape (R, map rows, m)
-    outputs : ndarray, shape (R, n, D)
-    losses : tuple of RecognizedLoss
-        One for each task, all of one name.
-    deviation : Deviation
-        How far the head is from affine.
+    Slot weights have shape (R, map rows, m), outputs (R, n, D). There is a loss for each task, all of one name.
     """
 
     slot_weights: NDArray[Any]
@@ -41,7 +34,7 @@ class MixtureArrays:
 
     @property
     def targets(self) -> NDArray[Any]:
-        """By rows, as `MixtureAssignment` takes them."""
+        """The targets by rows, as `MixtureAssignment` takes them."""
         of_tasks = [loss.targets for loss in self.losses]
         return of_tasks[0] if len(of_tasks) == 1 else np.stack(of_tasks, 1).reshape(-1, *of_tasks[0].shape[1:])
 
@@ -58,13 +51,11 @@ class Deviation:
     Parameters
     ----------
     error : float
-        Of the folded outputs.
+        What the folded outputs are off by.
     change : float
-        Of the outputs from the present map to the second.
-    size : float
-        Of the outputs.
-    eps : float
-        Machine epsilon of the outputs.
+        What the outputs change by from the present map to the second.
+    size, eps : float
+        The size of the outputs, and their machine epsilon.
     """
 
     error: float = 0.0
@@ -80,12 +71,7 @@ class Deviation:
 
     def joined(self, other: Deviation) -> Deviation:
         """Return the deviation over the samples of both."""
-        return Deviation(
-            max(self.error, other.error),
-            max(self.change, other.change),
-            max(self.size, other.size),
-            max(self.eps, other.eps),
-        )
+        return Deviation(*map(max, astuple(self), astuple(other)))
 
 
 def mixture_arrays(opened: Opened, losses: tuple[RecognizedLoss, ...]) -> MixtureArrays:
@@ -96,7 +82,7 @@ def mixture_arrays(opened: Opened, losses: tuple[RecognizedLoss, ...]) -> Mixtur
     NonFiniteLossError
         If an answer is NaN or infinite.
     ValueError
-        As `fold_head`; or if the outputs of one task do not depend differentiably on its mixture.
+        If the outputs of a task do not depend differentiably on its mixture.
     """
     tasks = opened.tasks
     slot_weights: NDArray[Any] | None = None
@@ -151,20 +137,13 @@ def fold_head(opened: Opened, chunk: Chunk, expert_weights: Tensor, expert_outpu
     ----------
     opened, chunk : Opened, Chunk
         The model, and samples with their z0 and o(z0).
-    expert_weights : Tensor
-        w, of the present map, shape [rows, n].
-    expert_outputs : Tensor
-        f_e, shape [rows, n, ...].
+    expert_weights, expert_outputs : Tensor
+        The weights w of the present map, shape [rows, n], and f_e, shape [rows, n, ...].
 
     Returns
     -------
     Tensor
         Shape [rows, n, C], the axes of an output flattened to C; float32 where the outputs have less.
-
-    Raises
-    ------
-    ValueError
-        If the outputs do not depend differentiably on the mixture.
     """
     with torch.enable_grad():
         point = chunk.mixture.detach().clone().requires_grad_()

@@ -1,4 +1,4 @@
-"""In which precision a model computes: half made single, and the state of autocast inside of a forward."""
+"""The precision that a model computes in: half made single, and the state of autocast inside of a forward."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ class Ranks:
     group : ProcessGroup or None
         None for this process alone: then every method is the identity.
     device : callable
-        Returns where tensors that are summed lie now, as the group's backend needs it: a model may move.
+        Returns the device that the group's backend needs tensors to be summed on; a model may move.
     """
 
     group: Any = None
@@ -62,7 +62,7 @@ class Ranks:
         if self.group is None:
             return compute()
         value, error = _outcome(compute)
-        failures = self.collect(_told(error))
+        failures = self.collect(_failure(error))
         _raise(error, failures)
         return value  # type: ignore[return-value]
 
@@ -89,7 +89,7 @@ class Ranks:
         if self.group is None:
             return compute()
         value, error = _outcome(compute) if self.index == 0 else (None, None)
-        sent: list[Any] = [value, _told(error)]
+        sent: list[Any] = [value, _failure(error)]
         distributed.broadcast_object_list(sent, src=self._first, group=self.group, device=self.device())
         _raise(error, [sent[1]])
         return sent[0]
@@ -123,7 +123,7 @@ def _outcome(compute: Callable[[], T]) -> tuple[T | None, BaseException | None]:
         return None, error
 
 
-def _told(error: BaseException | None) -> tuple[bool, str] | None:
+def _failure(error: BaseException | None) -> tuple[bool, str] | None:
     if error is None:
         return None
     finite = not isinstance(error, NonFiniteLossError)
@@ -133,9 +133,8 @@ def _told(error: BaseException | None) -> tuple[bool, str] | None:
 def _raise(own: BaseException | None, failures: list[tuple[bool, str] | None]) -> None:
     if own is not None:
         raise own
-    told = [failure for failure in failures if failure is not None]
     # An error of the program comes before a number that is not finite, which training survives.
-    for finite, message in sorted(told, key=lambda failure: not failure[0]):
+    for finite, message in sorted(filter(None, failures), key=lambda failure: not failure[0]):
         if finite:
             raise RuntimeError(f"the search failed on another rank: {message}")
         raise NonFiniteLossError(message)

@@ -32,11 +32,9 @@ class RecognizedLoss:
     Parameters
     ----------
     name : {"squared", "bce", "cross_entropy"}
-        The loss of `MixtureAssignment`.
     scale : float
-        The positive factor.
     targets : ndarray
-        The targets in the shape that `MixtureAssignment` takes.
+        In the shape that `MixtureAssignment` takes.
     classes_first : bool
         Whether outputs are [B, C, G], the classes before the groups.
     """
@@ -72,12 +70,7 @@ def recognize_loss(loss: Loss, outputs: Tensor, targets: Tensor) -> RecognizedLo
     The losses of the samples are compared with those of every candidate, on the given outputs and on perturbed ones
     (by numbers that are always the same).
 
-    Parameters
-    ----------
-    loss : callable
-        ``loss(outputs, targets)``, a scalar tensor that is the mean over the samples.
-    outputs, targets : Tensor
-        Shape [B, ...], the samples first.
+    The arguments are those of `sample_losses`.
 
     Raises
     ------
@@ -106,7 +99,7 @@ def recognize_loss(loss: Loss, outputs: Tensor, targets: Tensor) -> RecognizedLo
         except (TypeError, ValueError):
             continue  # the problem itself rejects these targets for this loss
         scale = _scale(expected, measured)
-        # Relative to the largest loss at the same noise, or a deviation at a small scale would hide behind a large one.
+        # Each is compared at its own noise, or a deviation at a small scale would hide behind a large one.
         if scale > 0 and all(_close(scale * want, got, dtype) for got, want in zip(measured, expected, strict=True)):
             return replace(candidate, scale=scale)
     raise ValueError(

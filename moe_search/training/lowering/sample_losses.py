@@ -33,7 +33,7 @@ def sample_losses(loss: Loss, outputs: Tensor, targets: Tensor) -> NDArray[np.fl
     loss : callable
         ``loss(outputs, targets)``, a scalar tensor that is the mean over the samples.
     outputs, targets : Tensor
-        Shape [B, ...], the samples first.
+        Shape [B, ...].
 
     Raises
     ------

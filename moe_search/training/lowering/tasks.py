@@ -26,16 +26,9 @@ TaskLoss: TypeAlias = Loss | Sequence[Loss]
 
 @dataclass(frozen=True, eq=False)
 class Tasks:
-    """A layer and its losses by rows: a row is a sample and a task, the tasks of a sample beside each other.
+    """A layer and a loss for each of its tasks, by rows: a row is a sample and a task, those of a sample side by side.
 
-    With one task, rows are samples.
-
-    Parameters
-    ----------
-    moe : MixtureOfExperts or MultiGateMixtureOfExperts
-        The layer.
-    losses : tuple of callable
-        One for each task.
+    If there is one task, rows are samples.
     """
 
     moe: Layer
@@ -67,7 +60,7 @@ class Tasks:
 
     @property
     def gates(self) -> list[Gate]:
-        """One for each task."""
+        """The gates, one for each task."""
         return [mixture.gate for mixture in mixtures_of(self.moe)]
 
     @property

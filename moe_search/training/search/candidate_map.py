@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,12 +35,12 @@ class CandidateMap:
     Parameters
     ----------
     record : SearchRecord
-        With the outcome that is right unless a batch confirms or refuses the map: where a solver ran, ``"enforced"`` if
-        the present map breaks the load limit, else ``"no improvement"``.
+        Its outcome is the one that is right unless a batch confirms or refuses the map: where a solver ran,
+        ``"enforced"`` if the present map breaks the load limit, else ``"no improvement"``.
     permutation : ndarray of int64 or None
         The map; None if it is no better on the samples searched than the present one, which keeps the limit.
     lowering, result : Lowering, Result, optional
-        Where it came from: only on the rank that solved it, and not in a saved state.
+        Where it came from; it is there only on the rank that solved it, and not in a saved state.
     """
 
     record: SearchRecord
@@ -66,10 +66,7 @@ class CandidateMap:
 
 def no_candidate(step: int, num_samples: int, outcome: Outcome) -> CandidateMap:
     """Return what is known of a search that no solver ran in."""
-    names = (field.name for field in fields(SearchRecord))
-    blank: dict[str, Any] = dict.fromkeys(names)
-    blank |= {"step": step, "outcome": outcome, "seconds": 0.0, "seconds_solving": 0.0}
-    return CandidateMap(SearchRecord(**blank | {"linearized": False, "num_samples": num_samples}), None)
+    return CandidateMap(SearchRecord(step=step, outcome=outcome, num_samples=num_samples), None)
 
 
 def find_candidate(
@@ -114,9 +111,6 @@ def find_candidate(
         value_found=found,
         bound=None if result.bound is None else float(result.bound),
         gain=before - found,
-        verified_gain=None,
-        standard_error=None,
-        seconds=0.0,
         seconds_solving=seconds,
         linearized=lowering.linearized,
         num_samples=lowering.num_samples,
@@ -133,13 +127,13 @@ class Underway:
     Parameters
     ----------
     batch : Batch
-        The samples that will decide: those of the last step.
+        The samples that will decide, those of the last step.
     step, num_samples : int
         The step that it began after, and the number of samples searched on.
     seconds : float
         How long training has waited for the search so far.
     found : Future of CandidateMap or None
-        None on the ranks that wait for what the first one finds.
+        It is None on the ranks that wait for what the first one finds.
     """
 
     batch: Batch

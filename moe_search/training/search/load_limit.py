@@ -27,14 +27,14 @@ def limit_load(lowering: Lowering, load_limit: LoadLimit) -> Lowering:
     Parameters
     ----------
     lowering : Lowering
-        Of any kind of problem.
+        Its problem may be of any kind.
     load_limit : float or sequence of n floats
-        In multiples of the mean load: one for all experts, at least 1, or one for each, at least 1 in the mean.
+        One limit for all experts, at least 1, or one for each, at least 1 in the mean, in multiples of the mean load.
 
     Returns
     -------
     Lowering
-        With a `LoadLimited` problem. Its `initial` may break the limit; a search then starts near it.
+        Its problem is a `LoadLimited` one. Its `initial` may break the limit; a search then starts near it.
 
     Raises
     ------
@@ -47,21 +47,10 @@ def limit_load(lowering: Lowering, load_limit: LoadLimit) -> Lowering:
 
 
 def limit_load_if_possible(lowering: Lowering, load_limit: LoadLimit) -> Lowering:
-    """Return the same lowering under a load limit, or under the lowest that a map was found for.
+    """Return the same lowering under a load limit as in `limit_load`, or under the lowest that a map was found for.
 
-    Parameters
-    ----------
-    lowering : Lowering
-        Of any kind of problem.
-    load_limit : float or sequence of n floats
-        As in `limit_load`. Where no map keeps it, or none was found, the limits are those that
-        `moe_search.problems.load_limits.lowest_limit` finds, alike or in the same proportions: never more than the
-        present map needs.
-
-    Returns
-    -------
-    Lowering
-        With a `LoadLimited` problem.
+    Where no map keeps the limit, or none was found, limits are those that `moe_search.problems.load_limits` finds,
+    alike or in the same proportions: never more than the present map needs.
     """
     try:
         return limit_load(lowering, load_limit)

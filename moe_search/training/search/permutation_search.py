@@ -7,19 +7,19 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import fields, replace
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_args
 
 import numpy as np
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from moe_search.checks import require_integer, require_number
+from moe_search.checks import require_choice, require_integer, require_number
 from moe_search.solvers.engine.result import Result
 from moe_search.solvers.engine.solver import Solver
 from moe_search.solvers.engine.stop import MaxRuntime, StoppingCriterion, require_criterion
 from moe_search.training.lowering.batch import Batch, concatenate
 from moe_search.training.lowering.forward_pass import check_model
-from moe_search.training.lowering.lowering import CHUNK_SIZE, Lowering, ProblemKind, lower_batches, require_problem_kind
+from moe_search.training.lowering.lowering import CHUNK_SIZE, Lowering, ProblemKind, lower_batches
 from moe_search.training.lowering.process_group import ranks_of
 from moe_search.training.lowering.recognize_loss import RecognizedLoss
 from moe_search.training.lowering.sample_losses import NonFiniteLossError
@@ -66,8 +66,8 @@ class PermutationSearch:
     Parameters
     ----------
     model : Module
-        The model that is trained, called as ``model(inputs)``, or ``model(inputs, ids=ids)`` where ids are given. Of a
-        `DistributedDataParallel`, the module inside is taken; a compiled one is searched without its compiled code.
+        The model that is trained, called as ``model(inputs)``, or ``model(inputs, ids=ids)`` where ids are given. It
+        may be in a `DistributedDataParallel`; a compiled one is searched without its compiled code.
     moe : MixtureOfExperts or MultiGateMixtureOfExperts
         The layer to search, a submodule of `model` or `model` itself. One of several gates must share their map, which
         is then searched for the summed loss of all tasks; else search ``moe.task(t)``.
@@ -91,12 +91,12 @@ class PermutationSearch:
     seed : int, default 0
         The i-th search draws its own seed from (seed, i).
     on_search : callable, optional
-        Called as ``on_search(record, lowering, result)`` after every search that a solver ran in, the map decided. In a
-        process group on the first rank only; not for a map that was found before the state was saved.
+        Called as ``on_search(record, lowering, result)`` after every search that a solver ran in, once its map is
+        decided: on the first rank of a process group only, and not for a map found before the state was saved.
     problem : {"auto", "linear", "mixture", "pairwise"}
         The class of the problem, as in `lower`.
     max_samples : int, optional
-        The most samples that a step searches on, the last of those kept; of every rank in a process group.
+        The most samples that a step searches on, the last of those kept. In a process group, those of every rank.
     chunk_size : int, default 1024
         The most samples that go through the model at once, as in `lower`.
     asynchronous : bool, default False
@@ -167,7 +167,7 @@ class PermutationSearch:
         require_integer("seed", seed, 0)
         if on_search is not None and not callable(on_search):
             raise TypeError(f"on_search must be a callable (record, lowering, result), got {type(on_search).__name__}")
-        require_problem_kind(problem)
+        require_choice("problem", problem, get_args(ProblemKind))
         if load_limit is not None:
             require_load_limit(load_limit, tasks.expert_map.num_experts)
         self._model = model
@@ -266,28 +266,29 @@ class PermutationSearch:
         """Search on all of some batches now, such as those of a whole data set, whatever step it is.
 
         Batches are looked at one after another, and the costs of a problem that is linear or pairwise are added up:
-        memory is bounded by a batch and the costs, however many samples there are. The first batch decides the class of
-        the problem, which all others must fit. A mixture holds arrays of all samples, see `lower`.
+        memory is bounded by a batch, with a weight of every slot for every sample of it, and the costs, however many
+        batches there are. A mixture holds arrays of all samples, see `lower`. The first batch decides the class of the
+        problem, which all others must fit.
 
-        In eval mode and with gradients off, as batches are drawn within the search: an iterable may compute them by
-        parts of the model as it goes. The search is recorded as one at the present step, and a search under way is
-        decided first. The solver runs at once, also of an asynchronous search.
+        Batches are drawn with the model in eval mode and gradients off, so that an iterable may compute them by parts
+        of the model as it goes. The search is recorded as one of the present step. One that is under way on a thread
+        is decided first; this one waits for its solver.
 
         Parameters
         ----------
         batches : iterable of (inputs, targets), (inputs, targets, ids) or (inputs, targets, ids, groups)
-            What to search on: a `DataLoader`, say, or a generator. Tensors as in `step`; ids may be None. In a process
-            group, all ranks call this together, each with its own batches, as many as it likes.
+            What to search on: a `DataLoader`, say, or a generator. Tensors are as in `step`; ids may be None. In a
+            process group, all ranks call this together, each with its own batches, as many as it has.
         verify : iterable of the same
             Other samples, which decide as the batch of a step does. With ``groups``, integers of shape [B], samples of
             the same number in any of these batches are of one user or one sequence, and depend on each other: their
-            gains are added up, and the standard error is that of groups. (In `batches` they have no meaning.)
+            gains are added up, and the standard error is that of groups. In `batches` they mean nothing.
 
         Raises
         ------
         TypeError, ValueError
-            If a batch is no such tuple, there is none, fewer than two samples or groups verify, or the samples do not
-            fit the class of problem that the first batch decided. Also whatever `lower` raises.
+            If there is no batch, fewer than two samples or groups verify, or samples do not fit the class of problem
+            that the first batch decided. Also whatever `lower` raises.
 
         Notes
         -----
@@ -299,6 +300,7 @@ class PermutationSearch:
 
         >>> import torch
         >>> import moe_search as ms
+        >>> _ = torch.manual_seed(0)
         >>> gate = ms.HashRouting(num_experts=4, num_slots=40, table=range(40))
         >>> moe = ms.MixtureOfExperts(ms.StackedExperts(4, in_features=8, out_features=1), gate)
         >>> users, inputs = torch.arange(40).repeat(30), torch.randn(1200, 8)
@@ -455,7 +457,7 @@ class PermutationSearch:
             record = no_candidate(step, num_samples, "not finite").record
             return self._record(replace(record, seconds=time.perf_counter() - start))
         if recognized is not None:
-            # Its targets are those of this batch, and not kept.
+            # The targets are those of the first batch, and not kept.
             self._recognized = tuple(replace(one, targets=np.empty(0)) for one in recognized)
         found: Future[CandidateMap] | None = None
         asynchronous = self._asynchronous and in_step
@@ -518,7 +520,7 @@ class PermutationSearch:
         return record
 
     def _warn(self, error: NonFiniteLossError) -> None:
-        # Once a run: a loss that is not finite mostly stays so.
+        # It warns once a run: a loss that is not finite mostly stays so.
         if all(record.outcome != "not finite" for record in self.history):
             warnings.warn(
                 f"the search at step {self._step} was given up and the expert map left as it is: {error} "

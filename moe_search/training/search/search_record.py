@@ -11,7 +11,7 @@ from moe_search.training.saved_state import require_keys
 Outcome: TypeAlias = Literal["committed", "enforced", "refused", "no improvement", "not finite", "failed"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SearchRecord:
     """One search: what was found, what a second batch said of it, and what became of it.
 
@@ -40,29 +40,29 @@ class SearchRecord:
         Mean decrease of the loss of a sample on the second batch, by true forwards, and its standard error; None if
         there was nothing to verify.
     seconds, seconds_solving : float
-        Time that training waited for the search, and time of the solver: in it, unless it ran on a thread.
+        Time that training waited for the search, and time of the solver, which is part of it unless it ran on a thread.
     linearized : bool
         Whether the head was not affine, so that its linearization was searched.
     num_samples : int
         Number of samples searched on.
     load_limit : float, tuple of float or None
-        The limit on the load of all experts, or of each, that was searched under, in multiples of the mean; more than
-        what was asked for where no map keeps that. None if there was none.
+        The limit on the load of all experts, or of each, that was searched under, in multiples of the mean: more than
+        what was asked for where no map keeps that, None if there was none.
     """
 
     step: int
-    problem: str | None
-    solver: str | None
+    problem: str | None = None
+    solver: str | None = None
     outcome: Outcome
-    value_before: float | None
-    value_found: float | None
-    bound: float | None
-    gain: float | None
-    verified_gain: float | None
-    standard_error: float | None
-    seconds: float
-    seconds_solving: float
-    linearized: bool
+    value_before: float | None = None
+    value_found: float | None = None
+    bound: float | None = None
+    gain: float | None = None
+    verified_gain: float | None = None
+    standard_error: float | None = None
+    seconds: float = 0.0
+    seconds_solving: float = 0.0
+    linearized: bool = False
     num_samples: int
     load_limit: float | tuple[float, ...] | None = None
 

@@ -52,19 +52,17 @@ def verify(
 
     Parameters
     ----------
-    model : Module
-        The model.
-    tasks : Tasks
-        The mixture layer in it, and the losses. Those of the tasks of a sample are summed: samples are compared.
+    model, tasks : Module, Tasks
+        The model, its layer and the losses. The losses of the tasks of a sample are summed: samples are compared.
     permutation : ndarray of int64
         The new map, as `ExpertMap.assign_permutation` takes it.
     batches : iterable of Batch
-        At least two samples together, or two groups. They are looked at one after another; a number is kept for each
-        sample.
+        They hold at least two samples together, or two groups. They are looked at one after another; a number is kept
+        for each sample.
     chunk_size : int, optional
         The most samples that go through the model at once; a batch by default.
     ranks : Ranks
-        Whose samples are compared together; all of them must call this, and may have different numbers of batches.
+        Their samples are compared together. All of them must call this, and may have different numbers of batches.
 
     Raises
     ------

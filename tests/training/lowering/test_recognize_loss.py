@@ -70,7 +70,7 @@ def test_an_accepted_loss_is_recognized_and_scaled(case):
     other = (outputs * 0.7 + 0.2).to(torch.promote_types(outputs.dtype, torch.float32))
     flat = found.flatten(other.double().numpy(), leading=1)
     problem = MixtureAssignment(np.ones((len(flat), 1, 1)), flat[:, None], found.targets, found.name)
-    # Of targets in half precision, torch computes a loss in half precision.
+    # torch computes a loss in half precision if the targets have it.
     targets = targets.float() if targets.is_floating_point() else targets
     assert found.scale * problem.value([0]) == pytest.approx(float(loss(other, targets)), rel=1e-5)
 

@@ -484,7 +484,7 @@ def test_confidence_decides_how_many_standard_errors_it_takes():
 
 @pytest.mark.parametrize("confidence", [1.0, 2.0])
 def test_few_maps_are_committed_on_random_labels(confidence):
-    """Of independent labels no map knows more than another: a normal deviate exceeds 1 with p = .16, 2 with p = .02."""
+    """No map knows more than another of independent labels: a normal deviate exceeds 1 with p = .16, 2 with p = .02."""
     setting = make("hash", samples=40)
     generator = torch.Generator().manual_seed(0)
     search = searching(setting, period=2, until=400, confidence=confidence)

@@ -21,7 +21,7 @@ from moe_search.training.lowering.lowering import lower
 from moe_search.training.search.permutation_search import PermutationSearch
 
 ROUNDING = 2e-3
-"""Of a mean loss over a batch, in bfloat16, where every number has a relative error of up to 2^-8."""
+"""What a mean loss over a batch may be off by in bfloat16, whose numbers have a relative error of up to 2^-8."""
 
 GATES = {"hash": LinearAssignment, "top-1": LinearAssignment}
 GATES |= dict.fromkeys(("top-2", "comet", "comet-shared", "softmax"), MixtureAssignment)
