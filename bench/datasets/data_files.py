@@ -56,7 +56,7 @@ def read_members(name: str, data: bytes, wanted: Sequence[str]) -> dict[str, byt
         Its content.
     wanted : sequence of str
     """
-    found = {}
+    found: dict[str, bytes] = {}
     try:
         if name.endswith((".zip", ".whl")):
             with zipfile.ZipFile(io.BytesIO(data)) as archive:

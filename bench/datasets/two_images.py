@@ -208,13 +208,6 @@ def load_two_fashion(
     -------
     Canvases
         Sources are numbers of images of the training file and, after these, the test file.
-
-    Raises
-    ------
-    FileNotFoundError
-        If a file is missing; the message says how to get it.
-    ValueError
-        If a number is out of range, or a file is damaged.
     """
     counts = CanvasCounts(num_train, num_validation, num_test, canvas, seed)
     folder = FASHION_FOLDER if path is None else Path(path)

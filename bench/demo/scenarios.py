@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from moe_search.bench.datasets.two_images import load_two_digits
 from moe_search.bench.demo.optimum import ComparedSearch, compare_with_optimum
 from moe_search.bench.demo.settings import GATES, SEARCHED, DemoSettings
-from moe_search.bench.experiments.specialists import parts_of, train_specialists
+from moe_search.bench.experiments.pretraining import parts_of, train_specialists
 from moe_search.bench.experiments.training import SearchSchedule, StepRun, batches_of, rows_by_epoch, train_by_steps
 from moe_search.bench.experiments.two_image_model import (
     DataTensors,

@@ -40,11 +40,6 @@ def expected_best(losses: Sequence[float] | NDArray[np.float64]) -> NDArray[np.f
     ----------
     losses : sequence of float
         One a trial of a random search, at least one.
-
-    Raises
-    ------
-    ValueError
-        If there is none, or one is not finite.
     """
     values = np.sort(_checked(losses))
     return _rank_weights(len(values)) @ values
@@ -104,11 +99,6 @@ def fewer_trials(
         Trials without, at least 1 and at most as many as there are.
     seed : int
     resamples : int
-
-    Raises
-    ------
-    ValueError
-        As `expected_best`; if there are not as many losses with as without, or the budget is out of range.
     """
     first, second = _checked(baseline), _checked(other)
     if len(first) != len(second):

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from moe_search.bench.experiments.experiment import Numbers
 from moe_search.bench.experiments.gates import ClusterGate
-from moe_search.bench.experiments.specialists import branch_off, train_apart
+from moe_search.bench.experiments.pretraining import branch_off, make_warm_gate, train_apart
 from moe_search.bench.experiments.two_image_model import (
     NUM_CLASSES,
     NUM_EXPERTS,
@@ -37,7 +37,6 @@ from moe_search.bench.experiments.two_image_trials import (
     recovery_experiments,
     train_on,
 )
-from moe_search.bench.experiments.warm_gate import make_warm_gate
 from moe_search.gates import Gate
 from moe_search.training.lowering.batch import Batch
 
@@ -221,7 +220,7 @@ def sizes_of(images: TwoImageSettings) -> DomainSettings:
     """Return the sizes of this experiment on some images: it divides the training canvases by two, then by eight."""
     same = {field.name: getattr(images, field.name) for field in fields(TwoImageSettings)}
     same["model"] = replace(images.model, num_train=16_000, pretraining_epochs=15)
-    # Of 0.001, 0.003, 0.01 and 0.03 the rate with which gradient alone gets there first.
+    # Gradient alone gets there first with this rate, of 0.001, 0.003, 0.01 and 0.03.
     same["learning_rate"] = 0.01
     return DomainSettings(**same)
 

@@ -115,12 +115,6 @@ class Experiment:
         Where seeds are draws of hyperparameters.
     equal_time : EqualTime, optional
         Of two of the searches; it takes a curve.
-
-    Raises
-    ------
-    ValueError
-        If there is no gate, no search, no measure, or less than one seed, or no curve or search to compare at equal
-        time.
     """
 
     name: str

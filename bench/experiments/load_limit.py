@@ -10,6 +10,7 @@ from torch import Tensor
 
 from moe_search.bench.experiments.experiment import Experiment, Measure, Numbers
 from moe_search.bench.experiments.gates import make_gate
+from moe_search.bench.experiments.pretraining import clusters_of, warm_up
 from moe_search.bench.experiments.training import SearchSchedule, endless_batches, train_by_steps
 from moe_search.bench.experiments.two_image_model import (
     NUM_EXPERTS,
@@ -27,7 +28,6 @@ from moe_search.bench.experiments.two_image_trials import (
     run_numbers,
     shrunk,
 )
-from moe_search.bench.experiments.warm_gate import clusters_of, warm_up
 from moe_search.checks import require_choice
 from moe_search.solvers import Result
 from moe_search.training import LossFreeBalancing, Lowering, SearchRecord, load_balancing_loss

@@ -79,11 +79,6 @@ def compare_differences(baseline: Sequence[float], other: Sequence[float]) -> Pa
     ----------
     baseline, other : sequence of float
         One number a seed, in the same order of seeds; at least one.
-
-    Raises
-    ------
-    ValueError
-        If they are not pairs, or a number is not finite.
     """
     first, second = _pairs(baseline, other)
     return _compare(second - first, 0.0, "two-sided")
@@ -103,11 +98,6 @@ def compare_ratios(baseline: Sequence[float], other: Sequence[float], factor: fl
     -------
     PairedComparison
         Mean, error and effect sizes are of log other - log baseline, around 0; only `p` looks at the factor.
-
-    Raises
-    ------
-    ValueError
-        If they are not pairs, or a number or the factor is not positive and finite.
     """
     first, second = _pairs(baseline, other)
     if not 0 < factor < math.inf:
@@ -122,11 +112,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
     Holm (1979), A simple sequentially rejective multiple test procedure: the i-th smallest of r is multiplied by
     r - i + 1, none is smaller than one before it, and none larger than 1.
-
-    Raises
-    ------
-    ValueError
-        If a p-value is not in [0, 1].
     """
     values = np.asarray(p_values, dtype=np.float64)
     if not np.all((values >= 0) & (values <= 1)):

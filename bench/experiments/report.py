@@ -86,15 +86,7 @@ class Finished:
 
 
 def read_finished(folder: str | os.PathLike[str]) -> list[Finished]:
-    """Read the experiments in a folder: its own journal, or those of the folders in it.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no journal.
-    ValueError
-        If a journal is damaged, holds no trial, or is of an unknown experiment.
-    """
+    """Read the experiments in a folder: its own journal, or those of the folders in it."""
     root = Path(folder)
     folders = [root] if _holds_journal(root) else sorted(filter(_holds_journal, root.glob("*/")))
     if not folders:

@@ -1,9 +1,10 @@
-"""Tables from slots to experts, balanced over groups of slots: drawn, solved for, and searched in a student."""
+"""Tables from the slots of tokens to experts, balanced over groups of slots: drawn, solved for, and searched."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 import torch
@@ -13,9 +14,12 @@ from torch import Tensor, nn
 from moe_search.bench.experiments.token_states import TokenStates
 from moe_search.bench.experiments.token_student import TokenStudent
 from moe_search.problems import LinearAssignment
-from moe_search.solvers import MaxRuntime, Result, StoppingCriterion, Transport
+from moe_search.solvers import MaxRuntime, Result, Solver, StoppingCriterion, Transport
 from moe_search.training import PermutationSearch
 from moe_search.training.lowering.batch import Batch
+
+OWN_SHARE = 0.75
+"""Part of the slots that hold one token each."""
 
 LONGEST = 60.0
 """Seconds that no assignment of these sizes comes near to: `Transport` ends at the optimum, so that runs repeat."""
@@ -28,6 +32,44 @@ TIE = 1e-9
 
 Strata = Sequence[NDArray[np.int64]]
 """Groups of slots, which together hold every slot once; every expert holds equally many of each group."""
+
+
+def token_slots(counts: NDArray[np.int64], num_slots: int) -> NDArray[np.int64]:
+    """Return the slot of every token: one of its own for the most frequent ones, the others dealt over the rest.
+
+    Parameters
+    ----------
+    counts : ndarray of int64, shape (vocabulary,)
+        How often each token occurs.
+    num_slots : int
+        At most as many as there are tokens.
+    """
+    if not 1 <= num_slots <= len(counts):
+        raise ValueError(f"num_slots must be 1 .. {len(counts)}, the tokens of the vocabulary, got {num_slots}")
+    own = int(OWN_SHARE * num_slots)
+    ranks = np.arange(len(counts))
+    slots = np.empty(len(counts), dtype=np.int64)
+    slots[np.argsort(-counts, kind="stable")] = np.where(ranks < own, ranks, own + (ranks - own) % (num_slots - own))
+    return slots
+
+
+def frequency_strata(loads: NDArray[np.int64], num_experts: int) -> list[NDArray[np.int64]]:
+    """Return groups of slots of like load, the heaviest first: n, n, 2 n, 4 n, ... of them.
+
+    Where every expert holds equally many slots of every group, loads are about equal: the heaviest slots stand in the
+    smallest groups.
+
+    Parameters
+    ----------
+    loads : ndarray of int64, shape (m,)
+    num_experts : int
+        n, of which m is a multiple.
+    """
+    order = np.argsort(-loads, kind="stable")
+    cuts = [num_experts]
+    while cuts[-1] < len(order):
+        cuts.append(2 * cuts[-1])
+    return [group for group in np.split(order, cuts) if len(group)]
 
 
 def random_table(strata: Strata, num_experts: int, generator: torch.Generator) -> NDArray[np.int64]:
@@ -92,9 +134,9 @@ class TokenTableSearch:
         self._data = data
         self._snippets = min(snippets, len(data))
         self._generator = torch.Generator().manual_seed(seed)
+        solver = cast(Solver, BalancedTransport(strata))
         self.of_layers = tuple(
-            PermutationSearch(layer, layer.moe, loss=nn.MSELoss(), solver=BalancedTransport(strata), seed=seed)
-            for layer in student.layers
+            PermutationSearch(layer, layer.moe, loss=nn.MSELoss(), solver=solver, seed=seed) for layer in student.layers
         )
 
     def search(self) -> None:

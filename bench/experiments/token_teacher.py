@@ -23,7 +23,7 @@ from moe_search.training import neuron_importance
 
 TRAIN_SHARE = 0.8
 VALIDATION_SHARE = 0.05
-"""Of the snippets; the rest are the test data."""
+"""Parts of the snippets; the rest are the test data."""
 
 RIDGES = np.logspace(-2, 3, 11)
 """Penalties of a ridge regression, of which the one with the least leave-one-out error is taken."""

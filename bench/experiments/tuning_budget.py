@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -114,7 +114,7 @@ def draw(seed: int, gate: str) -> Hyperparameters:
 def make_tuned_model(drawn: Hyperparameters, settings: TuningSettings, seed: int, gate: str) -> TwoImageModel:
     """Return a fresh model whose gate has the hyperparameters drawn, and the slots of the settings."""
     model = make_model(gate, settings.images.model, seed)
-    smooth = {"gamma": drawn.gamma, "entropy": drawn.entropy} if gate in SMOOTH else {}
+    smooth: dict[str, Any] = {"gamma": drawn.gamma, "entropy": drawn.entropy} if gate in SMOOTH else {}
     pixels = settings.images.model.canvas**2
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -12,7 +12,7 @@ import torch
 
 from moe_search.bench.datasets.two_images import load_two_digits, load_two_fashion
 from moe_search.bench.experiments.experiment import EqualTime, Experiment, Measure, Numbers, RunTrial
-from moe_search.bench.experiments.specialists import parts_of, train_specialists
+from moe_search.bench.experiments.pretraining import parts_of, train_specialists
 from moe_search.bench.experiments.training import SEARCHES, SearchSchedule, StepRun, endless_batches, train_by_steps
 from moe_search.bench.experiments.two_image_model import (
     SMOKE_SIZES,
