@@ -112,17 +112,8 @@ def overlay_pairs(
     Sabour, Frosst and Hinton (2017), Dynamic routing between capsules, section 6: each pixel is the maximum of the two
     shifted images, and each corner is a classification task of its own.
 
-    Parameters
-    ----------
-    pixels : ndarray of float32, shape (S, P, P)
-        Source images, in [0, 1].
-    classes : ndarray of int64, shape (S,)
-    pools : sequence of three ndarrays of int64
-        The sources of train, validation and test, at least two each: a canvas pairs two different members of its pool.
-    counts : CanvasCounts
-        With a canvas wider than P.
-    generator : numpy.random.Generator
-        Draws the pairs.
+    Source images, pixels in [0, 1] of shape (S, P, P), belong to classes (S,). The pools are the sources of train,
+    validation and test, at least two each: a canvas pairs two different members of its pool, which the generator draws.
     """
     numbers = (counts.num_train, counts.num_validation, counts.num_test)
     train, validation, test = (
@@ -155,11 +146,6 @@ def load_two_digits(
         ``16 - canvas`` pixels in each direction where that is positive.
     seed : int
         Decides the split and the pairs; not negative.
-
-    Returns
-    -------
-    Canvases
-        Sources are numbers of images of ``load_digits``.
     """
     counts = CanvasCounts(num_train, num_validation, num_test, canvas, seed)
     counts.require_corners(DIGIT_PIXELS)

@@ -56,16 +56,8 @@ def draw_domains(count: int, generator: torch.Generator) -> Tensor:
 def in_style(inputs: Tensor, domains: Tensor, canvas: int) -> Tensor:
     """Return canvases in the style of their domains.
 
-    Domain d is turned counterclockwise by d modulo 4 quarters; from 4 on, its ink is inverted as well.
-
-    Parameters
-    ----------
-    inputs : Tensor
-        Flat canvases, shape [N, canvas * canvas], pixels in [0, 1].
-    domains : Tensor
-        Integers in 0 .. 7, shape [N].
-    canvas : int
-        Width and height in pixels.
+    Domain d, in 0 .. 7, is turned counterclockwise by d modulo 4 quarters; from 4 on, its ink is inverted as well.
+    Inputs are flat canvases, shape [N, canvas * canvas], pixels in [0, 1].
     """
     images = inputs.view(-1, canvas, canvas)
     styled = torch.empty_like(images)

@@ -46,12 +46,6 @@ class HiddenGroupsSettings:
         Slots of the gates that start from fresh weights; the slots of all others are the tasks.
     warming_steps : int
         Steps in which a gate alone is trained to give every task a slot of its own.
-    warming_rate : float
-        The rate of Adam in them.
-    batch_size, steps : int
-    learning_rate : float
-        The rate of Adam.
-    schedule : SearchSchedule
     """
 
     tasks: int = 32

@@ -11,14 +11,8 @@ from torch import Tensor
 from moe_search.bench.experiments.experiment import Experiment, Measure, Numbers
 from moe_search.bench.experiments.gates import make_gate
 from moe_search.bench.experiments.pretraining import clusters_of, warm_up
-from moe_search.bench.experiments.training import SearchSchedule, endless_batches, train_by_steps
-from moe_search.bench.experiments.two_image_model import (
-    NUM_EXPERTS,
-    TwoImageModel,
-    evaluate,
-    make_model,
-    two_task_loss,
-)
+from moe_search.bench.experiments.training import SearchSchedule
+from moe_search.bench.experiments.two_image_model import NUM_EXPERTS, TwoImageModel, make_model
 from moe_search.bench.experiments.two_image_trials import (
     CURVE,
     DIGITS,
@@ -27,6 +21,7 @@ from moe_search.bench.experiments.two_image_trials import (
     load,
     run_numbers,
     shrunk,
+    train_on_images,
 )
 from moe_search.checks import require_choice
 from moe_search.solvers import Result
@@ -91,17 +86,15 @@ def run_trial(settings: LoadLimitSettings, seed: int, gate: str, search: str) ->
         assert isinstance(record.load_limit, float)
         limits.append(record.load_limit)
 
-    run = train_by_steps(
+    run = train_on_images(
         model,
-        model.moe,
-        two_task_loss,
-        endless_batches(data.train, images.model.batch_size, seed),
-        lambda: evaluate(model, data.validation).loss,
+        data,
+        images.model.batch_size,
+        seed,
         steps=images.steps,
         learning_rate=images.learning_rate,
         search="search" if search in ("maps", "search") else "none",
         schedule=images.schedule,
-        seed=seed,
         penalty=_penalty(model, settings.penalty_weight) if search == "penalty" else None,
         load_limit=settings.load_limit,
         on_search=note_limit,

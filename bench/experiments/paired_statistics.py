@@ -53,7 +53,7 @@ class PairedComparison:
     error : float
         Its standard error, from the sample standard deviation (ddof = 1); NaN for one pair.
     p : float
-        Of Wilcoxon's signed-rank test; 1 if no difference counts.
+        That of Wilcoxon's signed-rank test; 1 if no difference counts.
     standardized : float
         Mean over standard deviation of the differences, Cohen's d_z; NaN if all differences are alike.
     rank_biserial : float
@@ -73,13 +73,7 @@ class PairedComparison:
 
 
 def compare_differences(baseline: Sequence[float], other: Sequence[float]) -> PairedComparison:
-    """Test whether differences other - baseline are symmetric around 0, two-sided.
-
-    Parameters
-    ----------
-    baseline, other : sequence of float
-        One number a seed, in the same order of seeds; at least one.
-    """
+    """Test whether differences other - baseline, one number a seed each, are symmetric around 0, two-sided."""
     first, second = _pairs(baseline, other)
     return _compare(second - first, 0.0, "two-sided")
 
@@ -87,17 +81,7 @@ def compare_differences(baseline: Sequence[float], other: Sequence[float]) -> Pa
 def compare_ratios(baseline: Sequence[float], other: Sequence[float], factor: float = 1.0) -> PairedComparison:
     """Test whether the baseline is more than `factor` times the other, one-sided, on differences of logarithms.
 
-    Parameters
-    ----------
-    baseline, other : sequence of float
-        Positive, one number a seed.
-    factor : float
-        Positive.
-
-    Returns
-    -------
-    PairedComparison
-        Mean, error and effect sizes are of log other - log baseline, around 0; only `p` looks at the factor.
+    Mean, error and effect sizes are those of log other - log baseline, around 0; only `p` looks at the factor.
     """
     first, second = _pairs(baseline, other)
     if not 0 < factor < math.inf:

@@ -21,13 +21,7 @@ ROUTING_FLOOR = 1e-6
 
 
 def clusters_of(inputs: Tensor, count: int, seed: int, restarts: int = 1) -> tuple[Tensor, Tensor]:
-    """Return k-means clusters, numbered by chance.
-
-    Returns
-    -------
-    tuple of two Tensors
-        The cluster of every sample, shape [N], in 0 .. count - 1, and the centres, shape [count, features].
-    """
+    """Return the k-means cluster of every sample, shape [N], numbered by chance, and the centres [count, features]."""
     found = KMeans(count, n_init=restarts, random_state=seed).fit(inputs.cpu().numpy())
     labels, centres = torch.from_numpy(found.labels_.astype(np.int64)), torch.from_numpy(found.cluster_centers_)
     return labels.to(inputs.device), centres.to(inputs)
@@ -58,17 +52,8 @@ def warm_up(
 ) -> None:
     """Train a gate alone, by Adam, to give the samples of part j to slot j.
 
-    Parameters
-    ----------
-    gate : Gate
-        Changed in place, and left in training mode; a gate with nothing to learn stays as it is.
-    inputs : Tensor
-        Shape [N, features].
-    parts : Tensor
-        Integers in 0 .. m - 1, shape [N].
-    steps, learning_rate, batch_size
-    seed : int
-        Decides the samples of every step.
+    Inputs have shape [N, features], parts are integers in 0 .. m - 1 of shape [N], and the seed decides the samples of
+    every step. The gate is left in training mode; one with nothing to learn stays as it is.
     """
     parameters = list(gate.parameters())
     if not parameters:
@@ -119,19 +104,8 @@ def train_specialists(
 ) -> None:
     """Train expert j on part j alone, the head on all, and the gate to send part j to the slot of expert j.
 
-    Parameters
-    ----------
-    model : TwoImageModel
-        Changed in place. Its map is that of a fresh gate, slot j to expert j.
-    data : Batch
-        Training data.
-    parts : Tensor
-        Shape [N], from `parts_of`.
-    sizes : ModelSizes
-    seed : int
-        Decides the order of the samples.
-    on_epoch : callable, optional
-        Called after every epoch.
+    The model has the map of a fresh gate, slot j to expert j. Parts, shape [N], are those of `parts_of`; the seed
+    decides the order of the samples; `on_epoch` is called after every epoch.
     """
 
     def loss(rows: Tensor) -> Tensor:
@@ -165,16 +139,7 @@ def branch_off(model: TwoImageModel, data: Batch, epochs: int, sizes: ModelSizes
 def train_apart(model: TwoImageModel, data: Batch, parts: Tensor, sizes: ModelSizes, seed: int) -> None:
     """Train every expert on the samples of its part, and nothing else of the model.
 
-    Parameters
-    ----------
-    model : TwoImageModel
-        Changed in place.
-    data : Batch
-    parts : Tensor
-        Integers in 0 .. 7, shape [N].
-    sizes : ModelSizes
-    seed : int
-        Decides the order of the samples.
+    Parts are integers in 0 .. 7, shape [N]; the seed decides the order of the samples.
     """
     experts = model.moe.experts
     assert isinstance(experts, StackedExperts)

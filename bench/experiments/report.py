@@ -108,15 +108,7 @@ def _holds_journal(folder: Path) -> bool:
 
 
 def make_report(finished: Sequence[Finished], command: str) -> Report:
-    """Return the page.
-
-    Parameters
-    ----------
-    finished : sequence of Finished
-        At least one.
-    command : str
-        The command line that made it.
-    """
+    """Return the page; `command` is the command line that made it."""
     facts = {"report": command}
     for each in finished:
         name = each.experiment.name

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from moe_search.bench.experiments.token_states import TokenStates
 from moe_search.bench.experiments.token_student import TokenStudent
+from moe_search.bench.experiments.token_teacher import TokenStates
 from moe_search.problems import LinearAssignment
 from moe_search.solvers import MaxRuntime, Result, Solver, StoppingCriterion, Transport
 from moe_search.training import PermutationSearch
@@ -111,22 +111,8 @@ class TokenTableSearch:
     """Searches the tables of a student's layers on some snippets: a token goes where its distillation loss is least.
 
     With one expert a token, the loss of a layer is a linear assignment. Most of the snippets make the costs, the others
-    verify, snippets being the independent units.
-
-    Parameters
-    ----------
-    student : TokenStudent
-    data : TokenStates
-        The snippets for training.
-    strata : sequence of ndarray
-    snippets : int
-        How many a search looks at.
-    seed : int
-        Decides which they are, and which of them verify.
-
-    Attributes
-    ----------
-    of_layers : tuple of PermutationSearch
+    verify, snippets being the independent units. `snippets` says how many a search looks at, and the seed decides which
+    they are and which of them verify. `of_layers` holds the search of every layer.
     """
 
     def __init__(self, student: TokenStudent, data: TokenStates, strata: Strata, snippets: int, seed: int) -> None:

@@ -12,9 +12,15 @@ from torch import Tensor
 
 from moe_search.bench.experiments.experiment import Experiment, Measure, Numbers
 from moe_search.bench.experiments.table_search import TokenTableSearch, frequency_strata, random_table, token_slots
-from moe_search.bench.experiments.token_states import TokenBatch, TokenStates
 from moe_search.bench.experiments.token_student import TokenStudent, distillation_losses, embeddings, layer_losses
-from moe_search.bench.experiments.token_teacher import RIDGES, Teaching, TokenTableSettings, teach
+from moe_search.bench.experiments.token_teacher import (
+    RIDGES,
+    Teaching,
+    TokenBatch,
+    TokenStates,
+    TokenTableSettings,
+    teach,
+)
 from moe_search.bench.experiments.training import SearchSchedule, StepRun, endless_rows, train
 from moe_search.checks import require_choice
 
@@ -62,17 +68,8 @@ def distill(
     """Train a student in place to make of every token what the teacher makes of it, layer by layer.
 
     The loss is the squared error of the layers' outputs, summed over the layers, plus that of the rating that the
-    teacher's head reads from their mean.
-
-    Parameters
-    ----------
-    student : TokenStudent
-    teaching : Teaching
-    settings : TokenTableSettings
-    seed : int
-        Decides the batches.
-    tables : TokenTableSearch or None
-        Searches the tables after the steps that the schedule tells.
+    teacher's head reads from their mean. The seed decides the batches. The tables, if any are given, are searched after
+    the steps that the schedule tells.
     """
     head, rows = teaching.head, endless_rows(len(teaching.train), settings.batch_size, seed)
 
@@ -102,12 +99,8 @@ def distill(
 def rating_error(of_snippets: Sequence[NDArray[np.float64]], data: Sequence[TokenStates]) -> float:
     """Return the root mean squared error of ratings on the second of two data sets, read off by a ridge regression.
 
-    Parameters
-    ----------
-    of_snippets : pair of ndarray, shape (N, H)
-        Embeddings of the snippets of either.
-    data : pair of TokenStates
-        The first fits the regression, with the penalty of the least leave-one-out error.
+    `of_snippets` are embeddings [N, H] of the snippets of either. The first fits the regression, with the penalty of
+    the least leave-one-out error.
     """
     fitted, told = (each.scores.double().numpy() for each in data)
     read = RidgeCV(RIDGES).fit(of_snippets[0], fitted).predict(of_snippets[1])
