@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -86,6 +85,10 @@ def run_trial(settings: LoadLimitSettings, seed: int, gate: str, search: str) ->
         assert isinstance(record.load_limit, float)
         limits.append(record.load_limit)
 
+    def penalty() -> Tensor:
+        assert model.moe.routing is not None
+        return settings.penalty_weight * load_balancing_loss(model.moe.routing, model.moe.gate.expert_map)
+
     run = train_on_images(
         model,
         data,
@@ -95,7 +98,7 @@ def run_trial(settings: LoadLimitSettings, seed: int, gate: str, search: str) ->
         learning_rate=images.learning_rate,
         search="search" if search in ("maps", "search") else "none",
         schedule=images.schedule,
-        penalty=_penalty(model, settings.penalty_weight) if search == "penalty" else None,
+        penalty=penalty if search == "penalty" else None,
         load_limit=settings.load_limit,
         on_search=note_limit,
         on_step=(lambda _: balancing.step()) if search in ("biases", "search") else None,
@@ -141,14 +144,6 @@ def loads_of_experts(model: TwoImageModel, inputs: Tensor) -> Tensor:
     gate = model.moe.gate
     slots = (gate(inputs).weights > 0).sum((0, 1))
     return torch.zeros(gate.num_experts, dtype=slots.dtype).index_add_(0, gate.expert_map.experts[0], slots)
-
-
-def _penalty(model: TwoImageModel, weight: float) -> Callable[[], Tensor]:
-    def penalty() -> Tensor:
-        assert model.moe.routing is not None
-        return weight * load_balancing_loss(model.moe.routing, model.moe.gate.expert_map)
-
-    return penalty
 
 
 def _highest(loads: Tensor) -> float:
