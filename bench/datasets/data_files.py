@@ -22,10 +22,7 @@ UNSIGNED_BYTES = 8
 def find_file(path: str | os.PathLike[str], names: Sequence[str], what: str, how_to_get: str) -> Path:
     """Return a path that is a file, or the first of some names (or patterns of names) in the folder that it is.
 
-    Raises
-    ------
-    FileNotFoundError
-        If there is none; the message names the data set and says how to get it.
+    The error where there is none names `what` is missing and says how to get it.
     """
     place = Path(path)
     if place.is_file():
@@ -48,13 +45,7 @@ def package_folder(package: str, what: str, how_to_get: str) -> Path:
 def read_members(name: str, data: bytes, wanted: Sequence[str]) -> dict[str, bytes]:
     """Return the members of an archive whose paths end in a wanted one, by that; nothing is unpacked to disk.
 
-    Parameters
-    ----------
-    name : str
-        The file name of the archive, which tells its format: .zip, .whl, or .tar.gz.
-    data : bytes
-        Its content.
-    wanted : sequence of str
+    The file name of the archive tells its format: .zip, .whl, or .tar.gz. `data` is its content.
     """
     found: dict[str, bytes] = {}
     try:

@@ -33,13 +33,8 @@ SIZES = {
 def write_made_text(folder: str | os.PathLike[str], snippets: int = 120, seed: int = 0) -> None:
     """Write snippets whose scores are set by their good and bad words, and a BERT for these words.
 
-    Parameters
-    ----------
-    folder : path-like
-        For ``movieReviewSnippets_GroundTruth.txt``, ``config.json``, ``model.safetensors`` and ``tokenizer.json``.
-    snippets : int
-    seed : int
-        Decides texts and weights.
+    The folder is to hold ``movieReviewSnippets_GroundTruth.txt``, ``config.json``, ``model.safetensors`` and
+    ``tokenizer.json``. The seed decides texts and weights.
     """
     require_libraries()
     from safetensors.torch import save_file

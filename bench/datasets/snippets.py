@@ -67,14 +67,6 @@ def load_snippets(path: str | os.PathLike[str], *, seed: int = 0) -> Snippets:
         tabs; or the folder of one of them.
     seed : int
         Decides the split, 80 % train, 10 % validation, 10 % test; not negative.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the file is missing; the message says how to get it.
-    ValueError
-        If the archive holds no such text file, a line is malformed, there are fewer than 10 of them, or the seed is
-        negative.
     """
     require_integer("seed", seed, 0)
     file = find_file(path, FILES, "the film review snippets", HOW_TO_GET)

@@ -14,9 +14,6 @@ from sklearn.datasets import load_digits
 from moe_search.bench.datasets.data_files import find_file, read_idx
 from moe_search.checks import require_integer
 
-DIGIT_PIXELS = 8
-"""Width and height of an image of ``load_digits``."""
-
 DARKEST = 16.0
 """The largest pixel value of ``load_digits``."""
 
@@ -67,44 +64,12 @@ class Canvases:
     test: CanvasSplit
 
 
-@dataclass(frozen=True)
-class CanvasCounts:
-    """How many canvases of which size are made, and from which seed.
-
-    Attributes
-    ----------
-    num_train, num_validation, num_test : int
-        Canvases per split, at least 1.
-    canvas : int
-        Width and height of a canvas in pixels.
-    seed : int
-        Decides the pairs; not negative.
-    """
-
-    num_train: int
-    num_validation: int
-    num_test: int
-    canvas: int
-    seed: int
-
-    def __post_init__(self) -> None:
-        for name in ("num_train", "num_validation", "num_test"):
-            require_integer(name, getattr(self, name))
-        require_integer("seed", self.seed, 0)
-
-    def require_corners(self, pixels: int) -> None:
-        """Raise ValueError if both corners of the canvas are the same for images of `pixels` x `pixels`."""
-        if self.canvas <= pixels:
-            raise ValueError(
-                f"canvas must be at least {pixels + 1} pixels for two corners to differ, got {self.canvas}"
-            )
-
-
 def overlay_pairs(
     pixels: NDArray[np.float32],
     classes: NDArray[np.int64],
     pools: Sequence[NDArray[np.int64]],
-    counts: CanvasCounts,
+    counts: Sequence[int],
+    canvas: int,
     generator: np.random.Generator,
 ) -> Canvases:
     """Overlay pairs of images, shifted to opposite corners of a canvas.
@@ -112,24 +77,24 @@ def overlay_pairs(
     Sabour, Frosst and Hinton (2017), Dynamic routing between capsules, section 6: each pixel is the maximum of the two
     shifted images, and each corner is a classification task of its own.
 
-    Parameters
-    ----------
-    pixels : ndarray of float32, shape (S, P, P)
-        Source images, in [0, 1].
-    classes : ndarray of int64, shape (S,)
-    pools : sequence of three ndarrays of int64
-        The sources of train, validation and test, at least two each: a canvas pairs two different members of its pool.
-    counts : CanvasCounts
-        With a canvas wider than P.
-    generator : numpy.random.Generator
-        Draws the pairs.
+    Source images, pixels in [0, 1] of shape (S, P, P), belong to classes (S,). The pools are the sources of train,
+    validation and test, at least two each: a canvas pairs two different members of its pool, which the generator draws.
+    The counts say how many canvases each split has, of `canvas` pixels in width and height.
     """
-    numbers = (counts.num_train, counts.num_validation, counts.num_test)
-    train, validation, test = (
-        _overlay(pixels, classes, _pairs(pool, number, generator), counts.canvas)
-        for pool, number in zip(pools, numbers, strict=True)
-    )
-    return Canvases(train, validation, test)
+    for name, count in zip(("num_train", "num_validation", "num_test"), counts, strict=True):
+        require_integer(name, count)
+    side = pixels.shape[1]
+    if canvas <= side:
+        raise ValueError(f"canvas must be at least {side + 1} pixels for two corners to differ, got {canvas}")
+    splits = []
+    for pool, count in zip(pools, counts, strict=True):
+        sources = _pairs(pool, count, generator)
+        upper_left = np.zeros((count, canvas, canvas), dtype=np.float32)
+        lower_right = np.zeros_like(upper_left)
+        upper_left[:, :side, :side] = pixels[sources[:, 0]]
+        lower_right[:, -side:, -side:] = pixels[sources[:, 1]]
+        splits.append(CanvasSplit(np.maximum(upper_left, lower_right), classes[sources], sources))
+    return Canvases(*splits)
 
 
 def load_two_digits(
@@ -155,14 +120,8 @@ def load_two_digits(
         ``16 - canvas`` pixels in each direction where that is positive.
     seed : int
         Decides the split and the pairs; not negative.
-
-    Returns
-    -------
-    Canvases
-        Sources are numbers of images of ``load_digits``.
     """
-    counts = CanvasCounts(num_train, num_validation, num_test, canvas, seed)
-    counts.require_corners(DIGIT_PIXELS)
+    require_integer("seed", seed, 0)
     digits = load_digits()
     pixels = (digits.images / DARKEST).astype(np.float32)
     classes = digits.target.astype(np.int64)
@@ -171,7 +130,7 @@ def load_two_digits(
     first_validation = round(DIGIT_TRAIN_SHARE * len(order))
     first_test = round((DIGIT_TRAIN_SHARE + DIGIT_VALIDATION_SHARE) * len(order))
     pools = np.split(order, [first_validation, first_test])
-    return overlay_pairs(pixels, classes, pools, counts, generator)
+    return overlay_pairs(pixels, classes, pools, (num_train, num_validation, num_test), canvas, generator)
 
 
 def load_two_fashion(
@@ -208,19 +167,11 @@ def load_two_fashion(
     -------
     Canvases
         Sources are numbers of images of the training file and, after these, the test file.
-
-    Raises
-    ------
-    FileNotFoundError
-        If a file is missing; the message says how to get it.
-    ValueError
-        If a number is out of range, or a file is damaged.
     """
-    counts = CanvasCounts(num_train, num_validation, num_test, canvas, seed)
+    require_integer("seed", seed, 0)
     folder = FASHION_FOLDER if path is None else Path(path)
     train_pixels, train_classes = _read_fashion(folder, "train", shrink)
     test_pixels, test_classes = _read_fashion(folder, "t10k", shrink)
-    counts.require_corners(train_pixels.shape[1])
     generator = np.random.default_rng(seed)
     order = generator.permutation(len(train_pixels))
     train, validation = np.split(order, [round((1 - FASHION_VALIDATION_SHARE) * len(order))])
@@ -229,7 +180,8 @@ def load_two_fashion(
         np.concatenate([train_pixels, test_pixels]),
         np.concatenate([train_classes, test_classes]),
         (train, validation, test),
-        counts,
+        (num_train, num_validation, num_test),
+        canvas,
         generator,
     )
 
@@ -239,17 +191,6 @@ def _pairs(pool: NDArray[np.int64], count: int, generator: np.random.Generator) 
     first = generator.integers(len(pool), size=count)
     offset = generator.integers(1, len(pool), size=count)
     return pool[np.stack([first, (first + offset) % len(pool)], axis=1)]
-
-
-def _overlay(
-    pixels: NDArray[np.float32], classes: NDArray[np.int64], sources: NDArray[np.int64], canvas: int
-) -> CanvasSplit:
-    side = pixels.shape[1]
-    upper_left = np.zeros((len(sources), canvas, canvas), dtype=np.float32)
-    lower_right = np.zeros_like(upper_left)
-    upper_left[:, :side, :side] = pixels[sources[:, 0]]
-    lower_right[:, -side:, -side:] = pixels[sources[:, 1]]
-    return CanvasSplit(np.maximum(upper_left, lower_right), classes[sources], sources)
 
 
 def _read_fashion(folder: Path, name: str, shrink: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

@@ -6,13 +6,7 @@ DEVICES = ("auto", "cpu", "cuda")
 
 
 def find_device(name: str) -> torch.device:
-    """Return the torch device of a name; ``auto`` takes a GPU if torch sees one.
-
-    Raises
-    ------
-    ValueError
-        If the name is unknown, or cuda is asked for where torch sees none.
-    """
+    """Return the torch device of a name; ``auto`` takes a GPU if torch sees one."""
     if name not in DEVICES:
         raise ValueError(f"device must be one of {', '.join(DEVICES)}, got {name!r}")
     if name == "cuda" and not torch.cuda.is_available():

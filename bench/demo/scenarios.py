@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from moe_search.bench.datasets.two_images import load_two_digits
 from moe_search.bench.demo.optimum import ComparedSearch, compare_with_optimum
 from moe_search.bench.demo.settings import GATES, SEARCHED, DemoSettings
-from moe_search.bench.experiments.specialists import parts_of, train_specialists
+from moe_search.bench.experiments.pretraining import parts_of, train_specialists
 from moe_search.bench.experiments.training import SearchSchedule, StepRun, batches_of, rows_by_epoch, train_by_steps
 from moe_search.bench.experiments.two_image_model import (
     DataTensors,
@@ -171,23 +171,9 @@ def train(
 ) -> TrainingRun:
     """Train a model in place, on the device of the data.
 
-    Parameters
-    ----------
-    model : TwoImageModel
-    gate : str
-        Name of the run's gate; a plus is added if it searches.
-    data : DataTensors
-    settings : DemoSettings
-    learning_rate : float
-        The rate of Adam.
-    seed : int
-        Decides the order of the samples and the searches; runs of one seed see the same batches.
-    search : {"none", "search"}
-    schedule : SearchSchedule
-    on_epoch : callable, optional
-        Called after every epoch.
-    on_search : callable, optional
-        As in `PermutationSearch`.
+    The seed decides the order of the samples and the searches: runs of one seed see the same batches. A plus is added
+    to the name of the gate if it searches. `on_epoch` is called after every epoch, `on_search` as by
+    `PermutationSearch`.
     """
     rows = rows_by_epoch(len(data.train), settings.batch_size, settings.epochs, seed)
 

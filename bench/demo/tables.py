@@ -76,42 +76,30 @@ def every_search_table(result: ScenarioResult) -> Table:
 def findings(result: ScenarioResult) -> tuple[str, ...]:
     """Return one finding for each gate with and without search."""
     by_gate = runs_by_gate(result)
-    return tuple(compare(by_gate[gate], by_gate[f"{gate}+"]).sentences() for gate in SEARCHED)
+    return tuple(Comparison(by_gate[gate], by_gate[f"{gate}+"]).sentences() for gate in SEARCHED)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Paired differences, with search minus without.
+    """Runs of a gate with search against the same gate without, paired by seed; differences are with minus without."""
 
-    Attributes
-    ----------
-    gate : str
-        The gate without search.
-    loss_differences : tuple of float
-        Those of the test losses, one a seed; negative means that search did better.
-    accuracy_differences : tuple of float
-        Those of the accuracies, mean of both tasks.
-    epochs_to_match : tuple of int or None
-        The first epoch at which the run with search is at the least validation loss of the run without; None if never.
-    epochs_without : tuple of int
-        The epoch of that least loss in the run without search.
-    first_epoch_without, first_epoch_with : tuple of float
-        Validation losses after the first epoch.
-    committed : int
-        Maps that search put into the gate, all seeds together.
-    epochs : int
-        Epochs of a run.
-    """
+    without: Sequence[TrainingRun]
+    with_search: Sequence[TrainingRun]
 
-    gate: str
-    loss_differences: tuple[float, ...]
-    accuracy_differences: tuple[float, ...]
-    epochs_to_match: tuple[int | None, ...]
-    epochs_without: tuple[int, ...]
-    first_epoch_without: tuple[float, ...]
-    first_epoch_with: tuple[float, ...]
-    committed: int
-    epochs: int
+    def __post_init__(self) -> None:
+        first, other = ([run.seed for run in runs] for runs in (self.without, self.with_search))
+        if not first or first != other:
+            raise ValueError(f"runs must be pairs of the same seeds, got {first} and {other}")
+
+    @property
+    def pairs(self) -> list[tuple[TrainingRun, TrainingRun]]:
+        """The runs without and with search of every seed."""
+        return list(zip(self.without, self.with_search, strict=True))
+
+    @property
+    def loss_differences(self) -> list[float]:
+        """Differences of the test losses, one a seed; negative means that search did better."""
+        return [b.test.loss - a.test.loss for a, b in self.pairs]
 
     @property
     def verdict(self) -> str:
@@ -126,46 +114,24 @@ class Comparison:
 
     def sentences(self) -> str:
         """Return the comparison in plain words."""
-        plus = f"{self.gate}+"
-        if not any(self.loss_differences) and not self.committed:
-            return f"{plus} against {self.gate}: no difference, no map was committed."
-        loss = mean_and_error(self.loss_differences)
-        accuracy = mean_and_error(self.accuracy_differences)
-        of_seeds = f"of {len(self.loss_differences)} {'seed' if len(self.loss_differences) == 1 else 'seeds'}"
-        lower = sum(difference < 0 for difference in self.loss_differences)
-        epochs = ", ".join("never" if epoch is None else str(epoch) for epoch in self.epochs_to_match)
-        return (
-            f"{plus} against {self.gate}: {self.verdict}. "
-            f"Test loss {_change(loss, 3, 'lower', 'higher')}, lower in {lower} {of_seeds}; "
-            f"accuracy {_change(accuracy, 2, 'points lower', 'points higher', scale=100.0)}. "
-            f"Validation loss after one epoch: {np.mean(self.first_epoch_with):.3f} with search, "
-            f"{np.mean(self.first_epoch_without):.3f} without. "
-            f"Epoch at the least validation loss of {self.gate}, by seed: {epochs} with search, "
-            f"{', '.join(map(str, self.epochs_without))} without."
+        gate, losses = self.without[0].gate, self.loss_differences
+        if not any(losses) and not any(run.committed for run in self.with_search):
+            return f"{gate}+ against {gate}: no difference, no map was committed."
+        accuracy = mean_and_error(
+            [float(np.mean(b.test.accuracies) - np.mean(a.test.accuracies)) for a, b in self.pairs]
         )
-
-
-def compare(without: Sequence[TrainingRun], with_search: Sequence[TrainingRun]) -> Comparison:
-    """Compare runs of one gate, paired by seed."""
-    seeds = [run.seed for run in without]
-    if not seeds or seeds != [run.seed for run in with_search]:
-        raise ValueError(f"runs must be pairs of the same seeds, got {seeds} and {[run.seed for run in with_search]}")
-    return Comparison(
-        gate=without[0].gate,
-        loss_differences=tuple(b.test.loss - a.test.loss for a, b in zip(without, with_search, strict=True)),
-        accuracy_differences=tuple(
-            float(np.mean(b.test.accuracies) - np.mean(a.test.accuracies))
-            for a, b in zip(without, with_search, strict=True)
-        ),
-        epochs_to_match=tuple(
-            _first_at_most(b.losses, min(a.losses)) for a, b in zip(without, with_search, strict=True)
-        ),
-        epochs_without=tuple(run.best_epoch for run in without),
-        first_epoch_without=tuple(run.losses[1] for run in without),
-        first_epoch_with=tuple(run.losses[1] for run in with_search),
-        committed=sum(record.outcome == "committed" for run in with_search for record in run.history),
-        epochs=len(without[0].losses) - 1,
-    )
+        of_seeds = f"of {len(losses)} {'seed' if len(losses) == 1 else 'seeds'}"
+        lower = sum(difference < 0 for difference in losses)
+        matched = (_first_at_most(b.losses, min(a.losses)) for a, b in self.pairs)
+        return (
+            f"{gate}+ against {gate}: {self.verdict}. "
+            f"Test loss {_change(mean_and_error(losses), 3, 'lower', 'higher')}, lower in {lower} {of_seeds}; "
+            f"accuracy {_change(accuracy, 2, 'points lower', 'points higher', scale=100.0)}. "
+            f"Validation loss after one epoch: {np.mean([run.losses[1] for run in self.with_search]):.3f} with search, "
+            f"{np.mean([run.losses[1] for run in self.without]):.3f} without. "
+            f"Epoch at the least validation loss of {gate}, by seed: {', '.join(matched)} with search, "
+            f"{', '.join(str(run.best_epoch) for run in self.without)} without."
+        )
 
 
 def _result_cells(runs: Sequence[TrainingRun]) -> list[str]:
@@ -190,8 +156,8 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.5f}"
 
 
-def _first_at_most(losses: Sequence[float], target: float) -> int | None:
-    return next((epoch for epoch, loss in enumerate(losses) if loss <= target), None)
+def _first_at_most(losses: Sequence[float], target: float) -> str:
+    return next((str(epoch) for epoch, loss in enumerate(losses) if loss <= target), "never")
 
 
 def _change(change: MeanAndError, digits: int, down: str, up: str, scale: float = 1.0) -> str:

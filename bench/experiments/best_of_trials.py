@@ -36,15 +36,7 @@ def expected_best(losses: Sequence[float] | NDArray[np.float64]) -> NDArray[np.f
 
     The i-th smallest of N losses is the least of r with probability C(N - i, r - 1) / C(N, r); nothing is simulated.
 
-    Parameters
-    ----------
-    losses : sequence of float
-        One a trial of a random search, at least one.
-
-    Raises
-    ------
-    ValueError
-        If there is none, or one is not finite.
+    The losses are one a trial of a random search, at least one.
     """
     values = np.sort(_checked(losses))
     return _rank_weights(len(values)) @ values
@@ -96,19 +88,7 @@ def fewer_trials(
 ) -> FewerTrials:
     """Return how many trials with a search are as good as a budget of trials without.
 
-    Parameters
-    ----------
-    baseline, other : sequence of float
-        The losses of the same draws without and with the search, in the same order.
-    budget : int
-        Trials without, at least 1 and at most as many as there are.
-    seed : int
-    resamples : int
-
-    Raises
-    ------
-    ValueError
-        As `expected_best`; if there are not as many losses with as without, or the budget is out of range.
+    `baseline` and `other` are the losses of the same draws without and with the search, in the same order.
     """
     first, second = _checked(baseline), _checked(other)
     if len(first) != len(second):

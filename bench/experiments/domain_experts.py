@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from moe_search.bench.experiments.experiment import Numbers
 from moe_search.bench.experiments.gates import ClusterGate
-from moe_search.bench.experiments.specialists import branch_off, train_apart
+from moe_search.bench.experiments.pretraining import branch_off, make_warm_gate, train_apart
 from moe_search.bench.experiments.two_image_model import (
     NUM_CLASSES,
     NUM_EXPERTS,
@@ -37,7 +37,6 @@ from moe_search.bench.experiments.two_image_trials import (
     recovery_experiments,
     train_on,
 )
-from moe_search.bench.experiments.warm_gate import make_warm_gate
 from moe_search.gates import Gate
 from moe_search.training.lowering.batch import Batch
 
@@ -57,16 +56,8 @@ def draw_domains(count: int, generator: torch.Generator) -> Tensor:
 def in_style(inputs: Tensor, domains: Tensor, canvas: int) -> Tensor:
     """Return canvases in the style of their domains.
 
-    Domain d is turned counterclockwise by d modulo 4 quarters; from 4 on, its ink is inverted as well.
-
-    Parameters
-    ----------
-    inputs : Tensor
-        Flat canvases, shape [N, canvas * canvas], pixels in [0, 1].
-    domains : Tensor
-        Integers in 0 .. 7, shape [N].
-    canvas : int
-        Width and height in pixels.
+    Domain d, in 0 .. 7, is turned counterclockwise by d modulo 4 quarters; from 4 on, its ink is inverted as well.
+    Inputs are flat canvases, shape [N, canvas * canvas], pixels in [0, 1].
     """
     images = inputs.view(-1, canvas, canvas)
     styled = torch.empty_like(images)
@@ -221,7 +212,7 @@ def sizes_of(images: TwoImageSettings) -> DomainSettings:
     """Return the sizes of this experiment on some images: it divides the training canvases by two, then by eight."""
     same = {field.name: getattr(images, field.name) for field in fields(TwoImageSettings)}
     same["model"] = replace(images.model, num_train=16_000, pretraining_epochs=15)
-    # Of 0.001, 0.003, 0.01 and 0.03 the rate with which gradient alone gets there first.
+    # Gradient alone gets there first with this rate, of 0.001, 0.003, 0.01 and 0.03.
     same["learning_rate"] = 0.01
     return DomainSettings(**same)
 

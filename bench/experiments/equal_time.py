@@ -32,10 +32,8 @@ class TimedRun:
 
     Attributes
     ----------
-    seconds : sequence of float
-        Rising, the first 0.
-    losses : sequence of float
-        As many.
+    seconds, losses : sequence of float
+        As many of one as of the other; the seconds rise from 0.
     """
 
     seconds: Sequence[float]

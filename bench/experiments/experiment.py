@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from moe_search.checks import require_choice, require_integer
 
@@ -12,12 +12,9 @@ Numbers: TypeAlias = Mapping[str, float | Sequence[float]]
 """What a trial measured: numbers, and curves or maps as lists of them."""
 
 
-class RunTrial(Protocol):
-    """Trains one gate with one search from one seed; a module-level function, so that any process can call it."""
-
-    def __call__(self, settings: Any, seed: int, gate: str, search: str) -> Numbers:
-        """Return what was measured."""
-        ...
+RunTrial: TypeAlias = Callable[[Any, int, str, str], Numbers]
+"""``run_trial(settings, seed, gate, search)`` trains one gate with one search from one seed and returns what was
+measured; a module-level function, so that any process can call it."""
 
 
 @dataclass(frozen=True)
@@ -94,9 +91,9 @@ class Experiment:
     Attributes
     ----------
     name : str
-        On the command line.
+        Its name on the command line.
     title, question : str
-        For the report: what it is, and what it is to find out.
+        What it is, and what it is to find out.
     gates, searches : tuple of str
         Each search is tried with every gate; the first search is the baseline of the others.
     seeds : int
@@ -104,23 +101,16 @@ class Experiment:
     settings, smoke : frozen dataclass
         What `run_trial` is given: the full sizes, and sizes that take seconds and only show that all works. A field
         `path`, if there is one, says where the data lie.
-    run_trial : callable
-        ``run_trial(settings, seed, gate, search)``, the numbers of a trial.
+    run_trial : RunTrial
     measures : tuple of Measure
     curve : tuple of two str, optional
         The keys of a curve's steps and losses, lists as long as each other, the same steps in all trials.
     maps : tuple of str
         The keys of expert maps, lists of the expert of every slot, in the order of time.
     budget : Budget, optional
-        Where seeds are draws of hyperparameters.
+        Given where seeds are draws of hyperparameters.
     equal_time : EqualTime, optional
-        Of two of the searches; it takes a curve.
-
-    Raises
-    ------
-    ValueError
-        If there is no gate, no search, no measure, or less than one seed, or no curve or search to compare at equal
-        time.
+        Compares two of the searches; it takes a curve.
     """
 
     name: str

@@ -13,8 +13,8 @@ from torch.nn import functional
 from moe_search.bench.datasets.hidden_groups import GroupedTasks, make_hidden_groups
 from moe_search.bench.experiments.experiment import Experiment, Measure, Numbers
 from moe_search.bench.experiments.gates import TaskGate, make_task_gate
+from moe_search.bench.experiments.pretraining import warm_up
 from moe_search.bench.experiments.training import SearchSchedule, endless_batches, train_by_steps
-from moe_search.bench.experiments.warm_gate import warm_up
 from moe_search.checks import require_choice
 from moe_search.gates import Gate
 from moe_search.layers import MixtureOfExperts, StackedExperts
@@ -46,12 +46,6 @@ class HiddenGroupsSettings:
         Slots of the gates that start from fresh weights; the slots of all others are the tasks.
     warming_steps : int
         Steps in which a gate alone is trained to give every task a slot of its own.
-    warming_rate : float
-        The rate of Adam in them.
-    batch_size, steps : int
-    learning_rate : float
-        The rate of Adam.
-    schedule : SearchSchedule
     """
 
     tasks: int = 32

@@ -71,12 +71,7 @@ class Journal(ABC):
 def open_journal(experiment: Experiment, folder: Path, header: Mapping[str, Any]) -> Journal:
     """Begin the journal of an experiment in a folder, made if it is missing, or go on with the one that is there.
 
-    Raises
-    ------
-    ImportError
-        If it is one of Optuna, which is missing.
-    ValueError
-        If the journal that is there is of another run, or damaged.
+    ValueError if the journal that is there is of another run, or damaged.
     """
     if experiment.budget is None:
         return LineJournal.open(folder, header)
@@ -84,17 +79,7 @@ def open_journal(experiment: Experiment, folder: Path, header: Mapping[str, Any]
 
 
 def read_journal(folder: Path) -> Journal:
-    """Return the journal in a folder, which is left as it is.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is none.
-    ImportError
-        If it is one of Optuna, which is missing.
-    ValueError
-        If it is damaged.
-    """
+    """Return the journal in a folder, which is left as it is; FileNotFoundError if there is none."""
     return StudyJournal.read(folder) if (folder / STUDY_FILE).is_file() else LineJournal.read(folder)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,14 +9,9 @@ from torch import Tensor
 
 from moe_search.bench.experiments.experiment import Experiment, Measure, Numbers
 from moe_search.bench.experiments.gates import make_gate
-from moe_search.bench.experiments.training import SearchSchedule, endless_batches, train_by_steps
-from moe_search.bench.experiments.two_image_model import (
-    NUM_EXPERTS,
-    TwoImageModel,
-    evaluate,
-    make_model,
-    two_task_loss,
-)
+from moe_search.bench.experiments.pretraining import clusters_of, warm_up
+from moe_search.bench.experiments.training import SearchSchedule
+from moe_search.bench.experiments.two_image_model import NUM_EXPERTS, TwoImageModel, make_model
 from moe_search.bench.experiments.two_image_trials import (
     CURVE,
     DIGITS,
@@ -26,8 +20,8 @@ from moe_search.bench.experiments.two_image_trials import (
     load,
     run_numbers,
     shrunk,
+    train_on_images,
 )
-from moe_search.bench.experiments.warm_gate import clusters_of, warm_up
 from moe_search.checks import require_choice
 from moe_search.solvers import Result
 from moe_search.training import LossFreeBalancing, Lowering, SearchRecord, load_balancing_loss
@@ -91,18 +85,20 @@ def run_trial(settings: LoadLimitSettings, seed: int, gate: str, search: str) ->
         assert isinstance(record.load_limit, float)
         limits.append(record.load_limit)
 
-    run = train_by_steps(
+    def penalty() -> Tensor:
+        assert model.moe.routing is not None
+        return settings.penalty_weight * load_balancing_loss(model.moe.routing, model.moe.gate.expert_map)
+
+    run = train_on_images(
         model,
-        model.moe,
-        two_task_loss,
-        endless_batches(data.train, images.model.batch_size, seed),
-        lambda: evaluate(model, data.validation).loss,
+        data,
+        images.model.batch_size,
+        seed,
         steps=images.steps,
         learning_rate=images.learning_rate,
         search="search" if search in ("maps", "search") else "none",
         schedule=images.schedule,
-        seed=seed,
-        penalty=_penalty(model, settings.penalty_weight) if search == "penalty" else None,
+        penalty=penalty if search == "penalty" else None,
         load_limit=settings.load_limit,
         on_search=note_limit,
         on_step=(lambda _: balancing.step()) if search in ("biases", "search") else None,
@@ -148,14 +144,6 @@ def loads_of_experts(model: TwoImageModel, inputs: Tensor) -> Tensor:
     gate = model.moe.gate
     slots = (gate(inputs).weights > 0).sum((0, 1))
     return torch.zeros(gate.num_experts, dtype=slots.dtype).index_add_(0, gate.expert_map.experts[0], slots)
-
-
-def _penalty(model: TwoImageModel, weight: float) -> Callable[[], Tensor]:
-    def penalty() -> Tensor:
-        assert model.moe.routing is not None
-        return weight * load_balancing_loss(model.moe.routing, model.moe.gate.expert_map)
-
-    return penalty
 
 
 def _highest(loads: Tensor) -> float:

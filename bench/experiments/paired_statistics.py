@@ -53,7 +53,7 @@ class PairedComparison:
     error : float
         Its standard error, from the sample standard deviation (ddof = 1); NaN for one pair.
     p : float
-        Of Wilcoxon's signed-rank test; 1 if no difference counts.
+        That of Wilcoxon's signed-rank test; 1 if no difference counts.
     standardized : float
         Mean over standard deviation of the differences, Cohen's d_z; NaN if all differences are alike.
     rank_biserial : float
@@ -73,18 +73,7 @@ class PairedComparison:
 
 
 def compare_differences(baseline: Sequence[float], other: Sequence[float]) -> PairedComparison:
-    """Test whether differences other - baseline are symmetric around 0, two-sided.
-
-    Parameters
-    ----------
-    baseline, other : sequence of float
-        One number a seed, in the same order of seeds; at least one.
-
-    Raises
-    ------
-    ValueError
-        If they are not pairs, or a number is not finite.
-    """
+    """Test whether differences other - baseline, one number a seed each, are symmetric around 0, two-sided."""
     first, second = _pairs(baseline, other)
     return _compare(second - first, 0.0, "two-sided")
 
@@ -92,22 +81,7 @@ def compare_differences(baseline: Sequence[float], other: Sequence[float]) -> Pa
 def compare_ratios(baseline: Sequence[float], other: Sequence[float], factor: float = 1.0) -> PairedComparison:
     """Test whether the baseline is more than `factor` times the other, one-sided, on differences of logarithms.
 
-    Parameters
-    ----------
-    baseline, other : sequence of float
-        Positive, one number a seed.
-    factor : float
-        Positive.
-
-    Returns
-    -------
-    PairedComparison
-        Mean, error and effect sizes are of log other - log baseline, around 0; only `p` looks at the factor.
-
-    Raises
-    ------
-    ValueError
-        If they are not pairs, or a number or the factor is not positive and finite.
+    Mean, error and effect sizes are those of log other - log baseline, around 0; only `p` looks at the factor.
     """
     first, second = _pairs(baseline, other)
     if not 0 < factor < math.inf:
@@ -122,11 +96,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
     Holm (1979), A simple sequentially rejective multiple test procedure: the i-th smallest of r is multiplied by
     r - i + 1, none is smaller than one before it, and none larger than 1.
-
-    Raises
-    ------
-    ValueError
-        If a p-value is not in [0, 1].
     """
     values = np.asarray(p_values, dtype=np.float64)
     if not np.all((values >= 0) & (values <= 1)):

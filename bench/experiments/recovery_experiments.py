@@ -16,7 +16,7 @@ from torch import Tensor
 
 from moe_search.bench.experiments.experiment import Numbers
 from moe_search.bench.experiments.gates import ClusterGate
-from moe_search.bench.experiments.specialists import train_specialists
+from moe_search.bench.experiments.pretraining import clusters_of, make_warm_gate, train_specialists
 from moe_search.bench.experiments.training import SearchSchedule
 from moe_search.bench.experiments.two_image_model import NUM_EXPERTS, TwoImageModel, evaluate, make_model
 from moe_search.bench.experiments.two_image_trials import (
@@ -30,7 +30,6 @@ from moe_search.bench.experiments.two_image_trials import (
     specialists,
     train_on,
 )
-from moe_search.bench.experiments.warm_gate import clusters_of, make_warm_gate
 from moe_search.gates import Gate
 
 SHORT = SearchSchedule(period=2, until=10, iterations=2000)

@@ -13,7 +13,7 @@ import numpy as np
 
 from moe_search.bench.experiments.best_of_trials import budget_figure, budget_table, fewer_trials_table
 from moe_search.bench.experiments.equal_time import TimedRun, equal_time_table
-from moe_search.bench.experiments.experiment import Experiment, Measure, Trial
+from moe_search.bench.experiments.experiment import Experiment, Measure, Numbers, Trial
 from moe_search.bench.experiments.journal import FILE_NAMES, Entry, Journal, read_journal
 from moe_search.bench.experiments.paired_statistics import (
     compare_differences,
@@ -48,13 +48,17 @@ class Finished:
     journal: Journal
     entries: dict[Trial, Entry]
 
-    def numbers(self, gate: str, search: str, name: str) -> dict[int, float]:
-        """Return a number of the trials of a gate and search, by seed."""
+    def measured(self, gate: str, search: str) -> dict[int, Numbers]:
+        """Return what the trials of a gate and search measured, by seed."""
         return {
-            trial.seed: float(entry.numbers[name])  # type: ignore[arg-type]
+            trial.seed: entry.numbers
             for trial, entry in sorted(self.entries.items())
             if (trial.gate, trial.search) == (gate, search)
         }
+
+    def numbers(self, gate: str, search: str, name: str) -> dict[int, float]:
+        """Return a number of the trials of a gate and search, by seed."""
+        return {seed: float(numbers[name]) for seed, numbers in self.measured(gate, search).items()}  # type: ignore[arg-type]
 
     def pairs(self, gate: str, search: str, name: str) -> tuple[list[float], list[float]]:
         """Return a number under the baseline and under a search, of the seeds that ended under both."""
@@ -62,11 +66,11 @@ class Finished:
         seeds = [seed for seed in baseline if seed in other]
         return [baseline[seed] for seed in seeds], [other[seed] for seed in seeds]
 
-    def losses(self, name: str) -> dict[str, dict[str, list[float]]]:
-        """Return a number of the seeds that ended under all searches, by gate and search, as far as there are any."""
-        found = {}
-        for gate in self.experiment.gates:
-            by_search = {search: self.numbers(gate, search, name) for search in self.experiment.searches}
+    def budget_losses(self) -> dict[str, dict[str, list[float]]]:
+        """Return the losses of a random search, of the seeds that ended under all searches, by gate and search."""
+        budget, found = self.experiment.budget, {}
+        for gate in self.experiment.gates if budget is not None else ():
+            by_search = {search: self.numbers(gate, search, budget.loss) for search in self.experiment.searches}
             seeds = sorted(set.intersection(*map(set, by_search.values())))
             if seeds:
                 found[gate] = {search: [values[seed] for seed in seeds] for search, values in by_search.items()}
@@ -78,22 +82,14 @@ class Finished:
         if rule is None or curve is None:
             return {}
         return {
-            trial.seed: TimedRun(entry.numbers[rule.seconds], entry.numbers[curve[1]])  # type: ignore[arg-type]
-            for trial, entry in sorted(self.entries.items())
-            if (trial.gate, trial.search) == (gate, search) and rule.seconds in entry.numbers
+            seed: TimedRun(numbers[rule.seconds], numbers[curve[1]])  # type: ignore[arg-type]
+            for seed, numbers in self.measured(gate, search).items()
+            if rule.seconds in numbers
         }
 
 
 def read_finished(folder: str | os.PathLike[str]) -> list[Finished]:
-    """Read the experiments in a folder: its own journal, or those of the folders in it.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no journal.
-    ValueError
-        If a journal is damaged, holds no trial, or is of an unknown experiment.
-    """
+    """Read the experiments in a folder: its own journal, or those of the folders in it."""
     root = Path(folder)
     folders = [root] if _holds_journal(root) else sorted(filter(_holds_journal, root.glob("*/")))
     if not folders:
@@ -115,15 +111,7 @@ def _holds_journal(folder: Path) -> bool:
 
 
 def make_report(finished: Sequence[Finished], command: str) -> Report:
-    """Return the page.
-
-    Parameters
-    ----------
-    finished : sequence of Finished
-        At least one.
-    command : str
-        The command line that made it.
-    """
+    """Return the page; `command` is the command line that made it."""
     facts = {"report": command}
     for each in finished:
         name = each.experiment.name
@@ -158,13 +146,10 @@ def section(finished: Finished) -> Section:
 
 def tables(finished: Finished) -> tuple[Table, ...]:
     """Return all tables about one experiment."""
-    compared = (comparison_table(finished, measure) for measure in comparable(finished.experiment))
+    # With a baseline alone, there is nothing to compare.
+    measures = finished.experiment.measures if len(finished.experiment.searches) > 1 else ()
+    compared = (comparison_table(finished, measure) for measure in measures)
     return results_table(finished), *_budget(finished), *compared, *_equal_time(finished)
-
-
-def comparable(experiment: Experiment) -> tuple[Measure, ...]:
-    """Return the measures to compare searches by; none if there is only a baseline."""
-    return experiment.measures if len(experiment.searches) > 1 else ()
 
 
 def results_table(finished: Finished) -> Table:
@@ -208,8 +193,7 @@ def comparison_table(finished: Finished, measure: Measure) -> Table:
 
 
 def _budget(finished: Finished) -> tuple[Table, ...]:
-    budget = finished.experiment.budget
-    losses = {} if budget is None else finished.losses(budget.loss)
+    losses = finished.budget_losses()
     return (budget_table(losses), fewer_trials_table(losses)) if losses else ()
 
 
@@ -233,11 +217,7 @@ def _curves(finished: Finished) -> ReportFigure | None:
     for gate in experiment.gates:
         curves = []
         for colour, search in zip((MUTED, *OKABE_ITO), experiment.searches, strict=False):
-            runs = [
-                entry.numbers
-                for trial, entry in sorted(finished.entries.items())
-                if (trial.gate, trial.search) == (gate, search)
-            ]
+            runs = list(finished.measured(gate, search).values())
             if runs:
                 losses = np.array([numbers[losses_name] for numbers in runs], dtype=np.float64)
                 positions = np.array(runs[0][steps_name], dtype=np.float64)
@@ -249,8 +229,7 @@ def _curves(finished: Finished) -> ReportFigure | None:
 
 
 def _best_of(finished: Finished) -> ReportFigure | None:
-    budget = finished.experiment.budget
-    losses = {} if budget is None else finished.losses(budget.loss)
+    losses = finished.budget_losses()
     if not losses:
         return None
     caption = "Expected best validation loss by the number of trials, and the middle 90 % of bootstrap samples."

@@ -44,8 +44,8 @@ def run_experiment(
     ----------
     experiment : Experiment
     folder : path-like
-        For ``journal.jsonl``, or ``optuna.log`` where hyperparameters are drawn, and ``results.parquet``; made if it is
-        missing.
+        Where ``journal.jsonl``, or ``optuna.log`` where hyperparameters are drawn, and ``results.parquet`` go; made if
+        it is missing.
     settings : frozen dataclass, optional
         Instead of ``experiment.settings``, such as ``experiment.smoke``.
     seeds : int, optional
@@ -64,8 +64,6 @@ def run_experiment(
 
     Raises
     ------
-    ImportError
-        If joblib, pandas or pyarrow is missing, or Optuna where hyperparameters are drawn.
     ValueError
         If the folder holds the journal of another experiment or of other sizes.
     """

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from moe_search.bench.experiments.token_states import TokenStates
 from moe_search.bench.experiments.token_student import TokenStudent
+from moe_search.bench.experiments.token_teacher import TokenStates
 from moe_search.problems import LinearAssignment
 from moe_search.problems.permutation_problem import seats_by_expert
 from moe_search.solvers import MaxRuntime, Result, Solver, Transport

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from moe_search.bench.experiments.token_states import TokenBatch, TokenStates
+from moe_search.bench.experiments.token_teacher import TokenBatch, TokenStates
 from moe_search.gates import HashRouting
 from moe_search.layers import MixtureOfExperts, split_feed_forward
 
@@ -19,17 +19,8 @@ from moe_search.layers import MixtureOfExperts, split_feed_forward
 class TokenLayer(nn.Module):
     """A layer of a BERT with a mixture of experts instead of the feed-forward layer, which is split into them.
 
-    The experts are trained; attention and normalization are those of the teacher, shared with it and frozen.
-
-    Parameters
-    ----------
-    layer : BertLayer
-        That of the teacher.
-    neurons : Tensor
-        The neurons of its experts, shape [n, d].
-    slots : Tensor of int64
-        Shape [vocabulary], the slot of every token id.
-    num_slots : int
+    The experts are trained; attention and normalization are those of the teacher's layer, shared with it and frozen.
+    `neurons`, shape [n, d], are those of its experts; `slots`, shape [vocabulary], has the slot of every token id.
     """
 
     def __init__(self, layer: Any, neurons: Tensor, slots: Tensor, num_slots: int) -> None:
@@ -66,17 +57,7 @@ class TokenLayer(nn.Module):
 
 
 class TokenStudent(nn.Module):
-    """The last layers of an encoder, each a `TokenLayer`.
-
-    Parameters
-    ----------
-    layers : sequence of BertLayer
-        Those of the teacher.
-    neurons : sequence of Tensor
-        For every layer the neurons of its experts.
-    slots : Tensor of int64
-    num_slots : int
-    """
+    """The last layers of an encoder, each a `TokenLayer` with neurons of its own and the same slots."""
 
     def __init__(self, layers: Sequence[Any], neurons: Sequence[Tensor], slots: Tensor, num_slots: int) -> None:
         super().__init__()

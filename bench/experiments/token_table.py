@@ -11,15 +11,18 @@ from sklearn.linear_model import RidgeCV
 from torch import Tensor
 
 from moe_search.bench.experiments.experiment import Experiment, Measure, Numbers
-from moe_search.bench.experiments.table_search import TokenTableSearch, random_table
-from moe_search.bench.experiments.token_states import TokenBatch, TokenStates
+from moe_search.bench.experiments.table_search import TokenTableSearch, frequency_strata, random_table, token_slots
 from moe_search.bench.experiments.token_student import TokenStudent, distillation_losses, embeddings, layer_losses
-from moe_search.bench.experiments.token_teacher import RIDGES, Teaching, TokenTableSettings, teach
+from moe_search.bench.experiments.token_teacher import (
+    RIDGES,
+    Teaching,
+    TokenBatch,
+    TokenStates,
+    TokenTableSettings,
+    teach,
+)
 from moe_search.bench.experiments.training import SearchSchedule, StepRun, endless_rows, train
 from moe_search.checks import require_choice
-
-OWN_SHARE = 0.75
-"""Of the slots, that part is of one token each."""
 
 GATES = ("Hash", "Balanced hash")
 """Equally many slots an expert, of all slots or of every group of about equally frequent ones."""
@@ -65,17 +68,8 @@ def distill(
     """Train a student in place to make of every token what the teacher makes of it, layer by layer.
 
     The loss is the squared error of the layers' outputs, summed over the layers, plus that of the rating that the
-    teacher's head reads from their mean.
-
-    Parameters
-    ----------
-    student : TokenStudent
-    teaching : Teaching
-    settings : TokenTableSettings
-    seed : int
-        Decides the batches.
-    tables : TokenTableSearch or None
-        Searches the tables after the steps that the schedule tells.
+    teacher's head reads from their mean. The seed decides the batches. The tables, if any are given, are searched after
+    the steps that the schedule tells.
     """
     head, rows = teaching.head, endless_rows(len(teaching.train), settings.batch_size, seed)
 
@@ -102,53 +96,11 @@ def distill(
     return run if tables is None else run.searched_by(*tables.of_layers)
 
 
-def token_slots(counts: NDArray[np.int64], num_slots: int) -> NDArray[np.int64]:
-    """Return the slot of every token: one of its own for the most frequent ones, the others dealt over the rest.
-
-    Parameters
-    ----------
-    counts : ndarray of int64, shape (vocabulary,)
-        How often each token occurs.
-    num_slots : int
-        At most as many as there are tokens.
-    """
-    if not 1 <= num_slots <= len(counts):
-        raise ValueError(f"num_slots must be 1 .. {len(counts)}, the tokens of the vocabulary, got {num_slots}")
-    own = int(OWN_SHARE * num_slots)
-    ranks = np.arange(len(counts))
-    slots = np.empty(len(counts), dtype=np.int64)
-    slots[np.argsort(-counts, kind="stable")] = np.where(ranks < own, ranks, own + (ranks - own) % (num_slots - own))
-    return slots
-
-
-def frequency_strata(loads: NDArray[np.int64], num_experts: int) -> list[NDArray[np.int64]]:
-    """Return groups of slots of like load, the heaviest first: n, n, 2 n, 4 n, ... of them.
-
-    Where every expert holds equally many slots of every group, loads are about equal: the heaviest slots stand in the
-    smallest groups.
-
-    Parameters
-    ----------
-    loads : ndarray of int64, shape (m,)
-    num_experts : int
-        n, of which m is a multiple.
-    """
-    order = np.argsort(-loads, kind="stable")
-    cuts = [num_experts]
-    while cuts[-1] < len(order):
-        cuts.append(2 * cuts[-1])
-    return [group for group in np.split(order, cuts) if len(group)]
-
-
 def rating_error(of_snippets: Sequence[NDArray[np.float64]], data: Sequence[TokenStates]) -> float:
     """Return the root mean squared error of ratings on the second of two data sets, read off by a ridge regression.
 
-    Parameters
-    ----------
-    of_snippets : pair of ndarray, shape (N, H)
-        Embeddings of the snippets of either.
-    data : pair of TokenStates
-        The first fits the regression, with the penalty of the least leave-one-out error.
+    `of_snippets` are embeddings [N, H] of the snippets of either. The first fits the regression, with the penalty of
+    the least leave-one-out error.
     """
     fitted, told = (each.scores.double().numpy() for each in data)
     read = RidgeCV(RIDGES).fit(of_snippets[0], fitted).predict(of_snippets[1])

@@ -217,12 +217,11 @@ def train(
 
     Parameters
     ----------
-    model : Module
-    optimizer : Optimizer
+    model, optimizer
     batches : iterator
         What the steps take; at least `steps` of them.
     loss : callable
-        From that to the loss of a step; the model is in training mode.
+        From that to the loss of a step.
     validation_loss : callable
         May leave the model in eval mode.
     read_map : callable
@@ -282,38 +281,27 @@ def train_by_steps(
 
     Parameters
     ----------
-    model : Module
-    moe : MixtureOfExperts
-        Its mixture layer. With the search ``"sinkhorn"`` its gate is wrapped.
+    model, moe
+        The model and its mixture layer, whose gate the search ``"sinkhorn"`` wraps.
     loss : callable
         ``loss(outputs, targets)``, the mean over samples.
-    batches : iterator of Batch
-        At least `steps` of them.
-    validation_loss : callable
-        As in `train`.
-    steps : int
-    learning_rate : float
-        The rate of Adam.
+    batches, validation_loss, steps, evaluated, frozen_steps
+        What `train` takes; the steps evaluated are `evaluation_steps` by default.
+    learning_rate, gate_rate : float
+        The rate of Adam, and that of the gate if it is another.
     search : str
         One of `SEARCHES`.
     schedule : SearchSchedule
-        When and how long is searched.
     seed : int
         Decides the searches and the start of the relaxation.
     relaxation_steps : int, optional
         The step at which the relaxation is rounded; the last one of the schedule by default.
-    evaluated : tuple of int, optional
-        As in `train`; `evaluation_steps` by default.
     on_step : callable, optional
         Called with the number of the step, from 1, after each, within the time of the steps.
     penalty : callable, optional
         Called after every forward; what it returns is added to the loss of the step.
     load_limit, on_search : optional
-        As in `PermutationSearch`.
-    frozen_steps : int
-        As in `train`.
-    gate_rate : float, optional
-        The learning rate of the gate, if it is another.
+        What `PermutationSearch` takes.
     """
     require_choice("search", search, SEARCHES)
     ours, relaxation = None, None

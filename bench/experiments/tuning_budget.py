@@ -10,15 +10,17 @@ import torch
 from moe_search.bench.experiments.experiment import Budget, Experiment, Measure, Numbers
 from moe_search.bench.experiments.gates import SMOOTH, make_gate
 from moe_search.bench.experiments.journal import draw_parameters, require_optuna
-from moe_search.bench.experiments.training import SearchSchedule, endless_batches, train_by_steps
-from moe_search.bench.experiments.two_image_model import (
-    NUM_EXPERTS,
-    TwoImageModel,
-    evaluate,
-    make_model,
-    two_task_loss,
+from moe_search.bench.experiments.training import SearchSchedule
+from moe_search.bench.experiments.two_image_model import NUM_EXPERTS, TwoImageModel, make_model
+from moe_search.bench.experiments.two_image_trials import (
+    DIGITS,
+    MAPS,
+    TwoImageSettings,
+    load,
+    run_numbers,
+    shrunk,
+    train_on_images,
 )
-from moe_search.bench.experiments.two_image_trials import DIGITS, MAPS, TwoImageSettings, load, run_numbers, shrunk
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -71,17 +73,15 @@ def run_trial(settings: TuningSettings, seed: int, gate: str, search: str) -> Nu
     steps = images.steps * min(BATCH_SIZES) // drawn.batch_size
     data = load(images, settings.data_seed)
     model = make_tuned_model(drawn, settings, seed, gate)
-    run = train_by_steps(
+    run = train_on_images(
         model,
-        model.moe,
-        two_task_loss,
-        endless_batches(data.train, drawn.batch_size, seed),
-        lambda: evaluate(model, data.validation).loss,
+        data,
+        drawn.batch_size,
+        seed,
         steps=steps,
         learning_rate=drawn.learning_rate,
         search=search,
         schedule=images.schedule,
-        seed=seed,
         evaluated=tuple(round(steps * part / settings.evaluations) for part in range(settings.evaluations + 1)),
     )
     return run_numbers(run, model, data) | {

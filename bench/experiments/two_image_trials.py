@@ -6,13 +6,13 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 
 from moe_search.bench.datasets.two_images import load_two_digits, load_two_fashion
 from moe_search.bench.experiments.experiment import EqualTime, Experiment, Measure, Numbers, RunTrial
-from moe_search.bench.experiments.specialists import parts_of, train_specialists
+from moe_search.bench.experiments.pretraining import parts_of, train_specialists
 from moe_search.bench.experiments.training import SEARCHES, SearchSchedule, StepRun, endless_batches, train_by_steps
 from moe_search.bench.experiments.two_image_model import (
     SMOKE_SIZES,
@@ -181,33 +181,19 @@ def train_on(
 ) -> Numbers:
     """Train a model in place and return the numbers of the trial.
 
-    Parameters
-    ----------
-    model : TwoImageModel
-    settings : TwoImageSettings
-    seed : int
-    search : str
-        One of `SEARCHES`.
-    intact_loss : float or None
-        The loss whose first step is looked for. A run that never gets there counts with all its steps: what it would
-        have needed is more.
-    data : DataTensors, optional
-        Those of `load` by default.
-    frozen_steps : int
-        As in `train_by_steps`.
+    Where there is an `intact_loss`, the first step with such a loss is looked for. A run that never gets there counts
+    with all its steps: what it would have needed is more. The data are those of `load` by default.
     """
     data = load(settings, seed) if data is None else data
-    run = train_by_steps(
+    run = train_on_images(
         model,
-        model.moe,
-        two_task_loss,
-        endless_batches(data.train, settings.model.batch_size, seed),
-        lambda: evaluate(model, data.validation).loss,
+        data,
+        settings.model.batch_size,
+        seed,
         steps=settings.steps,
         learning_rate=settings.learning_rate,
         search=search,
         schedule=settings.schedule,
-        seed=seed,
         relaxation_steps=settings.relaxation_steps,
         frozen_steps=frozen_steps,
     )
@@ -220,6 +206,16 @@ def train_on(
             "steps_to_intact": float(settings.steps if reached is None else max(reached, 1)),
         }
     return numbers
+
+
+def train_on_images(model: TwoImageModel, data: DataTensors, batch_size: int, seed: int, **options: Any) -> StepRun:
+    """Train a model in place by `train_by_steps`, whose further options these are."""
+    batches = endless_batches(data.train, batch_size, seed)
+
+    def validation_loss() -> float:
+        return evaluate(model, data.validation).loss
+
+    return train_by_steps(model, model.moe, two_task_loss, batches, validation_loss, seed=seed, **options)
 
 
 def run_numbers(run: StepRun, model: TwoImageModel, data: DataTensors) -> dict[str, float | list[float]]:

@@ -41,9 +41,6 @@ class UserTableSettings:
         Sampled films a rating.
     rating_weight : float
         Weight of the squared error of the rating, in parts of all five stars, beside the cross-entropy of watching.
-    batch_size, steps : int
-    learning_rate : float
-        The rate of Adam.
     schedule : SearchSchedule
         A search looks at all pairs for training, whatever number of batches it says.
     evaluation_period : int

@@ -4,7 +4,7 @@ import pytest
 from moe_search.bench.demo.optimum import ComparedSearch
 from moe_search.bench.demo.scenarios import ScenarioResult, TrainingRun
 from moe_search.bench.demo.tables import (
-    compare,
+    Comparison,
     every_search_table,
     findings,
     results_table,
@@ -55,7 +55,7 @@ def a_run(gate, seed, test_loss=1.0, accuracies=(0.9, 0.8), losses=(3.0, 2.0, 1.
 
 def pair(losses_without, losses_with, **arguments):
     searched = {"outcomes": ("committed",)} | arguments
-    return compare(
+    return Comparison(
         [a_run("Hash", seed, loss) for seed, loss in enumerate(losses_without)],
         [a_run("Hash+", seed, loss, **searched) for seed, loss in enumerate(losses_with)],
     )
@@ -108,9 +108,9 @@ def test_nothing_committed_is_no_difference():
 
 def test_runs_must_be_pairs():
     with pytest.raises(ValueError, match=r"pairs of the same seeds, got \[0\] and \[1\]"):
-        compare([a_run("Hash", 0)], [a_run("Hash+", 1)])
+        Comparison([a_run("Hash", 0)], [a_run("Hash+", 1)])
     with pytest.raises(ValueError, match="pairs of the same seeds"):
-        compare([], [])
+        Comparison([], [])
 
 
 OUTCOMES = ("committed", "refused", "no improvement")

@@ -11,7 +11,7 @@ from moe_search.bench.demo.optimum import exact_value
 from moe_search.bench.demo.scenarios import Scenario, count_ticks, load_data, train
 from moe_search.bench.demo.settings import GATES, DemoSettings, smoke_settings
 from moe_search.bench.experiments.gates import make_gate
-from moe_search.bench.experiments.specialists import parts_of, train_specialists
+from moe_search.bench.experiments.pretraining import parts_of, train_specialists
 from moe_search.bench.experiments.training import SearchSchedule
 from moe_search.bench.experiments.two_image_model import evaluate, make_model, two_task_loss
 from moe_search.problems import random_linear, random_mixture

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from moe_search.bench.experiments.gates import ClusterGate, TaskGate, make_task_gate
-from moe_search.bench.experiments.warm_gate import clusters_of, warm_up
+from moe_search.bench.experiments.pretraining import clusters_of, warm_up
 from moe_search.gates import COMET, HashRouting, TopK
 
 

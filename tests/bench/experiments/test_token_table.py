@@ -9,9 +9,14 @@ from torch import nn
 from moe_search.bench.datasets.made_text import write_made_text
 from moe_search.bench.experiments import token_table
 from moe_search.bench.experiments.registry import find_experiment
-from moe_search.bench.experiments.table_search import BalancedTransport, TokenTableSearch, random_table
+from moe_search.bench.experiments.table_search import (
+    BalancedTransport,
+    TokenTableSearch,
+    frequency_strata,
+    random_table,
+    token_slots,
+)
 from moe_search.bench.experiments.token_student import TokenStudent, distillation_losses, embeddings, layer_losses
-from moe_search.bench.experiments.token_table import frequency_strata, token_slots
 from moe_search.bench.experiments.token_teacher import TokenTableSettings, teach
 from moe_search.problems import LinearAssignment
 from moe_search.training import lower

@@ -1,19 +1,86 @@
-"""Experts trained on parts of the data: with a gate that sends them their part, or apart from each other."""
+"""What is trained before a trial: gates that tell parts of the data apart, and experts that each know a part."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
+import numpy as np
 import torch
+from sklearn.cluster import KMeans
 from torch import Tensor
 from torch.nn import functional
 
+from moe_search.bench.experiments.gates import make_gate
 from moe_search.bench.experiments.training import descend, rows_by_epoch
 from moe_search.bench.experiments.two_image_model import NUM_EXPERTS, ModelSizes, TwoImageModel, two_task_loss
-from moe_search.bench.experiments.warm_gate import clusters_of, misrouting
-from moe_search.gates import HashRouting
+from moe_search.gates import Gate, HashRouting, SlotWeights
 from moe_search.layers import StackedExperts
 from moe_search.training.lowering.batch import Batch
+
+ROUTING_FLOOR = 1e-6
+
+
+def clusters_of(inputs: Tensor, count: int, seed: int, restarts: int = 1) -> tuple[Tensor, Tensor]:
+    """Return the k-means cluster of every sample, shape [N], numbered by chance, and the centres [count, features]."""
+    found = KMeans(count, n_init=restarts, random_state=seed).fit(inputs.cpu().numpy())
+    labels, centres = torch.from_numpy(found.labels_.astype(np.int64)), torch.from_numpy(found.cluster_centers_)
+    return labels.to(inputs.device), centres.to(inputs)
+
+
+def make_warm_gate(name: str, inputs: Tensor, parts: Tensor, sizes: ModelSizes, seed: int, weights_seed: int) -> Gate:
+    """Return a gate of a name that was trained alone, as long as specialists are; see `warm_up`.
+
+    `weights_seed` decides the weights that it begins with, and `seed` all else.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(weights_seed)
+        gate = make_gate(name, inputs.shape[1], NUM_EXPERTS, seed=seed)
+    warm_up(
+        gate,
+        inputs,
+        parts,
+        steps=sizes.pretraining_epochs * len(inputs) // sizes.batch_size,
+        learning_rate=sizes.learning_rate,
+        batch_size=sizes.batch_size,
+        seed=seed,
+    )
+    return gate
+
+
+def warm_up(
+    gate: Gate, inputs: Tensor, parts: Tensor, *, steps: int, learning_rate: float, batch_size: int, seed: int
+) -> None:
+    """Train a gate alone, by Adam, to give the samples of part j to slot j.
+
+    Inputs have shape [N, features], parts are integers in 0 .. m - 1 of shape [N], and the seed decides the samples of
+    every step. The gate is left in training mode; one with nothing to learn stays as it is.
+    """
+    parameters = list(gate.parameters())
+    if not parameters:
+        return
+
+    def rows_by_chance() -> Iterator[Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        for _ in range(steps):
+            yield torch.randint(len(parts), (batch_size,), generator=generator)
+
+    def loss(rows: Tensor) -> Tensor:
+        routing = gate(inputs[rows])
+        return misrouting(routing, parts[rows]) + gate.penalty(routing)
+
+    gate.train()
+    descend(parameters, rows_by_chance(), loss, learning_rate)
+
+
+def misrouting(routing: SlotWeights, parts: Tensor) -> Tensor:
+    """Return the mean negative log-likelihood of the parts under the gate; 0 for a gate with nothing to learn."""
+    if not routing.weights.requires_grad:
+        return routing.weights.new_zeros(())
+    if routing.logits is not None and routing.probabilities is None:
+        # The weights of Top-k have no gradient at the slots left out, its logits have. Logits of COMET are but a part.
+        return functional.cross_entropy(routing.logits[:, 0], parts)
+    share = routing.weights.sum(1).gather(1, parts[:, None])
+    return -(share + ROUTING_FLOOR).log().mean()
 
 
 def parts_of(model: TwoImageModel, inputs: Tensor, seed: int) -> Tensor:
@@ -37,19 +104,8 @@ def train_specialists(
 ) -> None:
     """Train expert j on part j alone, the head on all, and the gate to send part j to the slot of expert j.
 
-    Parameters
-    ----------
-    model : TwoImageModel
-        Changed in place. Its map is that of a fresh gate, slot j to expert j.
-    data : Batch
-        Training data.
-    parts : Tensor
-        Shape [N], from `parts_of`.
-    sizes : ModelSizes
-    seed : int
-        Decides the order of the samples.
-    on_epoch : callable, optional
-        Called after every epoch.
+    The model has the map of a fresh gate, slot j to expert j. Parts, shape [N], are those of `parts_of`; the seed
+    decides the order of the samples; `on_epoch` is called after every epoch.
     """
 
     def loss(rows: Tensor) -> Tensor:
@@ -83,16 +139,7 @@ def branch_off(model: TwoImageModel, data: Batch, epochs: int, sizes: ModelSizes
 def train_apart(model: TwoImageModel, data: Batch, parts: Tensor, sizes: ModelSizes, seed: int) -> None:
     """Train every expert on the samples of its part, and nothing else of the model.
 
-    Parameters
-    ----------
-    model : TwoImageModel
-        Changed in place.
-    data : Batch
-    parts : Tensor
-        Integers in 0 .. 7, shape [N].
-    sizes : ModelSizes
-    seed : int
-        Decides the order of the samples.
+    Parts are integers in 0 .. 7, shape [N]; the seed decides the order of the samples.
     """
     experts = model.moe.experts
     assert isinstance(experts, StackedExperts)
