@@ -1,4 +1,4 @@
-"""Tables from slots to experts, balanced over groups of slots: drawn, solved for, and searched in a student."""
+"""Tables from the slots of tokens to experts, balanced over groups of slots: drawn, solved for, and searched."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ from moe_search.solvers.engine.run import Run
 from moe_search.training import PermutationSearch
 from moe_search.training.lowering.batch import Batch
 
+OWN_SHARE = 0.75
+"""Part of the slots that hold one token each."""
+
 LONGEST = 60.0
 """Seconds that no assignment of these sizes comes near to: `Transport` ends at the optimum, so that runs repeat."""
 
@@ -31,6 +34,33 @@ TIE = 1e-9
 
 Strata = Sequence[NDArray[np.int64]]
 """Groups of slots, which together hold every slot once; every expert holds equally many of each group."""
+
+
+def token_slots(counts: NDArray[np.int64], num_slots: int) -> NDArray[np.int64]:
+    """Return the slot of every token: one of its own for the most frequent ones, the others dealt over the rest.
+
+    Counts, shape (vocabulary,), say how often each token occurs.
+    """
+    if not 1 <= num_slots <= len(counts):
+        raise ValueError(f"num_slots must be 1 .. {len(counts)}, the tokens of the vocabulary, got {num_slots}")
+    own = int(OWN_SHARE * num_slots)
+    ranks = np.arange(len(counts))
+    slots = np.empty(len(counts), dtype=np.int64)
+    slots[np.argsort(-counts, kind="stable")] = np.where(ranks < own, ranks, own + (ranks - own) % (num_slots - own))
+    return slots
+
+
+def frequency_strata(loads: NDArray[np.int64], num_experts: int) -> list[NDArray[np.int64]]:
+    """Return groups of slots of like load, the heaviest first: n, n, 2 n, 4 n, ... of them.
+
+    Where every expert holds equally many slots of every group, loads are about equal: the heaviest slots stand in the
+    smallest groups. The slots, whose loads have shape (m,), are a multiple of the n experts.
+    """
+    order = np.argsort(-loads, kind="stable")
+    cuts = [num_experts]
+    while cuts[-1] < len(order):
+        cuts.append(2 * cuts[-1])
+    return [group for group in np.split(order, cuts) if len(group)]
 
 
 def random_table(strata: Strata, num_experts: int, generator: torch.Generator) -> NDArray[np.int64]:
@@ -72,22 +102,8 @@ class TokenTableSearch:
     """Searches the tables of a student's layers on some snippets: a token goes where its distillation loss is least.
 
     With one expert a token, the loss of a layer is a linear assignment. Most of the snippets make the costs, the others
-    verify, snippets being the independent units.
-
-    Parameters
-    ----------
-    student : TokenStudent
-    data : TokenStates
-        The snippets for training.
-    strata : sequence of ndarray
-    snippets : int
-        How many a search looks at.
-    seed : int
-        Decides which they are, and which of them verify.
-
-    Attributes
-    ----------
-    of_layers : tuple of PermutationSearch
+    verify, snippets being the independent units. `snippets` says how many a search looks at, and the seed decides which
+    they are and which of them verify. `of_layers` holds the search of every layer.
     """
 
     def __init__(self, student: TokenStudent, data: TokenStates, strata: Strata, snippets: int, seed: int) -> None:
@@ -95,9 +111,9 @@ class TokenTableSearch:
         self._data = data
         self._snippets = min(snippets, len(data))
         self._generator = torch.Generator().manual_seed(seed)
+        solver = BalancedTransport(strata)
         self.of_layers = tuple(
-            PermutationSearch(layer, layer.moe, loss=nn.MSELoss(), solver=BalancedTransport(strata), seed=seed)
-            for layer in student.layers
+            PermutationSearch(layer, layer.moe, loss=nn.MSELoss(), solver=solver, seed=seed) for layer in student.layers
         )
 
     def search(self) -> None:

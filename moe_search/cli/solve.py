@@ -71,7 +71,7 @@ def solver_kinds() -> dict[str, Any]:
     """Return the classes of the solvers by their names on the command line: TabuSearch is tabu-search."""
     from moe_search import solvers
 
-    public = {name: getattr(solvers, name) for name in solvers.__all__}
+    public = {name: getattr(solvers, name) for name in dir(solvers)}
     return {
         re.sub(r"(?<!^)(?=[A-Z])", "-", name).lower(): kind
         for name, kind in public.items()
