@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("moe_search", "problems", "solvers", "bench")
 
-# From the ground up: a module imports those on its own floor and below. Anything unnamed is on the floor of its package.
+# From the ground up: a module imports those on its own floor and below.
 FLOORS = (
     ("moe_search.checks",),
     ("moe_search.problems",),
@@ -47,7 +47,7 @@ FILES = {
 
 
 def imports_of(name, at_run_time):
-    """Return the modules of the package that a file names in its imports; those for types only are left out if asked."""
+    """Return the modules of the package that a file imports, at run time only or for its types too."""
     tree = ast.parse(FILES[name].read_text(encoding="utf-8"))
     nodes = list(ast.walk(tree))
     if at_run_time:
