@@ -37,12 +37,7 @@ Strata = Sequence[NDArray[np.int64]]
 def token_slots(counts: NDArray[np.int64], num_slots: int) -> NDArray[np.int64]:
     """Return the slot of every token: one of its own for the most frequent ones, the others dealt over the rest.
 
-    Parameters
-    ----------
-    counts : ndarray of int64, shape (vocabulary,)
-        How often each token occurs.
-    num_slots : int
-        At most as many as there are tokens.
+    Counts, shape (vocabulary,), say how often each token occurs.
     """
     if not 1 <= num_slots <= len(counts):
         raise ValueError(f"num_slots must be 1 .. {len(counts)}, the tokens of the vocabulary, got {num_slots}")
@@ -57,13 +52,7 @@ def frequency_strata(loads: NDArray[np.int64], num_experts: int) -> list[NDArray
     """Return groups of slots of like load, the heaviest first: n, n, 2 n, 4 n, ... of them.
 
     Where every expert holds equally many slots of every group, loads are about equal: the heaviest slots stand in the
-    smallest groups.
-
-    Parameters
-    ----------
-    loads : ndarray of int64, shape (m,)
-    num_experts : int
-        n, of which m is a multiple.
+    smallest groups. The slots, whose loads have shape (m,), are a multiple of the n experts.
     """
     order = np.argsort(-loads, kind="stable")
     cuts = [num_experts]
