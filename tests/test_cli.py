@@ -101,8 +101,8 @@ def test_a_heuristic_solve_loads_no_heavy_library(instance):
     ("arguments", "message"),
     [
         (("--device", "tpu"), "device must be one of auto, cpu, cuda, got 'tpu'"),
-        (("--seeds", "0"), "seeds must be at least 1, got 0"),
-        (("--epochs", "-2"), "epochs must be at least 1, got -2"),
+        (("--seeds", "0"), "seeds must be an integer >= 1, got 0"),
+        (("--epochs", "-2"), "epochs must be an integer >= 1, got -2"),
         (("--report", "/nowhere/report.html"), "report must lie in a folder that exists, got /nowhere/report.html"),
         (("--report", "/"), "report must be a file, got the folder /"),
         (("--picture", "curves.xyz"), "picture must end in one of"),
