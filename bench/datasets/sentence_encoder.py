@@ -35,9 +35,8 @@ class SentenceEncoder:
     Attributes
     ----------
     model : BertModel
-        Without pooler.
+        It has no pooler.
     tokenizer : Tokenizer
-        Of the package tokenizers.
     """
 
     model: BertModel

@@ -31,8 +31,8 @@ class Measure:
     digits : int
         Shown after the point.
     factor : float or None
-        For counts and other positive numbers: the claim is that the baseline needs more than `factor` times as much,
-        and ratios are compared. None for a difference, tested two-sided against 0.
+        Given for counts and other positive numbers: the claim is that the baseline needs more than `factor` times as
+        much, and ratios are compared. None for a difference, tested two-sided against 0.
     """
 
     name: str

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from moe_search.plotting.svg import figure_svg
 
 from moe_search.bench.experiments.best_of_trials import budget_figure, budget_table, fewer_trials_table
 from moe_search.bench.experiments.equal_time import TimedRun, equal_time_table
@@ -27,7 +28,7 @@ from moe_search.bench.experiments.run import plain_settings
 from moe_search.plotting.expert_maps import MapPanel, NamedMap, expert_maps
 from moe_search.plotting.loss_curves import LossCurve, LossPanel, loss_curves
 from moe_search.plotting.palette import MUTED, OKABE_ITO
-from moe_search.plotting.report import Report, ReportFigure, Section, figure_svg
+from moe_search.plotting.report import Report, ReportFigure, Section
 from moe_search.plotting.table import Table
 
 MOST_SLOTS_DRAWN = 64
@@ -69,9 +70,9 @@ class Finished:
     def budget_losses(self) -> dict[str, dict[str, list[float]]]:
         """Return the losses of a random search, of the seeds that ended under all searches, by gate and search."""
         budget = self.experiment.budget
-        found: dict[str, dict[str, list[float]]] = {}
         if budget is None:
-            return found
+            return {}
+        found = {}
         for gate in self.experiment.gates:
             by_search = {search: self.numbers(gate, search, budget.loss) for search in self.experiment.searches}
             seeds = sorted(set.intersection(*map(set, by_search.values())))

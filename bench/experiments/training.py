@@ -221,7 +221,7 @@ def train(
     batches : iterator
         What the steps take; at least `steps` of them.
     loss : callable
-        From that to the loss of a step.
+        Computes the loss of a step from that.
     validation_loss : callable
         May leave the model in eval mode.
     read_map : callable
