@@ -15,10 +15,27 @@ from typing import Any
 
 import numpy as np
 from numba import njit, types
+from numba.core.caching import IndexDataCacheFile
 from numba.extending import overload
 
-compiled = njit(cache=True, nogil=True)
-"""Decorator that declares a kernel; one that calls others of its own file may stand above them."""
+
+class _Index(IndexDataCacheFile):  # type: ignore[misc]
+    """The list of what is kept on disk of a kernel, one entry for each class of problem that any program had."""
+
+    def _load_index(self) -> dict[Any, str]:
+        try:
+            return super()._load_index()
+        except (ImportError, AttributeError):
+            # It names a class of another program, which cannot be imported here: the kernel is compiled again.
+            return {}
+
+
+def compiled(function: Callable[..., Any]) -> Any:
+    """Declare a kernel; it may call others that stand below it in its file."""
+    dispatcher = njit(cache=True, nogil=True)(function)
+    if hasattr(dispatcher, "_cache"):
+        dispatcher._cache._cache_file.__class__ = _Index
+    return dispatcher
 
 
 def kernel(generic: Any, state_class: type | None = None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -3,6 +3,7 @@
 import importlib
 import itertools
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -57,6 +58,14 @@ def test_all_kinds_of_solvers_find_the_optimum(linear_ordering, floats):
         assert (result.value, result.status) == (pytest.approx(min(values), rel=1e-9), "optimal")
     for solver in (ms.TabuSearch(), ms.LocalSearch("both", "best")):
         assert solver.solve(problem, ms.MaxIterations(3000)).value == pytest.approx(min(values), rel=1e-9)
+
+
+def test_a_program_without_the_class_still_finds_its_kernels(linear_ordering):
+    problem = linear_ordering.LinearOrdering(np.arange(9).reshape(3, 3))
+    ms.Enumeration().solve(problem, ms.MaxRuntime(60.0))
+    code = "import moe_search as ms; print(ms.solve(ms.random_linear(3, seed=0), ms.Enumeration()).status)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "optimal"
 
 
 def test_load_limits_can_be_put_on_it(linear_ordering):
