@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from moe_search.plotting.svg import figure_svg
 
 from moe_search.bench.experiments.best_of_trials import budget_figure, budget_table, fewer_trials_table
 from moe_search.bench.experiments.equal_time import TimedRun, equal_time_table
@@ -28,7 +27,7 @@ from moe_search.bench.experiments.run import plain_settings
 from moe_search.plotting.expert_maps import MapPanel, NamedMap, expert_maps
 from moe_search.plotting.loss_curves import LossCurve, LossPanel, loss_curves
 from moe_search.plotting.palette import MUTED, OKABE_ITO
-from moe_search.plotting.report import Report, ReportFigure, Section
+from moe_search.plotting.report import Report, ReportFigure, Section, figure_svg
 from moe_search.plotting.table import Table
 
 MOST_SLOTS_DRAWN = 64
