@@ -18,7 +18,7 @@ with warnings.catch_warnings():
 
     from moe_search.integrations import LightningSearch
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 
 class Module(pl.LightningModule):

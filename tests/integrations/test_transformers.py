@@ -18,7 +18,7 @@ with warnings.catch_warnings():
 
     from moe_search.integrations import TransformersSearch
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 
 class Model(nn.Module):

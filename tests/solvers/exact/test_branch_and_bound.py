@@ -33,6 +33,7 @@ def test_it_proves_published_optima(name):
     assert (result.value, result.bound, result.status) == (best_known()[name], best_known()[name], "optimal")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(
     "options", [{}, {"symmetric": False, "linear": True}, {"density": 0.3}, {"integral": False, "symmetric": False}]
@@ -167,6 +168,7 @@ def test_equal_costs_are_optimal_at_the_root():
     assert result.iterations == 1
 
 
+@pytest.mark.slow
 def test_integers_that_float64_cannot_hold_are_exact():
     rng = np.random.default_rng(0)
     flow, distance = rng.integers(0, 2**27, (2, 5, 5))

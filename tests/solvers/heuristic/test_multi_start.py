@@ -112,6 +112,7 @@ def test_a_seed_is_reported_only_if_it_gives_the_run_again():
     assert spawned.seed is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", INSTANCES)
 def test_problems_can_be_sent_to_other_processes(name):
     problem = INSTANCES[name](3)
