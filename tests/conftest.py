@@ -3,7 +3,6 @@
 import inspect
 import os
 from pathlib import Path
-from types import CodeType
 
 import kernel_key
 import pytest
@@ -12,6 +11,7 @@ import pytest
 os.environ.setdefault("NUMBA_CACHE_DIR", str(kernel_key.ROOT / ".numba_cache" / kernel_key.key()))
 
 TESTS = Path(__file__).parent
+PROCESSES = ("subprocess", "multiprocessing", "distributed")
 
 # Groups are handed out in this order, all others after these: those that compile the kernels that others need come
 # first, and a long one at the end would leave all other processes waiting.
@@ -41,41 +41,27 @@ def group_of(path):
     return "".join(map(str.capitalize, words)) if solver else path.relative_to(kernel_key.ROOT).as_posix()
 
 
-def starts_processes(function, seen):
-    """Return whether a function of the tests, or one of the tests that it calls, names a module of processes."""
-    codes, names = [function.__code__], set()
-    while codes:
-        code = codes.pop()
-        names.update(code.co_names)
-        codes += [each for each in code.co_consts if isinstance(each, CodeType)]
-    for value in (function.__globals__.get(name) for name in names):
-        if inspect.ismodule(value) and value.__name__.split(".")[-1] in (
-            "subprocess",
-            "multiprocessing",
-            "distributed",
-        ):
+def starts_processes(module):
+    """Return whether a module of the tests, or one that it takes functions from, imports a module of processes."""
+    for value in vars(module).values():
+        if inspect.ismodule(value) and value.__name__.split(".")[-1] in PROCESSES:
             return True
-        if inspect.isfunction(value) and TESTS in Path(value.__code__.co_filename).parents and value not in seen:
-            seen.add(value)
-            if starts_processes(value, seen):
-                return True
+        home = inspect.getmodule(value) if inspect.isfunction(value) else None
+        if home not in (None, module) and TESTS in Path(home.__file__).parents and starts_processes(home):
+            return True
     return False
 
 
 # First, or pytest-xdist has looked for groups already.
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    seen = {}
+    slow = {module: starts_processes(module) for module in {item.module for item in items}}
     for item in items:
         # Tests of a file share fixtures, and kernels that would else be compiled in every process.
         if item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(group_of(item.path)))
-        fixtures = item._fixtureinfo.name2fixturedefs.values()
-        for function in (item.function, *(each.func for definitions in fixtures for each in definitions)):
-            function = inspect.unwrap(function)
-            if function not in seen:
-                seen[function] = inspect.isfunction(function) and starts_processes(function, set())
-            if seen[function]:
-                item.add_marker(pytest.mark.slow)
+        # The fixture `bench` starts the command of that name.
+        if slow[item.module] or "bench" in item.fixturenames:
+            item.add_marker(pytest.mark.slow)
     order = {group: place for place, group in enumerate(FIRST)}
     items.sort(key=lambda item: order.get(item.get_closest_marker("xdist_group").args[0], len(order)))
