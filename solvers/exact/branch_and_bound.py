@@ -19,7 +19,7 @@ from moe_search.solvers.engine.result import Incumbent, Result
 from moe_search.solvers.engine.run import Clock, Run, Slice
 from moe_search.solvers.engine.solver import Solver
 from moe_search.solvers.engine.stop import AnyOf, MaxIterations
-from moe_search.solvers.exact.branching import DONE, LOGGED, branch_slice, empty_tree, open_bound
+from moe_search.solvers.exact.branching import branch_slice, empty_tree, open_bound
 from moe_search.solvers.exact.symmetry import Symmetry, seats_of_experts, symmetry_of
 from moe_search.solvers.heuristic.tabu_search import TabuSearch
 
@@ -87,20 +87,20 @@ class BranchAndBound(Solver):
         tree = empty_tree(
             relaxation.linear, problem.block_size, run.incumbent, totals, relaxation.slots, relaxation.seats
         )
-        unit = node_operations(costs)
+        counts, unit = tree.counts[0], node_operations(costs)
 
         def advance(budget: int, target: float) -> Slice:
-            tree.counters[LOGGED] = 0
+            counts.logged = 0
             nodes = branch_slice(relaxation.costs, tree, max(budget // unit, 1), scale * target)
-            _, visited, logged, done = (int(x) for x in tree.counters)
-            values = tree.log_values[:logged].astype(run.dtype)
+            values = tree.log_values[: counts.logged].astype(run.dtype)
             values = values // scale if problem.integral else values / scale
-            return Slice(nodes * unit, visited, zip(tree.log_nodes[:logged], values, strict=True), done > 0)
+            improvements = zip(tree.log_nodes[: counts.logged], values, strict=True)
+            return Slice(nodes * unit, int(counts.nodes), improvements, bool(counts.done))
 
         run.clock.compile(branch_slice, relaxation.costs, tree, 0, -math.inf)
         if not run.interrupted:
             run.loop(advance, unit)
-        if int(tree.counters[DONE]) == 1:
+        if counts.proved:
             return run.result(moves=moves, proved=True)
         bound = round_up(open_bound(tree), relaxation, problem.integral)
         run.bound = None if bound is None else min(bound, problem.value(run.incumbent))

@@ -14,7 +14,15 @@ from moe_search.solvers.exact.symmetry import Symmetry
 
 LOG_LENGTH = 256
 
-DEPTH, NODES, LOGGED, DONE = range(4)
+COUNTS = np.dtype(
+    [
+        ("depth", np.int64),  # of the node whose children are visited, -1 before the root
+        ("nodes", np.int64),  # nodes bounded
+        ("logged", np.int64),  # improvements in this slice
+        ("done", np.bool_),  # the whole tree is searched, or the target is reached
+        ("proved", np.bool_),  # the whole tree is searched
+    ]
+)
 BEST, STEP = range(2)
 
 
@@ -23,9 +31,8 @@ class Tree(NamedTuple):
 
     Parameters
     ----------
-    counters : ndarray of int64, shape (4,)
-        Depth of the node whose children are visited (-1 before the root), nodes bounded, improvements logged in this
-        slice, whether the search has ended.
+    counts : ndarray of `COUNTS`, shape (1,)
+        Where the search stands.
     totals : ndarray, shape (2,)
         Value of the incumbent, and the least difference between two values (for floats the one that counts).
     incumbent : ndarray of int64, shape (m,)
@@ -60,7 +67,7 @@ class Tree(NamedTuple):
         Improvements of the incumbent in this slice.
     """
 
-    counters: npt.NDArray[np.int64]
+    counts: npt.NDArray[Any]
     totals: npt.NDArray[Any]
     incumbent: npt.NDArray[np.int64]
     free: Free
@@ -105,7 +112,7 @@ def empty_tree(
         alive.append(np.zeros((m + 1, known + 1), dtype=np.int64))
         alive[-1][0] = np.r_[known, np.arange(known)]
     return Tree(
-        counters=np.array([-1, 0, 0, 0], dtype=np.int64),
+        counts=np.array([(-1, 0, 0, False, False)], dtype=COUNTS).view(np.recarray),
         totals=np.array(totals, dtype=dtype),
         incumbent=incumbent,
         free=Free(np.arange(m), np.arange(m), np.ones(m, dtype=np.bool_), np.ones(m, dtype=np.bool_)),
@@ -138,7 +145,7 @@ def open_bound(tree: Tree) -> Any:
 
     None before the root is bounded.
     """
-    depth = int(tree.counters[DEPTH])
+    depth = int(tree.counts[0].depth)
     if depth < 0:
         return None
     bounds = [tree.bound[d, tree.visited[d]] for d in range(depth + 1) if tree.visited[d] < tree.children[d]]
@@ -154,21 +161,21 @@ def open_bound(tree: Tree) -> Any:
 @compiled
 def branch_slice(costs: Any, tree: Tree, budget: int, target: float) -> int:
     """Bound at most `budget` more nodes; return how many. Ends early at the target or with a full log."""
-    counters, totals, free = tree.counters, tree.totals, tree.free
-    before = counters[NODES]
-    while counters[NODES] - before < budget and counters[DONE] == 0 and counters[LOGGED] < tree.log_values.shape[0]:
-        depth = counters[DEPTH]
+    counts, totals, free = tree.counts[0], tree.totals, tree.free
+    before = counts.nodes
+    while counts.nodes - before < budget and not counts.done and counts.logged < tree.log_values.shape[0]:
+        depth = counts.depth
         if depth < 0:
             visit(costs, tree, 0, totals[STEP] * 0, False)
-            if counters[DEPTH] < 0:
-                counters[DONE] = 1
+            if counts.depth < 0:
+                counts.done = counts.proved = True
         else:
             child = tree.visited[depth]
             # The children stand by rising bound: if one is of no use, so are those behind it.
             if child == tree.children[depth] or tree.bound[depth, child] > totals[BEST] - totals[STEP]:
-                counters[DEPTH] = depth - 1
+                counts.depth = depth - 1
                 if depth == 0:
-                    counters[DONE] = 1
+                    counts.done = counts.proved = True
                 else:
                     last = tree.visited[depth - 1] - 1
                     free.slot_is_free[tree.slot[depth - 1, last]] = True
@@ -179,19 +186,19 @@ def branch_slice(costs: Any, tree: Tree, budget: int, target: float) -> int:
             free.slot_is_free[slot] = False
             free.seat_is_free[seat] = False
             visit(costs, tree, depth + 1, tree.bound[depth, child], True)
-            if counters[DEPTH] == depth:
+            if counts.depth == depth:
                 free.slot_is_free[slot] = True
                 free.seat_is_free[seat] = True
-        if totals[BEST] <= target and counters[DONE] == 0:
-            counters[DONE] = 2
-    return counters[NODES] - before
+        if totals[BEST] <= target:
+            counts.done = True
+    return counts.nodes - before
 
 
 @compiled
 def visit(costs: Any, tree: Tree, depth: int, inherited: Any, below: bool) -> None:
     """Bound the node at `depth`, whose slot is already taken, and give it children unless that ends it."""
-    counters, totals, free, duals, bounds = tree.counters, tree.totals, tree.free, tree.duals, tree.bounds
-    counters[NODES] += 1
+    totals, free, duals, bounds = tree.totals, tree.free, tree.duals, tree.bounds
+    tree.counts[0].nodes += 1
     count = list_free(free)
     if below:
         last = tree.visited[depth - 1] - 1
@@ -274,11 +281,11 @@ def record(tree: Tree, depth: int, count: int, value: Any) -> None:
         tree.incumbent[tree.slot[d, last]] = tree.seat[d, last]
     for a in range(count):
         tree.incumbent[tree.free.slots[a]] = tree.free.seats[tree.duals.column_of[a]]
-    logged = tree.counters[LOGGED]
+    counts = tree.counts[0]
     tree.totals[BEST] = value
-    tree.log_values[logged] = value
-    tree.log_nodes[logged] = tree.counters[NODES]
-    tree.counters[LOGGED] += 1
+    tree.log_values[counts.logged] = value
+    tree.log_nodes[counts.logged] = counts.nodes
+    counts.logged += 1
 
 
 @compiled
@@ -355,4 +362,4 @@ def branch(tree: Tree, depth: int, count: int, bound: Any) -> None:
         children += 1
     tree.children[depth] = children
     tree.visited[depth] = 0
-    tree.counters[DEPTH] = depth
+    tree.counts[0].depth = depth
