@@ -69,9 +69,9 @@ class Finished:
     def budget_losses(self) -> dict[str, dict[str, list[float]]]:
         """Return the losses of a random search, of the seeds that ended under all searches, by gate and search."""
         budget = self.experiment.budget
+        found: dict[str, dict[str, list[float]]] = {}
         if budget is None:
-            return {}
-        found = {}
+            return found
         for gate in self.experiment.gates:
             by_search = {search: self.numbers(gate, search, budget.loss) for search in self.experiment.searches}
             seeds = sorted(set.intersection(*map(set, by_search.values())))
