@@ -50,7 +50,7 @@ class Incumbent:
     solution: Any
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "solution", kept(self.solution))
+        object.__setattr__(self, "solution", frozen_copy(self.solution))
 
     @property
     def permutation(self) -> Permutation:
@@ -121,7 +121,7 @@ class Result:
     gap: float | None = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "solution", kept(self.solution))
+        object.__setattr__(self, "solution", frozen_copy(self.solution))
         object.__setattr__(self, "gap", relative_gap(self.value, self.bound))
 
     @property
@@ -195,7 +195,7 @@ class Result:
         return ax
 
 
-def kept(solution: Any) -> Any:
+def frozen_copy(solution: Any) -> Any:
     """Return a read-only copy of a permutation, which a search goes on changing; any other solution as it is."""
     if isinstance(solution, np.ndarray | list | tuple):
         solution = np.array(solution, dtype=np.int64)

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -171,7 +172,7 @@ class Run:
         if self.initial is None:
             rng = np.random.default_rng(self.seed)
             self.initial = self.problem.random_solution(rng) if otherwise is None else otherwise
-        self.offer(self.initial.copy(), self.problem.value(self.initial), 0)
+        self.offer(copy(self.initial), self.problem.value(self.initial), 0)
         return self.initial
 
     def aim(self, bound: int | float | None) -> None:
