@@ -5,14 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-
-if TYPE_CHECKING:
-    from moe_search.problems.load_limits import LoadLimits
-    from moe_search.problems.pairwise import PairwiseAssignment
 
 # What a solver says that needs pair costs, of a problem without any.
 NO_PAIR_COSTS = "its value is not a sum over pairs of slots; Enumeration or LocalSearch take it"
@@ -50,9 +46,9 @@ class PairCosts:
     integral: bool
     linear: npt.NDArray[Any] | None = None
     factors: tuple[npt.NDArray[Any], npt.NDArray[Any]] | None = None
-    make_pairwise: Callable[[], PairwiseAssignment] | None = None
+    make_pairwise: Callable[[], Any] | None = None
     products: int = 0
-    limits: LoadLimits | None = None
+    limits: Any = None
 
     @property
     def capacity(self) -> int:
@@ -60,7 +56,7 @@ class PairCosts:
         return self.block_size // self.shape[1]
 
     @cached_property
-    def pairwise(self) -> PairwiseAssignment | None:
+    def pairwise(self) -> Any:
         """The pairwise problem of the same value, where no factors are known."""
         return None if self.make_pairwise is None else self.make_pairwise()
 

@@ -46,18 +46,13 @@ FILES = {
 }
 
 
-def imports_of(name, at_run_time):
-    """Return the modules of the package that a file imports, at run time only or for its types too."""
-    tree = ast.parse(FILES[name].read_text(encoding="utf-8"))
-    nodes = list(ast.walk(tree))
-    if at_run_time:
-        top = [node for node in tree.body if not isinstance(node, ast.If)]
-        nodes = [node for node in top if isinstance(node, ast.Import | ast.ImportFrom)]
+def imports_of(name):
+    """Return the modules of the package that a file imports, for its types and inside its functions too."""
     found = set()
-    for node in nodes:
+    for node in ast.walk(ast.parse(FILES[name].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
+        elif isinstance(node, ast.ImportFrom):
             inside = {f"{node.module}.{alias.name}" for alias in node.names}
             found |= {each if each in FILES else node.module for each in inside}
     return {each for each in found if each.startswith("moe_search.")}
@@ -70,9 +65,9 @@ def floor(name):
 
 @pytest.mark.parametrize("name", sorted(set(FILES) - {"moe_search"}))
 def test_no_arrow_runs_up(name):
-    assert {each: floor(each) for each in imports_of(name, False) if floor(each) > floor(name)} == {}
+    assert {each: floor(each) for each in imports_of(name) if floor(each) > floor(name)} == {}
 
 
 def test_no_circle():
-    graph = {name: imports_of(name, True) for name in FILES}
+    graph = {name: imports_of(name) for name in FILES}
     assert list(graphlib.TopologicalSorter(graph).static_order())
