@@ -87,7 +87,7 @@ def solve(
     require_criterion(stop)
     seconds = stop.start().allowance(Progress()).seconds
     chosen = default_solver(problem, seconds) if solver is None else solver
-    run = chosen.start(problem, stop, seed, initial, on_improvement)
+    run = chosen.begin_run(problem, stop, seed, initial, on_improvement)
     if not chosen.exact:
         compile_bound(problem, run.clock)
         run.aim(lower_bound(problem, min(BOUND_SHARE * seconds, MOST_BOUND_SECONDS)))

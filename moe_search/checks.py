@@ -67,4 +67,4 @@ def store_plain(given: Any) -> None:
 
 
 def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
+    return value.item() if isinstance(value, np.generic | np.ndarray) and np.ndim(value) == 0 else value

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from numba.extending import overload
 
 from moe_search.problems.kernels import compiled, kernel
 
@@ -37,12 +38,19 @@ def exchange_seats(permutation: Any, order: Any, a: int, b: int) -> None:
     order[permutation[b]] = b
 
 
-@compiled
 def copy_permutation(target: Any, source: Any) -> None:
-    """Copy a permutation into an array of its size."""
+    """Copy a permutation into an array of its size; in plain Python in one step, which Ctrl-C cannot break off."""
+    target[:] = source
+
+
+@overload(copy_permutation, jit_options={"nogil": True})
+def _copy_by_element(target: Any, source: Any) -> Any:
     # With target[:] = source Numba compiles a check of the shapes and its message, for four seconds in every kernel.
-    for k in range(target.shape[0]):
-        target[k] = source[k]
+    def copy(target: Any, source: Any) -> None:
+        for k in range(target.shape[0]):
+            target[k] = source[k]
+
+    return copy
 
 
 @compiled

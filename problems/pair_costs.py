@@ -50,6 +50,16 @@ class PairCosts:
     products: int = 0
     limits: Any = None
 
+    def __post_init__(self) -> None:
+        m, n = self.shape
+        if self.factors is not None and self.make_pairwise is not None:
+            raise ValueError("pair costs must have factors or make_pairwise, got both")
+        if self.linear is not None and self.linear.shape != (m, n):
+            raise ValueError(f"linear must have shape {(m, n)}, got shape {self.linear.shape}")
+        for factor in self.factors or ():
+            if m != n or factor.shape != (n, n):
+                raise ValueError(f"factors must have shape {(m, m)}, one seat a slot, got shape {factor.shape}")
+
     @property
     def capacity(self) -> int:
         """Slots of an expert in a block."""
@@ -65,8 +75,9 @@ class PairCosts:
         """Cost of slot s under expert e by itself, shape (m, n): the linear one, and that of the pair (s, s)."""
         if self.pairwise is not None:
             return self.pairwise.unary
+        linear = self.linear
+        if linear is None:
+            linear = np.zeros(self.shape, dtype=np.int64 if self.integral else np.float64)
         if self.factors is None:
-            assert self.linear is not None
-            return self.linear
-        products = np.outer(*(np.diagonal(factor) for factor in self.factors))
-        return products if self.linear is None else products + self.linear
+            return linear
+        return np.outer(*(np.diagonal(factor) for factor in self.factors)) + linear

@@ -93,7 +93,7 @@ class BalancedTransport(Solver):
             part = LinearAssignment(costs[group])
             table[group] = Transport().solve(part, MaxRuntime(LONGEST)).permutation // part.capacity
         permutation = seats_by_expert(table)
-        run.begin(permutation)
+        run.take_initial(permutation)
         run.offer(permutation, problem.value(permutation), 1)
         return run.result(moves=0)
 

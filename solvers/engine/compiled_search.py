@@ -106,7 +106,7 @@ class CompiledSearch(Solver):
         """Search slice by slice; see `Solver.search`."""
         problem = run.problem
         assert isinstance(problem, PermutationProblem)
-        state = problem.state(run.begin())
+        state = problem.state(run.take_initial())
         track = Track(
             np.array([run.value, run.value], dtype=run.dtype),
             np.zeros(1, dtype=COUNTS).view(np.recarray),

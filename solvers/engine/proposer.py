@@ -28,7 +28,7 @@ class Proposer(Solver):
         """Take proposals until the run stops; see `Solver.search`."""
         problem = run.problem
         assert isinstance(problem, PermutationProblem)
-        run.begin()
+        run.take_initial()
         proposals = self.proposals(problem, np.random.default_rng(run.seed))
 
         def advance(budget: int, target: float) -> Slice:

@@ -156,6 +156,8 @@ class Result:
 
     def to_json(self) -> str:
         """Return the result as a JSON object; `from_json` reads it back without loss."""
+        if not isinstance(self.solution, np.ndarray):
+            raise TypeError(f"solution must be an array to be written as JSON, got {type(self.solution).__name__}")
         data = asdict(self)
         del data["gap"]
         return json.dumps(data | {"solution": self.solution.tolist()})
@@ -177,7 +179,7 @@ class Result:
         if data["status"] not in get_args(Status):
             raise ValueError(f"status must be one of {', '.join(get_args(Status))}, got {data['status']!r}")
         trajectory = tuple(TrajectoryPoint(float(seconds), value, at) for seconds, value, at in data["trajectory"])
-        return cls(**data | {"trajectory": trajectory})
+        return cls(**data | {"trajectory": trajectory, "solution": np.array(data["solution"])})
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the value of the incumbent over time, and the bound, with matplotlib; return the axes."""
@@ -196,9 +198,9 @@ class Result:
 
 
 def frozen_copy(solution: Any) -> Any:
-    """Return a read-only copy of a permutation, which a search goes on changing; any other solution as it is."""
-    if isinstance(solution, np.ndarray | list | tuple):
-        solution = np.array(solution, dtype=np.int64)
+    """Return a read-only copy of an array, which a search goes on changing; any other solution as it is."""
+    if isinstance(solution, np.ndarray):
+        solution = solution.copy()
         solution.flags.writeable = False
     return solution
 

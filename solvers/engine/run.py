@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
@@ -38,8 +39,10 @@ class Clock:
     def stopped(self) -> Iterator[None]:
         """Keep the time of what is done inside off the clock."""
         before = time.perf_counter()
-        yield
-        self.started += time.perf_counter() - before
+        try:
+            yield
+        finally:
+            self.started += time.perf_counter() - before
 
     def compile(self, dispatcher: Any, *arguments: Any) -> None:
         """Call a kernel once, with arguments under which it does no work: what compiles it is kept off the clock."""
@@ -92,7 +95,7 @@ class Slice(NamedTuple):
 class Run:
     """One run of a solver on a problem; `Solver.solve` makes it from checked arguments.
 
-    A solver calls `begin`, then either `loop` with a function that searches on, or `offer` and `show` at every
+    A solver calls `take_initial`, then either `loop` with a function that searches on, or `offer` and `show` at every
     solution; `result` ends it. A solver that finds its answer in one step calls `answer` instead of all of these.
 
     Parameters
@@ -167,7 +170,7 @@ class Run:
             return np.int64(0)
         return np.float64(1e-12 * max(abs(float(self.value)), 1e-12 * self.problem.ordinary_value()))
 
-    def begin(self, otherwise: Any = None) -> Any:
+    def take_initial(self, otherwise: Any = None) -> Any:
         """Make the initial solution the incumbent and return it; without one, `otherwise`, or else a random one."""
         if self.initial is None:
             rng = np.random.default_rng(self.seed)
@@ -179,21 +182,27 @@ class Run:
         """Take a proved lower bound as known, and a value equal to it as a reason to stop."""
         self.bound = bound
         if bound is not None:
-            # Floats reach their bound up to rounding only.
-            self.bound_scale = 0.0 if self.problem.integral else self.problem.ordinary_value()
-            slack = 0.0 if self.problem.integral else 1e-9 * max(self.bound_scale, abs(bound))
-            self.stop = AnyOf(TargetValue(bound + slack), self.stop)
+            target = bound
+            if not self.problem.integral:
+                # Floats reach their bound up to rounding only.
+                self.bound_scale = self.problem.ordinary_value()
+                target += 1e-9 * max(self.bound_scale, abs(bound))
+            self.stop = AnyOf(TargetValue(target), self.stop)
 
     def progress(self) -> Progress:
         """Return where the run stands."""
         return Progress(self.clock.seconds(), self.iterations, float(self.value), self.improved_at)
 
-    def offer(self, solution: Any, value: int | float, iteration: int) -> None:
-        """Make `solution`, of this very value, the incumbent if it is better; any thread may call this."""
+    def offer(self, solution: Any, value: int | float, iteration: int, seconds: float | None = None) -> None:
+        """Make `solution`, of this very value, the incumbent if it is better; any thread may call this.
+
+        It was found at this iteration, and now, or after a number of seconds.
+        """
         with self._lock:
             if value < self.value:
-                self.incumbent, self.value, self.improved_at = solution, value, iteration
-                self.trajectory.append(TrajectoryPoint(self.clock.seconds(), value, iteration))
+                self.incumbent, self.value, self.improved_at = solution, self._plain(value), iteration
+                seconds = self.clock.seconds() if seconds is None else seconds
+                self.trajectory.append(TrajectoryPoint(seconds, self.value, iteration))
 
     def show(self) -> None:
         """Show the incumbent to whoever asked for it, unless it was shown before."""
@@ -243,7 +252,7 @@ class Run:
         for iteration, value in piece.improvements:
             # The kernel knows no clock; within a slice of milliseconds the work is as good as one.
             share = (int(iteration) - before.iterations) / max(piece.iterations - before.iterations, 1)
-            self.value = value.item()
+            self.value = self._plain(value)
             self.improved_at = int(iteration)
             self.trajectory.append(TrajectoryPoint(before.seconds + share * seconds, self.value, self.improved_at))
         self.iterations = piece.iterations
@@ -275,16 +284,17 @@ class Run:
         moves, restarts, statistics
             As in `Result`.
         proved : bool
-            Whether the search has proved its incumbent optimal; its value is then the bound, unless one is known.
+            Whether the search has proved its incumbent optimal; its value is then the bound.
         **changes
             Other fields of `Result` that are not those of the run.
         """
         if self.interrupted:
             self._take_in_lost_slice()
         elif not self.problem.integral and len(self.trajectory) > 1:
-            self.value = self.problem.value(self.incumbent)
+            self.value = self._plain(self.problem.value(self.incumbent))
             self.trajectory[-1] = self.trajectory[-1]._replace(value=self.value)
-        bound = self.value if proved and self.bound is None else self.bound
+        self._doubt_bound()
+        bound = self.value if proved else self.bound
         status: Status = "interrupted" if self.interrupted else "feasible"
         if proved or reached(self.value, bound, self.problem.integral, self.bound_scale):
             status = "optimal"
@@ -304,9 +314,28 @@ class Run:
         }
         return Result(**fields | changes)
 
+    def _plain(self, value: Any) -> int | float:
+        """Return a value as a number of Python, which a problem of one's own may give as one of numpy."""
+        return int(value) if self.problem.integral else float(value)
+
+    def _doubt_bound(self) -> None:
+        """Leave out a bound above the incumbent's value by more than rounding: one of the two is wrong."""
+        if self.bound is None:
+            return
+        slack = 0.0 if self.problem.integral else 1e-6 * max(abs(self.value), abs(self.bound), self.bound_scale)
+        if self.bound > self.value + slack:
+            kind = type(self.problem).__name__
+            warnings.warn(
+                f"the bound {self.bound} is left out, as a solution of value {self.value} was found: "
+                f"the value, pair_costs, relaxed or value_range of {kind} must be wrong",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+            self.bound = None
+
     def _take_in_lost_slice(self) -> None:
         """Take in what a slice found that Ctrl-C kept from being recorded: its incumbent is there, its log is not."""
-        value = self.problem.value(self.incumbent)
+        value = self._plain(self.problem.value(self.incumbent))
         if value < self.value:
             self.trajectory.append(TrajectoryPoint(self.clock.seconds(), value, self.iterations))
         self.value = value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, final
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from moe_search.solvers.engine.stop import StoppingCriterion, require_criterion
 
 
 class Solver(ABC):
-    """Minimize a problem. A new solver is a frozen dataclass of its parameters that gives `search`.
+    """Minimize a problem. A new solver is a frozen dataclass of its parameters that gives `search`; `solve` is final.
 
     Most give less: a solver whose search is a kernel derives from
     `moe_search.solvers.engine.compiled_search.CompiledSearch`. Numbers of numpy among the parameters become Python's;
@@ -40,6 +40,7 @@ class Solver(ABC):
     def search(self, run: Run) -> Result:
         """Solve the problem of a run, whose arguments `solve` has checked."""
 
+    @final
     def solve(
         self,
         problem: Problem,
@@ -79,9 +80,10 @@ class Solver(ABC):
         ValueError
             If `initial` is no solution of the problem, `seed` is negative, or the solver cannot take the problem.
         """
-        return self.search(self.start(problem, stop, seed, initial, on_improvement))
+        return self.search(self.begin_run(problem, stop, seed, initial, on_improvement))
 
-    def start(
+    @final
+    def begin_run(
         self,
         problem: Problem,
         stop: StoppingCriterion,
@@ -98,7 +100,8 @@ class Solver(ABC):
             raise TypeError(f"on_improvement must be a function of an Incumbent, got {type(on_improvement).__name__}")
         if initial is not None:
             initial = problem.start_from(problem.check_solution(initial, "initial"))
-        reason = self.refuses(problem)
+        # A solver that refuses more may forget what it takes.
+        reason = Solver.refuses(self, problem) or self.refuses(problem)
         if reason is not None:
             raise ValueError(f"{type(self).__name__} cannot take this {type(problem).__name__}: {reason}")
         return Run(repr(self), problem, stop, seed, initial, on_improvement)

@@ -77,7 +77,7 @@ class BranchAndBound(Solver):
         costs = problem.pair_costs()
         assert costs is not None
         # A squared mixture is searched as the pairwise problem that bounds it: its deltas take less time.
-        moves = self._begin(run, costs.pairwise or problem)
+        moves = self._first_incumbent(run, problem if costs.pairwise is None else costs.pairwise)
         relaxation = relax(costs, run.clock)
         scale = relaxation.scale
         # An improvement is one where all costs are zero too, or too small for their rounding to be a number.
@@ -106,7 +106,7 @@ class BranchAndBound(Solver):
         run.bound = None if bound is None else min(bound, problem.value(run.incumbent))
         return run.result(moves=moves)
 
-    def _begin(self, run: Run, searched: PermutationProblem) -> int:
+    def _first_incumbent(self, run: Run, searched: PermutationProblem) -> int:
         """Find the first incumbent by a short tabu search, whose moves are no iterations; return how many it made."""
 
         def take(incumbent: Incumbent) -> None:

@@ -94,12 +94,13 @@ class CpSat(Solver):
         # The import takes longer than many a limit.
         with run.clock.stopped():
             importlib.import_module("ortools.sat.python.cp_model")
-        run.begin()
+        run.take_initial()
         try:
             proved = self._solve(run)
         except KeyboardInterrupt:
             run.interrupted, proved = True, False
-        return run.result(moves=len(run.trajectory) - 1, proved=proved)
+        # An optimum on the grid is one of the problem up to the grid: its bound may be less than its value.
+        return run.result(moves=len(run.trajectory) - 1, proved=proved, bound=run.bound)
 
     def _solve(self, run: Run) -> bool:
         """Solve as long as the run may last; return whether the incumbent is proved optimal."""

@@ -58,7 +58,7 @@ class Transport(Solver):
         """Search; see `Solver.search`."""
         problem = run.problem
         assert isinstance(problem, LinearAssignment)
-        run.begin(np.arange(problem.size))
+        run.take_initial(np.arange(problem.size))
         strides = sample_strides(problem.cost)
         flows = [empty_flow(sample(problem.cost, stride)) for stride in strides]
         level = 0
@@ -88,7 +88,7 @@ class Transport(Solver):
             run.offer(permutation, problem.value(permutation), run.iterations)
             run.show()
         proved = flow.counts[0].phase == DONE or reached(run.value, bound, problem.integral)
-        run.bound = None if proved or bound is None else min(bound, run.value)
+        run.bound = None if bound is None else min(bound, run.value)
         return run.result(moves=sum(int(each.counts[0].moves) for each in flows), proved=bool(proved))
 
 

@@ -83,13 +83,17 @@ class MultiStart(Solver):
             return max(seconds - run.clock.seconds(), 0.0)
 
         def take(incumbent: Incumbent) -> None:
-            run.offer(incumbent.solution, incumbent.value, incumbent.iterations)
+            run.offer(incumbent.solution, incumbent.value, incumbent.iterations, incumbent.seconds)
 
         def one(number: int) -> Result | None:
             if number and (left() <= 0.0 or cancelled.is_set()):
                 return None
-            own = _limited(watched, left() / math.ceil((self.runs - number) / workers))
-            return self.solver.solve(run.problem, own, seeds[number], run.initial, take)
+            share = run.clock.seconds() + left() / math.ceil((self.runs - number) / workers)
+            stop = _limited(watched, share)
+            own = self.solver.begin_run(run.problem, stop, seeds[number], run.initial, take)
+            # It counts from the start of the whole, but for what it compiles.
+            own.clock.started = run.clock.started
+            return self.solver.search(own)
 
         def work() -> None:
             found = Parallel(n_jobs=self.n_jobs, backend="threading")(map(delayed(one), range(self.runs)))
@@ -98,9 +102,10 @@ class MultiStart(Solver):
         if getattr(get_active_backend(prefer="threads")[0], "supports_sharedmem", False):
             run.interrupted = run_watched(work, run.show, cancelled.set)
             return _joined(run, results)
-        own = _limited(run.stop, left() / math.ceil(self.runs / workers))
-        tasks = [delayed(self.solver.solve)(run.problem, own, each, run.initial) for each in seeds]
-        joined = _joined(run, Parallel(n_jobs=self.n_jobs, prefer="threads")(tasks))
+        before = run.clock.seconds()
+        stop = _limited(run.stop, left() / math.ceil(self.runs / workers))
+        tasks = [delayed(self.solver.solve)(run.problem, stop, each, run.initial) for each in seeds]
+        joined = _joined(run, Parallel(n_jobs=self.n_jobs, prefer="threads")(tasks), before)
         try:
             run.show()
         except KeyboardInterrupt:
@@ -108,10 +113,11 @@ class MultiStart(Solver):
         return joined
 
 
-def _joined(run: Run, results: Sequence[Result]) -> Result:
-    """Return the best of all results as that of the run, with the sums of what they counted."""
+def _joined(run: Run, results: Sequence[Result], before: float = 0.0) -> Result:
+    """Return the best of all results, whose clocks began some seconds `before`, with the sums of what they counted."""
     best = min(results, key=lambda result: result.value)
-    run.incumbent, run.value, run.trajectory = best.solution, best.value, list(best.trajectory)
+    run.incumbent, run.value = best.solution, best.value
+    run.trajectory = [point._replace(seconds=point.seconds + before) for point in best.trajectory]
     run.bound = max(
         (each for each in (run.bound, *(result.bound for result in results)) if each is not None), default=None
     )

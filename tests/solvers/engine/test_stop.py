@@ -103,7 +103,7 @@ def test_a_limit_of_iterations_does_not_cut_slices_that_count_in_smaller_units(m
         return Slice(100 * iterations, done, (), False)
 
     run = Run("test", random_linear(3, seed=0), MaxIterations(5000), 0, None)
-    run.begin()
+    run.take_initial()
     run.loop(advance, 100)
     assert run.iterations == 5000
     assert len(budgets) < 10
