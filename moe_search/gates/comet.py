@@ -9,10 +9,8 @@ from torch import Tensor, nn
 
 from moe_search.checks import require_integer, require_number
 from moe_search.gates.batch_checks import cannot_read_values
-from moe_search.gates.gate import Gate, require_k
-from moe_search.gates.slot_weights import SlotWeights
-from moe_search.gates.smooth_step import entropy_terms
-from moe_search.gates.tree_leaves import leaf_probabilities, live_leaves
+from moe_search.gates.gate import Gate, SlotWeights, require_k
+from moe_search.gates.smooth_step import entropy_terms, leaf_probabilities, live_leaves
 
 DESCENT_SLOTS, DESCENT_LEAVES = 64, 2**17
 """From so many slots of a tree and leaves of all trees for all samples on, it takes a CPU less time to descend into the

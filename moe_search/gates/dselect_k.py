@@ -7,8 +7,7 @@ from torch import Tensor, nn
 
 from moe_search.checks import require_integer, require_number
 from moe_search.gates.batch_checks import require_device, require_dtype, require_samples
-from moe_search.gates.gate import Gate, require_k
-from moe_search.gates.slot_weights import SlotWeights
+from moe_search.gates.gate import Gate, SlotWeights, require_k
 from moe_search.gates.smooth_step import entropy_terms, smooth_step
 
 LEAST_REACHED = 1e-6

@@ -10,8 +10,7 @@ from torch.nn import functional
 
 from moe_search.checks import require_integer
 from moe_search.gates.batch_checks import cannot_read_values, require_device, require_samples
-from moe_search.gates.gate import Gate
-from moe_search.gates.slot_weights import SlotWeights
+from moe_search.gates.gate import Gate, SlotWeights
 
 SPARE_BITS = 6
 """Bits of a code beyond those that tell slots apart: codes are not equally frequent, 64 or more a slot even out."""

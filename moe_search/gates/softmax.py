@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from moe_search.gates.gate import Gate
-from moe_search.gates.slot_weights import SlotWeights
+from moe_search.gates.gate import Gate, SlotWeights
 
 
 class Softmax(Gate):

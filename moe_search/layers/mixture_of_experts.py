@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from moe_search.checks import require_choice
 from moe_search.gates.batch_checks import cannot_read_values, require_samples
-from moe_search.gates.gate import Gate
-from moe_search.gates.slot_weights import SlotWeights
+from moe_search.gates.gate import Gate, SlotWeights
 from moe_search.layers.dispatch import DISPATCHES, Dispatch, fastest_dispatch
 from moe_search.layers.stacked_experts import StackedExperts
 

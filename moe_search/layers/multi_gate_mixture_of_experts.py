@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_search.gates.batch_checks import cannot_read_values, require_samples
-from moe_search.gates.gate import Gate
-from moe_search.gates.slot_weights import SlotWeights
+from moe_search.gates.gate import Gate, SlotWeights
 from moe_search.layers.dispatch import Dispatch
 from moe_search.layers.mixture_of_experts import MixtureOfExperts, outputs_of_pairs
 from moe_search.layers.stacked_experts import StackedExperts

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from moe_search.gates.expert_map import ExpertMap
-from moe_search.gates.slot_weights import SlotWeights
+from moe_search.gates.gate import SlotWeights
 from moe_search.plotting.table import Table
 from moe_search.training.lowering.frozen import as_written, searching
 from moe_search.training.lowering.tasks import Layer, mixtures_of

@@ -12,8 +12,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from moe_search.checks import require_integer, require_number
-from moe_search.gates.gate import Gate
-from moe_search.gates.slot_weights import SlotWeights
+from moe_search.gates.gate import Gate, SlotWeights
 from moe_search.layers.multi_gate_mixture_of_experts import share_submodule
 
 INITIAL_RANGE = 0.05

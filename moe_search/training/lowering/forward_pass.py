@@ -14,10 +14,34 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from moe_search.gates.expert_map import ExpertMap
-from moe_search.gates.slot_weights import SlotWeights
+from moe_search.gates.gate import SlotWeights
 from moe_search.training.lowering.batch import Batch
-from moe_search.training.lowering.precision import Autocast, at_least_single
+from moe_search.training.lowering.losses import at_least_single
 from moe_search.training.lowering.tasks import Layer, Tasks, mixtures_of
+
+
+@dataclass(frozen=True)
+class Autocast:
+    """What autocast does on one type of device: whether and to which dtype it casts, and whether weights only once."""
+
+    device: str
+    enabled: bool
+    dtype: torch.dtype
+    cache: bool
+
+    @classmethod
+    def here(cls, device: torch.device) -> Autocast:
+        """Return the state where this is called."""
+        return cls(
+            device.type,
+            torch.is_autocast_enabled(device.type),
+            torch.get_autocast_dtype(device.type),
+            torch.is_autocast_cache_enabled(),
+        )
+
+    def again(self) -> torch.autocast:
+        """Return a context in which autocast is in this state."""
+        return torch.autocast(self.device, self.dtype, self.enabled, self.cache)
 
 
 @dataclass(frozen=True, eq=False)

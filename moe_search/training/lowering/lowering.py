@@ -19,9 +19,9 @@ from moe_search.training.lowering.batch import Batch
 from moe_search.training.lowering.exact_costs import pair_costs, slot_costs
 from moe_search.training.lowering.forward_pass import Opened, check_model, open_batch
 from moe_search.training.lowering.frozen import frozen
+from moe_search.training.lowering.losses import RecognizedLoss, recognize_loss
 from moe_search.training.lowering.mixture_arrays import Deviation, MixtureArrays, mixture_arrays, mixture_problem
 from moe_search.training.lowering.process_group import ALONE, Ranks
-from moe_search.training.lowering.recognize_loss import RecognizedLoss, recognize_loss
 from moe_search.training.lowering.tasks import Layer, TaskLoss, Tasks
 
 CHUNK_SIZE = 1024

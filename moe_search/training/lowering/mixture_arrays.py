@@ -15,9 +15,7 @@ from torch import Tensor
 
 from moe_search.problems.mixture import MixtureAssignment
 from moe_search.training.lowering.forward_pass import Chunk, Opened, run_head
-from moe_search.training.lowering.precision import as_numpy, at_least_single, without_autocast
-from moe_search.training.lowering.recognize_loss import RecognizedLoss
-from moe_search.training.lowering.sample_losses import NonFiniteLossError
+from moe_search.training.lowering.losses import NonFiniteLossError, RecognizedLoss, as_numpy, at_least_single
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +147,7 @@ def fold_head(opened: Opened, chunk: Chunk, expert_weights: Tensor, expert_outpu
         point = chunk.mixture.detach().clone().requires_grad_()
         # No output depends on another sample or task: the gradient of a sum is a row of every one's Jacobian.
         totals = run_head(opened.model, opened.tasks, chunk.batch, point).reshape(len(point), -1).sum(0)
-    with without_autocast(point.device):
+    with torch.autocast(point.device.type, enabled=False):
         answers = at_least_single(expert_outputs).flatten(2)
         directions = answers - torch.einsum("bn,bnd->bd", expert_weights.to(answers.dtype), answers).unsqueeze(1)
         folded = at_least_single(chunk.outputs).reshape(len(point), 1, -1).repeat(1, answers.shape[1], 1)
@@ -172,7 +170,7 @@ def _deviations(opened: Opened, chunk: Chunk, answers: Tensor, folded: Tensor) -
     with chunk.autocast.again():
         mixture = opened.tasks.combine(expert_weights, answers).to(chunk.mixture.dtype)
     true = run_head(opened.model, opened.tasks, chunk.batch, mixture).flatten(1)
-    with without_autocast(true.device):
+    with torch.autocast(true.device.type, enabled=False):
         predicted = torch.einsum("bn,bnc->bc", expert_weights.to(folded.dtype), folded)
     error, change, size = (true - predicted).abs(), (true - chunk.outputs.flatten(1)).abs(), true.abs()
     rows = [opened.tasks.of_task(t) for t in range(opened.tasks.count)]

@@ -15,7 +15,7 @@ from moe_search.gates.expert_map import ExpertMap
 from moe_search.gates.gate import Gate
 from moe_search.layers.mixture_of_experts import MixtureOfExperts
 from moe_search.layers.multi_gate_mixture_of_experts import MultiGateMixtureOfExperts
-from moe_search.training.lowering.sample_losses import Loss, sample_losses
+from moe_search.training.lowering.losses import Loss, sample_losses
 
 Layer: TypeAlias = MixtureOfExperts | MultiGateMixtureOfExperts
 """What can be searched: a layer with one map."""

@@ -19,14 +19,15 @@ from moe_search.solvers.engine.solver import Solver
 from moe_search.solvers.engine.stop import MaxRuntime, StoppingCriterion, require_criterion
 from moe_search.training.lowering.batch import Batch, concatenate
 from moe_search.training.lowering.forward_pass import check_model
+from moe_search.training.lowering.losses import NonFiniteLossError, RecognizedLoss
 from moe_search.training.lowering.lowering import CHUNK_SIZE, Lowering, ProblemKind, lower_batches
 from moe_search.training.lowering.process_group import ranks_of
-from moe_search.training.lowering.recognize_loss import RecognizedLoss
-from moe_search.training.lowering.sample_losses import NonFiniteLossError
 from moe_search.training.lowering.tasks import Layer, TaskLoss, Tasks
 from moe_search.training.saved_state import require_keys
 from moe_search.training.search.candidate_map import (
     CandidateMap,
+    Outcome,
+    SearchRecord,
     Underway,
     at_once,
     find_candidate,
@@ -34,7 +35,6 @@ from moe_search.training.search.candidate_map import (
     on_thread,
 )
 from moe_search.training.search.load_limit import LoadLimit, require_load_limit
-from moe_search.training.search.search_record import Outcome, SearchRecord
 from moe_search.training.search.verification import Verification, verify
 
 OnSearch: TypeAlias = Callable[[SearchRecord, Lowering, Result], None]

@@ -8,8 +8,8 @@ from torch.nn import functional
 
 from moe_search.problems.linear import LinearAssignment
 from moe_search.problems.mixture import MixtureAssignment
+from moe_search.training.lowering.losses import NonFiniteLossError
 from moe_search.training.lowering.lowering import lower
-from moe_search.training.lowering.sample_losses import NonFiniteLossError
 
 ONE_SLOT = ("hash", "top-1")
 MANY_SLOTS = ("top-2", "comet", "comet-shared", "softmax")

@@ -12,9 +12,9 @@ from torch import nn
 from moe_search.problems import InfeasibleLimitsError, LoadLimited
 from moe_search.solvers import Hungarian, MaxIterations
 from moe_search.training.lowering.lowering import lower
+from moe_search.training.search.candidate_map import SearchRecord
 from moe_search.training.search.load_limit import limit_load
 from moe_search.training.search.permutation_search import PermutationSearch
-from moe_search.training.search.search_record import SearchRecord
 
 # The class of the inner problem, and a loss that no mixture knows where it is to be pairwise.
 KINDS = {

@@ -14,8 +14,8 @@ from moe_search.solvers.engine.stop import MaxIterations
 from moe_search.solvers.exact.hungarian import Hungarian
 from moe_search.solvers.heuristic.local_search import LocalSearch
 from moe_search.training.lowering.lowering import lower
+from moe_search.training.search.candidate_map import SearchRecord
 from moe_search.training.search.permutation_search import PermutationSearch
-from moe_search.training.search.search_record import SearchRecord
 
 
 def searching(setting, **options):
