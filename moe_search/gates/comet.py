@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from moe_search.checks import require_integer, require_number
+from moe_search.checks import require_choice, require_integer, require_number
 from moe_search.gates.batch_checks import cannot_read_values
 from moe_search.gates.gate import Gate, SlotWeights, require_k
 from moe_search.gates.smooth_step import entropy_terms, leaf_probabilities, live_leaves
@@ -93,20 +93,16 @@ class COMET(Gate):
 
     Parameters
     ----------
-    in_features : int
-        Number of features of a sample.
-    num_experts : int
-        Number of experts n.
+    in_features, num_experts, num_slots : int
+        Features of a sample, experts n and leaves m of a tree; see `Gate`.
     k : int
         Number of trees, at most m: what the number of experts of a sample comes down to.
-    num_slots : int, optional
-        Number of leaves m of a tree, a multiple of n; n by default.
     gamma : float
         Width of the part of the smooth-step function that is neither 0 nor 1.
     entropy : float
         Factor lambda of the penalty, ``lambda * mean_b sum_ts -p log p``. 0 for none.
     shared_map : bool
-        Whether all trees have one row of the expert map: leaf s is of the same expert in all.
+        Whether leaf s is of the same expert in all trees.
     convention : {"paper", "torch", "tensorflow"}
         The version to compute and start by, see the notes.
 
@@ -167,8 +163,7 @@ class COMET(Gate):
         self.k = require_k(k, self.num_slots)
         self.gamma = require_number("gamma", gamma, strict=True)
         self.entropy = require_number("entropy", entropy)
-        if convention not in CONVENTIONS:
-            raise ValueError(f"convention must be one of {', '.join(CONVENTIONS)}, got {convention!r}")
+        require_choice("convention", convention, tuple(CONVENTIONS))
         self.convention = convention
         split_bias = CONVENTIONS[convention].split_bias
         self.nodes = nn.Linear(in_features, self.k * (2 * self.num_slots - 1), bias=split_bias)

@@ -71,7 +71,6 @@ class Gate(nn.Module, ABC):
     Attributes
     ----------
     expert_map : ExpertMap
-    in_features : int or None
     """
 
     def __init__(
@@ -85,22 +84,10 @@ class Gate(nn.Module, ABC):
     ) -> None:
         super().__init__()
         self.expert_map = ExpertMap(num_experts, num_slots, num_selectors, shared_map)
+        self.num_experts = self.expert_map.num_experts
+        self.num_slots = self.expert_map.num_slots
+        self.num_selectors = self.expert_map.num_selectors
         self.in_features = None if in_features is None else require_integer("in_features", in_features)
-
-    @property
-    def num_experts(self) -> int:
-        """Number of experts n."""
-        return self.expert_map.num_experts
-
-    @property
-    def num_slots(self) -> int:
-        """Number of slots m of a selector."""
-        return self.expert_map.num_slots
-
-    @property
-    def num_selectors(self) -> int:
-        """Number of selectors T."""
-        return self.expert_map.num_selectors
 
     @abstractmethod
     def forward(self, inputs: Tensor, ids: Tensor | None = None) -> SlotWeights:
@@ -120,15 +107,7 @@ class Gate(nn.Module, ABC):
         return slot_weights.weights.new_zeros(())
 
     def features(self, inputs: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """Return checked inputs, flattened to shape [B, in_features].
-
-        Parameters
-        ----------
-        inputs : Tensor
-            What `forward` was given.
-        dtype : torch.dtype, optional
-            The dtype of the gate's weights; any floating-point type by default.
-        """
+        """Return checked inputs, flattened to shape [B, in_features]; ``dtype`` is that of the weights, if any."""
         require_samples(inputs)
         if inputs.ndim < 2 or inputs[0].numel() != self.in_features:
             raise ValueError(

@@ -12,12 +12,8 @@ class Softmax(Gate):
 
     Parameters
     ----------
-    in_features : int
-        Number of features of a sample.
-    num_experts : int
-        Number of experts n.
-    num_slots : int, optional
-        Number of slots m, a multiple of n; n by default.
+    in_features, num_experts, num_slots : int
+        Features of a sample, experts n and slots m; see `Gate`.
 
     Notes
     -----

@@ -88,7 +88,11 @@ class MixtureOfExperts(nn.Module):
         if isinstance(experts, StackedExperts):
             self.experts = experts
         else:
-            modules = list(_iterable(experts))
+            if not isinstance(experts, Iterable):
+                raise TypeError(
+                    f"experts must be StackedExperts or an iterable of modules, got {type(experts).__name__}"
+                )
+            modules = list(experts)
             for e, expert in enumerate(modules):
                 if not isinstance(expert, nn.Module):
                     raise TypeError(f"experts must be torch modules, got {type(expert).__name__} for expert {e}")
@@ -103,19 +107,10 @@ class MixtureOfExperts(nn.Module):
         self.routing: SlotWeights | None = None
 
     def forward(self, inputs: Tensor, ids: Tensor | None = None) -> Tensor:
-        """Return the mixture of every sample.
+        """Return the mixture of every sample, shape [B, ...] with the axes of an expert's output after the first.
 
-        Parameters
-        ----------
-        inputs : Tensor
-            Floating point, shape [B, ...], as gate and experts take it.
-        ids : Tensor, optional
-            Integers, shape [B], for gates that route by id.
-
-        Returns
-        -------
-        Tensor
-            Shape [B, ...], the axes of an expert's output after the first.
+        Inputs are floating point, of shape [B, ...] as gate and experts take it; ids, for gates that route by id, are
+        integers of shape [B].
         """
         require_samples(inputs)
         if self.dispatch == "grouped" and isinstance(self.experts, StackedExperts):
@@ -186,15 +181,11 @@ def outputs_of_pairs(
 
     Of ``counts``, the number of samples of every expert, an expert with none is not called. ``grouped`` is that of
     `StackedExperts.forward_sorted`, and means nothing for modules.
-
-    Raises
-    ------
-    ValueError
-        If no expert has a sample, and what modules would return is not known.
     """
     if not len(inputs):
         if isinstance(experts, StackedExperts):
             return experts.no_outputs(inputs)
+        # What modules would return is not known.
         raise ValueError("expert_weights must be other than 0 for at least one sample and expert, got zeros only")
     if isinstance(experts, StackedExperts):
         return experts.forward_sorted(inputs, counts, grouped=grouped)
@@ -206,12 +197,6 @@ def _finite(mixture: Tensor) -> bool:
     """Return whether no entry is NaN or infinite, by their sum: one number to read, at 1 to 3 % of a small layer."""
     # The sum is of single precision, whatever the entries are: if it overflows, they are only computed anew.
     return math.isfinite(mixture.sum(dtype=torch.float32).item())
-
-
-def _iterable(experts: Any) -> Iterable[Any]:
-    if not isinstance(experts, Iterable):
-        raise TypeError(f"experts must be StackedExperts or an iterable of modules, got {type(experts).__name__}")
-    return experts
 
 
 def _outputs(calls: Iterable[tuple[int, nn.Module, Tensor]]) -> list[Tensor]:

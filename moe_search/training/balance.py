@@ -127,7 +127,8 @@ class LossFreeBalancing:
     Parameters
     ----------
     moe : MixtureOfExperts
-        A layer with a `TopK` gate.
+        A layer with a `TopK` gate, as it is within `DistributedDataParallel` and torch.compile. Its biases must not be
+        of half precision, in which small steps are lost.
     rate : float, default 0.02
         What is taken off a bias in a step.
     expert_limit : float, default 1.1
@@ -145,12 +146,6 @@ class LossFreeBalancing:
     ----------
     slot_loads : Tensor or None
         Running averages, shape [m]; None before the first step.
-
-    Raises
-    ------
-    TypeError
-        If the layer is no `MixtureOfExperts` with a `TopK` gate, as it is within `DistributedDataParallel` and
-        torch.compile, or its biases are of half precision.
 
     Notes
     -----
@@ -205,14 +200,7 @@ class LossFreeBalancing:
         """Take the loads of the last forward in training mode, and lower biases.
 
         A batch that gives no slot any weight, because its logits are NaN, is left out. In a process group, all ranks
-        call it together.
-
-        Raises
-        ------
-        TypeError
-            If the layer has another kind of gate now, or biases of half precision, in which small steps are lost.
-        ValueError
-            If there was no such forward since the last step.
+        call it together. There must have been such a forward since the last step.
         """
         gate, routing = _top_k(self.moe), self.moe.routing
         if routing is None or (self._taken is not None and routing is self._taken()):

@@ -1,4 +1,4 @@
-"""The pairs of samples and experts, and the ways between them: equal in value and gradient, each with its own demands."""
+"""The pairs of samples and experts, and the ways between them: equal in value and gradient, each with its demands."""
 
 import copy
 from types import SimpleNamespace

@@ -99,8 +99,6 @@ class Opened:
 
     Parameters
     ----------
-    model, tasks : Module, Tasks
-        The model, its layer and the losses.
     chunk_size : int
         The most rows that go through the model at once.
     chunks : tuple of Chunk
@@ -201,15 +199,7 @@ def forward(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def open_batch(model: nn.Module, tasks: Tasks, batch: Batch, chunk_size: int) -> Opened:
-    """Run a batch through a model, at most ``chunk_size`` rows at once.
-
-    Raises
-    ------
-    ValueError
-        If the layer does not run exactly once, or without its gates, or not on one row for each sample, if the model
-        does not return one output for each sample and task, or an output depends on the mixture of another task. Also
-        what `sample_losses` raises.
-    """
+    """Run a batch through a model, at most ``chunk_size`` rows at once."""
     size = max(1, chunk_size // tasks.count)
     chunks = tuple(
         _open_chunk(model, tasks, part, number * size * tasks.count) for number, part in enumerate(batch.parts(size))

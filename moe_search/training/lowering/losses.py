@@ -51,13 +51,6 @@ def sample_losses(loss: Loss, outputs: Tensor, targets: Tensor) -> NDArray[np.fl
     The loss is mapped over the samples by ``torch.func.vmap``; a loss that cannot be mapped (one that calls ``.item()``
     or branches on values) is called once for each sample.
 
-    Parameters
-    ----------
-    loss : callable
-        ``loss(outputs, targets)``, a scalar tensor that is the mean over the samples.
-    outputs, targets : Tensor
-        Shape [B, ...].
-
     Raises
     ------
     ValueError
@@ -104,14 +97,8 @@ def sample_losses(loss: Loss, outputs: Tensor, targets: Tensor) -> NDArray[np.fl
 class RecognizedLoss:
     """A loss equal to ``scale`` times a loss of `MixtureAssignment`.
 
-    Parameters
-    ----------
-    name : {"squared", "bce", "cross_entropy"}
-    scale : float
-    targets : ndarray
-        In the shape that `MixtureAssignment` takes.
-    classes_first : bool
-        Whether outputs are [B, C, G], the classes before the groups.
+    Targets have the shape that `MixtureAssignment` takes. With ``classes_first``, outputs are [B, C, G], the classes
+    before the groups.
     """
 
     name: LossName
@@ -143,14 +130,7 @@ def recognize_loss(loss: Loss, outputs: Tensor, targets: Tensor) -> RecognizedLo
     """Find which loss of `MixtureAssignment` a callable is, up to a positive factor.
 
     The losses of the samples are compared with those of every candidate, on the given outputs and on perturbed ones
-    (by numbers that are always the same).
-
-    The arguments are those of `sample_losses`.
-
-    Raises
-    ------
-    ValueError
-        If no candidate fits; the message lists those accepted. Also whatever `sample_losses` raises on the outputs.
+    (by numbers that are always the same). If none fits, the ValueError lists those accepted.
     """
     dtype = torch.promote_types(outputs.dtype, torch.float32)
     shape = tuple(outputs.shape)

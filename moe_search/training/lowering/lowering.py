@@ -127,11 +127,8 @@ def lower(
     Raises
     ------
     ValueError
-        If `moe` is not inside `model` or not run on one row for each sample, if the batch is empty, its parts differ in
-        length or lie on another device than the model, if the loss is not the mean over the samples, if no class of
-        problem fits or not the one asked for, or if a pairwise problem would be too large. With several gates also if
-        they do not share a map, if losses, targets or outputs are not as many as the tasks, if the outputs of a task
-        depend on the mixture of another, or, in a ``mixture``, not differentiably on its own.
+        If the model, the loss or the batch is not as described above, if no class of problem fits or not the one asked
+        for, or if a pairwise problem would be too large.
     NonFiniteLossError
         If the loss, or what an expert answers, is NaN or infinite.
     """
@@ -169,14 +166,12 @@ def lower_batches(
     ----------
     model, problem, chunk_size
         As in `lower`.
-    tasks : Tasks
-        The layer and the losses.
     batches : iterable of Batch
-        The batches of this rank, one at least.
+        The batches of this rank, one at least. Later ones must fit the class that the first decided.
     known : tuple of RecognizedLoss, optional
         What the losses were recognized as before, which is tried first.
     ranks : Ranks
-        All of them must call this together; they may have different numbers of batches.
+        All of them must call this together; they may have different numbers of batches. An error of one comes on all.
 
     Returns
     -------
@@ -184,12 +179,6 @@ def lower_batches(
         It is None on all ranks but the first.
     recognized : tuple of RecognizedLoss or None
         What the losses were recognized as in the first batch, if they were looked at.
-
-    Raises
-    ------
-    ValueError, NonFiniteLossError
-        As in `lower`, on all ranks if on one; a ValueError also if there is no batch, or a later one does not fit the
-        class that the first decided.
     """
     with frozen(model):
         all_opened = (open_batch(model, tasks, batch, chunk_size) for batch in batches)

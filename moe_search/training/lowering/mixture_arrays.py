@@ -46,14 +46,8 @@ class MixtureArrays:
 class Deviation:
     """How a true forward under a second map differs from the folded one, as maxima over samples and outputs.
 
-    Parameters
-    ----------
-    error : float
-        What the folded outputs are off by.
-    change : float
-        What the outputs change by from the present map to the second.
-    size, eps : float
-        The size of the outputs, and their machine epsilon.
+    The error is what the folded outputs are off by, the change that of the outputs from the present map to the second,
+    the size that of the outputs, and eps their machine epsilon.
     """
 
     error: float = 0.0
@@ -73,15 +67,7 @@ class Deviation:
 
 
 def mixture_arrays(opened: Opened, losses: tuple[RecognizedLoss, ...]) -> MixtureArrays:
-    """Run every expert on every sample and fold the head into what they answer.
-
-    Raises
-    ------
-    NonFiniteLossError
-        If an answer is NaN or infinite.
-    ValueError
-        If the outputs of a task do not depend differentiably on its mixture.
-    """
+    """Run every expert on every sample and fold the head into what they answer."""
     tasks = opened.tasks
     slot_weights: NDArray[Any] | None = None
     outputs: NDArray[Any] | None = None
@@ -131,17 +117,8 @@ def fold_head(opened: Opened, chunk: Chunk, expert_weights: Tensor, expert_outpu
     mixed f_e: exact for an affine head. The sum is z0 but for rounding; with the sum itself, the present weights mix
     what experts are given to o(z0) in half precision too.
 
-    Parameters
-    ----------
-    opened, chunk : Opened, Chunk
-        The model, and samples with their z0 and o(z0).
-    expert_weights, expert_outputs : Tensor
-        The weights w of the present map, shape [rows, n], and f_e, shape [rows, n, ...].
-
-    Returns
-    -------
-    Tensor
-        Shape [rows, n, C], the axes of an output flattened to C; float32 where the outputs have less.
+    The weights w of the present map have shape [rows, n], and f_e shape [rows, n, ...]. The result has shape
+    [rows, n, C], the axes of an output flattened to C, and is float32 where the outputs have less.
     """
     with torch.enable_grad():
         point = chunk.mixture.detach().clone().requires_grad_()

@@ -84,10 +84,7 @@ class Tasks:
     def rows(self, what: str, tensor: Tensor) -> Tensor:
         """Return a tensor by rows that comes by samples: [B, ...], of a layer of several gates [B, tasks, ...].
 
-        Raises
-        ------
-        ValueError
-            If it has not one entry for each task; ``what`` tells what it is.
+        If it has not one entry for each task, the error tells ``what`` it is.
         """
         if isinstance(self.moe, MixtureOfExperts):
             return tensor

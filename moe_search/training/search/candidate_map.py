@@ -147,13 +147,7 @@ def find_candidate(
     step: int,
     load_limit: LoadLimit | None = None,
 ) -> CandidateMap:
-    """Solve a lowered layer from its present map, under a load limit if one is given.
-
-    Raises
-    ------
-    KeyboardInterrupt
-        If the solver took the Ctrl-C that was meant for the training around it.
-    """
+    """Solve a lowered layer from its present map, under a load limit if one is given."""
     kind, before = type(lowering.problem).__name__, float(lowering.problem.value(lowering.initial))
     limit: float | tuple[float, ...] | None = None
     enforced = False
@@ -170,6 +164,7 @@ def find_candidate(
     result = solver.solve(lowering.problem, stop, seed=seed, initial=lowering.initial)
     seconds = time.perf_counter() - start
     if result.status == "interrupted":
+        # The solver took the Ctrl-C that was meant for the training around it.
         raise KeyboardInterrupt
     found = float(result.value)
     record = SearchRecord(

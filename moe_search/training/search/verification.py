@@ -50,10 +50,10 @@ def verify(
 ) -> Verification:
     """Compare the gate's expert map with that of ``permutation`` by true forwards; the gate keeps its map.
 
+    The losses of the tasks of a sample are summed: samples are compared.
+
     Parameters
     ----------
-    model, tasks : Module, Tasks
-        The model, its layer and the losses. The losses of the tasks of a sample are summed: samples are compared.
     permutation : ndarray of int64
         The new map, as `ExpertMap.assign_permutation` takes it.
     batches : iterable of Batch
@@ -63,11 +63,6 @@ def verify(
         The most samples that go through the model at once; a batch by default.
     ranks : Ranks
         Their samples are compared together. All of them must call this, and may have different numbers of batches.
-
-    Raises
-    ------
-    ValueError
-        If there are fewer than two samples or groups; also whatever `sample_losses` raises.
     """
     expert_map = tasks.expert_map
     kept = expert_map.experts.clone()
