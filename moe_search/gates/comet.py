@@ -19,22 +19,11 @@ live branches than to look at all of them."""
 
 @dataclass(frozen=True)
 class CometConvention:
-    """What a version of COMET does where the paper's formula leaves it, or numbers run out.
+    """What a version of COMET does where the paper's formula leaves it, or numbers run out: the table in `COMET`.
 
-    Parameters
-    ----------
-    split_bias : bool
-        Whether splits are affine in x, or only linear.
-    least : float or None
-        A leaf with a probability below it has weight 0; if it is None, one with a probability of exactly 0.
-    offset : float
-        What is added to p in the log p of the weights.
-    entropy_least, entropy_offset, entropy_log_offset : float
-        In the penalty, p is raised to the first; the others are added to it before and in the logarithm.
-    small_start : bool
-        Whether splits start within gamma / 100 of 0 and leaves within 0.05, or all as `torch.nn.Linear`.
-    leaf_bias_start : bool
-        Whether the bias of leaves has a small start within 0.05 of 0, or starts at 0.
+    A leaf with a probability below `least`, or of exactly 0 if that is None, has weight 0, and `offset` is added to p
+    in the log p of the weights. In the penalty, p is raised to `entropy_least`; `entropy_offset` and
+    `entropy_log_offset` are added to it before and in the logarithm.
     """
 
     split_bias: bool = True

@@ -288,10 +288,16 @@ def named_tensors(
         name = name.replace("/", ".")
         if not name.startswith(start) or name.split(".")[-1] in ignored:
             continue
-        tensor = value if isinstance(value, Tensor) else _from_array(key, value)
-        if not tensor.is_floating_point():
-            raise TypeError(f"state_dict must hold floating-point numbers, got dtype {tensor.dtype} for {key!r}")
-        tensors[name.removeprefix(start)] = tensor.detach()
+        if not isinstance(value, Tensor):
+            array = np.array(value)
+            if array.dtype.kind != "f":
+                raise TypeError(
+                    f"state_dict must hold tensors or arrays of floating-point numbers, got {array.dtype} for {key!r}"
+                )
+            value = torch.from_numpy(array)
+        if not value.is_floating_point():
+            raise TypeError(f"state_dict must hold floating-point numbers, got dtype {value.dtype} for {key!r}")
+        tensors[name.removeprefix(start)] = value.detach()
     if not tensors:
         raise ValueError(f"state_dict must have names that begin with {prefix!r}, got none of {len(state_dict)}")
     return tensors
@@ -318,12 +324,3 @@ def expert_of_column(permutation: Tensor | npt.ArrayLike | None, k: int, n: int)
             f"permutation must have the largest entries of its rows in different columns, got {experts.tolist()}"
         )
     return experts.expand(k, n)
-
-
-def _from_array(key: str, value: npt.ArrayLike) -> Tensor:
-    array = np.asarray(value)
-    if array.dtype.kind != "f":
-        raise TypeError(
-            f"state_dict must hold tensors or arrays of floating-point numbers, got {array.dtype} for {key!r}"
-        )
-    return torch.from_numpy(array.copy())

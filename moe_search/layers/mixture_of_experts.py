@@ -125,7 +125,11 @@ class MixtureOfExperts(nn.Module):
         # The attribute may have been set to anything since.
         require_choice("dispatch", self.dispatch, DISPATCHES)
         choosing = self.dispatch == "auto" and not cannot_read_values(inputs, expert_weights)
-        path = self._fastest(expert_weights) if choosing else self.dispatch
+        path = self.dispatch
+        if choosing:
+            # What modules of their own cost is not known, so none runs on a sample that it is not for.
+            stacked = isinstance(self.experts, StackedExperts)
+            path = fastest_dispatch(self.experts, expert_weights) if stacked else "sorted"
         # "auto" remains where no number can be read off the weights: all experts run on all samples then.
         if path in ("dense", "auto"):
             mixture = self.combine(expert_weights, self.expert_outputs(inputs))
@@ -136,12 +140,6 @@ class MixtureOfExperts(nn.Module):
         dispatch = Dispatch.of(expert_weights)
         pairs = dispatch.gather(inputs)
         return dispatch.scatter(outputs_of_pairs(self.experts, pairs, dispatch.counts, grouped=path == "grouped"))
-
-    def _fastest(self, expert_weights: Tensor) -> str:
-        if isinstance(self.experts, StackedExperts):
-            return fastest_dispatch(self.experts, expert_weights)
-        # What they cost is not known, so none runs on a sample that it is not for.
-        return "sorted"
 
     def expert_outputs(self, inputs: Tensor) -> Tensor:
         """Run every expert on every sample; shape [B, n, ...]."""

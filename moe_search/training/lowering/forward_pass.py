@@ -262,7 +262,11 @@ def _open_chunk(model: nn.Module, tasks: Tasks, batch: Batch, start: int) -> Chu
             f"moe must take one row for each sample of the batch, got {moe_inputs.shape[0]} rows "
             f"for {len(batch)} samples"
         )
-    weights = _summing_to_one(torch.stack([weights for weights, _ in of_gates], 1).flatten(0, 1))
+    given = torch.stack([weights for weights, _ in of_gates], 1).flatten(0, 1)
+    weights = at_least_single(given)
+    if weights is not given:
+        # In half precision they sum to 1 within some thousandths, and the folded outputs of a row would be off by it.
+        weights = weights / weights.sum((1, 2), keepdim=True)
     return Chunk(
         start,
         batch,
@@ -296,9 +300,3 @@ def _require_separate(model: nn.Module, tasks: Tasks, chunk: Chunk) -> None:
                 "the outputs of a task must depend on no mixture but its own for a shared map to be searched, "
                 f"got one that another task's mixture moves by {float(off):.3g}"
             )
-
-
-def _summing_to_one(weights: Tensor) -> Tensor:
-    wide = at_least_single(weights)
-    # In half precision they sum to 1 within some thousandths, and the folded outputs of a row would be off by as much.
-    return weights if wide is weights else wide / wide.sum((1, 2), keepdim=True)

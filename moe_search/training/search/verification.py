@@ -93,17 +93,10 @@ def verify(
     of_ranks = ranks.collect(ranks.agree(gains_here))
     gains = np.concatenate([gain for gain, _ in of_ranks])
     groups = [group for _, group in of_ranks if group is not None]
-    units = _by_group(gains, np.concatenate(groups)) if groups else gains
+    units = np.bincount(np.unique(np.concatenate(groups), return_inverse=True)[1], gains) if groups else gains
     if len(units) < 2:
         what = "groups" if groups else "samples"
         raise ValueError(f"batches must hold at least 2 {what} to verify a map, got {len(units)}")
     per_sample = len(units) / len(gains)
     error = units.std(ddof=1) / np.sqrt(len(units))
     return Verification(float(units.mean() * per_sample), float(error * per_sample), len(gains))
-
-
-def _by_group(gains: NDArray[np.float64], groups: NDArray[np.int64]) -> NDArray[np.float64]:
-    numbers, where = np.unique(groups, return_inverse=True)
-    sums = np.zeros(len(numbers))
-    np.add.at(sums, where, gains)
-    return sums
