@@ -126,10 +126,11 @@ class MixtureOfExperts(nn.Module):
         require_choice("dispatch", self.dispatch, DISPATCHES)
         choosing = self.dispatch == "auto" and not cannot_read_values(inputs, expert_weights)
         path = self.dispatch
-        if choosing:
-            # What modules of their own cost is not known, so none runs on a sample that it is not for.
-            stacked = isinstance(self.experts, StackedExperts)
-            path = fastest_dispatch(self.experts, expert_weights) if stacked else "sorted"
+        if choosing and isinstance(self.experts, StackedExperts):
+            path = fastest_dispatch(self.experts, expert_weights)
+        elif choosing:
+            # What they cost is not known, so none runs on a sample that it is not for.
+            path = "sorted"
         # "auto" remains where no number can be read off the weights: all experts run on all samples then.
         if path in ("dense", "auto"):
             mixture = self.combine(expert_weights, self.expert_outputs(inputs))

@@ -59,10 +59,10 @@ def pair_costs(opened: Opened) -> NDArray[np.float64]:
         for some in opened.alternatives(chunk, n * n):
             mixtures = g * answers[:, first[some]] + h * answers[:, second[some]]
             np.add.at(cost[:, some], pairs, opened.losses_of(chunk, mixtures))
-    cost = cost.reshape(m, m, n, n)
+    of_pairs = cost.reshape(m, m, n, n)
     # Of what a slot costs beside itself, only that with one expert is kept: no map gives it two.
-    slots, experts = np.arange(m), np.arange(n)
-    kept = cost[slots[:, None], slots[:, None], experts, experts].copy()
-    cost[slots, slots] = 0.0
-    cost[slots[:, None], slots[:, None], experts, experts] = kept
-    return cost
+    s, e = np.arange(m), np.arange(n)
+    kept = of_pairs[s[:, None], s[:, None], e, e].copy()
+    of_pairs[s, s] = 0.0
+    of_pairs[s[:, None], s[:, None], e, e] = kept
+    return of_pairs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
@@ -206,8 +207,7 @@ def lower_batches(
         else:
             arrays = [each for of_rank in ranks.gather(sums.arrays) for each in of_rank]
             made = mixture_problem(arrays) if arrays else None
-            for part in arrays:
-                deviation = deviation.joined(part.deviation)
+            deviation = functools.reduce(Deviation.joined, (part.deviation for part in arrays), deviation)
     if made is None or ranks.index > 0:
         return None, recognized
     initial = tasks.expert_map.permutation()

@@ -134,11 +134,6 @@ class CandidateMap:
         return cls(SearchRecord.from_dict(state["record"]), None if permutation is None else permutation.cpu().numpy())
 
 
-def no_candidate(step: int, num_samples: int, outcome: Outcome) -> CandidateMap:
-    """Return what is known of a search that no solver ran in."""
-    return CandidateMap(SearchRecord(step=step, outcome=outcome, num_samples=num_samples), None)
-
-
 def find_candidate(
     lowering: Lowering,
     solver: Solver | None,
@@ -219,8 +214,8 @@ class Underway:
         """
         found = None
         if self.found is not None:
-            failed = self.found.exception() is not None
-            answer = no_candidate(self.step, self.num_samples, "failed") if failed else self.found.result()
+            record = SearchRecord(step=self.step, outcome="failed", num_samples=self.num_samples)
+            answer = CandidateMap(record, None) if self.found.exception() is not None else self.found.result()
             found = answer.state_dict()
         numbers = {"step": self.step, "num_samples": self.num_samples, "seconds": self.seconds}
         return {"batch": dict(self.batch.named()), **numbers, "found": found}

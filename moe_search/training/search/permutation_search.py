@@ -31,7 +31,6 @@ from moe_search.training.search.candidate_map import (
     Underway,
     at_once,
     find_candidate,
-    no_candidate,
     on_thread,
 )
 from moe_search.training.search.load_limit import LoadLimit, require_load_limit
@@ -426,8 +425,8 @@ class PermutationSearch:
             )
         except NonFiniteLossError as error:
             self._warn(error)
-            record = no_candidate(step, num_samples, "not finite").record
-            return self._record(replace(record, seconds=time.perf_counter() - start))
+            seconds = time.perf_counter() - start
+            return self._record(SearchRecord(step=step, outcome="not finite", num_samples=num_samples, seconds=seconds))
         if recognized is not None:
             # The targets are those of the first batch, and not kept.
             self._recognized = tuple(replace(one, targets=np.empty(0)) for one in recognized)
