@@ -149,7 +149,7 @@ class DSelectK(Gate):
         return self.values.unsqueeze(0)
 
     def penalty(self, slot_weights: SlotWeights) -> Tensor:
-        """Return the two terms, of which the second grows no further below a sum of 1e-6; a scalar."""
+        """Return the penalty, a scalar; its second term grows no further where a sum over codes is below 1e-6."""
         p = slot_weights.require_probabilities("DSelectK")
         penalty = self.entropy * entropy_terms(p).sum((1, 2)).mean()
         if self.num_slots < 2**self.num_bits:
