@@ -22,7 +22,7 @@ from moe_search.problems import random_mixture
 from moe_search.solvers import LocalSearch, MaxIterations
 from moe_search.training import PermutationSearch, SearchRecord, SinkhornPermutation
 from moe_search.training.lowering.batch import Batch
-from moe_search.training.lowering.sample_losses import Loss
+from moe_search.training.lowering.losses import Loss
 from moe_search.training.search.permutation_search import OnSearch
 
 SEARCHES = ("none", "sinkhorn", "search")

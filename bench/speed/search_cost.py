@@ -18,7 +18,7 @@ import moe_search as ms
 from moe_search.bench.demo.settings import SEARCHED, DemoSettings
 from moe_search.bench.experiments.two_image_model import make_model, two_task_loss
 from moe_search.bench.speed.rounds import one_torch_thread
-from moe_search.training.lowering.sample_losses import Loss
+from moe_search.training.lowering.losses import Loss
 
 TITLE = "Time of the default permutation search over that of the training around it"
 

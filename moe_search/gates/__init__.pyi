@@ -1,12 +1,14 @@
 from .comet import COMET as COMET
 from .dselect_k import DSelectK as DSelectK
 from .expert_map import ExpertMap as ExpertMap
-from .gate import Gate as Gate
+from .gate import (
+    Gate as Gate,
+    SlotWeights as SlotWeights,
+)
 from .hash_routing import HashRouting as HashRouting
 from .official import (
     load_official_comet as load_official_comet,
     load_official_dselect_k as load_official_dselect_k,
 )
-from .slot_weights import SlotWeights as SlotWeights
 from .softmax import Softmax as Softmax
 from .top_k import TopK as TopK

@@ -7,12 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from moe_search.checks import require_integer, require_number
+from moe_search.checks import require_choice, require_integer, require_number
 from moe_search.gates.batch_checks import cannot_read_values
-from moe_search.gates.gate import Gate, require_k
-from moe_search.gates.slot_weights import SlotWeights
-from moe_search.gates.smooth_step import entropy_terms
-from moe_search.gates.tree_leaves import leaf_probabilities, live_leaves
+from moe_search.gates.gate import Gate, SlotWeights, require_k
+from moe_search.gates.smooth_step import entropy_terms, leaf_probabilities, live_leaves
 
 DESCENT_SLOTS, DESCENT_LEAVES = 64, 2**17
 """From so many slots of a tree and leaves of all trees for all samples on, it takes a CPU less time to descend into the
@@ -21,22 +19,11 @@ live branches than to look at all of them."""
 
 @dataclass(frozen=True)
 class CometConvention:
-    """What a version of COMET does where the paper's formula leaves it, or numbers run out.
+    """What a version of COMET does where the paper's formula leaves it, or numbers run out: the table in `COMET`.
 
-    Parameters
-    ----------
-    split_bias : bool
-        Whether splits are affine in x, or only linear.
-    least : float or None
-        A leaf with a probability below it has weight 0; if it is None, one with a probability of exactly 0.
-    offset : float
-        What is added to p in the log p of the weights.
-    entropy_least, entropy_offset, entropy_log_offset : float
-        In the penalty, p is raised to the first; the others are added to it before and in the logarithm.
-    small_start : bool
-        Whether splits start within gamma / 100 of 0 and leaves within 0.05, or all as `torch.nn.Linear`.
-    leaf_bias_start : bool
-        Whether the bias of leaves has a small start within 0.05 of 0, or starts at 0.
+    A leaf with a probability below `least`, or of exactly 0 if that is None, has weight 0, and `offset` is added to p
+    in the log p of the weights. In the penalty, p is raised to `entropy_least`; `entropy_offset` and
+    `entropy_log_offset` are added to it before and in the logarithm.
     """
 
     split_bias: bool = True
@@ -95,20 +82,16 @@ class COMET(Gate):
 
     Parameters
     ----------
-    in_features : int
-        Number of features of a sample.
-    num_experts : int
-        Number of experts n.
+    in_features, num_experts, num_slots : int
+        Features of a sample, experts n and leaves m of a tree; see `Gate`.
     k : int
         Number of trees, at most m: what the number of experts of a sample comes down to.
-    num_slots : int, optional
-        Number of leaves m of a tree, a multiple of n; n by default.
     gamma : float
         Width of the part of the smooth-step function that is neither 0 nor 1.
     entropy : float
         Factor lambda of the penalty, ``lambda * mean_b sum_ts -p log p``. 0 for none.
     shared_map : bool
-        Whether all trees have one row of the expert map: leaf s is of the same expert in all.
+        Whether leaf s is of the same expert in all trees.
     convention : {"paper", "torch", "tensorflow"}
         The version to compute and start by, see the notes.
 
@@ -169,8 +152,7 @@ class COMET(Gate):
         self.k = require_k(k, self.num_slots)
         self.gamma = require_number("gamma", gamma, strict=True)
         self.entropy = require_number("entropy", entropy)
-        if convention not in CONVENTIONS:
-            raise ValueError(f"convention must be one of {', '.join(CONVENTIONS)}, got {convention!r}")
+        require_choice("convention", convention, tuple(CONVENTIONS))
         self.convention = convention
         split_bias = CONVENTIONS[convention].split_bias
         self.nodes = nn.Linear(in_features, self.k * (2 * self.num_slots - 1), bias=split_bias)

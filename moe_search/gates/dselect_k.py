@@ -7,8 +7,7 @@ from torch import Tensor, nn
 
 from moe_search.checks import require_integer, require_number
 from moe_search.gates.batch_checks import require_device, require_dtype, require_samples
-from moe_search.gates.gate import Gate, require_k
-from moe_search.gates.slot_weights import SlotWeights
+from moe_search.gates.gate import Gate, SlotWeights, require_k
 from moe_search.gates.smooth_step import entropy_terms, smooth_step
 
 LEAST_REACHED = 1e-6
@@ -35,15 +34,12 @@ class DSelectK(Gate):
 
     Parameters
     ----------
-    in_features : int or None
-        Number of features of a sample, in which z and w are affine. None makes the static gate, whose z and w are
-        parameters, the same for all samples: it chooses k experts for a task.
-    num_experts : int
-        Number of experts n.
+    in_features, num_experts, num_slots : int
+        Features of a sample, in which z and w are affine, experts n and slots m of a selector; see `Gate`. None for
+        `in_features` makes the static gate, whose z and w are parameters, the same for all samples: it chooses k
+        experts for a task.
     k : int
         Number of selectors, at most m: what the number of experts of a sample comes down to.
-    num_slots : int, optional
-        Number of slots m of a selector, a multiple of n; n by default.
     gamma : float
         Width of the part of the smooth-step function that is neither 0 nor 1.
     entropy, zeta : float
@@ -51,7 +47,7 @@ class DSelectK(Gate):
         ``entropy * mean_b sum_ts -p log p + zeta * mean_b sum_t 1 / sum_s p``, the second term only if m is not a power
         of two. 0 for none.
     shared_map : bool
-        Whether all selectors have one row of the expert map: code s is of the same expert in all.
+        Whether code s is of the same expert in all selectors.
 
     Notes
     -----
@@ -153,10 +149,7 @@ class DSelectK(Gate):
         return self.values.unsqueeze(0)
 
     def penalty(self, slot_weights: SlotWeights) -> Tensor:
-        """Return ``entropy * mean_b sum_ts -p log p + zeta * mean_b sum_t 1 / sum_s p``, a scalar.
-
-        It has the second term only if m is not a power of two, which grows no further below a sum of 1e-6.
-        """
+        """Return the penalty, a scalar; its second term grows no further where a sum over codes is below 1e-6."""
         p = slot_weights.require_probabilities("DSelectK")
         penalty = self.entropy * entropy_terms(p).sum((1, 2)).mean()
         if self.num_slots < 2**self.num_bits:
@@ -172,19 +165,10 @@ class DSelectK(Gate):
 
 
 def code_probabilities(bits: Tensor, gamma: float) -> Tensor:
-    """Return the probability of every code of rows of independent bits.
+    """Return the probability of every number whose bits, the most significant first, are independent of each other.
 
-    Parameters
-    ----------
-    bits : Tensor
-        Shape [..., bits], the argument of the smooth-step function, which gives the probability of a 1.
-    gamma : float
-        Width of the smooth-step function.
-
-    Returns
-    -------
-    Tensor
-        Shape [..., 2^bits], of every number in turn, whose first bit is the most significant. They sum to 1.
+    The smooth-step function of width ``gamma`` makes of ``bits``, shape [..., bits], the probability of a 1. The result
+    has shape [..., 2^bits] and sums to 1.
     """
     # 1 - S(t) = S(-t), but a small S(-t) keeps its digits.
     steps = smooth_step(torch.stack((-bits, bits), -1), gamma)

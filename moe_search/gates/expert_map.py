@@ -34,6 +34,8 @@ class ExpertMap(nn.Module):
     ----------
     experts : Tensor of int64
         Shape [T, m], or [1, m] if shared. `assign`, `assign_permutation` and `scramble` change it.
+    capacity : int
+        Slots c that an expert holds in every row.
 
     Notes
     -----
@@ -68,13 +70,9 @@ class ExpertMap(nn.Module):
                 "num_slots must be a multiple of num_experts, "
                 f"got {self.num_slots} slots for {self.num_experts} experts"
             )
+        self.capacity = self.num_slots // self.num_experts
         row = torch.arange(self.num_slots) // self.capacity
         self.register_buffer("experts", row.repeat(1 if self.shared else self.num_selectors, 1))
-
-    @property
-    def capacity(self) -> int:
-        """Slots that an expert holds in every row, c = m / n."""
-        return self.num_slots // self.num_experts
 
     def assign(self, experts: Tensor | npt.ArrayLike) -> None:
         """Take over the expert of every slot.
@@ -84,11 +82,15 @@ class ExpertMap(nn.Module):
         experts : Tensor or array_like of integers
             In the shape of the attribute `experts`, with every expert c times in every row.
         """
-        # numpy reads nested lists and other libraries' arrays; a tensor stays one.
-        new = experts if isinstance(experts, Tensor) else _from_array("experts", experts)
-        self._check("experts", new)
+        if not isinstance(experts, Tensor):
+            # numpy reads nested lists and other libraries' arrays.
+            array = np.asarray(experts)
+            if array.dtype.kind not in "iu":
+                raise TypeError(f"experts must hold integers, got dtype {array.dtype}")
+            experts = torch.from_numpy(array.astype(np.int64))
+        self._check("experts", experts)
         with torch.no_grad():
-            self.experts.copy_(new)
+            self.experts.copy_(experts)
 
     def permutation(self) -> npt.NDArray[np.int64]:
         """Return the map as a permutation of slots to seats.
@@ -198,16 +200,7 @@ class ExpertMap(nn.Module):
                     f"got expert {e} {slots[e]} times in row {t}"
                 )
 
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         # torch would take any map of the right shape, and a wrong one would then route samples to wrong experts.
         key = f"{prefix}experts"
         experts = state_dict.get(key)
@@ -215,15 +208,7 @@ class ExpertMap(nn.Module):
             try:
                 self._check(key, experts)
             except (TypeError, ValueError) as error:
-                error_msgs.append(str(error))
+                error_messages: list[str] = rest[-1]
+                error_messages.append(str(error))
                 return
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
-
-
-def _from_array(name: str, values: npt.ArrayLike) -> Tensor:
-    array = np.asarray(values)
-    if array.dtype.kind not in "iu":
-        raise TypeError(f"{name} must hold integers, got dtype {array.dtype}")
-    return torch.from_numpy(array.astype(np.int64))
+        super()._load_from_state_dict(state_dict, prefix, *rest)

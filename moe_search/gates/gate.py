@@ -1,8 +1,9 @@
-"""What every gate offers."""
+"""A gate, and the slot weights that it returns."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,7 +12,41 @@ from torch import Tensor, nn
 from moe_search.checks import require_integer
 from moe_search.gates.batch_checks import require_device, require_dtype, require_samples
 from moe_search.gates.expert_map import ExpertMap
-from moe_search.gates.slot_weights import SlotWeights
+
+
+@dataclass(frozen=True, eq=False)
+class SlotWeights:
+    """The weights a gate gives to its slots, sample by sample.
+
+    Parameters
+    ----------
+    weights : Tensor
+        g[b, t, s], shape [B, T, m]: of slot s of selector t, not negative, summing to 1 over t and s for every sample.
+        A slot left out has weight exactly 0.
+    logits : Tensor or None
+        Shape [B, T, m]: what the gate computes at every slot, affine in the inputs, before any slot is left out and
+        without noise. They are finite for finite inputs, and None for a gate that computes nothing at its slots.
+    probabilities : Tensor or None
+        p[b, t, s], shape [B, T, m]: the distribution over slots that some gates have in every selector (the paths of a
+        tree, the codes of a row of bits), whose entropy they penalize. It sums to 1 over s, or to less in `DSelectK`,
+        where codes may stand for no slot.
+    noisy_logits, noise_scale : Tensor or None
+        Shape [B, T, m]: the logits that a gate with noise chose slots by, and the standard deviation of the noise in
+        each, greater than 0. The probability that a slot would be chosen again under fresh noise, which load penalties
+        are made of, follows from these and `logits`.
+    """
+
+    weights: Tensor
+    logits: Tensor | None
+    probabilities: Tensor | None = None
+    noisy_logits: Tensor | None = None
+    noise_scale: Tensor | None = None
+
+    def require_probabilities(self, gate: str) -> Tensor:
+        """Return the probabilities, which those of a ``gate`` have, or raise ValueError if there are none."""
+        if self.probabilities is None:
+            raise ValueError(f"slot_weights must have probabilities, as those of {gate} do, got None")
+        return self.probabilities
 
 
 class Gate(nn.Module, ABC):
@@ -36,7 +71,6 @@ class Gate(nn.Module, ABC):
     Attributes
     ----------
     expert_map : ExpertMap
-    in_features : int or None
     """
 
     def __init__(
@@ -50,22 +84,10 @@ class Gate(nn.Module, ABC):
     ) -> None:
         super().__init__()
         self.expert_map = ExpertMap(num_experts, num_slots, num_selectors, shared_map)
+        self.num_experts = self.expert_map.num_experts
+        self.num_slots = self.expert_map.num_slots
+        self.num_selectors = self.expert_map.num_selectors
         self.in_features = None if in_features is None else require_integer("in_features", in_features)
-
-    @property
-    def num_experts(self) -> int:
-        """Number of experts n."""
-        return self.expert_map.num_experts
-
-    @property
-    def num_slots(self) -> int:
-        """Number of slots m of a selector."""
-        return self.expert_map.num_slots
-
-    @property
-    def num_selectors(self) -> int:
-        """Number of selectors T."""
-        return self.expert_map.num_selectors
 
     @abstractmethod
     def forward(self, inputs: Tensor, ids: Tensor | None = None) -> SlotWeights:
@@ -85,15 +107,7 @@ class Gate(nn.Module, ABC):
         return slot_weights.weights.new_zeros(())
 
     def features(self, inputs: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """Return checked inputs, flattened to shape [B, in_features].
-
-        Parameters
-        ----------
-        inputs : Tensor
-            What `forward` was given.
-        dtype : torch.dtype, optional
-            The dtype of the gate's weights; any floating-point type by default.
-        """
+        """Return checked inputs, flattened to shape [B, in_features]; ``dtype`` is that of the weights, if any."""
         require_samples(inputs)
         if inputs.ndim < 2 or inputs[0].numel() != self.in_features:
             raise ValueError(

@@ -10,8 +10,7 @@ from torch.nn import functional
 
 from moe_search.checks import require_integer
 from moe_search.gates.batch_checks import cannot_read_values, require_device, require_samples
-from moe_search.gates.gate import Gate
-from moe_search.gates.slot_weights import SlotWeights
+from moe_search.gates.gate import Gate, SlotWeights
 
 SPARE_BITS = 6
 """Bits of a code beyond those that tell slots apart: codes are not equally frequent, 64 or more a slot even out."""
@@ -27,14 +26,10 @@ class HashRouting(Gate):
 
     Parameters
     ----------
-    num_experts : int
-        Number of experts n.
-    num_slots : int, optional
-        Number of slots m, a multiple of n; n by default.
-    vocabulary : int, optional
-        Number of ids; `forward` then needs ids in 0 .. vocabulary - 1.
-    in_features : int, optional
-        Number of features of a sample. Give exactly one of this and `vocabulary`.
+    num_experts, num_slots : int
+        Experts n and slots m; see `Gate`.
+    vocabulary, in_features : int, optional
+        Number of ids, where `forward` then needs ids in 0 .. vocabulary - 1, or of features: exactly one of the two.
     seed : int
         Decides the table and the projections.
     table : Tensor or array_like of integers, optional

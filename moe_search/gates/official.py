@@ -157,8 +157,8 @@ def _affine(
     convention: str, layer: str, node: int, tensors: Mapping[str, Tensor], k: int, in_features: int
 ) -> tuple[Tensor, Tensor | None]:
     """Return weight, shape [k, in_features], and bias, shape [k] or None, of a checked layer."""
-    kernel = "weight" if convention == "torch" else "kernel"
-    shapes: dict[str, tuple[int, ...]] = {kernel: (k, in_features) if convention == "torch" else (in_features, k)}
+    kernel, shape = ("weight", (k, in_features)) if convention == "torch" else ("kernel", (in_features, k))
+    shapes: dict[str, tuple[int, ...]] = {kernel: shape}
     if convention == "tensorflow" or layer == "output_layer":
         shapes["bias"] = (k,)
     got = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -203,14 +203,12 @@ def load_official_dselect_k(
         the published entropy schedule, is ignored.
     num_experts : int
         Number of experts n: the weights only tell its logarithm.
-    gamma : float
-        What the published gate was built with: it is not in the weights.
     entropy, zeta : float
         Factors of the penalty, see `DSelectK`.
     permutation : Tensor or array_like, optional
-        The one that the COMET authors' version of the gate puts behind its codes, see `load_official_comet`.
-    prefix : str
-        What the names of the gate's weights begin with; other names are ignored.
+        The one that the COMET authors' version of the gate puts behind its codes.
+    gamma, prefix : float, str
+        As in `load_official_comet`.
 
     Returns
     -------
@@ -272,12 +270,11 @@ def _rows(bits: Tensor, selectors: Tensor, k: int) -> Tensor:
 
 
 def named_tensors(
-    state_dict: Mapping[str, Tensor | npt.ArrayLike], prefix: str, ignored: Sequence[str] = ()
+    state_dict: Mapping[str, Tensor | npt.ArrayLike], prefix: str, ignored: Sequence[str]
 ) -> dict[str, Tensor]:
-    """Return the weights whose names begin with ``prefix``, as tensors of floating-point numbers, by the rest of it.
+    """Return the weights whose names begin with ``prefix``, by the rest of the name with dots between its steps.
 
-    Steps of a name may be separated by dots or slashes, and are separated by dots in what is returned. What
-    TensorFlow's files put at the end of a name is taken off. Names whose last step is `ignored` are left out.
+    Names whose last step is `ignored` are left out.
     """
     if not isinstance(state_dict, Mapping):
         raise TypeError(f"state_dict must map names to tensors, got {type(state_dict).__name__}")
@@ -291,30 +288,26 @@ def named_tensors(
         name = name.replace("/", ".")
         if not name.startswith(start) or name.split(".")[-1] in ignored:
             continue
-        tensor = value if isinstance(value, Tensor) else _from_array(key, value)
-        if not tensor.is_floating_point():
-            raise TypeError(f"state_dict must hold floating-point numbers, got dtype {tensor.dtype} for {key!r}")
-        tensors[name.removeprefix(start)] = tensor.detach()
+        if not isinstance(value, Tensor):
+            array = np.array(value)
+            if array.dtype.kind != "f":
+                raise TypeError(
+                    f"state_dict must hold tensors or arrays of floating-point numbers, got {array.dtype} for {key!r}"
+                )
+            value = torch.from_numpy(array)
+        if not value.is_floating_point():
+            raise TypeError(f"state_dict must hold floating-point numbers, got dtype {value.dtype} for {key!r}")
+        tensors[name.removeprefix(start)] = value.detach()
     if not tensors:
         raise ValueError(f"state_dict must have names that begin with {prefix!r}, got none of {len(state_dict)}")
     return tensors
 
 
 def expert_of_column(permutation: Tensor | npt.ArrayLike | None, k: int, n: int) -> Tensor:
-    """Return the expert of every column of weights before a published permutation.
+    """Return the expert of every column of the weights of k selectors before a published permutation, shape [k, n].
 
-    Parameters
-    ----------
-    permutation : Tensor, array_like or None
-        Shape [k, n, n] or [1, n, n], nearly a permutation matrix in each row of the first axis: column i of the
-        weights goes to the expert with the largest entry of row i, of which no two may be in one column. None stands
-        for the identity.
-    k, n : int
-        Number of selectors and of experts.
-
-    Returns
-    -------
-    Tensor of int64, shape [k, n]
+    The permutation has shape [k, n, n] or [1, n, n]: column i goes to the expert with the largest entry of row i, of
+    which no two may be in one column. None stands for the identity.
     """
     if permutation is None:
         return torch.arange(n).repeat(k, 1)
@@ -331,12 +324,3 @@ def expert_of_column(permutation: Tensor | npt.ArrayLike | None, k: int, n: int)
             f"permutation must have the largest entries of its rows in different columns, got {experts.tolist()}"
         )
     return experts.expand(k, n)
-
-
-def _from_array(key: str, value: npt.ArrayLike) -> Tensor:
-    array = np.asarray(value)
-    if array.dtype.kind != "f":
-        raise TypeError(
-            f"state_dict must hold tensors or arrays of floating-point numbers, got {array.dtype} for {key!r}"
-        )
-    return torch.from_numpy(array.copy())

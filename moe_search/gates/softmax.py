@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from moe_search.gates.gate import Gate
-from moe_search.gates.slot_weights import SlotWeights
+from moe_search.gates.gate import Gate, SlotWeights
 
 
 class Softmax(Gate):
@@ -13,12 +12,8 @@ class Softmax(Gate):
 
     Parameters
     ----------
-    in_features : int
-        Number of features of a sample.
-    num_experts : int
-        Number of experts n.
-    num_slots : int, optional
-        Number of slots m, a multiple of n; n by default.
+    in_features, num_experts, num_slots : int
+        Features of a sample, experts n and slots m; see `Gate`.
 
     Notes
     -----

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from moe_search.gates.gate import Gate, require_k
-from moe_search.gates.slot_weights import SlotWeights
+from moe_search.gates.gate import Gate, SlotWeights, require_k
 
 
 class TopK(Gate):
@@ -24,14 +23,10 @@ class TopK(Gate):
 
     Parameters
     ----------
-    in_features : int
-        Number of features of a sample.
-    num_experts : int
-        Number of experts n.
+    in_features, num_experts, num_slots : int
+        Features of a sample, experts n and slots m; see `Gate`. With m > n, two of the k slots may be of one expert.
     k : int
         Number of slots with weight, at most m.
-    num_slots : int, optional
-        Number of slots m, a multiple of n; n by default. With m > n, two of the k slots may be of one expert.
     noise : bool
         Whether logits get noise in training mode; torch's global generator of the inputs' device draws it.
 

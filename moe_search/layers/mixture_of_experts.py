@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from moe_search.checks import require_choice
 from moe_search.gates.batch_checks import cannot_read_values, require_samples
-from moe_search.gates.gate import Gate
-from moe_search.gates.slot_weights import SlotWeights
+from moe_search.gates.gate import Gate, SlotWeights
 from moe_search.layers.dispatch import DISPATCHES, Dispatch, fastest_dispatch
 from moe_search.layers.stacked_experts import StackedExperts
 
@@ -89,7 +88,11 @@ class MixtureOfExperts(nn.Module):
         if isinstance(experts, StackedExperts):
             self.experts = experts
         else:
-            modules = list(_iterable(experts))
+            if not isinstance(experts, Iterable):
+                raise TypeError(
+                    f"experts must be StackedExperts or an iterable of modules, got {type(experts).__name__}"
+                )
+            modules = list(experts)
             for e, expert in enumerate(modules):
                 if not isinstance(expert, nn.Module):
                     raise TypeError(f"experts must be torch modules, got {type(expert).__name__} for expert {e}")
@@ -104,19 +107,10 @@ class MixtureOfExperts(nn.Module):
         self.routing: SlotWeights | None = None
 
     def forward(self, inputs: Tensor, ids: Tensor | None = None) -> Tensor:
-        """Return the mixture of every sample.
+        """Return the mixture of every sample, shape [B, ...] with the axes of an expert's output after the first.
 
-        Parameters
-        ----------
-        inputs : Tensor
-            Floating point, shape [B, ...], as gate and experts take it.
-        ids : Tensor, optional
-            Integers, shape [B], for gates that route by id.
-
-        Returns
-        -------
-        Tensor
-            Shape [B, ...], the axes of an expert's output after the first.
+        Inputs are floating point, of shape [B, ...] as gate and experts take it; ids, for gates that route by id, are
+        integers of shape [B].
         """
         require_samples(inputs)
         if self.dispatch == "grouped" and isinstance(self.experts, StackedExperts):
@@ -131,7 +125,12 @@ class MixtureOfExperts(nn.Module):
         # The attribute may have been set to anything since.
         require_choice("dispatch", self.dispatch, DISPATCHES)
         choosing = self.dispatch == "auto" and not cannot_read_values(inputs, expert_weights)
-        path = self._fastest(expert_weights) if choosing else self.dispatch
+        path = self.dispatch
+        if choosing and isinstance(self.experts, StackedExperts):
+            path = fastest_dispatch(self.experts, expert_weights)
+        elif choosing:
+            # What they cost is not known, so none runs on a sample that it is not for.
+            path = "sorted"
         # "auto" remains where no number can be read off the weights: all experts run on all samples then.
         if path in ("dense", "auto"):
             mixture = self.combine(expert_weights, self.expert_outputs(inputs))
@@ -142,12 +141,6 @@ class MixtureOfExperts(nn.Module):
         dispatch = Dispatch.of(expert_weights)
         pairs = dispatch.gather(inputs)
         return dispatch.scatter(outputs_of_pairs(self.experts, pairs, dispatch.counts, grouped=path == "grouped"))
-
-    def _fastest(self, expert_weights: Tensor) -> str:
-        if isinstance(self.experts, StackedExperts):
-            return fastest_dispatch(self.experts, expert_weights)
-        # What they cost is not known, so none runs on a sample that it is not for.
-        return "sorted"
 
     def expert_outputs(self, inputs: Tensor) -> Tensor:
         """Run every expert on every sample; shape [B, n, ...]."""
@@ -187,15 +180,11 @@ def outputs_of_pairs(
 
     Of ``counts``, the number of samples of every expert, an expert with none is not called. ``grouped`` is that of
     `StackedExperts.forward_sorted`, and means nothing for modules.
-
-    Raises
-    ------
-    ValueError
-        If no expert has a sample, and what modules would return is not known.
     """
     if not len(inputs):
         if isinstance(experts, StackedExperts):
             return experts.no_outputs(inputs)
+        # What modules would return is not known.
         raise ValueError("expert_weights must be other than 0 for at least one sample and expert, got zeros only")
     if isinstance(experts, StackedExperts):
         return experts.forward_sorted(inputs, counts, grouped=grouped)
@@ -207,12 +196,6 @@ def _finite(mixture: Tensor) -> bool:
     """Return whether no entry is NaN or infinite, by their sum: one number to read, at 1 to 3 % of a small layer."""
     # The sum is of single precision, whatever the entries are: if it overflows, they are only computed anew.
     return math.isfinite(mixture.sum(dtype=torch.float32).item())
-
-
-def _iterable(experts: Any) -> Iterable[Any]:
-    if not isinstance(experts, Iterable):
-        raise TypeError(f"experts must be StackedExperts or an iterable of modules, got {type(experts).__name__}")
-    return experts
 
 
 def _outputs(calls: Iterable[tuple[int, nn.Module, Tensor]]) -> list[Tensor]:

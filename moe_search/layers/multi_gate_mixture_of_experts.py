@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_search.gates.batch_checks import cannot_read_values, require_samples
-from moe_search.gates.gate import Gate
-from moe_search.gates.slot_weights import SlotWeights
+from moe_search.gates.gate import Gate, SlotWeights
 from moe_search.layers.dispatch import Dispatch
 from moe_search.layers.mixture_of_experts import MixtureOfExperts, outputs_of_pairs
 from moe_search.layers.stacked_experts import StackedExperts
@@ -119,14 +118,9 @@ class MultiGateMixtureOfExperts(nn.Module):
         """Return the layer as task ``t`` sees it, for a search of the map of its gate.
 
         It is a submodule that runs once in every forward, so that
-        ``PermutationSearch(model, multi.task(t), loss=loss)`` searches the map of task t, all others as they are.
-
-        Raises
-        ------
-        ValueError
-            If the map is shared with other tasks: what a map does to one of them does not say what it does to all. A
-            search then takes the layer itself, ``PermutationSearch(model, multi, loss=loss)``. For anything but a
-            search there is ``multi.tasks[t]``.
+        ``PermutationSearch(model, multi.task(t), loss=loss)`` searches the map of task t, all others as they are. A map
+        that tasks share is refused: what it does to one of them does not say what it does to all, and a search takes
+        the layer itself, ``PermutationSearch(model, multi, loss=loss)``. For anything else there is ``multi.tasks[t]``.
         """
         if not 0 <= t < len(self.tasks):
             raise IndexError(f"t must be a task, 0 .. {len(self.tasks) - 1}, got {t}")

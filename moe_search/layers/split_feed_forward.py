@@ -64,6 +64,9 @@ def split_feed_forward(
 ) -> StackedExperts:
     """Return experts that compute what some neurons of a feed-forward layer contribute.
 
+    They are n experts of d hidden units with copies of the weights. All get the whole bias of `second`: an expert with
+    all neurons is the layer itself.
+
     Parameters
     ----------
     first, second : Linear
@@ -72,12 +75,6 @@ def split_feed_forward(
         Returns the module between, as for `StackedExperts`.
     neurons : Tensor of integers
         Shape [n, d]: the neurons of every expert, as from `deal_neurons`.
-
-    Returns
-    -------
-    StackedExperts
-        n experts of d hidden units with copies of the weights. All get the whole bias of `second`: an expert with all
-        neurons is the layer itself.
     """
     if first.bias is None or second.bias is None:
         raise ValueError("first and second must have a bias, got one without")

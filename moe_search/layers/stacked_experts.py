@@ -72,17 +72,12 @@ class StackedExperts(nn.Module):
         self.activation = nn.Identity() if activation is None else activation()
         if not isinstance(self.activation, nn.Module):
             raise TypeError(f"activation must return a torch.nn.Module, got {type(self.activation).__name__}")
-        self.multiplications = sum(before * after for before, after in itertools.pairwise(self.widths))
-        shapes = [(self.num_experts, after, before) for before, after in itertools.pairwise(self.widths)]
+        widths = [width for width in (self.in_features, self.hidden_features, self.out_features) if width is not None]
+        shapes = [(self.num_experts, after, before) for before, after in itertools.pairwise(widths)]
+        self.multiplications = sum(before * after for _, after, before in shapes)
         self.weights = nn.ParameterList([torch.empty(shape) for shape in shapes])
         self.biases = nn.ParameterList([torch.empty(shape[:2]) for shape in shapes])
         self.reset_parameters()
-
-    @property
-    def widths(self) -> list[int]:
-        """Width of the inputs, between the affine maps if there are two, and of the outputs."""
-        hidden = [] if self.hidden_features is None else [self.hidden_features]
-        return [self.in_features, *hidden, self.out_features]
 
     def reset_parameters(self) -> None:
         """Draw fresh weights from torch's global generator."""
@@ -114,17 +109,13 @@ class StackedExperts(nn.Module):
         Parameters
         ----------
         inputs : Tensor
-            Shape [P, in_features], the samples of expert 0 first, then those of expert 1, and so on.
+            Shape [P, in_features], P >= 1, the samples of expert 0 first, then those of expert 1, and so on. Outputs,
+            shape [P, out_features], come in the same order.
         counts : sequence of int
-            The number of samples of every expert, n numbers that sum to P, P >= 1.
+            The number of samples of every expert, n numbers that sum to P.
         grouped : bool
             Whether to run all experts in one call of `torch.nn.functional.grouped_mm` for each affine map, instead of
             one after another.
-
-        Returns
-        -------
-        Tensor
-            Shape [P, out_features], in the order of the inputs.
         """
         self.check(inputs)
         if grouped:

@@ -1,10 +1,10 @@
 from .balance import (
+    LossFreeBalancing as LossFreeBalancing,
     importance_loss as importance_loss,
     load_balancing_loss as load_balancing_loss,
     router_z_loss as router_z_loss,
     smooth_load_loss as smooth_load_loss,
 )
-from .loss_free_balancing import LossFreeBalancing as LossFreeBalancing
 from .lowering.lowering import (
     Lowering as Lowering,
     lower as lower,
@@ -18,7 +18,7 @@ from .saved_state import (
     load_state as load_state,
     save_state as save_state,
 )
+from .search.candidate_map import SearchRecord as SearchRecord
 from .search.load_limit import limit_load as limit_load
 from .search.permutation_search import PermutationSearch as PermutationSearch
-from .search.search_record import SearchRecord as SearchRecord
 from .sinkhorn import SinkhornPermutation as SinkhornPermutation

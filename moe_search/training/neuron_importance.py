@@ -37,11 +37,6 @@ def neuron_importance(
     list of Tensor
         One for each layer, shape [h].
 
-    Raises
-    ------
-    ValueError
-        If there is no layer or no batch, a layer is not called exactly once, or the losses are not of shape [B].
-
     Notes
     -----
     Zuo et al. (2022), MoEBERT, section 3, after Molchanov et al. (2019), Importance estimation for neural network

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from moe_search.gates.expert_map import ExpertMap
-from moe_search.gates.slot_weights import SlotWeights
+from moe_search.gates.gate import SlotWeights
 from moe_search.plotting.table import Table
 from moe_search.training.lowering.frozen import as_written, searching
 from moe_search.training.lowering.tasks import Layer, mixtures_of
@@ -64,25 +64,20 @@ class RoutingSummary:
 
     def table(self) -> rich.table.Table:
         """Return load and importance of every expert for the terminal; print it with `rich.print`."""
-        total = int(self.load.sum())
-        rows = [
-            (f"expert {e}", f"{load:,}", f"{load / max(total, 1):.1%}", f"{importance:,.1f}", f"{share:.1%}")
-            for e, (load, importance, share) in enumerate(
-                zip(
-                    self.load.tolist(),
-                    self.importance.tolist(),
-                    (self.importance / self.num_samples).tolist(),
-                    strict=True,
-                )
-            )
-        ]
+        total, n = max(int(self.load.sum()), 1), self.num_samples
+        columns = zip(self.load.tolist(), self.importance.tolist(), strict=True)
+        rows = tuple(
+            (f"expert {e}", f"{load:,}", f"{load / total:.1%}", f"{importance:,.1f}", f"{importance / n:.1%}")
+            for e, (load, importance) in enumerate(columns)
+        )
         dead = ", ".join(map(str, self.dead_experts.tolist())) or "none"
         note = (
             f"{self.num_samples:,} samples, {self.mean_experts:.2f} experts a sample; dead experts: {dead}; entropy"
             f" {self.sample_entropy:.3f} nats a sample, {self.mean_entropy:.3f} of the mean weights"
         )
-        columns = ("", "load", "share of load", "importance", "share of weight")
-        return Table("Routing", columns, tuple(rows), note=note).as_rich()
+        return Table(
+            "Routing", ("", "load", "share of load", "importance", "share of weight"), rows, note=note
+        ).as_rich()
 
 
 class RoutingStatistics:
@@ -115,15 +110,7 @@ class RoutingStatistics:
 
     @torch.no_grad()
     def update(self, slot_weights: SlotWeights, expert_map: ExpertMap) -> None:
-        """Add a batch.
-
-        Parameters
-        ----------
-        slot_weights : SlotWeights
-            What the gate returned, such as `MixtureOfExperts.routing`.
-        expert_map : ExpertMap
-            The map that the gate had then.
-        """
+        """Add what a gate returned for a batch, such as `MixtureOfExperts.routing`, under the map that it had then."""
         if not isinstance(slot_weights, SlotWeights):
             raise TypeError(f"slot_weights must be SlotWeights, got {type(slot_weights).__name__}")
         if not isinstance(expert_map, ExpertMap):

@@ -36,11 +36,6 @@ def save_state(state: Any, path: str | os.PathLike[str]) -> None:
         Keys of dicts are strings or integers.
     path : str or PathLike
         The file; one that is there is overwritten.
-
-    Raises
-    ------
-    TypeError
-        If there is something else in it; the message names where.
     """
     safetensors = _safetensors()
     tensors: dict[str, Tensor] = {}
@@ -49,13 +44,7 @@ def save_state(state: Any, path: str | os.PathLike[str]) -> None:
 
 
 def load_state(path: str | os.PathLike[str]) -> Any:
-    """Read what `save_state` wrote; tensors come on the CPU.
-
-    Raises
-    ------
-    ValueError
-        If the file was not written by `save_state`.
-    """
+    """Read what `save_state` wrote; tensors come on the CPU."""
     with _safetensors().safe_open(os.fspath(path), framework="pt") as file:
         text = (file.metadata() or {}).get(KEY)
         if text is None:

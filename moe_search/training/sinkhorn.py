@@ -12,8 +12,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from moe_search.checks import require_integer, require_number
-from moe_search.gates.gate import Gate
-from moe_search.gates.slot_weights import SlotWeights
+from moe_search.gates.gate import Gate, SlotWeights
 from moe_search.layers.multi_gate_mixture_of_experts import share_submodule
 
 INITIAL_RANGE = 0.05
@@ -166,7 +165,8 @@ class SinkhornPermutation(Gate):
         """Return log P for every row of the map, float64, shape [rows, m, m], with noise in training mode."""
         scores = self.log_weights.double()
         if self.training and self.noise > 0:
-            scores = scores + self.noise * _gumbel_like(scores)
+            # Exponential draws are never 0 for torch, so the logarithm is finite.
+            scores = scores - self.noise * torch.empty_like(scores).exponential_().log()
         return sinkhorn(scores / self.temperature, self.num_iterations)
 
     def penalty(self, slot_weights: SlotWeights) -> Tensor:
@@ -185,7 +185,9 @@ class SinkhornPermutation(Gate):
         self._step += 1
         if self._step < self.steps:
             return
-        self._commit(round_permutations(sinkhorn(self.log_weights.double() / self.temperature, self.num_iterations)))
+        seats = round_permutations(sinkhorn(self.log_weights.double() / self.temperature, self.num_iterations))
+        experts = self.expert_map.experts
+        self.expert_map.assign(experts.gather(1, seats.to(experts.device)))
         self._finish()
 
     def get_extra_state(self) -> Tensor:
@@ -210,9 +212,6 @@ class SinkhornPermutation(Gate):
     def _progress(self) -> float:
         # Clamped: a temperature that goes on falling ends in NaN.
         return min(self._step / self.steps, 1.0)
-
-    def _commit(self, seats: Tensor) -> None:
-        self.expert_map.assign(self.expert_map.experts.gather(1, seats.to(self.expert_map.experts.device)))
 
     def _finish(self) -> None:
         if not self.finished:
@@ -246,11 +245,6 @@ def round_permutations(log_permutation: Tensor) -> Tensor:
     """
     matrices = log_permutation.exp().cpu().numpy()
     return torch.from_numpy(np.stack([linear_sum_assignment(matrix, maximize=True)[1] for matrix in matrices]))
-
-
-def _gumbel_like(scores: Tensor) -> Tensor:
-    # Exponential draws are never 0 for torch, so the logarithm is finite.
-    return -torch.empty_like(scores).exponential_().log()
 
 
 def _pair(name: str, values: Any) -> tuple[Any, Any]:

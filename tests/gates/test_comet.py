@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from moe_search.gates.comet import COMET
-from moe_search.gates.slot_weights import SlotWeights
-from moe_search.gates.tree_leaves import leaf_probabilities
+from moe_search.gates.gate import SlotWeights
+from moe_search.gates.smooth_step import leaf_probabilities
 
 
 def make(n, m, k, seed=0, features=3, scale=1.0, **options):

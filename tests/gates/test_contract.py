@@ -10,9 +10,8 @@ from hypothesis import given, settings, strategies as st
 
 from moe_search.gates.comet import COMET
 from moe_search.gates.dselect_k import DSelectK
-from moe_search.gates.gate import Gate
+from moe_search.gates.gate import Gate, SlotWeights
 from moe_search.gates.hash_routing import HashRouting
-from moe_search.gates.slot_weights import SlotWeights
 from moe_search.gates.softmax import Softmax
 from moe_search.gates.top_k import TopK
 from moe_search.training.sinkhorn import SinkhornPermutation

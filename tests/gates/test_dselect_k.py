@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from moe_search.gates.dselect_k import DSelectK, code_probabilities
-from moe_search.gates.slot_weights import SlotWeights
+from moe_search.gates.gate import SlotWeights
 
 INPUTS = torch.zeros(2, 1, dtype=torch.float64)
 

@@ -3,7 +3,8 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from moe_search.gates.smooth_step import smooth_step
+from moe_search.gates.comet import COMET, DESCENT_LEAVES, DESCENT_SLOTS
+from moe_search.gates.smooth_step import leaf_probabilities, live_leaves, smooth_step
 
 numbers = st.floats(-3, 3, allow_subnormal=False)
 gammas = st.floats(0.05, 5)
@@ -41,3 +42,89 @@ def test_gradient(gamma):
 def test_monotone(values, gamma):
     t = torch.tensor(sorted(values), dtype=torch.float64)
     assert bool((smooth_step(t, gamma).diff() >= -1e-15).all())
+
+
+def splits_of(rows, m, seed, scale):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(rows, m - 1, generator=generator, dtype=torch.float64) * scale
+
+
+@settings(deadline=None, max_examples=80)
+@given(st.integers(1, 5), st.integers(2, 40), st.sampled_from([1.5, 3.0, 1e6]), st.integers(0, 10**6))
+def test_equals_the_probabilities_of_all_leaves(rows, m, scale, seed):
+    splits = splits_of(rows, m, seed, scale)
+    reached = live_leaves(splits, 1.0)
+    if reached is None:
+        assert scale < 1e6
+        return
+    leaves, probabilities = reached
+    expected = leaf_probabilities(splits, 1.0)
+    assert sorted(leaves.tolist()) == expected.flatten().nonzero().flatten().tolist()
+    assert torch.equal(expected.flatten()[leaves], probabilities)
+
+
+def test_looks_at_one_path_where_splits_are_hard(monkeypatch):
+    looked_at = []
+
+    def counted(t, gamma):
+        looked_at.append(t.numel())
+        return smooth_step(t, gamma)
+
+    monkeypatch.setattr("moe_search.gates.smooth_step.smooth_step", counted)
+    live_leaves(splits_of(10, 64, 0, 1e6), 1.0)
+    # Both sides of one node a tree, on each of six levels.
+    assert looked_at == [10] * 12
+
+
+def test_gives_up_where_everything_is_alive():
+    assert live_leaves(torch.zeros(3, 63), 1.0) is None
+
+
+@pytest.fixture
+def any_batch(monkeypatch):
+    """Descend for small batches too."""
+    monkeypatch.setattr("moe_search.gates.comet.DESCENT_LEAVES", 1)
+
+
+@pytest.mark.usefixtures("any_batch")
+@pytest.mark.parametrize("convention", ["paper", "torch", "tensorflow"])
+@pytest.mark.parametrize("m", [DESCENT_SLOTS, 100, 128])
+@pytest.mark.parametrize("scale", [1.0, 5.0, 1e5])
+def test_comet_gives_the_same_with_and_without(m, convention, scale):
+    torch.manual_seed(0)
+    gate = COMET(4, m, 2, convention=convention)
+    with torch.no_grad():
+        gate.nodes.weight.view(2, -1, 4)[:, : m - 1] *= scale
+    inputs = torch.randn(9, 4)
+    expected = gate(inputs)
+    gate.eval()
+    with torch.no_grad():
+        routing = gate(inputs)
+    for name in ("weights", "logits", "probabilities"):
+        assert torch.equal(getattr(routing, name), getattr(expected, name))
+
+
+def test_comet_descends_at_inference_only(monkeypatch):
+    calls = []
+    monkeypatch.setattr("moe_search.gates.comet.live_leaves", lambda *args: calls.append(args))
+    size = DESCENT_LEAVES // (2 * DESCENT_SLOTS)
+    gate, inputs = COMET(4, DESCENT_SLOTS, 2), torch.randn(size, 4)
+    gate(inputs)
+    with torch.no_grad():
+        gate(inputs)
+        COMET(4, DESCENT_SLOTS - 1, 2).eval()(torch.randn(2 * size, 4))
+        gate.eval()(inputs[1:])
+    gate.eval()(inputs)
+    assert calls == []
+    with torch.no_grad():
+        gate(inputs)
+    assert len(calls) == 1
+
+
+@pytest.mark.usefixtures("any_batch")
+def test_a_compiled_gate_has_no_graph_break():
+    gate, inputs = COMET(4, DESCENT_SLOTS, 2).eval(), torch.randn(9, 4)
+    torch.compiler.reset()
+    with torch.no_grad():
+        weights = torch.compile(gate, fullgraph=True, backend="eager")(inputs).weights
+        assert torch.allclose(weights, gate(inputs).weights, atol=1e-6)

@@ -8,7 +8,7 @@ from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from moe_search.solvers.engine.stop import MaxIterations
-from moe_search.training.loss_free_balancing import LossFreeBalancing
+from moe_search.training.balance import LossFreeBalancing
 from moe_search.training.lowering.process_group import ALONE, ranks_of
 from moe_search.training.search.permutation_search import PermutationSearch
 

@@ -13,6 +13,9 @@ from moe_search.gates.hash_routing import HashRouting
 from moe_search.gates.softmax import Softmax
 from moe_search.gates.top_k import TopK
 from moe_search.layers.mixture_of_experts import MixtureOfExperts
+from moe_search.solvers.engine.stop import MaxIterations
+from moe_search.training.lowering.lowering import lower
+from moe_search.training.search.permutation_search import PermutationSearch
 
 FEATURES, OUTPUTS, VOCABULARY = 6, 4, 40
 
@@ -110,3 +113,18 @@ def make(gate, head="linear", n=4, m=4, samples=96, loss="squared", noise=0.01, 
         if loss == "bce":
             return Setting(model, inputs, torch.sigmoid(outputs), ids, functional.binary_cross_entropy_with_logits)
         return Setting(model, inputs, outputs.argmax(1), ids, nn.CrossEntropyLoss())
+
+
+def lowered(setting, loss=None, **options):
+    inputs, targets, ids = setting.batch()
+    return lower(setting.model, setting.moe, inputs, targets, loss or setting.loss, ids=ids, **options)
+
+
+def searching(setting, **options):
+    options = {"loss": setting.loss, "stop": MaxIterations(5_000), **options}
+    return PermutationSearch(setting.model, setting.moe, **options)
+
+
+def step(search, setting, start=0, stop=None):
+    inputs, targets, ids = setting.batch(start, stop)
+    return search.step(inputs, targets, ids=ids)

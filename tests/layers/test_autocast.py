@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from every_gate import FEATURES, VOCABULARY, every_gate
+from every_gate import FEATURES, batch, every_gate
 
 from moe_search.gates.top_k import TopK
 from moe_search.layers.dispatch import DISPATCHES
@@ -11,11 +11,6 @@ from moe_search.layers.stacked_experts import StackedExperts
 
 OUTPUTS, HIDDEN = 8, 16
 every_dispatch = pytest.mark.parametrize("dispatch", DISPATCHES)
-
-
-def batch():
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(64, FEATURES, generator=generator), torch.randint(VOCABULARY, (64,), generator=generator)
 
 
 def layer_of(make_gate, dispatch):
@@ -28,7 +23,7 @@ def layer_of(make_gate, dispatch):
 @pytest.mark.parametrize("dispatch", ["auto", "dense", "sorted"])
 def test_forward_and_backward_are_finite(make_gate, dispatch):
     layer = layer_of(make_gate, dispatch)
-    inputs, ids = batch()
+    inputs, ids = batch(64, dtype=torch.float32)
     expected = layer(inputs, ids)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         mixture = layer(inputs, ids)

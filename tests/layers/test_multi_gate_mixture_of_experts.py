@@ -5,6 +5,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from every_gate import FEATURES, OUTPUTS, VOCABULARY, batch
 from hypothesis import given, settings, strategies as st
 from torch import nn
 
@@ -21,8 +22,6 @@ from moe_search.solvers.exact.enumeration import Enumeration
 from moe_search.training.lowering.lowering import lower
 from moe_search.training.search.permutation_search import PermutationSearch
 from moe_search.training.sinkhorn import SinkhornPermutation
-
-FEATURES, OUTPUTS, VOCABULARY = 4, 3, 20
 
 
 class Counting(nn.Module):
@@ -59,12 +58,6 @@ def make_multi(n=4, m=8, seed=0, stacked=True, **options):
         torch.manual_seed(seed)
         experts = StackedExperts(n, FEATURES, OUTPUTS, 5).double() if stacked else [Counting(e) for e in range(n)]
     return MultiGateMixtureOfExperts(experts, make_gates(n, m, seed), **options)
-
-
-def batch(size=9, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    inputs = torch.randn(size, FEATURES, dtype=torch.float64, generator=generator)
-    return inputs, torch.randint(VOCABULARY, (size,), generator=generator)
 
 
 @settings(deadline=None, max_examples=30)

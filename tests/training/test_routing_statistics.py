@@ -12,8 +12,8 @@ from specialists import make
 
 from moe_search.gates.comet import COMET
 from moe_search.gates.expert_map import ExpertMap
+from moe_search.gates.gate import SlotWeights
 from moe_search.gates.hash_routing import HashRouting
-from moe_search.gates.slot_weights import SlotWeights
 from moe_search.gates.softmax import Softmax
 from moe_search.gates.top_k import TopK
 from moe_search.layers.mixture_of_experts import MixtureOfExperts

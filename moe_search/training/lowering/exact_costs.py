@@ -35,11 +35,6 @@ def pair_costs(opened: Opened) -> NDArray[np.float64]:
 
     No row, a sample and a task, may give weight to more than two slots. One with a slot s alone counts in
     ``cost[s, s, e, e]``, one with two in that of its first slot and its second, s < t.
-
-    Raises
-    ------
-    ValueError
-        If the problem of these costs would take more than `PAIRWISE_BYTES`.
     """
     m, n = opened.num_slots, opened.tasks.expert_map.num_experts
     size = 8 * COPIES * (m * n) ** 2
@@ -64,14 +59,10 @@ def pair_costs(opened: Opened) -> NDArray[np.float64]:
         for some in opened.alternatives(chunk, n * n):
             mixtures = g * answers[:, first[some]] + h * answers[:, second[some]]
             np.add.at(cost[:, some], pairs, opened.losses_of(chunk, mixtures))
-    return _alone_on_the_diagonal(cost.reshape(m, m, n, n))
-
-
-def _alone_on_the_diagonal(cost: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Keep what a slot costs beside itself with one expert; no map gives it two."""
-    m, n = cost.shape[0], cost.shape[2]
-    slots, experts = np.arange(m), np.arange(n)
-    kept = cost[slots[:, None], slots[:, None], experts, experts].copy()
-    cost[slots, slots] = 0.0
-    cost[slots[:, None], slots[:, None], experts, experts] = kept
-    return cost
+    of_pairs = cost.reshape(m, m, n, n)
+    # Of what a slot costs beside itself, only that with one expert is kept: no map gives it two.
+    s, e = np.arange(m), np.arange(n)
+    kept = of_pairs[s[:, None], s[:, None], e, e].copy()
+    of_pairs[s, s] = 0.0
+    of_pairs[s[:, None], s[:, None], e, e] = kept
+    return of_pairs

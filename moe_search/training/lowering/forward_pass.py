@@ -14,10 +14,34 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from moe_search.gates.expert_map import ExpertMap
-from moe_search.gates.slot_weights import SlotWeights
+from moe_search.gates.gate import SlotWeights
 from moe_search.training.lowering.batch import Batch
-from moe_search.training.lowering.precision import Autocast, at_least_single
+from moe_search.training.lowering.losses import at_least_single
 from moe_search.training.lowering.tasks import Layer, Tasks, mixtures_of
+
+
+@dataclass(frozen=True)
+class Autocast:
+    """What autocast does on one type of device: whether and to which dtype it casts, and whether weights only once."""
+
+    device: str
+    enabled: bool
+    dtype: torch.dtype
+    cache: bool
+
+    @classmethod
+    def here(cls, device: torch.device) -> Autocast:
+        """Return the state where this is called."""
+        return cls(
+            device.type,
+            torch.is_autocast_enabled(device.type),
+            torch.get_autocast_dtype(device.type),
+            torch.is_autocast_cache_enabled(),
+        )
+
+    def again(self) -> torch.autocast:
+        """Return a context in which autocast is in this state."""
+        return torch.autocast(self.device, self.dtype, self.enabled, self.cache)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,8 +99,6 @@ class Opened:
 
     Parameters
     ----------
-    model, tasks : Module, Tasks
-        The model, its layer and the losses.
     chunk_size : int
         The most rows that go through the model at once.
     chunks : tuple of Chunk
@@ -177,15 +199,7 @@ def forward(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def open_batch(model: nn.Module, tasks: Tasks, batch: Batch, chunk_size: int) -> Opened:
-    """Run a batch through a model, at most ``chunk_size`` rows at once.
-
-    Raises
-    ------
-    ValueError
-        If the layer does not run exactly once, or without its gates, or not on one row for each sample, if the model
-        does not return one output for each sample and task, or an output depends on the mixture of another task. Also
-        what `sample_losses` raises.
-    """
+    """Run a batch through a model, at most ``chunk_size`` rows at once."""
     size = max(1, chunk_size // tasks.count)
     chunks = tuple(
         _open_chunk(model, tasks, part, number * size * tasks.count) for number, part in enumerate(batch.parts(size))
@@ -248,7 +262,11 @@ def _open_chunk(model: nn.Module, tasks: Tasks, batch: Batch, start: int) -> Chu
             f"moe must take one row for each sample of the batch, got {moe_inputs.shape[0]} rows "
             f"for {len(batch)} samples"
         )
-    weights = _summing_to_one(torch.stack([weights for weights, _ in of_gates], 1).flatten(0, 1))
+    given = torch.stack([weights for weights, _ in of_gates], 1).flatten(0, 1)
+    weights = at_least_single(given)
+    if weights is not given:
+        # In half precision they sum to 1 within some thousandths, and the folded outputs of a row would be off by it.
+        weights = weights / weights.sum((1, 2), keepdim=True)
     return Chunk(
         start,
         batch,
@@ -282,9 +300,3 @@ def _require_separate(model: nn.Module, tasks: Tasks, chunk: Chunk) -> None:
                 "the outputs of a task must depend on no mixture but its own for a shared map to be searched, "
                 f"got one that another task's mixture moves by {float(off):.3g}"
             )
-
-
-def _summing_to_one(weights: Tensor) -> Tensor:
-    wide = at_least_single(weights)
-    # In half precision they sum to 1 within some thousandths, and the folded outputs of a row would be off by as much.
-    return weights if wide is weights else wide / wide.sum((1, 2), keepdim=True)

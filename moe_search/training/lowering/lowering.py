@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
@@ -19,9 +20,9 @@ from moe_search.training.lowering.batch import Batch
 from moe_search.training.lowering.exact_costs import pair_costs, slot_costs
 from moe_search.training.lowering.forward_pass import Opened, check_model, open_batch
 from moe_search.training.lowering.frozen import frozen
+from moe_search.training.lowering.losses import RecognizedLoss, recognize_loss
 from moe_search.training.lowering.mixture_arrays import Deviation, MixtureArrays, mixture_arrays, mixture_problem
 from moe_search.training.lowering.process_group import ALONE, Ranks
-from moe_search.training.lowering.recognize_loss import RecognizedLoss, recognize_loss
 from moe_search.training.lowering.tasks import Layer, TaskLoss, Tasks
 
 CHUNK_SIZE = 1024
@@ -127,11 +128,8 @@ def lower(
     Raises
     ------
     ValueError
-        If `moe` is not inside `model` or not run on one row for each sample, if the batch is empty, its parts differ in
-        length or lie on another device than the model, if the loss is not the mean over the samples, if no class of
-        problem fits or not the one asked for, or if a pairwise problem would be too large. With several gates also if
-        they do not share a map, if losses, targets or outputs are not as many as the tasks, if the outputs of a task
-        depend on the mixture of another, or, in a ``mixture``, not differentiably on its own.
+        If the model, the loss or the batch is not as described above, if no class of problem fits or not the one asked
+        for, or if a pairwise problem would be too large.
     NonFiniteLossError
         If the loss, or what an expert answers, is NaN or infinite.
     """
@@ -169,14 +167,12 @@ def lower_batches(
     ----------
     model, problem, chunk_size
         As in `lower`.
-    tasks : Tasks
-        The layer and the losses.
     batches : iterable of Batch
-        The batches of this rank, one at least.
+        The batches of this rank, one at least. Later ones must fit the class that the first decided.
     known : tuple of RecognizedLoss, optional
         What the losses were recognized as before, which is tried first.
     ranks : Ranks
-        All of them must call this together; they may have different numbers of batches.
+        All of them must call this together; they may have different numbers of batches. An error of one comes on all.
 
     Returns
     -------
@@ -184,12 +180,6 @@ def lower_batches(
         It is None on all ranks but the first.
     recognized : tuple of RecognizedLoss or None
         What the losses were recognized as in the first batch, if they were looked at.
-
-    Raises
-    ------
-    ValueError, NonFiniteLossError
-        As in `lower`, on all ranks if on one; a ValueError also if there is no batch, or a later one does not fit the
-        class that the first decided.
     """
     with frozen(model):
         all_opened = (open_batch(model, tasks, batch, chunk_size) for batch in batches)
@@ -217,8 +207,7 @@ def lower_batches(
         else:
             arrays = [each for of_rank in ranks.gather(sums.arrays) for each in of_rank]
             made = mixture_problem(arrays) if arrays else None
-            for part in arrays:
-                deviation = deviation.joined(part.deviation)
+            deviation = functools.reduce(Deviation.joined, (part.deviation for part in arrays), deviation)
     if made is None or ranks.index > 0:
         return None, recognized
     initial = tasks.expert_map.permutation()

@@ -15,9 +15,7 @@ from torch import Tensor
 
 from moe_search.problems.mixture import MixtureAssignment
 from moe_search.training.lowering.forward_pass import Chunk, Opened, run_head
-from moe_search.training.lowering.precision import as_numpy, at_least_single, without_autocast
-from moe_search.training.lowering.recognize_loss import RecognizedLoss
-from moe_search.training.lowering.sample_losses import NonFiniteLossError
+from moe_search.training.lowering.losses import NonFiniteLossError, RecognizedLoss, as_numpy, at_least_single
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,14 +46,8 @@ class MixtureArrays:
 class Deviation:
     """How a true forward under a second map differs from the folded one, as maxima over samples and outputs.
 
-    Parameters
-    ----------
-    error : float
-        What the folded outputs are off by.
-    change : float
-        What the outputs change by from the present map to the second.
-    size, eps : float
-        The size of the outputs, and their machine epsilon.
+    The error is what the folded outputs are off by, the change that of the outputs from the present map to the second,
+    the size that of the outputs, and eps their machine epsilon.
     """
 
     error: float = 0.0
@@ -75,15 +67,7 @@ class Deviation:
 
 
 def mixture_arrays(opened: Opened, losses: tuple[RecognizedLoss, ...]) -> MixtureArrays:
-    """Run every expert on every sample and fold the head into what they answer.
-
-    Raises
-    ------
-    NonFiniteLossError
-        If an answer is NaN or infinite.
-    ValueError
-        If the outputs of a task do not depend differentiably on its mixture.
-    """
+    """Run every expert on every sample and fold the head into what they answer."""
     tasks = opened.tasks
     slot_weights: NDArray[Any] | None = None
     outputs: NDArray[Any] | None = None
@@ -133,23 +117,14 @@ def fold_head(opened: Opened, chunk: Chunk, expert_weights: Tensor, expert_outpu
     mixed f_e: exact for an affine head. The sum is z0 but for rounding; with the sum itself, the present weights mix
     what experts are given to o(z0) in half precision too.
 
-    Parameters
-    ----------
-    opened, chunk : Opened, Chunk
-        The model, and samples with their z0 and o(z0).
-    expert_weights, expert_outputs : Tensor
-        The weights w of the present map, shape [rows, n], and f_e, shape [rows, n, ...].
-
-    Returns
-    -------
-    Tensor
-        Shape [rows, n, C], the axes of an output flattened to C; float32 where the outputs have less.
+    The weights w of the present map have shape [rows, n], and f_e shape [rows, n, ...]. The result has shape
+    [rows, n, C], the axes of an output flattened to C, and is float32 where the outputs have less.
     """
     with torch.enable_grad():
         point = chunk.mixture.detach().clone().requires_grad_()
         # No output depends on another sample or task: the gradient of a sum is a row of every one's Jacobian.
         totals = run_head(opened.model, opened.tasks, chunk.batch, point).reshape(len(point), -1).sum(0)
-    with without_autocast(point.device):
+    with torch.autocast(point.device.type, enabled=False):
         answers = at_least_single(expert_outputs).flatten(2)
         directions = answers - torch.einsum("bn,bnd->bd", expert_weights.to(answers.dtype), answers).unsqueeze(1)
         folded = at_least_single(chunk.outputs).reshape(len(point), 1, -1).repeat(1, answers.shape[1], 1)
@@ -172,7 +147,7 @@ def _deviations(opened: Opened, chunk: Chunk, answers: Tensor, folded: Tensor) -
     with chunk.autocast.again():
         mixture = opened.tasks.combine(expert_weights, answers).to(chunk.mixture.dtype)
     true = run_head(opened.model, opened.tasks, chunk.batch, mixture).flatten(1)
-    with without_autocast(true.device):
+    with torch.autocast(true.device.type, enabled=False):
         predicted = torch.einsum("bn,bnc->bc", expert_weights.to(folded.dtype), folded)
     error, change, size = (true - predicted).abs(), (true - chunk.outputs.flatten(1)).abs(), true.abs()
     rows = [opened.tasks.of_task(t) for t in range(opened.tasks.count)]

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import distributed
 
-from moe_search.training.lowering.sample_losses import NonFiniteLossError
+from moe_search.training.lowering.losses import NonFiniteLossError
 
 T = TypeVar("T")
 

@@ -15,7 +15,7 @@ from moe_search.gates.expert_map import ExpertMap
 from moe_search.gates.gate import Gate
 from moe_search.layers.mixture_of_experts import MixtureOfExperts
 from moe_search.layers.multi_gate_mixture_of_experts import MultiGateMixtureOfExperts
-from moe_search.training.lowering.sample_losses import Loss, sample_losses
+from moe_search.training.lowering.losses import Loss, sample_losses
 
 Layer: TypeAlias = MixtureOfExperts | MultiGateMixtureOfExperts
 """What can be searched: a layer with one map."""
@@ -84,10 +84,7 @@ class Tasks:
     def rows(self, what: str, tensor: Tensor) -> Tensor:
         """Return a tensor by rows that comes by samples: [B, ...], of a layer of several gates [B, tasks, ...].
 
-        Raises
-        ------
-        ValueError
-            If it has not one entry for each task; ``what`` tells what it is.
+        If it has not one entry for each task, the error tells ``what`` it is.
         """
         if isinstance(self.moe, MixtureOfExperts):
             return tensor

@@ -1,12 +1,12 @@
-"""What a search found, before another batch has decided on it."""
+"""What a search found, and the record of what became of it."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -21,8 +21,78 @@ from moe_search.solvers.exact.hungarian import Hungarian
 from moe_search.solvers.heuristic.local_search import LocalSearch
 from moe_search.training.lowering.batch import Batch
 from moe_search.training.lowering.lowering import Lowering
+from moe_search.training.saved_state import require_keys
 from moe_search.training.search.load_limit import LoadLimit, limit_load_if_possible, mean_load
-from moe_search.training.search.search_record import Outcome, SearchRecord
+
+Outcome: TypeAlias = Literal["committed", "enforced", "refused", "no improvement", "not finite", "failed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchRecord:
+    """One search: what was found, what a second batch said of it, and what became of it.
+
+    Parameters
+    ----------
+    step : int
+        The training step, counted from 1, after which the search ran.
+    problem : str or None
+        The class of the problem, ``"LinearAssignment"``, ``"PairwiseAssignment"`` or ``"MixtureAssignment"``; None if
+        the loss was not finite.
+    solver : str or None
+        The solver's name; None if none ran.
+    outcome : str
+        ``"committed"``: the new map is in the gate. ``"enforced"``: it is, without a confirmed gain, since the old one
+        broke the load limit on the searched samples. ``"refused"``: the second batch did not confirm the gain, the map
+        stayed. ``"no improvement"``: the solver found nothing better. ``"not finite"``: a loss was NaN or infinite, the
+        map stayed. ``"failed"``: the solver raised before the state was saved that this run was loaded from, the map
+        stayed.
+    value_before, value_found : float or None
+        Mean loss on the searched samples under the old and the found map (a prediction if ``linearized``).
+    bound : float or None
+        A proven lower bound on that loss over all maps, if the solver gave one.
+    gain : float or None
+        ``value_before - value_found``: the predicted decrease of the mean loss.
+    verified_gain, standard_error : float or None
+        Mean decrease of the loss of a sample on the second batch, by true forwards, and its standard error; None if
+        there was nothing to verify.
+    seconds, seconds_solving : float
+        Time that training waited for the search, and time of the solver, which is part of it unless it ran on a thread.
+    linearized : bool
+        Whether the head was not affine, so that its linearization was searched.
+    num_samples : int
+        Number of samples searched on.
+    load_limit : float, tuple of float or None
+        The limit on the load of all experts, or of each, that was searched under, in multiples of the mean: more than
+        what was asked for where no map keeps that, None if there was none.
+    """
+
+    step: int
+    problem: str | None = None
+    solver: str | None = None
+    outcome: Outcome
+    value_before: float | None = None
+    value_found: float | None = None
+    bound: float | None = None
+    gain: float | None = None
+    verified_gain: float | None = None
+    standard_error: float | None = None
+    seconds: float = 0.0
+    seconds_solving: float = 0.0
+    linearized: bool = False
+    num_samples: int
+    load_limit: float | tuple[float, ...] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record as a plain dict of numbers and strings."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> SearchRecord:
+        """Return the record of ``to_dict``."""
+        require_keys("a search record", values, [field.name for field in fields(cls)])
+        limit = values["load_limit"]
+        return cls(**{**values, "load_limit": tuple(limit) if isinstance(limit, list) else limit})
+
 
 ROUNDING = 1e-9
 """Below this part of the value, a gain is rounding."""
@@ -64,11 +134,6 @@ class CandidateMap:
         return cls(SearchRecord.from_dict(state["record"]), None if permutation is None else permutation.cpu().numpy())
 
 
-def no_candidate(step: int, num_samples: int, outcome: Outcome) -> CandidateMap:
-    """Return what is known of a search that no solver ran in."""
-    return CandidateMap(SearchRecord(step=step, outcome=outcome, num_samples=num_samples), None)
-
-
 def find_candidate(
     lowering: Lowering,
     solver: Solver | None,
@@ -77,13 +142,7 @@ def find_candidate(
     step: int,
     load_limit: LoadLimit | None = None,
 ) -> CandidateMap:
-    """Solve a lowered layer from its present map, under a load limit if one is given.
-
-    Raises
-    ------
-    KeyboardInterrupt
-        If the solver took the Ctrl-C that was meant for the training around it.
-    """
+    """Solve a lowered layer from its present map, under a load limit if one is given."""
     kind, before = type(lowering.problem).__name__, float(lowering.problem.value(lowering.initial))
     limit: float | tuple[float, ...] | None = None
     enforced = False
@@ -100,6 +159,7 @@ def find_candidate(
     result = solver.solve(lowering.problem, stop, seed=seed, initial=lowering.initial)
     seconds = time.perf_counter() - start
     if result.status == "interrupted":
+        # The solver took the Ctrl-C that was meant for the training around it.
         raise KeyboardInterrupt
     found = float(result.value)
     record = SearchRecord(
@@ -154,8 +214,8 @@ class Underway:
         """
         found = None
         if self.found is not None:
-            failed = self.found.exception() is not None
-            answer = no_candidate(self.step, self.num_samples, "failed") if failed else self.found.result()
+            record = SearchRecord(step=self.step, outcome="failed", num_samples=self.num_samples)
+            answer = CandidateMap(record, None) if self.found.exception() is not None else self.found.result()
             found = answer.state_dict()
         numbers = {"step": self.step, "num_samples": self.num_samples, "seconds": self.seconds}
         return {"batch": dict(self.batch.named()), **numbers, "found": found}

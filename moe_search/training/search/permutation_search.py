@@ -19,22 +19,21 @@ from moe_search.solvers.engine.solver import Solver
 from moe_search.solvers.engine.stop import MaxRuntime, StoppingCriterion, require_criterion
 from moe_search.training.lowering.batch import Batch, concatenate
 from moe_search.training.lowering.forward_pass import check_model
+from moe_search.training.lowering.losses import NonFiniteLossError, RecognizedLoss
 from moe_search.training.lowering.lowering import CHUNK_SIZE, Lowering, ProblemKind, lower_batches
 from moe_search.training.lowering.process_group import ranks_of
-from moe_search.training.lowering.recognize_loss import RecognizedLoss
-from moe_search.training.lowering.sample_losses import NonFiniteLossError
 from moe_search.training.lowering.tasks import Layer, TaskLoss, Tasks
 from moe_search.training.saved_state import require_keys
 from moe_search.training.search.candidate_map import (
     CandidateMap,
+    Outcome,
+    SearchRecord,
     Underway,
     at_once,
     find_candidate,
-    no_candidate,
     on_thread,
 )
 from moe_search.training.search.load_limit import LoadLimit, require_load_limit
-from moe_search.training.search.search_record import Outcome, SearchRecord
 from moe_search.training.search.verification import Verification, verify
 
 OnSearch: TypeAlias = Callable[[SearchRecord, Lowering, Result], None]
@@ -155,16 +154,18 @@ class PermutationSearch:
             model = model.module
         check_model(model, moe)
         tasks = Tasks.of(moe, loss)
-        counts = {"period": period, "until": until, "batches": batches, "chunk_size": chunk_size}
-        for name, count in (counts if max_samples is None else counts | {"max_samples": max_samples}).items():
-            require_integer(name, count)
+        self._period = require_integer("period", period)
+        self._until = require_integer("until", until)
+        self._batches = require_integer("batches", batches)
+        self._chunk_size = require_integer("chunk_size", chunk_size)
+        self._max_samples = None if max_samples is None else require_integer("max_samples", max_samples)
         if until < period:
             raise ValueError(f"until must be at least period, or no search begins, got until={until}, period={period}")
         if solver is not None and not callable(getattr(solver, "solve", None)):
             raise TypeError(f"solver must have a method solve, got {type(solver).__name__}")
         if stop is not None:
             require_criterion(stop)
-        require_integer("seed", seed, 0)
+        self._seed = require_integer("seed", seed, 0)
         if on_search is not None and not callable(on_search):
             raise TypeError(f"on_search must be a callable (record, lowering, result), got {type(on_search).__name__}")
         require_choice("problem", problem, get_args(ProblemKind))
@@ -172,20 +173,14 @@ class PermutationSearch:
             require_load_limit(load_limit, tasks.expert_map.num_experts)
         self._model = model
         self._tasks = tasks
-        self._period = int(period)
-        self._until = int(until)
-        self._batches = int(batches)
         self._solver = solver
         self._stop = stop
         self._on_search = on_search
         self._problem: ProblemKind = problem
-        self._max_samples = max_samples
-        self._chunk_size = int(chunk_size)
         self._asynchronous = bool(asynchronous)
         self._load_limit: LoadLimit | None = tuple(load_limit) if isinstance(load_limit, Sequence) else load_limit
         self._confidence = require_number("confidence", confidence)
         self._ranks = ranks_of(process_group, tasks.device)
-        self._seed = int(seed)
         self._step = 0
         self._searches = 0
         self._retained: list[Batch] = []
@@ -213,12 +208,9 @@ class PermutationSearch:
         Raises
         ------
         ValueError
-            If the batch is empty, or a search is due and there are too few samples to verify it on. It takes 2, or 3 if
-            no earlier batch was kept (``period=1``): the first half is then searched and the second verifies. If the
-            targets have not one entry for each task of a layer of several gates. Also whatever `lower` raises. The map
-            is then as it was.
-        Exception
-            What the solver raised, if it ran on a thread.
+            If a search is due and there are too few samples to verify it on. It takes 2, or 3 if no earlier batch was
+            kept (``period=1``): the first half is then searched and the second verifies. Also whatever `lower` raises,
+            and an asynchronous solver. The map is then as it was.
         """
         step = self._step + 1
         if step > self._until and self._underway is None:
@@ -247,17 +239,8 @@ class PermutationSearch:
     def finish(self) -> SearchRecord | None:
         """Wait for the search under way, if there is one, and decide on its map by the batch of the last step.
 
-        In a process group, all ranks call it together.
-
-        Returns
-        -------
-        SearchRecord or None
-            What the search did; None if none was under way.
-
-        Raises
-        ------
-        Exception
-            What the solver raised on its thread. The map is then as it was.
+        In a process group, all ranks call it together. What the solver raised on its thread is raised here; the map is
+        then as it was. It returns what the search did, None if none was under way.
         """
         underway, self._underway = self._underway, None
         return None if underway is None else self._decide(underway.found, [underway.batch], underway.seconds)
@@ -284,15 +267,10 @@ class PermutationSearch:
             the same number in any of these batches are of one user or one sequence, and depend on each other: their
             gains are added up, and the standard error is that of groups. In `batches` they mean nothing.
 
-        Raises
-        ------
-        TypeError, ValueError
-            If there is no batch, fewer than two samples or groups verify, or samples do not fit the class of problem
-            that the first batch decided. Also whatever `lower` raises.
-
         Notes
         -----
-        By default the solver has 50 ms, or 7 % of what lowering took if that is more.
+        By default the solver has 50 ms, or 7 % of what lowering took if that is more. It takes two samples, or groups,
+        to verify.
 
         Examples
         --------
@@ -347,14 +325,7 @@ class PermutationSearch:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up the state of `state_dict`.
-
-        Raises
-        ------
-        ValueError, TypeError
-            If the state is not one of a `PermutationSearch`, or of one whose expert map has other sizes. Nothing is
-            taken up then.
-        """
+        """Take up the state of `state_dict`, of a search whose expert map has the same sizes, or nothing of it."""
         require_keys("state", state, STATE)
         for name in STATE[:3]:
             require_integer(name, state[name], 0)
@@ -454,8 +425,8 @@ class PermutationSearch:
             )
         except NonFiniteLossError as error:
             self._warn(error)
-            record = no_candidate(step, num_samples, "not finite").record
-            return self._record(replace(record, seconds=time.perf_counter() - start))
+            seconds = time.perf_counter() - start
+            return self._record(SearchRecord(step=step, outcome="not finite", num_samples=num_samples, seconds=seconds))
         if recognized is not None:
             # The targets are those of the first batch, and not kept.
             self._recognized = tuple(replace(one, targets=np.empty(0)) for one in recognized)

@@ -50,10 +50,10 @@ def verify(
 ) -> Verification:
     """Compare the gate's expert map with that of ``permutation`` by true forwards; the gate keeps its map.
 
+    The losses of the tasks of a sample are summed: samples are compared.
+
     Parameters
     ----------
-    model, tasks : Module, Tasks
-        The model, its layer and the losses. The losses of the tasks of a sample are summed: samples are compared.
     permutation : ndarray of int64
         The new map, as `ExpertMap.assign_permutation` takes it.
     batches : iterable of Batch
@@ -63,11 +63,6 @@ def verify(
         The most samples that go through the model at once; a batch by default.
     ranks : Ranks
         Their samples are compared together. All of them must call this, and may have different numbers of batches.
-
-    Raises
-    ------
-    ValueError
-        If there are fewer than two samples or groups; also whatever `sample_losses` raises.
     """
     expert_map = tasks.expert_map
     kept = expert_map.experts.clone()
@@ -98,17 +93,10 @@ def verify(
     of_ranks = ranks.collect(ranks.agree(gains_here))
     gains = np.concatenate([gain for gain, _ in of_ranks])
     groups = [group for _, group in of_ranks if group is not None]
-    units = _by_group(gains, np.concatenate(groups)) if groups else gains
+    units = np.bincount(np.unique(np.concatenate(groups), return_inverse=True)[1], gains) if groups else gains
     if len(units) < 2:
         what = "groups" if groups else "samples"
         raise ValueError(f"batches must hold at least 2 {what} to verify a map, got {len(units)}")
     per_sample = len(units) / len(gains)
     error = units.std(ddof=1) / np.sqrt(len(units))
     return Verification(float(units.mean() * per_sample), float(error * per_sample), len(gains))
-
-
-def _by_group(gains: NDArray[np.float64], groups: NDArray[np.int64]) -> NDArray[np.float64]:
-    numbers, where = np.unique(groups, return_inverse=True)
-    sums = np.zeros(len(numbers))
-    np.add.at(sums, where, gains)
-    return sums

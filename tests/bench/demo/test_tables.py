@@ -14,7 +14,7 @@ from moe_search.bench.demo.tables import (
 from moe_search.bench.experiments.paired_statistics import mean_and_error
 from moe_search.bench.experiments.training import SearchSchedule
 from moe_search.bench.experiments.two_image_model import Evaluation
-from moe_search.training.search.search_record import SearchRecord
+from moe_search.training.search.candidate_map import SearchRecord
 
 
 def a_record(outcome):

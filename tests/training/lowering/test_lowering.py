@@ -2,23 +2,18 @@ import naive_training
 import numpy as np
 import pytest
 import torch
-from specialists import FEATURES, Model, make, random_permutation
+from specialists import FEATURES, Model, lowered, make, random_permutation
 from torch import nn
 from torch.nn import functional
 
 from moe_search.problems.linear import LinearAssignment
 from moe_search.problems.mixture import MixtureAssignment
+from moe_search.training.lowering.losses import NonFiniteLossError
 from moe_search.training.lowering.lowering import lower
-from moe_search.training.lowering.sample_losses import NonFiniteLossError
 
 ONE_SLOT = ("hash", "top-1")
 MANY_SLOTS = ("top-2", "comet", "comet-shared", "softmax")
 SIZES = ((4, 4), (3, 6))
-
-
-def lowered(setting, loss=None, **options):
-    inputs, targets, ids = setting.batch()
-    return lower(setting.model, setting.moe, inputs, targets, loss or setting.loss, ids=ids, **options)
 
 
 def slot_weights(setting):

@@ -1,18 +1,12 @@
 import numpy as np
 import pytest
 from largest_tensor import Largest
-from specialists import FEATURES, make
+from specialists import FEATURES, lowered, make
 from torch import nn
 
 from moe_search.problems.mixture import MixtureAssignment
-from moe_search.training.lowering.lowering import lower
 
 N, CHUNK = 16, 30
-
-
-def lowered(setting, **options):
-    inputs, targets, ids = setting.batch()
-    return lower(setting.model, setting.moe, inputs, targets, setting.loss, ids=ids, **options)
 
 
 @pytest.mark.parametrize("chunk_size", [1, 7, 20, 41, 1000])

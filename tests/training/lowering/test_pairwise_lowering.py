@@ -2,25 +2,19 @@ import naive_training
 import numpy as np
 import pytest
 import torch
-from specialists import make, random_permutation
+from specialists import lowered, make, random_permutation
 from torch import nn
 from torch.nn import functional
 
 from moe_search.problems.linear import LinearAssignment
 from moe_search.problems.mixture import MixtureAssignment
 from moe_search.problems.pairwise import PairwiseAssignment
-from moe_search.training.lowering.lowering import lower
 
 LOSSES = {
     "absolute": nn.L1Loss(),
     "huber": nn.HuberLoss(delta=0.5),
     "smoothed": nn.CrossEntropyLoss(label_smoothing=0.1),
 }
-
-
-def lowered(setting, **options):
-    inputs, targets, ids = setting.batch()
-    return lower(setting.model, setting.moe, inputs, targets, setting.loss, ids=ids, **options)
 
 
 def setting_with(loss, gate="top-2", head="deep", n=4, m=4, samples=24):

@@ -2,7 +2,7 @@ import threading
 
 import pytest
 import torch
-from specialists import make
+from specialists import make, step
 
 from moe_search.solvers.engine.stop import MaxIterations
 from moe_search.solvers.heuristic.local_search import LocalSearch
@@ -32,11 +32,6 @@ class Gated:
 def searching(setting, **options):
     options = {"loss": setting.loss, "stop": MaxIterations(5_000), "asynchronous": True, "period": 3, **options}
     return PermutationSearch(setting.model, setting.moe, **options)
-
-
-def step(search, setting, start=0, stop=None):
-    inputs, targets, ids = setting.batch(start, stop)
-    return search.step(inputs, targets, ids=ids)
 
 
 @pytest.mark.parametrize("gate", ["hash", "top-2"])

@@ -6,15 +6,15 @@ import naive
 import numpy as np
 import pytest
 import torch
-from specialists import make
+from specialists import make, step
 from torch import nn
 
 from moe_search.problems import InfeasibleLimitsError, LoadLimited
 from moe_search.solvers import Hungarian, MaxIterations
 from moe_search.training.lowering.lowering import lower
+from moe_search.training.search.candidate_map import SearchRecord
 from moe_search.training.search.load_limit import limit_load
 from moe_search.training.search.permutation_search import PermutationSearch
-from moe_search.training.search.search_record import SearchRecord
 
 # The class of the inner problem, and a loss that no mixture knows where it is to be pairwise.
 KINDS = {
@@ -131,11 +131,6 @@ def test_where_no_map_keeps_limits_in_proportion_their_lowest_multiple_is_kept()
 def searching(setting, **options):
     options = {"period": 2, "stop": MaxIterations(20_000), **options}
     return PermutationSearch(setting.model, setting.moe, loss=setting.loss, **options)
-
-
-def step(search, setting, start=0, stop=None):
-    inputs, targets, ids = setting.batch(start, stop)
-    return search.step(inputs, targets, ids=ids)
 
 
 @pytest.mark.parametrize("kind", [kind for kind, name in KINDS.items() if name == "MixtureAssignment"], ids=str)

@@ -7,25 +7,15 @@ import numpy as np
 import pytest
 import torch
 from shared_map import make_shared
-from specialists import make
+from specialists import make, searching, step
 from torch import nn
 
 from moe_search.solvers.engine.stop import MaxIterations
 from moe_search.solvers.exact.hungarian import Hungarian
 from moe_search.solvers.heuristic.local_search import LocalSearch
 from moe_search.training.lowering.lowering import lower
+from moe_search.training.search.candidate_map import SearchRecord
 from moe_search.training.search.permutation_search import PermutationSearch
-from moe_search.training.search.search_record import SearchRecord
-
-
-def searching(setting, **options):
-    options = {"loss": setting.loss, "stop": MaxIterations(5_000), **options}
-    return PermutationSearch(setting.model, setting.moe, **options)
-
-
-def step(search, setting, start=0, stop=None):
-    inputs, targets, ids = setting.batch(start, stop)
-    return search.step(inputs, targets, ids=ids)
 
 
 def map_of(setting):

@@ -8,22 +8,15 @@ import torch
 from largest_tensor import Largest
 from naive_training import linear_cost
 from shared_map import make_shared
-from specialists import make
+from specialists import make, searching
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-import moe_search as ms
 from moe_search.training.lowering.batch import Batch
 from moe_search.training.lowering.lowering import lower
-from moe_search.training.search.permutation_search import PermutationSearch
 
 SEARCHED = ((0, 17), (17, 18), (18, 40), (40, 60))
 VERIFYING = ((60, 70), (70, 96))
-
-
-def searching(setting, **options):
-    options = {"loss": setting.loss, "stop": ms.MaxIterations(5_000), **options}
-    return PermutationSearch(setting.model, setting.moe, **options)
 
 
 def parts(setting, cuts=SEARCHED):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from shared_map import make_shared
-from specialists import Model, make, random_permutation
+from specialists import Model, lowered, make, random_permutation
 from torch import nn
 
 from moe_search.gates.comet import COMET
@@ -45,11 +45,6 @@ def under_autocast(gate, head="linear", **options):
     setting.scramble()
     enter_autocast(setting.model)
     return setting
-
-
-def lowered(setting, loss=None, **options):
-    inputs, targets, ids = setting.batch()
-    return lower(setting.model, setting.moe, inputs, targets, loss or setting.loss, ids=ids, **options)
 
 
 def assert_true_under_any_map(setting, lowering, rel=ROUNDING):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from largest_tensor import Largest
 from shared_map import FEATURES, OUTPUTS, WIDTH, SeveralHeads, make_shared
+from specialists import lowered, step
 from torch import nn
 from torch.nn import functional
 
@@ -64,17 +65,9 @@ EXACT = {
 }
 
 
-def lowered(setting, **options):
-    return lower(setting.model, setting.moe, setting.inputs, setting.targets, setting.loss, **options)
-
-
 def searching(setting, **options):
     options = {"loss": setting.loss, "period": 2, "stop": MaxIterations(5_000), **options}
     return PermutationSearch(setting.model, setting.moe, **options)
-
-
-def step(search, setting, start=0, stop=None):
-    return search.step(setting.inputs[start:stop], setting.targets[start:stop])
 
 
 @pytest.mark.parametrize("case", EXACT)

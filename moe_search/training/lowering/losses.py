@@ -1,10 +1,11 @@
-"""Which of the losses that a mixture problem knows a callable is, told by its values."""
+"""The loss of every sample, from a mean over a batch, and which of the losses that a mixture problem knows it is."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, get_args
+from typing import Any, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -12,8 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from moe_search.problems.mixture import LossName, MixtureAssignment
-from moe_search.training.lowering.precision import as_numpy
-from moe_search.training.lowering.sample_losses import Loss, NonFiniteLossError, sample_losses
+
+Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""``loss(outputs, targets)``: a scalar tensor, the mean over the samples of a batch."""
 
 NOISE_LEVELS = (0.1, 1.0, 10.0)
 """Outputs are perturbed by these multiples of their size: a Huber loss is quadratic under small ones only."""
@@ -25,18 +27,78 @@ ACCEPTED = (
 )
 
 
+def at_least_single(tensor: Tensor) -> Tensor:
+    """Return a tensor in float32 where it has floats of less; any other as it is."""
+    if not tensor.is_floating_point():
+        return tensor
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def as_numpy(tensor: Tensor) -> NDArray[Any]:
+    """Return the array of a tensor, on any device and with any graph; half precision comes as float32."""
+    # numpy has no bfloat16.
+    return at_least_single(tensor.detach()).cpu().numpy()
+
+
+class NonFiniteLossError(ValueError):
+    """A loss, or an output that a loss is made of, is NaN or infinite."""
+
+
+@torch.no_grad()
+def sample_losses(loss: Loss, outputs: Tensor, targets: Tensor) -> NDArray[np.float64]:
+    """Return the loss of each sample alone, shape [B].
+
+    The loss is mapped over the samples by ``torch.func.vmap``; a loss that cannot be mapped (one that calls ``.item()``
+    or branches on values) is called once for each sample.
+
+    Raises
+    ------
+    ValueError
+        If the loss returns more than a scalar, or something else than the mean over the samples.
+    NonFiniteLossError
+        If the loss of the batch is NaN or infinite.
+    """
+    # Half precision has too few digits to tell one loss from another, or a small gain from none.
+    outputs, targets = at_least_single(outputs), at_least_single(targets)
+    # One sample has the same mean and sum; the same sample twice has not.
+    repeats = 2 if len(outputs) == 1 else 1
+    of_batch = loss(torch.cat([outputs] * repeats), torch.cat([targets] * repeats))
+    if not isinstance(of_batch, Tensor):
+        raise TypeError(f"loss must return a scalar tensor, got {type(of_batch).__name__}")
+    if of_batch.ndim != 0:
+        raise ValueError(
+            f"loss must return a scalar, the mean over the samples, got a tensor of shape {tuple(of_batch.shape)}"
+        )
+    mean = float(of_batch)
+    if not np.isfinite(mean):
+        raise NonFiniteLossError(f"loss must be finite, got {mean}")
+
+    try:
+        with warnings.catch_warnings():
+            # vmap warns of every operator that it can only map slowly.
+            warnings.simplefilter("ignore")
+            of_samples = torch.func.vmap(lambda output, target: loss(output[None], target[None]))(outputs, targets)
+    except Exception:
+        # Whatever a loss does under vmap, outside of it the loop below meets the same error, if it is one.
+        of_samples = torch.stack([loss(outputs[b : b + 1], targets[b : b + 1]) for b in range(len(outputs))])
+
+    losses = of_samples.cpu().double().numpy()
+    # Rounding grows far slower than the square root of the machine epsilon with the number of samples summed.
+    tolerance = torch.finfo(of_batch.dtype).eps ** 0.5
+    if not abs(losses.mean() - mean) <= tolerance * np.abs(losses).mean():
+        raise ValueError(
+            f"loss must be the mean over the samples, got {mean:.6g} for {len(outputs) * repeats} samples "
+            f"whose own losses have the mean {losses.mean():.6g}"
+        )
+    return losses
+
+
 @dataclass(frozen=True, eq=False)
 class RecognizedLoss:
     """A loss equal to ``scale`` times a loss of `MixtureAssignment`.
 
-    Parameters
-    ----------
-    name : {"squared", "bce", "cross_entropy"}
-    scale : float
-    targets : ndarray
-        In the shape that `MixtureAssignment` takes.
-    classes_first : bool
-        Whether outputs are [B, C, G], the classes before the groups.
+    Targets have the shape that `MixtureAssignment` takes. With ``classes_first``, outputs are [B, C, G], the classes
+    before the groups.
     """
 
     name: LossName
@@ -68,14 +130,7 @@ def recognize_loss(loss: Loss, outputs: Tensor, targets: Tensor) -> RecognizedLo
     """Find which loss of `MixtureAssignment` a callable is, up to a positive factor.
 
     The losses of the samples are compared with those of every candidate, on the given outputs and on perturbed ones
-    (by numbers that are always the same).
-
-    The arguments are those of `sample_losses`.
-
-    Raises
-    ------
-    ValueError
-        If no candidate fits; the message lists those accepted. Also whatever `sample_losses` raises on the outputs.
+    (by numbers that are always the same). If none fits, the ValueError lists those accepted.
     """
     dtype = torch.promote_types(outputs.dtype, torch.float32)
     shape = tuple(outputs.shape)
