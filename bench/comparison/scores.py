@@ -11,7 +11,6 @@ import pandas as pd
 from scipy import stats
 
 from moe_search.bench.comparison.comparison import Comparison
-from moe_search.bench.comparison.objective import excess
 from moe_search.bench.experiments.paired_statistics import holm
 
 ROUNDING = 1e-9
@@ -70,7 +69,7 @@ def times_to_target(comparison: Comparison, scores: Scores, target: float) -> pd
         if (dataset, repetition) not in times.index:
             continue
         reference = scores.references[dataset]
-        reached = curve[[_excess(value, reference) <= target for value in curve["value"]]]
+        reached = curve[[excess(value, reference) <= target for value in curve["value"]]]
         if len(reached):
             times.loc[(dataset, repetition), solver] = reached["seconds"].min()
     return times
@@ -195,7 +194,7 @@ def _of_class(problem: str, runs: pd.DataFrame) -> Scores:
     names = values.index.get_level_values("dataset")
     table = np.array(
         [
-            [_excess(value, references[name]) for value in row]
+            [excess(value, references[name]) for value in row]
             for name, row in zip(names, values.to_numpy(), strict=True)
         ],
         dtype=np.float64,
@@ -203,10 +202,16 @@ def _of_class(problem: str, runs: pd.DataFrame) -> Scores:
     return Scores(problem, references, pd.DataFrame(table, values.index, values.columns), left_out)
 
 
-def _excess(value: float, reference: float) -> float:
+def excess(value: float, reference: float) -> float:
+    """Return how far a value lies above a reference, as a share of its magnitude; 0 if they are equal up to `ROUNDING`.
+
+    It is infinite if the value is, or if the reference is 0 and the value is not.
+    """
     if np.isinf(value):
         return np.inf
-    above = excess(value, reference)
+    if value == reference:
+        return 0.0
+    above = (value - reference) / abs(reference) if reference else np.inf
     return 0.0 if abs(above) <= ROUNDING else above
 
 

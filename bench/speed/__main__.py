@@ -20,8 +20,8 @@ import pandas as pd
 import typer
 from rich.console import Console
 
+from moe_search.bench.datasets.qaplib import qaplib_folder
 from moe_search.bench.machine_facts import machine_facts
-from moe_search.bench.qaplib_folder import qaplib_folder
 from moe_search.plotting.table import Table
 
 FOLDER = Path(__file__).parent
