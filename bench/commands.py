@@ -38,7 +38,7 @@ def demo(
         check_output_file(report, "report")
         if picture is not None:
             check_picture_file(picture, "picture")
-        from moe_search.bench.demo.settings import DemoSettings, smoke_settings
+        from moe_search.bench.demo.settings import DemoSettings, find_device, smoke_settings
 
         settings = smoke_settings() if smoke else DemoSettings()
         settings = replace(
@@ -46,8 +46,6 @@ def demo(
             seeds=settings.seeds if seeds is None else seeds,
             epochs=settings.epochs if epochs is None else epochs,
         )
-        from moe_search.bench.demo.device import find_device
-
         torch_device = find_device(device)
     from rich.console import Console
 

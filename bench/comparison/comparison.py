@@ -169,7 +169,9 @@ def run_comparison(settings: ComparisonSettings) -> Comparison:
         environment[VARIABLE] = str(settings.qaplib.resolve())
     files = [pattern for path in settings.solver_files for pattern in solver_patterns(path, cache / "solver_files")]
     with _environment(environment), work_folder(cache) as work:
-        benchmark = SearchBenchmark(our_solver_files(cache / "solver_files"), dataset_files(cache / "dataset_files"))
+        benchmark = SearchBenchmark(
+            our_solver_files(cache / "solver_files"), dataset_files=dataset_files(cache / "dataset_files")
+        )
         try:
             solvers = benchmark.check_solver_patterns([*(settings.solvers or ["*"]), *files])
             datasets = benchmark.check_dataset_patterns(list(settings.datasets or SUITES[settings.suite].datasets))

@@ -56,7 +56,7 @@ class SearchBenchmark(Benchmark):
         Files that each define a class ``Solver`` or ``Dataset``.
     """
 
-    def __init__(self, solver_files: list[Path], dataset_files: list[Path]) -> None:
+    def __init__(self, solver_files: list[Path], *, dataset_files: list[Path]) -> None:
         super().__init__(Path(__file__).parent, seed=0)
         self.solver_files, self.dataset_files = solver_files, dataset_files
 

@@ -1,4 +1,4 @@
-"""Two ways to start: all weights fresh, or good specialists under a scrambled map."""
+"""Two ways to start: all weights fresh, or good specialists under a scrambled map; every search against the optimum."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 
 from moe_search.bench.datasets.two_images import load_two_digits
-from moe_search.bench.demo.optimum import ComparedSearch, compare_with_optimum
 from moe_search.bench.demo.settings import GATES, SEARCHED, DemoSettings
 from moe_search.bench.experiments.pretraining import parts_of, train_specialists
 from moe_search.bench.experiments.training import SearchSchedule, StepRun, batches_of, rows_by_epoch, train_by_steps
@@ -26,9 +25,14 @@ from moe_search.bench.experiments.two_image_model import (
     to_tensors,
     two_task_loss,
 )
-from moe_search.solvers import Result
+from moe_search.problems import PermutationProblem
+from moe_search.solvers import Enumeration, MaxRuntime, Result
+from moe_search.solvers.engine.result import relative_gap
 from moe_search.training import Lowering, SearchRecord
 from moe_search.training.search.permutation_search import OnSearch
+
+MOST_SECONDS = 60.0
+ROUNDING = 1e-12
 
 OnTick = Callable[[str], None]
 """Told what was done, after every epoch of a run and every problem solved to optimality; from any thread."""
@@ -70,6 +74,30 @@ class Intact:
     seed: int
     validation_loss: float
     expert_map: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class ComparedSearch:
+    """A search with the optimum of its problem.
+
+    Attributes
+    ----------
+    gate : str
+        The gate of the run that searched, with its plus.
+    seed : int
+        The seed of that run.
+    record : SearchRecord
+    optimum : float
+        Least value over all maps, by enumeration.
+    gap : float
+        ``(found - optimum) / found``, 0 at the optimum.
+    """
+
+    gate: str
+    seed: int
+    record: SearchRecord
+    optimum: float
+    gap: float
 
 
 @dataclass(frozen=True)
@@ -215,3 +243,24 @@ def load_data(settings: DemoSettings, seed: int, device: torch.device) -> DataTe
         settings.num_train, settings.num_validation, settings.num_test, canvas=settings.canvas, seed=seed
     )
     return to_tensors(data, device)
+
+
+def compare_with_optimum(
+    gate: str, seed: int, record: SearchRecord, lowering: Lowering, result: Result
+) -> ComparedSearch:
+    """Try all maps of the problem that a search was given."""
+    optimum = exact_value(lowering.problem)
+    found = float(lowering.problem.value(result.permutation))
+    gap = relative_gap(found, optimum)
+    assert gap is not None
+    # Below this both are the same map up to the rounding of sums taken in another order.
+    return ComparedSearch(gate, seed, record, optimum, gap if gap > ROUNDING else 0.0)
+
+
+def exact_value(problem: PermutationProblem) -> float:
+    """Return the least value of a problem over all permutations, by trying each one within a minute."""
+    # Not the solver that searched: Hungarian would vouch for itself.
+    result = Enumeration().solve(problem, MaxRuntime(MOST_SECONDS))
+    if result.status != "optimal":
+        raise RuntimeError(f"the enumeration of a problem of size {problem.size} ended as {result.status}")
+    return float(problem.value(result.permutation))

@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from moe_search.bench.demo.device import find_device
-from moe_search.bench.demo.optimum import exact_value
-from moe_search.bench.demo.scenarios import Scenario, count_ticks, load_data, train
-from moe_search.bench.demo.settings import GATES, DemoSettings, smoke_settings
+from moe_search.bench.demo.scenarios import Scenario, count_ticks, exact_value, load_data, train
+from moe_search.bench.demo.settings import GATES, DemoSettings, find_device, smoke_settings
 from moe_search.bench.experiments.gates import make_gate
 from moe_search.bench.experiments.pretraining import parts_of, train_specialists
 from moe_search.bench.experiments.training import SearchSchedule
