@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 
 from moe_search.cli import app
-from moe_search.cli.errors import one_line_errors
+from moe_search.cli.arguments import check_output_file, check_picture_file, one_line_errors
 
 __all__ = ["app"]
 
@@ -33,8 +33,6 @@ def demo(
 ) -> None:
     """Train sparse gates on real images with and without search, and write an HTML report."""
     with one_line_errors():
-        from moe_search.plotting.output_file import check_output_file, check_picture_file
-
         check_output_file(report, "report")
         if picture is not None:
             check_picture_file(picture, "picture")
@@ -84,7 +82,6 @@ def bench(
     with one_line_errors(), _missing_extras():
         from moe_search.bench.comparison.comparison import ComparisonSettings, run_comparison
         from moe_search.bench.comparison.report import make_report, write_comparison
-        from moe_search.plotting.output_file import check_output_file
 
         settings = ComparisonSettings(
             suite=suite,
@@ -145,7 +142,6 @@ def report(
     """Make one HTML page of the experiments in a folder: statistics, curves and maps."""
     with one_line_errors():
         from moe_search.bench.experiments.report import make_report, read_finished
-        from moe_search.plotting.output_file import check_output_file
         from moe_search.plotting.report import write_report
 
         finished = read_finished(folder)

@@ -76,11 +76,5 @@ def render_report(report: Report) -> str:
 
 
 def write_report(report: Report, path: str | os.PathLike[str]) -> None:
-    """Write the page to a file.
-
-    Raises
-    ------
-    OSError
-        If the file cannot be written; `moe_search.plotting.output_file.check_output_file` tells it in advance.
-    """
+    """Write the page to a file."""
     Path(path).write_text(render_report(report), encoding="utf-8")
