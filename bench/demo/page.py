@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import platform
 from dataclasses import asdict, dataclass
-from importlib import metadata
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -15,6 +13,7 @@ from moe_search.bench.demo.scenarios import ScenarioResult
 from moe_search.bench.demo.settings import SEARCHED, DemoSettings
 from moe_search.bench.demo.tables import every_search_table, findings, results_table, runs_by_gate, searches_table
 from moe_search.bench.experiments.two_image_model import EXPERTS_PER_SAMPLE, NUM_EXPERTS
+from moe_search.bench.machine_facts import versions
 from moe_search.plotting.canvases import canvases
 from moe_search.plotting.expert_maps import MapPanel, NamedMap, expert_maps
 from moe_search.plotting.loss_curves import LossCurve, LossPanel, loss_curves
@@ -107,7 +106,7 @@ def make_report(result: DemoResult, command: str) -> Report:
             "Device": result.device,
             "Duration": f"{result.seconds:.0f} s in all",
             "Settings": "; ".join(f"{name} {_setting(value)}" for name, value in asdict(settings).items()),
-            "Versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
+            "Versions": versions("moe-search", "torch", "numpy", "scipy", "numba", "ortools", "scikit-learn"),
         },
     )
 
@@ -139,12 +138,6 @@ def map_pictures(result: ScenarioResult, seed: int = 0) -> Figure:
         rows += [NamedMap("scrambled" if intact else "first", run.first_map), NamedMap("last", run.last_map)]
         panels.append(MapPanel(run.gate, tuple(rows)))
     return expert_maps(panels, NUM_EXPERTS)
-
-
-def versions() -> dict[str, str]:
-    """Return the versions that the numbers depend on."""
-    names = ("moe-search", "torch", "numpy", "scipy", "numba", "ortools", "scikit-learn")
-    return {"python": platform.python_version()} | {name: metadata.version(name) for name in names}
 
 
 def _task(settings: DemoSettings) -> Section:
