@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -24,22 +24,11 @@ CURVE_COLUMNS = "dataset solver repetition seconds value".split()  # noqa: SIM90
 BACKENDS = ("loky", "dask")
 
 
-@dataclass(frozen=True)
-class Suite:
-    """A named selection of data sets, with the seconds that a run gets.
-
-    Attributes
-    ----------
-    datasets : tuple of str
-        Patterns as benchopt reads them, ``name[parameter=value]``.
-    seconds : float
-    needs_qaplib : bool
-        Whether a folder of QAPLIB files is read.
-    """
+class Suite(NamedTuple):
+    """Data sets, as patterns ``name[parameter=value]`` of benchopt, and the seconds that a run on them gets."""
 
     datasets: tuple[str, ...]
     seconds: float
-    needs_qaplib: bool = False
 
 
 SUITES = {
@@ -69,7 +58,6 @@ SUITES = {
             "qaplib[instance=[ste36a,tho40,sko42,wil50,tai50a,tai50b,sko72,tai100a]]",
         ),
         5.0,
-        needs_qaplib=True,
     ),
 }
 
@@ -116,8 +104,8 @@ class ComparisonSettings:
         require_choice("backend", self.backend, BACKENDS)
         if self.qaplib is not None and not self.qaplib.is_dir():
             raise ValueError(f"qaplib must be a folder of QAPLIB files, got {self.qaplib}")
-        if SUITES[self.suite].needs_qaplib and not self.datasets and self.qaplib is None and VARIABLE not in os.environ:
-            raise ValueError(f"suite {self.suite} needs QAPLIB files: give --qaplib FOLDER or set {VARIABLE}")
+        if self.suite == "qaplib" and not self.datasets and self.qaplib is None and VARIABLE not in os.environ:
+            raise ValueError(f"suite qaplib needs QAPLIB files: give --qaplib FOLDER or set {VARIABLE}")
 
     @property
     def limit(self) -> float:
@@ -150,11 +138,6 @@ def run_comparison(settings: ComparisonSettings) -> Comparison:
 
     A run that raises, or whose process dies, is marked failed and will be tried again next time; the others go on. A
     comparison that was killed loses the runs in progress only.
-
-    Raises
-    ------
-    ValueError
-        If there is no such solver or data set, or two of them have the same name.
     """
     import click
 
@@ -167,28 +150,22 @@ def run_comparison(settings: ComparisonSettings) -> Comparison:
     environment = {"BENCHOPT_CACHE": str(cache)}
     if settings.qaplib is not None:
         environment[VARIABLE] = str(settings.qaplib.resolve())
+    patterns = list(settings.datasets or SUITES[settings.suite].datasets)
     files = [pattern for path in settings.solver_files for pattern in solver_patterns(path, cache / "solver_files")]
     with _environment(environment), work_folder(cache) as work:
         benchmark = SearchBenchmark(
             our_solver_files(cache / "solver_files"), dataset_files=dataset_files(cache / "dataset_files")
         )
         try:
-            solvers = benchmark.check_solver_patterns([*(settings.solvers or ["*"]), *files])
-            datasets = benchmark.check_dataset_patterns(list(settings.datasets or SUITES[settings.suite].datasets))
-            objectives = benchmark.check_objective_filters([f"{OBJECTIVE}[seconds={settings.limit}]"])
-            cells = find_cells(solvers, datasets, settings.limit)
+            selected = {
+                "solvers": benchmark.check_solver_patterns([*(settings.solvers or ["*"]), *files]),
+                "datasets": benchmark.check_dataset_patterns(patterns),
+                "objectives": benchmark.check_objective_filters([f"{OBJECTIVE}[seconds={settings.limit}]"]),
+            }
+            cells = find_cells(selected["solvers"], selected["datasets"], settings.limit)
         except (click.ClickException, ValueError) as error:
             raise ValueError(getattr(error, "message", str(error))) from error
-        rows, failures = finish_runs(
-            benchmark,
-            solvers,
-            datasets,
-            objectives,
-            settings.repetitions,
-            settings.n_jobs,
-            settings.backend,
-            work / "runs",
-        )
+        rows, failures = finish_runs(benchmark, selected, settings, work / "runs")
         return collect(cells, rows, settings, failures)
 
 
@@ -206,7 +183,7 @@ def collect(
         Every pair of data set and solver: dataset, problem, size, best_known, solver, and reason if it is skipped.
     rows : DataFrame
         The points that benchopt recorded.
-    settings : ComparisonSettings
+    settings
     failures : dict
         Why a run failed, as far as it is known, by data set, solver and repetition.
     """

@@ -33,6 +33,7 @@ from joblib.externals.loky import ProcessPoolExecutor
 from joblib.parallel import ParallelBackendBase
 
 import moe_search
+from moe_search.bench.comparison.comparison import ComparisonSettings
 from moe_search.solvers.engine.result import installed_versions
 
 # benchopt stops a run after so many points of its curve; our runs end by themselves.
@@ -44,7 +45,7 @@ IDLE_SECONDS = 60.0
 LOCK = "lock"
 
 Call = dict[str, Any]
-Launch = Callable[[Callable[[Call], Any], Call], Any]
+Launch = Callable[[Call], Any]
 
 
 class SearchBenchmark(Benchmark):
@@ -119,14 +120,7 @@ class Died:
 
 
 def finish_runs(
-    benchmark: Benchmark,
-    solvers: Any,
-    datasets: Any,
-    objectives: Any,
-    repetitions: int,
-    n_jobs: int,
-    backend: str,
-    folder: Path,
+    benchmark: Benchmark, selected: dict[str, Any], settings: ComparisonSettings, folder: Path
 ) -> tuple[pd.DataFrame, dict[tuple[str, str, int], str]]:
     """Do the runs that are not in the cache yet, and show how they go.
 
@@ -134,12 +128,10 @@ def finish_runs(
 
     Parameters
     ----------
-    benchmark : Benchmark
-    solvers, datasets, objectives
-        What the benchmark made of the patterns.
-    repetitions, n_jobs : int
-    backend : {"loky", "dask"}
-        See `completed`.
+    benchmark
+    selected : dict
+        What the benchmark made of the patterns: its ``solvers``, ``datasets`` and ``objectives``.
+    settings
     folder : Path
         Where the runs may leave files.
 
@@ -150,14 +142,12 @@ def finish_runs(
     failures : dict
         What a run raised, or how its process died, by data set, solver and repetition.
     """
-    terminal = TerminalOutput(repetitions, show_progress=False)
+    terminal = TerminalOutput(settings.repetitions, show_progress=False)
     calls = generate_run_kwargs(
         benchmark,
-        solvers=solvers,
+        **selected,
         forced_solvers=(),
-        datasets=datasets,
-        objectives=objectives,
-        n_repetitions=repetitions,
+        n_repetitions=settings.repetitions,
         max_runs=MANY_POINTS,
         terminal=terminal,
         run_context=RunContext(run_output_base=folder),
@@ -188,7 +178,7 @@ def finish_runs(
         rows.extend(points)
         terminal.show_status(status=status, reason=reason, cached=is_cached)
 
-    for call, outcome in completed(run, not_cached(), n_jobs, backend):
+    for call, outcome in completed(not_cached(), settings.n_jobs, settings.backend):
         while cached:
             take(*cached.popleft(), is_cached=True)
         take(call, outcome, is_cached=False)
@@ -219,30 +209,16 @@ def _cached(benchmark: Benchmark) -> Callable[..., Any]:
     return function
 
 
-def completed(
-    run: Callable[[Call], Any], calls: Iterable[Call], n_jobs: int, backend: str
-) -> Iterator[tuple[Call, Any | Died]]:
+def completed(calls: Iterable[Call], n_jobs: int, backend: str) -> Iterator[tuple[Call, Any | Died]]:
     """Yield every call with what `run` returned for it, or `Died`, in the order of completion.
 
-    Parameters
-    ----------
-    run : callable
-        A function at the top level of a module, so that a process can import it.
-    calls : iterable of dict
-        Its arguments; read as far as there are processes to take them.
-    n_jobs : int
-        Processes.
-    backend : {"loky", "dask"}
-        Processes of joblib, each a pool of its own, or workers of a local Dask cluster.
+    Calls are read as far as there are processes to take them: processes of joblib, each a pool of its own, or workers
+    of a local Dask cluster.
     """
     with _loky(n_jobs) if backend == "loky" else _dask(n_jobs) as launch:
         # The threads only wait.
         threads = Parallel(n_jobs, backend="threading", return_as="generator_unordered", batch_size=1)
-        yield from threads(delayed(_with_call)(launch, run, call) for call in calls)
-
-
-def _with_call(launch: Launch, run: Callable[[Call], Any], call: Call) -> tuple[Call, Any | Died]:
-    return call, launch(run, call)
+        yield from threads(delayed(lambda call: (call, launch(call)))(call) for call in calls)
 
 
 @contextmanager
@@ -259,7 +235,7 @@ def _loky(n_jobs: int) -> Iterator[Launch]:
         pools.append(ProcessPoolExecutor(1, timeout=IDLE_SECONDS, env=environment))
         idle.put(pools[-1])
 
-    def launch(run: Callable[[Call], Any], call: Call) -> Any | Died:
+    def launch(call: Call) -> Any | Died:
         pool = idle.get()
         try:
             outcome = pool.submit(run, call).result()
@@ -296,7 +272,7 @@ def _dask(n_jobs: int) -> Iterator[Launch]:
         Client(n_workers=n_jobs, threads_per_worker=1, resources=one) as client,  # type: ignore[no-untyped-call]
     ):
 
-        def launch(run: Callable[[Call], Any], call: Call) -> Any | Died:
+        def launch(call: Call) -> Any | Died:
             try:
                 return client.submit(run, call, pure=False, resources=one).result()
             except KilledWorker:

@@ -26,7 +26,6 @@ class Scores:
     Attributes
     ----------
     problem : str
-        The class.
     references : Series
         By data set: the best known value, or the best of the comparison where that is better or none is known.
     excess : DataFrame
@@ -169,10 +168,7 @@ def signed_rank_p(differences: npt.NDArray[np.float64]) -> float:
 def wins_ties_losses(values: pd.DataFrame) -> dict[tuple[str, str], tuple[int, int, int]]:
     """Count, for every ordered pair of solvers, the runs in which the first ended lower than the other, equal, higher.
 
-    Parameters
-    ----------
-    values : DataFrame
-        Rows runs (one data set and seed), columns solvers; lower is better. Equal values are ties, infinite ones too.
+    Rows are runs of one data set and seed, columns solvers. Equal values are ties, infinite ones too.
     """
     counts = {}
     for a, b in permutations(values.columns, 2):

@@ -129,11 +129,6 @@ def solver_patterns(path: Path, folder: Path) -> list[str]:
     folder : Path
         The folder in which a file for each of those is written, by a name that depends on the content: so does then
         the key of its runs in benchopt's cache.
-
-    Raises
-    ------
-    ValueError
-        If it is no Python file, cannot be imported by its name, or holds no solver.
     """
     path = path.resolve()
     if path.suffix != ".py" or set("[]") & set(str(path)):

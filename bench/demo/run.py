@@ -37,20 +37,10 @@ def run_demo(
     console: Console,
     picture: Path | None = None,
 ) -> DemoResult:
-    """Train in both scenarios, print the tables and write the report.
+    """Train in both scenarios, print the tables and write the report to a path.
 
-    Parameters
-    ----------
-    settings : DemoSettings
-    device : torch.device
-    path : Path
-        Where the report goes.
-    command : str
-        The command line, for the report.
-    console : rich.console.Console
-        Where progress and tables go.
-    picture : Path, optional
-        Where the validation curves of the second scenario go as an image, in the format of the suffix.
+    The command line stands in the report. The validation curves of the second scenario go to the picture, as an image
+    in the format of its suffix.
     """
     start = time.perf_counter()
     columns = (

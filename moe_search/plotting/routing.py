@@ -16,11 +16,6 @@ def expert_loads(load: ArrayLike, importance: ArrayLike) -> Figure:
     ----------
     load, importance : array_like, shape (n,)
         Not negative, such as those of a `RoutingSummary`.
-
-    Raises
-    ------
-    ValueError
-        If there is no expert, the lengths differ, a number is negative, or all are 0.
     """
     amounts = [np.asarray(values, dtype=np.float64) for values in (load, importance)]
     for name, values in zip(("load", "importance"), amounts, strict=True):
@@ -58,11 +53,6 @@ def co_activation(counts: ArrayLike) -> Figure:
     counts : array_like, shape (n, n)
         Samples that both experts have, on the diagonal those of an expert, such as the co-activation of a
         `RoutingSummary`. The row of an expert without samples stays empty.
-
-    Raises
-    ------
-    ValueError
-        If the matrix is not square or empty, or an entry is negative or exceeds the diagonal entry of its row.
     """
     matrix = np.asarray(counts, dtype=np.float64)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not matrix.size:
