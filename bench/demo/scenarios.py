@@ -193,8 +193,8 @@ def train(
 ) -> TrainingRun:
     """Train a model in place, on the device of the data; it searches if the name of its gate has a plus.
 
-    The seed decides the order of the samples and the searches: runs of one seed see the same batches. `on_epoch` is called after every epoch, `on_search` as by
-    `PermutationSearch`.
+    The seed decides the order of the samples and the searches: runs of one seed see the same batches. `on_epoch`
+    is called after every epoch, `on_search` as by `PermutationSearch`.
     """
     rows = rows_by_epoch(len(data.train), settings.batch_size, settings.epochs, seed)
 
