@@ -38,12 +38,8 @@ def demo(
             check_picture_file(picture, "picture")
         from moe_search.bench.demo.settings import DemoSettings, find_device, smoke_settings
 
-        settings = smoke_settings() if smoke else DemoSettings()
-        settings = replace(
-            settings,
-            seeds=settings.seeds if seeds is None else seeds,
-            epochs=settings.epochs if epochs is None else epochs,
-        )
+        given = {name: number for name, number in (("seeds", seeds), ("epochs", epochs)) if number is not None}
+        settings = replace(smoke_settings() if smoke else DemoSettings(), **given)
         torch_device = find_device(device)
     from rich.console import Console
 

@@ -21,7 +21,6 @@ RUN_COLUMNS = (
     "dataset problem size solver repetition status reason value seconds bound best_known".split()  # noqa: SIM905
 )
 CURVE_COLUMNS = "dataset solver repetition seconds value".split()  # noqa: SIM905
-BACKENDS = ("loky", "dask")
 
 
 class Suite(NamedTuple):
@@ -101,7 +100,7 @@ class ComparisonSettings:
         require_integer("repetitions", self.repetitions)
         require_integer("n_jobs", self.n_jobs)
         require_number("timeout", self.limit, strict=True)
-        require_choice("backend", self.backend, BACKENDS)
+        require_choice("backend", self.backend, ("loky", "dask"))
         if self.qaplib is not None and not self.qaplib.is_dir():
             raise ValueError(f"qaplib must be a folder of QAPLIB files, got {self.qaplib}")
         if self.suite == "qaplib" and not self.datasets and self.qaplib is None and VARIABLE not in os.environ:

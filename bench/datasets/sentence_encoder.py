@@ -28,15 +28,9 @@ UNUSED = ("pooler.", "embeddings.position_ids")
 
 @dataclass(frozen=True, eq=False)
 class SentenceEncoder:
-    """A BERT in eval mode, its weights frozen, and its tokenizer.
+    """A BERT in eval mode without pooler, its weights frozen, and its tokenizer.
 
     The embedding of a sentence is the mean of the last states of its tokens.
-
-    Attributes
-    ----------
-    model : BertModel
-        It has no pooler.
-    tokenizer : Tokenizer
     """
 
     model: BertModel

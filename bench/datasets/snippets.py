@@ -29,7 +29,6 @@ class SnippetSplit:
 
     Attributes
     ----------
-    texts : tuple of str
     scores : ndarray of float32, shape (N,)
         Mean sentiment of about 20 readers, -4 (very negative) to 4 (very positive).
     sources : ndarray of int64, shape (N,)

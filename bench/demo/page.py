@@ -71,33 +71,27 @@ def make_report(result: DemoResult, command: str) -> Report:
         sections=(
             _task(settings),
             Section("How to read the results", paragraphs=(HOW_TO_READ, caution(settings.seeds))),
-            Section(
+            _section(
                 FROM_SCRATCH,
-                paragraphs=(
+                scratch,
+                (
                     "All weights are fresh. With identical fresh experts a permutation only relabels them, so little "
                     "is to be expected of search here. The gates with a plus search every "
-                    f"{scratch.schedule.period} steps up to step {scratch.schedule.until}.",
+                    f"{scratch.schedule.period} steps up to step {scratch.schedule.until}."
                 ),
-                tables=(results_table(scratch), searches_table(scratch)),
-                findings=findings(scratch),
-                figures=_figures(scratch),
-                folded=(every_search_table(scratch),),
             ),
-            Section(
+            _section(
                 BAD_INITIALIZATION,
-                paragraphs=(
+                bad,
+                (
                     f"The data is cut into {NUM_EXPERTS} parts (k-means clusters of the images; for Hash, its own "
                     "buckets). Expert j is trained on part j alone, the gate to send part j to the slot of expert j. "
                     "Then the map from slots to experts is scrambled, and all weights are trained on, once with "
                     f"search (every {bad.schedule.period} steps up to step {bad.schedule.until}) and once without. "
                     f"The learning rate is then {settings.tuning_learning_rate:g}, after {settings.learning_rate:g} "
                     "for the specialists: the faster the weights learn, the sooner they make up for a wrong map by "
-                    "themselves.",
+                    "themselves."
                 ),
-                tables=(results_table(bad), searches_table(bad)),
-                findings=findings(bad),
-                figures=_figures(bad),
-                folded=(every_search_table(bad),),
             ),
         ),
         facts={
@@ -160,6 +154,17 @@ def _task(settings: DemoSettings) -> Section:
                 "Training canvases of seed 0 and their labels.",
             ),
         ),
+    )
+
+
+def _section(heading: str, result: ScenarioResult, paragraph: str) -> Section:
+    return Section(
+        heading,
+        paragraphs=(paragraph,),
+        tables=(results_table(result), searches_table(result)),
+        findings=findings(result),
+        figures=_figures(result),
+        folded=(every_search_table(result),),
     )
 
 

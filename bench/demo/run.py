@@ -36,7 +36,7 @@ def run_demo(
     command: str,
     console: Console,
     picture: Path | None = None,
-) -> DemoResult:
+) -> None:
     """Train in both scenarios, print the tables and write the report to a path.
 
     The command line stands in the report. The validation curves of the second scenario go to the picture, as an image
@@ -71,7 +71,6 @@ def run_demo(
     console.print(f"\nReport: {path.resolve()}", soft_wrap=True, highlight=False)
     if picture is not None:
         validation_curves(bad_initialization).savefig(picture, dpi=150)
-    return result
 
 
 def compile_kernels() -> None:

@@ -30,7 +30,6 @@ class DemoSettings(ModelSizes):
         Epochs of training in both scenarios; specialists are trained before the second.
     tuning_learning_rate : float
         The rate of Adam for the specialists under a scrambled map; from scratch, it is `learning_rate`.
-    from_scratch, bad_initialization : SearchSchedule
     """
 
     seeds: int = 3

@@ -268,22 +268,17 @@ def _chosen(layer: ms.MixtureOfExperts, inputs: Tensor, backward: bool) -> str:
 
 
 def _step(layer: nn.Module, inputs: Tensor, backward: bool, dispatch: str | None = None) -> Callable[[], None]:
-    def choose() -> None:
+    def step() -> None:
         if isinstance(layer, ms.MixtureOfExperts) and dispatch is not None:
             layer.dispatch = dispatch
+        with torch.set_grad_enabled(backward):
+            outputs = layer(inputs)
+        if backward:
+            outputs.square().sum().backward()
+            layer.zero_grad()
+            inputs.grad = None
 
-    def forward_only() -> None:
-        choose()
-        with torch.no_grad():
-            layer(inputs)
-
-    def forward_and_backward() -> None:
-        choose()
-        layer(inputs).square().sum().backward()
-        layer.zero_grad()
-        inputs.grad = None
-
-    return forward_and_backward if backward else forward_only
+    return step
 
 
 def _take_turns(

@@ -19,11 +19,8 @@ class LossCurve:
 
     Attributes
     ----------
-    label : str
     losses : ndarray of float, shape (seeds, epochs + 1)
         Entry 0 is the loss before the first step.
-    colour : str
-    dashed : bool
     positions : ndarray of float, shape (epochs + 1,), optional
         Where the losses stand on the horizontal axis; at 0, 1, 2 ... by default.
     """

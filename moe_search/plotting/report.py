@@ -35,15 +35,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Report:
-    """All that stands on the page.
-
-    Attributes
-    ----------
-    title, lead : str
-    sections : tuple of Section
-    facts : dict of str to str
-        Command, seeds, versions: what a reader needs to repeat it.
-    """
+    """All that stands on the page; its facts, such as command and versions, are what a reader needs to repeat it."""
 
     title: str
     lead: str
