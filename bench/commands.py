@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 
 from moe_search.cli import app
-from moe_search.cli.errors import one_line_errors
+from moe_search.cli.arguments import check_output_file, check_picture_file, one_line_errors
 
 __all__ = ["app"]
 
@@ -33,21 +33,13 @@ def demo(
 ) -> None:
     """Train sparse gates on real images with and without search, and write an HTML report."""
     with one_line_errors():
-        from moe_search.plotting.output_file import check_output_file, check_picture_file
-
         check_output_file(report, "report")
         if picture is not None:
             check_picture_file(picture, "picture")
-        from moe_search.bench.demo.settings import DemoSettings, smoke_settings
+        from moe_search.bench.demo.settings import DemoSettings, find_device, smoke_settings
 
-        settings = smoke_settings() if smoke else DemoSettings()
-        settings = replace(
-            settings,
-            seeds=settings.seeds if seeds is None else seeds,
-            epochs=settings.epochs if epochs is None else epochs,
-        )
-        from moe_search.bench.demo.device import find_device
-
+        given = {name: number for name, number in (("seeds", seeds), ("epochs", epochs)) if number is not None}
+        settings = replace(smoke_settings() if smoke else DemoSettings(), **given)
         torch_device = find_device(device)
     from rich.console import Console
 
@@ -86,7 +78,6 @@ def bench(
     with one_line_errors(), _missing_extras():
         from moe_search.bench.comparison.comparison import ComparisonSettings, run_comparison
         from moe_search.bench.comparison.report import make_report, write_comparison
-        from moe_search.plotting.output_file import check_output_file
 
         settings = ComparisonSettings(
             suite=suite,
@@ -147,7 +138,6 @@ def report(
     """Make one HTML page of the experiments in a folder: statistics, curves and maps."""
     with one_line_errors():
         from moe_search.bench.experiments.report import make_report, read_finished
-        from moe_search.plotting.output_file import check_output_file
         from moe_search.plotting.report import write_report
 
         finished = read_finished(folder)

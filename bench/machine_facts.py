@@ -5,25 +5,27 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
-
-PACKAGES = ("moe-search", "numpy", "scipy", "numba", "ortools", "torch", "benchopt")
 
 
 def machine_facts() -> dict[str, str]:
     """Return the date, the processor with its number of cores, and the versions of what is installed."""
-    versions = [f"python {platform.python_version()}"]
-    for name in PACKAGES:
-        try:
-            versions.append(f"{name} {metadata.version(name)}")
-        except metadata.PackageNotFoundError:
-            continue
     return {
         "Date": datetime.date.today().isoformat(),
         "Processor": f"{processor()}, {os.cpu_count()} cores",
-        "Versions": ", ".join(versions),
+        "Versions": versions("moe-search", "numpy", "scipy", "numba", "ortools", "torch", "benchopt"),
     }
+
+
+def versions(*packages: str) -> str:
+    """Return the versions of Python and of those packages that are installed."""
+    found = [f"python {platform.python_version()}"]
+    for name in packages:
+        with suppress(metadata.PackageNotFoundError):
+            found.append(f"{name} {metadata.version(name)}")
+    return ", ".join(found)
 
 
 def processor() -> str:

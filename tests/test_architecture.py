@@ -24,7 +24,7 @@ FLOORS = (
     ("moe_search.training",),
     ("moe_search.integrations", "moe_search.cli"),
     ("moe_search.bench.datasets", "moe_search.bench.peers"),
-    ("moe_search.bench.machine_facts", "moe_search.bench.qaplib_folder"),
+    ("moe_search.bench.machine_facts",),
     ("moe_search.bench.experiments",),
     ("moe_search.bench.demo", "moe_search.bench.comparison"),
     ("moe_search.bench.speed",),

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from moe_search.bench.comparison.run_folders import cache_folder, errors_of_runs, folder_name, run_folder, work_folder
-from moe_search.bench.qaplib_folder import VARIABLE
+from moe_search.bench.datasets.qaplib import VARIABLE
 from moe_search.checks import require_choice, require_integer, require_number
 
 OBJECTIVE = "Assignment search"
@@ -23,25 +21,13 @@ RUN_COLUMNS = (
     "dataset problem size solver repetition status reason value seconds bound best_known".split()  # noqa: SIM905
 )
 CURVE_COLUMNS = "dataset solver repetition seconds value".split()  # noqa: SIM905
-BACKENDS = ("loky", "dask")
 
 
-@dataclass(frozen=True)
-class Suite:
-    """A named selection of data sets, with the seconds that a run gets.
-
-    Attributes
-    ----------
-    datasets : tuple of str
-        Patterns as benchopt reads them, ``name[parameter=value]``.
-    seconds : float
-    needs_qaplib : bool
-        Whether a folder of QAPLIB files is read.
-    """
+class Suite(NamedTuple):
+    """Data sets, as patterns ``name[parameter=value]`` of benchopt, and the seconds that a run on them gets."""
 
     datasets: tuple[str, ...]
     seconds: float
-    needs_qaplib: bool = False
 
 
 SUITES = {
@@ -71,7 +57,6 @@ SUITES = {
             "qaplib[instance=[ste36a,tho40,sko42,wil50,tai50a,tai50b,sko72,tai100a]]",
         ),
         5.0,
-        needs_qaplib=True,
     ),
 }
 
@@ -115,11 +100,11 @@ class ComparisonSettings:
         require_integer("repetitions", self.repetitions)
         require_integer("n_jobs", self.n_jobs)
         require_number("timeout", self.limit, strict=True)
-        require_choice("backend", self.backend, BACKENDS)
+        require_choice("backend", self.backend, ("loky", "dask"))
         if self.qaplib is not None and not self.qaplib.is_dir():
             raise ValueError(f"qaplib must be a folder of QAPLIB files, got {self.qaplib}")
-        if SUITES[self.suite].needs_qaplib and not self.datasets and self.qaplib is None and VARIABLE not in os.environ:
-            raise ValueError(f"suite {self.suite} needs QAPLIB files: give --qaplib FOLDER or set {VARIABLE}")
+        if self.suite == "qaplib" and not self.datasets and self.qaplib is None and VARIABLE not in os.environ:
+            raise ValueError(f"suite qaplib needs QAPLIB files: give --qaplib FOLDER or set {VARIABLE}")
 
     @property
     def limit(self) -> float:
@@ -152,48 +137,42 @@ def run_comparison(settings: ComparisonSettings) -> Comparison:
 
     A run that raises, or whose process dies, is marked failed and will be tried again next time; the others go on. A
     comparison that was killed loses the runs in progress only.
-
-    Raises
-    ------
-    ValueError
-        If there is no such solver or data set, or two of them have the same name.
     """
     import click
 
     # Imported here: what reads and reports a comparison needs no benchopt.
-    from moe_search.bench.comparison.runs import SearchBenchmark, finish_runs
+    from moe_search.bench.comparison.dataset_files import dataset_files
+    from moe_search.bench.comparison.runs import SearchBenchmark, cache_folder, find_cells, finish_runs, work_folder
     from moe_search.bench.comparison.solver_files import our_solver_files, solver_patterns
 
     cache = cache_folder()
     environment = {"BENCHOPT_CACHE": str(cache)}
     if settings.qaplib is not None:
         environment[VARIABLE] = str(settings.qaplib.resolve())
+    patterns = list(settings.datasets or SUITES[settings.suite].datasets)
     files = [pattern for path in settings.solver_files for pattern in solver_patterns(path, cache / "solver_files")]
     with _environment(environment), work_folder(cache) as work:
-        benchmark = SearchBenchmark(our_solver_files(cache / "solver_files"))
+        benchmark = SearchBenchmark(
+            our_solver_files(cache / "solver_files"), dataset_files=dataset_files(cache / "dataset_files")
+        )
         try:
-            solvers = benchmark.check_solver_patterns([*(settings.solvers or ["*"]), *files])
-            datasets = benchmark.check_dataset_patterns(list(settings.datasets or SUITES[settings.suite].datasets))
-            objectives = benchmark.check_objective_filters([f"{OBJECTIVE}[seconds={settings.limit}]"])
-            cells = _cells(solvers, datasets, settings.limit)
+            selected = {
+                "solvers": benchmark.check_solver_patterns([*(settings.solvers or ["*"]), *files]),
+                "datasets": benchmark.check_dataset_patterns(patterns),
+                "objectives": benchmark.check_objective_filters([f"{OBJECTIVE}[seconds={settings.limit}]"]),
+            }
+            cells = find_cells(selected["solvers"], selected["datasets"], settings.limit)
         except (click.ClickException, ValueError) as error:
             raise ValueError(getattr(error, "message", str(error))) from error
-        rows, died = finish_runs(
-            benchmark,
-            solvers,
-            datasets,
-            objectives,
-            settings.repetitions,
-            settings.n_jobs,
-            settings.backend,
-            work / "runs",
-        )
-        errors = errors_of_runs(work) | {run_folder(*key): reason for key, reason in died.items()}
-        return collect(cells, rows, settings, errors)
+        rows, failures = finish_runs(benchmark, selected, settings, work / "runs")
+        return collect(cells, rows, settings, failures)
 
 
 def collect(
-    cells: list[dict[str, Any]], rows: pd.DataFrame, settings: ComparisonSettings, errors: dict[tuple[str, ...], str]
+    cells: list[dict[str, Any]],
+    rows: pd.DataFrame,
+    settings: ComparisonSettings,
+    failures: dict[tuple[str, str, int], str],
 ) -> Comparison:
     """Make the two tables of a comparison.
 
@@ -203,9 +182,9 @@ def collect(
         Every pair of data set and solver: dataset, problem, size, best_known, solver, and reason if it is skipped.
     rows : DataFrame
         The points that benchopt recorded.
-    settings : ComparisonSettings
-    errors : dict
-        What a run raised, by data set, solver and repetition as in `run_folder`.
+    settings
+    failures : dict
+        Why a run failed, as far as it is known, by data set, solver and repetition.
     """
     latest = settings.limit * (1 + LATE_SHARE) + LATE_SECONDS
     points = dict(iter(rows.groupby(["dataset_name", "solver_name", "idx_rep"])))
@@ -217,7 +196,7 @@ def collect(
             if cell["reason"] is not None:
                 run["status"] = "skipped"
             elif key not in points:
-                reason = errors.get(run_folder(*key), "it raised; its output says what")
+                reason = failures.get(key, "it raised; its output says what")
                 run |= {"status": "failed", "reason": reason}
             else:
                 group = points[key]
@@ -233,46 +212,6 @@ def collect(
     return Comparison(
         pd.DataFrame(runs, columns=RUN_COLUMNS), pd.DataFrame(curves, columns=CURVE_COLUMNS), settings.limit
     )
-
-
-def _cells(solvers: Any, datasets: Any, seconds: float) -> list[dict[str, Any]]:
-    """Return every pair of a data set that is there and a solver that is installed, and why it is skipped if it is."""
-    from benchopt.benchmark import _list_parametrized_classes
-
-    methods = [solver for solver, installed in _list_parametrized_classes(*solvers) if installed]
-    _require_names_of_their_own("solvers", [str(solver) for solver in methods])
-    there = [dataset for dataset, installed in _list_parametrized_classes(*datasets) if installed]
-    _require_names_of_their_own("data sets", [str(dataset) for dataset in there])
-    cells = []
-    for dataset in there:
-        data = dataset.get_data()
-        problem = data["problem"]
-        if problem is None:
-            continue
-        for solver in methods:
-            skipped, reason = solver.skip(problem=problem, seconds=seconds)
-            cells.append(
-                {
-                    "dataset": str(dataset),
-                    "problem": type(problem).__name__,
-                    "size": problem.size,
-                    "best_known": np.nan if data["best_known"] is None else float(data["best_known"]),
-                    "solver": str(solver),
-                    "reason": (reason or "it takes no such problem") if skipped else None,
-                }
-            )
-    if not cells:
-        raise ValueError("there is nothing to compare: no data set of the selection is there, or no solver installed")
-    return cells
-
-
-def _require_names_of_their_own(what: str, names: list[str]) -> None:
-    """Refuse two of a name, as of a folder of a run: the tables could not keep them apart."""
-    counts = Counter(map(folder_name, names))
-    twice = [name for name in names if counts[folder_name(name)] > 1]
-    if twice:
-        named = ", ".join(sorted(set(twice)))
-        raise ValueError(f"{what} must have names of their own, got {len(twice)} named {named}")
 
 
 @contextmanager

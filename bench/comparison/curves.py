@@ -20,17 +20,9 @@ SHORTEST = 1e-4
 
 
 def performance_ratios(costs: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """Return the costs as multiples of the least cost on the same problem.
+    """Return the costs as multiples of the least cost on the same problem; infinite where none solved it.
 
-    Parameters
-    ----------
-    costs : array_like, shape (problems, solvers)
-        Positive; infinite where a solver did not solve the problem.
-
-    Returns
-    -------
-    ndarray, shape (problems, solvers)
-        Infinite for every solver on a problem that none solved.
+    Costs of shape (problems, solvers) are positive, and infinite where a solver did not solve the problem.
 
     References
     ----------
@@ -60,14 +52,9 @@ def share_steps(
 
 
 def profile_figure(times: pd.DataFrame, styles: Mapping[str, int]) -> Figure:
-    """Draw the profiles of times to a target.
+    """Draw the profiles of times to a target: rows problems, columns solvers, seconds, infinite if it was not reached.
 
-    Parameters
-    ----------
-    times : DataFrame
-        Rows problems, columns solvers: seconds, infinite if the target was not reached.
-    styles : mapping of str to int
-        The number of the line style of every solver.
+    The styles are numbers of line styles by solver.
     """
     ratios = performance_ratios(times.clip(lower=1e-6).to_numpy())
     with mpl.rc_context(STYLE):
@@ -83,16 +70,7 @@ def profile_figure(times: pd.DataFrame, styles: Mapping[str, int]) -> Figure:
 
 
 def time_to_target_figure(times: Mapping[str, pd.DataFrame], limit: float, styles: Mapping[str, int]) -> Figure:
-    """Draw one panel for each target.
-
-    Parameters
-    ----------
-    times : mapping of str to DataFrame
-        By the words for the target: rows runs, columns solvers, seconds (infinite if it was not reached).
-    limit : float
-        Seconds a run may take.
-    styles : mapping of str to int
-        The number of the line style of every solver.
+    """Draw one panel for each target, whose table of times is as in `profile_figure`, up to the limit of a run.
 
     References
     ----------

@@ -9,15 +9,18 @@ experts and labels, on canvases that no gate was trained on.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from moe_search.bench.datasets.two_images import Canvases, CanvasSplit, load_two_digits
+from moe_search.bench.datasets.two_images import load_two_digits
+from moe_search.bench.experiments.training import descend
+from moe_search.bench.experiments.two_image_model import TwoImageModel, to_tensors, two_task_loss
 from moe_search.gates.comet import COMET
 from moe_search.gates.gate import Gate
 from moe_search.gates.hash_routing import HashRouting
@@ -27,11 +30,11 @@ from moe_search.layers.stacked_experts import StackedExperts
 from moe_search.problems.linear import LinearAssignment
 from moe_search.problems.mixture import MixtureAssignment
 from moe_search.problems.problem import Problem
+from moe_search.training.lowering.batch import Batch
 from moe_search.training.lowering.lowering import lower
 
 CANVAS = 12
 FEATURES = 32
-CLASSES = 10
 BATCH = 128
 MIXTURE_SAMPLES = 80
 GATES: dict[str, tuple[int, Callable[[], Gate]]] = {
@@ -42,29 +45,16 @@ GATES: dict[str, tuple[int, Callable[[], Gate]]] = {
 """By the name of a file: the number of experts, and what makes the gate."""
 
 
-def train(gate: Gate, num_experts: int, data: Canvases, epochs: int) -> tuple[nn.Module, MixtureOfExperts]:
-    """Train a mixture and a linear head on both digits of a canvas; return the model and its mixture."""
-    moe = MixtureOfExperts(StackedExperts(num_experts, CANVAS**2, FEATURES), gate)
-    model = nn.Sequential(moe, nn.Linear(FEATURES, 2 * CLASSES), nn.Unflatten(1, (2, CLASSES)))
-    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
-    images, labels = tensors(data.train)
-    for _ in range(epochs):
-        for batch in torch.split(torch.randperm(len(images)), BATCH):
-            loss = two_task_loss(model(images[batch]), labels[batch]) + moe.regularization()
-            optimizer.zero_grad()
-            torch.autograd.backward(loss)
-            optimizer.step()
-    return model.eval(), moe
+def train(gate: Gate, num_experts: int, data: Batch, epochs: int) -> TwoImageModel:
+    """Return a model of two digits that was trained with a gate."""
+    model = TwoImageModel(MixtureOfExperts(StackedExperts(num_experts, CANVAS**2, FEATURES), gate), FEATURES)
 
+    def loss(rows: Tensor) -> Tensor:
+        return two_task_loss(model(data.inputs[rows]), data.targets[rows]) + model.moe.regularization()
 
-def tensors(split: CanvasSplit) -> tuple[Tensor, Tensor]:
-    """Return flat images and labels."""
-    return torch.from_numpy(split.images).flatten(1), torch.from_numpy(split.labels)
-
-
-def two_task_loss(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return the cross-entropy, mean over samples and tasks; outputs [B, tasks, classes], targets [B, tasks]."""
-    return nn.functional.cross_entropy(outputs.flatten(0, 1), targets.flatten())
+    epochs_of_rows = (torch.split(torch.randperm(len(data)), BATCH) for _ in range(epochs))
+    descend(model.parameters(), chain.from_iterable(epochs_of_rows), loss, 2e-3)
+    return model.eval()
 
 
 def arrays(problem: Problem) -> dict[str, npt.NDArray[Any]]:
@@ -84,13 +74,13 @@ def arrays(problem: Problem) -> dict[str, npt.NDArray[Any]]:
 
 def write_problems(folder: Path, epochs: int = 20) -> None:
     """Train and lower every gate of `GATES`, and write one file for each to a folder."""
-    data = load_two_digits(4000, 1000, 1000, canvas=CANVAS, seed=0)
+    data = to_tensors(load_two_digits(4000, 1000, 1000, canvas=CANVAS, seed=0), torch.device("cpu"))
     for name, (num_experts, make) in GATES.items():
         torch.manual_seed(0)
-        model, moe = train(make(), num_experts, data, epochs)
-        images, labels = tensors(data.validation)
-        count = len(images) if name == "hash" else MIXTURE_SAMPLES
-        lowering = lower(model, moe, images[:count], labels[:count], two_task_loss)
+        model = train(make(), num_experts, data.train, epochs)
+        count = len(data.validation) if name == "hash" else MIXTURE_SAMPLES
+        inputs, targets = data.validation.inputs[:count], data.validation.targets[:count]
+        lowering = lower(model, model.moe, inputs, targets, two_task_loss)
         path = folder / f"{name}.npz"
         np.savez_compressed(path, allow_pickle=False, **arrays(lowering.problem))
         print(f"{path.name}: loss {lowering.batch_loss:.4f}, {path.stat().st_size:,} bytes")

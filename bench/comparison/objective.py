@@ -1,4 +1,4 @@
-"""What is compared: the value of the incumbent, its distance from the best known value, and the bound proved."""
+"""What is compared: the value of the incumbent and the bound proved."""
 
 from __future__ import annotations
 
@@ -35,7 +35,6 @@ class Objective(BaseObjective):
     def set_data(self, problem: PermutationProblem, best_known: float | None, reason: str | None = None) -> None:
         """Take the problem of a dataset."""
         self.problem = problem
-        self.best_known = best_known
 
     def get_objective(self) -> dict[str, Any]:
         """Return what a solver is given."""
@@ -47,19 +46,7 @@ class Objective(BaseObjective):
 
     def evaluate_result(self, permutation: npt.ArrayLike, bound: float | None) -> dict[str, float | None]:
         """Value a permutation by the problem's own definition, whatever the solver says of it."""
-        value = float(self.problem.value(permutation))
         return {
-            "value": value,
+            "value": float(self.problem.value(permutation)),
             "bound": None if bound is None else float(bound),
-            "excess": None if self.best_known is None else excess(value, float(self.best_known)),
         }
-
-
-def excess(value: float, reference: float) -> float:
-    """Return how far a value lies above a reference, as a share of the reference's magnitude.
-
-    Infinite if the reference is 0 and the value is not.
-    """
-    if value == reference:
-        return 0.0
-    return (value - reference) / abs(reference) if reference else float("inf")

@@ -141,20 +141,12 @@ def _solvers_table(comparison: Comparison, scores: Scores, ranking: Ranking) -> 
                 str(int(np.isinf(above).sum())),
             )
         )
-    columns = (
-        "solver",
-        "mean rank",
-        "median excess",
-        "reached the best",
-        "within 1 %",
-        "seconds to 1 %",
-        "failed or late",
-    )
+    numbers = ("mean rank", "median excess", "reached the best", "within 1 %", "seconds to 1 %", "failed or late")
     note = (
         "Mean rank over data sets (1 is best) of the median value of a solver's runs; the other columns are over all "
         "runs. Seconds to 1 %: the median of the runs that reached it."
     )
-    return Table("Solvers", columns, tuple(rows), note=note)
+    return Table("Solvers", ("solver", *numbers), tuple(rows), note=note)
 
 
 def _datasets_table(comparison: Comparison, scores: Scores, ranking: Ranking) -> Table:

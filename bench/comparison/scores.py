@@ -11,7 +11,6 @@ import pandas as pd
 from scipy import stats
 
 from moe_search.bench.comparison.comparison import Comparison
-from moe_search.bench.comparison.objective import excess
 from moe_search.bench.experiments.paired_statistics import holm
 
 ROUNDING = 1e-9
@@ -27,7 +26,6 @@ class Scores:
     Attributes
     ----------
     problem : str
-        The class.
     references : Series
         By data set: the best known value, or the best of the comparison where that is better or none is known.
     excess : DataFrame
@@ -70,7 +68,7 @@ def times_to_target(comparison: Comparison, scores: Scores, target: float) -> pd
         if (dataset, repetition) not in times.index:
             continue
         reference = scores.references[dataset]
-        reached = curve[[_excess(value, reference) <= target for value in curve["value"]]]
+        reached = curve[[excess(value, reference) <= target for value in curve["value"]]]
         if len(reached):
             times.loc[(dataset, repetition), solver] = reached["seconds"].min()
     return times
@@ -170,10 +168,7 @@ def signed_rank_p(differences: npt.NDArray[np.float64]) -> float:
 def wins_ties_losses(values: pd.DataFrame) -> dict[tuple[str, str], tuple[int, int, int]]:
     """Count, for every ordered pair of solvers, the runs in which the first ended lower than the other, equal, higher.
 
-    Parameters
-    ----------
-    values : DataFrame
-        Rows runs (one data set and seed), columns solvers; lower is better. Equal values are ties, infinite ones too.
+    Rows are runs of one data set and seed, columns solvers. Equal values are ties, infinite ones too.
     """
     counts = {}
     for a, b in permutations(values.columns, 2):
@@ -195,7 +190,7 @@ def _of_class(problem: str, runs: pd.DataFrame) -> Scores:
     names = values.index.get_level_values("dataset")
     table = np.array(
         [
-            [_excess(value, references[name]) for value in row]
+            [excess(value, references[name]) for value in row]
             for name, row in zip(names, values.to_numpy(), strict=True)
         ],
         dtype=np.float64,
@@ -203,10 +198,16 @@ def _of_class(problem: str, runs: pd.DataFrame) -> Scores:
     return Scores(problem, references, pd.DataFrame(table, values.index, values.columns), left_out)
 
 
-def _excess(value: float, reference: float) -> float:
+def excess(value: float, reference: float) -> float:
+    """Return how far a value lies above a reference, as a share of its magnitude; 0 if they are equal up to `ROUNDING`.
+
+    It is infinite if the value is, or if the reference is 0 and the value is not.
+    """
     if np.isinf(value):
         return np.inf
-    above = excess(value, reference)
+    if value == reference:
+        return 0.0
+    above = (value - reference) / abs(reference) if reference else np.inf
     return 0.0 if abs(above) <= ROUNDING else above
 
 

@@ -112,7 +112,10 @@ class AnytimeSolver(BaseSolver):
 
 def our_solver_files(folder: Path) -> list[Path]:
     """Write the files of `SOLVERS` to a folder and return their paths."""
-    return [_solver_file(folder / f"{name.replace(' ', '_')}.py", name, None) for name in SOLVERS]
+    return [
+        write_once(folder / f"{name.replace(' ', '_')}.py", SOLVER_FILE.format(name=name, source=None))
+        for name in SOLVERS
+    ]
 
 
 def solver_patterns(path: Path, folder: Path) -> list[str]:
@@ -126,11 +129,6 @@ def solver_patterns(path: Path, folder: Path) -> list[str]:
     folder : Path
         The folder in which a file for each of those is written, by a name that depends on the content: so does then
         the key of its runs in benchopt's cache.
-
-    Raises
-    ------
-    ValueError
-        If it is no Python file, cannot be imported by its name, or holds no solver.
     """
     path = path.resolve()
     if path.suffix != ".py" or set("[]") & set(str(path)):
@@ -140,19 +138,13 @@ def solver_patterns(path: Path, folder: Path) -> list[str]:
         return [str(path)]
     digest = hashlib.sha256(content + str(path).encode()).hexdigest()[:12]
     return [
-        str(_solver_file(folder / f"{path.stem}_{digest}_{number}.py", name, str(path)))
+        str(write_once(folder / f"{path.stem}_{digest}_{number}.py", SOLVER_FILE.format(name=name, source=str(path))))
         for number, name in enumerate(load_solvers(path))
     ]
 
 
 def load_solvers(path: str | Path) -> dict[str, Solver]:
-    """Return the solvers of a module by name: its objects by variable, else its classes, each made without arguments.
-
-    Raises
-    ------
-    ValueError
-        If it cannot be imported by its name, or holds neither.
-    """
+    """Return the solvers of a module by name: its objects by variable, else its classes, made without arguments."""
     module = _import(Path(path))
     found = {name: value for name, value in vars(module).items() if isinstance(value, Solver)}
     if not found:
@@ -167,13 +159,13 @@ def load_solvers(path: str | Path) -> dict[str, Solver]:
     return found
 
 
-def _solver_file(path: Path, name: str, source: str | None) -> Path:
-    """Write what benchopt loads as the solver of a name, unless it is there; its path says what it holds."""
+def write_once(path: Path, text: str) -> Path:
+    """Write a file that benchopt loads, unless it is there: its path says what it holds."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         # Another comparison may read or write it at this moment.
         part = path.with_suffix(f".{os.getpid()}")
-        part.write_text(SOLVER_FILE.format(name=name, source=source), encoding="utf-8")
+        part.write_text(text, encoding="utf-8")
         part.replace(path)
     return path
 

@@ -1,4 +1,4 @@
-"""Files of data sets: where they lie, how to get them where they do not, and the formats they come in."""
+"""Files of data sets: where they lie, how to get them, the formats they come in, and how samples are divided."""
 
 from __future__ import annotations
 
@@ -17,6 +17,11 @@ from numpy.typing import NDArray
 
 UNSIGNED_BYTES = 8
 """The third byte of an idx file of uint8 entries."""
+
+
+def divide(count: int, shares: Sequence[float], generator: np.random.Generator) -> list[NDArray[np.int64]]:
+    """Return the numbers below `count` in a random order, cut into parts of these shares and a last one of the rest."""
+    return np.split(generator.permutation(count), [round(share * count) for share in np.cumsum(shares)])
 
 
 def find_file(path: str | os.PathLike[str], names: Sequence[str], what: str, how_to_get: str) -> Path:

@@ -54,16 +54,14 @@ def make_hidden_groups(
 
     Parameters
     ----------
-    num_tasks, num_groups : int
-        At least 1; the tasks a multiple of the groups.
-    samples_per_task, in_features : int
-        At least 1. Inputs are standard normal.
+    num_tasks, num_groups, samples_per_task, in_features : int
+        The tasks are a multiple of the groups. Inputs are standard normal.
     own_part, noise : float
-        Standard deviation of a task's own function and of the noise; not negative.
+        Standard deviation of a task's own function and of the noise.
     seed : int
-        Decides groups and functions; not negative.
+        Decides groups and functions.
     split : int
-        Decides inputs and noise: other numbers give more samples of the same tasks; not negative.
+        Decides inputs and noise: other numbers give more samples of the same tasks.
 
     Returns
     -------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,14 +54,12 @@ class MovieLens:
 
     Attributes
     ----------
-    train, validation, test : Watches
     user_ids, item_ids : tuple of str
         The id in the files of every user and film.
     user_features : ndarray of float32, shape (U, features)
         Age, standardized; whether the gender is given as F; one column for each occupation.
     item_features : ndarray of float32, shape (I, features)
         Year, standardized, 0 where unknown; one column for each genre.
-    user_feature_names, item_feature_names : tuple of str
     """
 
     train: Watches
@@ -120,8 +118,13 @@ def load_movielens(path: str | os.PathLike[str] | None = None, *, negatives: int
         _with_negatives(users[split == s], items[split == s], stars[split == s], rated, negatives, generator)
         for s in range(3)
     )
-    user_features, user_names = _user_features(user_table)
-    item_features, item_names = _item_features(item_table)
+    user_features, user_names = _features(
+        {"age": _standardized(user_table["age"]), "female": user_table["gender"] == "F"},
+        [{occupation} for occupation in user_table["occupation"]],
+    )
+    item_features, item_names = _features(
+        {"year": _standardized(item_table["release_year"])}, [set(text.split()) for text in item_table["class"]]
+    )
     return MovieLens(
         train,
         validation,
@@ -204,24 +207,11 @@ def _with_negatives(
     )
 
 
-def _user_features(table: pd.DataFrame) -> tuple[NDArray[np.float32], tuple[str, ...]]:
-    occupations = sorted(set(table["occupation"]))
-    columns = [
-        _standardized(table["age"]),
-        (table["gender"] == "F").to_numpy(),
-        *((table["occupation"] == occupation).to_numpy() for occupation in occupations),
-    ]
-    return np.stack(columns, axis=1).astype(np.float32), ("age", "female", *occupations)
-
-
-def _item_features(table: pd.DataFrame) -> tuple[NDArray[np.float32], tuple[str, ...]]:
-    genres_of = [set(text.split()) for text in table["class"]]
-    genres = sorted(set().union(*genres_of))
-    columns = [
-        _standardized(table["release_year"]),
-        *(np.array([genre in own for own in genres_of]) for genre in genres),
-    ]
-    return np.stack(columns, axis=1).astype(np.float32), ("year", *genres)
+def _features(numbers: dict[str, Any], words: list[set[str]]) -> tuple[NDArray[np.float32], tuple[str, ...]]:
+    """Return some numbers and, for every word of a row, whether the row has it, as columns with their names."""
+    known = sorted(set().union(*words))
+    columns = [*numbers.values(), *([word in own for own in words] for word in known)]
+    return np.stack([np.asarray(column, dtype=np.float32) for column in columns], axis=1), (*numbers, *known)
 
 
 def _standardized(texts: pd.Series) -> NDArray[np.float64]:

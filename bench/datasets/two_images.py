@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 
-from moe_search.bench.datasets.data_files import find_file, read_idx
+from moe_search.bench.datasets.data_files import divide, find_file, read_idx
 from moe_search.checks import require_integer
 
 DARKEST = 16.0
@@ -126,10 +126,7 @@ def load_two_digits(
     pixels = (digits.images / DARKEST).astype(np.float32)
     classes = digits.target.astype(np.int64)
     generator = np.random.default_rng(seed)
-    order = generator.permutation(len(pixels))
-    first_validation = round(DIGIT_TRAIN_SHARE * len(order))
-    first_test = round((DIGIT_TRAIN_SHARE + DIGIT_VALIDATION_SHARE) * len(order))
-    pools = np.split(order, [first_validation, first_test])
+    pools = divide(len(pixels), (DIGIT_TRAIN_SHARE, DIGIT_VALIDATION_SHARE), generator)
     return overlay_pairs(pixels, classes, pools, (num_train, num_validation, num_test), canvas, generator)
 
 
@@ -151,14 +148,12 @@ def load_two_fashion(
 
     Parameters
     ----------
-    num_train, num_validation, num_test : int
-        Canvases per split, at least 1.
+    num_train, num_validation, num_test, seed
+        As in `load_two_digits`.
     canvas : int
         Width and height of a canvas in pixels; wider than a source image, which is 28 / `shrink`.
     shrink : int
         Squares of `shrink` x `shrink` pixels of a source image are averaged into one; divides 28.
-    seed : int
-        Decides the split and the pairs; not negative.
     path : path-like, optional
         A folder with the four files ``train-images-idx3-ubyte.gz`` and so on, compressed or not; that of the Debian
         package dataset-fashion-mnist by default.
@@ -173,13 +168,12 @@ def load_two_fashion(
     train_pixels, train_classes = _read_fashion(folder, "train", shrink)
     test_pixels, test_classes = _read_fashion(folder, "t10k", shrink)
     generator = np.random.default_rng(seed)
-    order = generator.permutation(len(train_pixels))
-    train, validation = np.split(order, [round((1 - FASHION_VALIDATION_SHARE) * len(order))])
-    test = len(order) + np.arange(len(test_pixels))
+    pools = divide(len(train_pixels), (1 - FASHION_VALIDATION_SHARE,), generator)
+    test = len(train_pixels) + np.arange(len(test_pixels))
     return overlay_pairs(
         np.concatenate([train_pixels, test_pixels]),
         np.concatenate([train_classes, test_classes]),
-        (train, validation, test),
+        (*pools, test),
         (num_train, num_validation, num_test),
         canvas,
         generator,

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import platform
 from dataclasses import asdict, dataclass
-from importlib import metadata
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -15,6 +13,7 @@ from moe_search.bench.demo.scenarios import ScenarioResult
 from moe_search.bench.demo.settings import SEARCHED, DemoSettings
 from moe_search.bench.demo.tables import every_search_table, findings, results_table, runs_by_gate, searches_table
 from moe_search.bench.experiments.two_image_model import EXPERTS_PER_SAMPLE, NUM_EXPERTS
+from moe_search.bench.machine_facts import versions
 from moe_search.plotting.canvases import canvases
 from moe_search.plotting.expert_maps import MapPanel, NamedMap, expert_maps
 from moe_search.plotting.loss_curves import LossCurve, LossPanel, loss_curves
@@ -72,33 +71,27 @@ def make_report(result: DemoResult, command: str) -> Report:
         sections=(
             _task(settings),
             Section("How to read the results", paragraphs=(HOW_TO_READ, caution(settings.seeds))),
-            Section(
+            _section(
                 FROM_SCRATCH,
-                paragraphs=(
+                scratch,
+                (
                     "All weights are fresh. With identical fresh experts a permutation only relabels them, so little "
                     "is to be expected of search here. The gates with a plus search every "
-                    f"{scratch.schedule.period} steps up to step {scratch.schedule.until}.",
+                    f"{scratch.schedule.period} steps up to step {scratch.schedule.until}."
                 ),
-                tables=(results_table(scratch), searches_table(scratch)),
-                findings=findings(scratch),
-                figures=_figures(scratch),
-                folded=(every_search_table(scratch),),
             ),
-            Section(
+            _section(
                 BAD_INITIALIZATION,
-                paragraphs=(
+                bad,
+                (
                     f"The data is cut into {NUM_EXPERTS} parts (k-means clusters of the images; for Hash, its own "
                     "buckets). Expert j is trained on part j alone, the gate to send part j to the slot of expert j. "
                     "Then the map from slots to experts is scrambled, and all weights are trained on, once with "
                     f"search (every {bad.schedule.period} steps up to step {bad.schedule.until}) and once without. "
                     f"The learning rate is then {settings.tuning_learning_rate:g}, after {settings.learning_rate:g} "
                     "for the specialists: the faster the weights learn, the sooner they make up for a wrong map by "
-                    "themselves.",
+                    "themselves."
                 ),
-                tables=(results_table(bad), searches_table(bad)),
-                findings=findings(bad),
-                figures=_figures(bad),
-                folded=(every_search_table(bad),),
             ),
         ),
         facts={
@@ -107,7 +100,7 @@ def make_report(result: DemoResult, command: str) -> Report:
             "Device": result.device,
             "Duration": f"{result.seconds:.0f} s in all",
             "Settings": "; ".join(f"{name} {_setting(value)}" for name, value in asdict(settings).items()),
-            "Versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
+            "Versions": versions("moe-search", "torch", "numpy", "scipy", "numba", "ortools", "scikit-learn"),
         },
     )
 
@@ -141,12 +134,6 @@ def map_pictures(result: ScenarioResult, seed: int = 0) -> Figure:
     return expert_maps(panels, NUM_EXPERTS)
 
 
-def versions() -> dict[str, str]:
-    """Return the versions that the numbers depend on."""
-    names = ("moe-search", "torch", "numpy", "scipy", "numba", "ortools", "scikit-learn")
-    return {"python": platform.python_version()} | {name: metadata.version(name) for name in names}
-
-
 def _task(settings: DemoSettings) -> Section:
     examples = load_two_digits(10, 1, 1, canvas=settings.canvas, seed=0).train
     captions = [f"{first} and {second}" for first, second in examples.labels.tolist()]
@@ -167,6 +154,17 @@ def _task(settings: DemoSettings) -> Section:
                 "Training canvases of seed 0 and their labels.",
             ),
         ),
+    )
+
+
+def _section(heading: str, result: ScenarioResult, paragraph: str) -> Section:
+    return Section(
+        heading,
+        paragraphs=(paragraph,),
+        tables=(results_table(result), searches_table(result)),
+        findings=findings(result),
+        figures=_figures(result),
+        folded=(every_search_table(result),),
     )
 
 

@@ -12,7 +12,6 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from moe_search.bench.demo.optimum import exact_value
 from moe_search.bench.demo.page import (
     BAD_INITIALIZATION,
     FROM_SCRATCH,
@@ -22,11 +21,10 @@ from moe_search.bench.demo.page import (
     make_report,
     validation_curves,
 )
-from moe_search.bench.demo.scenarios import Scenario, ScenarioResult, count_ticks
+from moe_search.bench.demo.scenarios import Scenario, ScenarioResult, count_ticks, exact_value
 from moe_search.bench.demo.settings import DemoSettings
 from moe_search.bench.demo.tables import findings, results_table, searches_table
 from moe_search.bench.experiments.training import compile_once, one_thread
-from moe_search.plotting.output_file import check_output_file, check_picture_file
 from moe_search.plotting.report import write_report
 from moe_search.problems import random_linear, random_mixture
 
@@ -38,30 +36,12 @@ def run_demo(
     command: str,
     console: Console,
     picture: Path | None = None,
-) -> DemoResult:
-    """Train in both scenarios, print the tables and write the report.
+) -> None:
+    """Train in both scenarios, print the tables and write the report to a path.
 
-    Parameters
-    ----------
-    settings : DemoSettings
-    device : torch.device
-    path : Path
-        Where the report goes.
-    command : str
-        The command line, for the report.
-    console : rich.console.Console
-        Where progress and tables go.
-    picture : Path, optional
-        Where the validation curves of the second scenario go as an image, in the format of the suffix.
-
-    Raises
-    ------
-    OSError
-        If no report can be written at `path`, or no image at `picture`; before anything is trained.
+    The command line stands in the report. The validation curves of the second scenario go to the picture, as an image
+    in the format of its suffix.
     """
-    check_output_file(path, "report")
-    if picture is not None:
-        check_picture_file(picture, "picture")
     start = time.perf_counter()
     columns = (
         SpinnerColumn(),
@@ -91,7 +71,6 @@ def run_demo(
     console.print(f"\nReport: {path.resolve()}", soft_wrap=True, highlight=False)
     if picture is not None:
         validation_curves(bad_initialization).savefig(picture, dpi=150)
-    return result
 
 
 def compile_kernels() -> None:

@@ -1,9 +1,9 @@
-"""Two ways to start: all weights fresh, or good specialists under a scrambled map."""
+"""Two ways to start: all weights fresh, or good specialists under a scrambled map; every search against the optimum."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 
 from moe_search.bench.datasets.two_images import load_two_digits
-from moe_search.bench.demo.optimum import ComparedSearch, compare_with_optimum
 from moe_search.bench.demo.settings import GATES, SEARCHED, DemoSettings
 from moe_search.bench.experiments.pretraining import parts_of, train_specialists
 from moe_search.bench.experiments.training import SearchSchedule, StepRun, batches_of, rows_by_epoch, train_by_steps
@@ -26,9 +25,14 @@ from moe_search.bench.experiments.two_image_model import (
     to_tensors,
     two_task_loss,
 )
-from moe_search.solvers import Result
+from moe_search.problems import PermutationProblem
+from moe_search.solvers import Enumeration, MaxRuntime, Result
+from moe_search.solvers.engine.result import relative_gap
 from moe_search.training import Lowering, SearchRecord
 from moe_search.training.search.permutation_search import OnSearch
+
+MOST_SECONDS = 60.0
+ROUNDING = 1e-12
 
 OnTick = Callable[[str], None]
 """Told what was done, after every epoch of a run and every problem solved to optimality; from any thread."""
@@ -73,6 +77,28 @@ class Intact:
 
 
 @dataclass(frozen=True)
+class ComparedSearch:
+    """A search with the optimum of its problem.
+
+    Attributes
+    ----------
+    gate, seed
+        Those of the run that searched, the gate with its plus.
+    record : SearchRecord
+    optimum : float
+        Least value over all maps, by enumeration.
+    gap : float
+        ``(found - optimum) / found``, 0 at the optimum.
+    """
+
+    gate: str
+    seed: int
+    record: SearchRecord
+    optimum: float
+    gap: float
+
+
+@dataclass(frozen=True)
 class ScenarioResult:
     """All that came of a scenario.
 
@@ -112,6 +138,7 @@ class Scenario:
         return self._run(self.settings.bad_initialization, self.settings.tuning_learning_rate, scrambled=True)
 
     def _run(self, schedule: SearchSchedule, learning_rate: float, scrambled: bool) -> ScenarioResult:
+        """Train models from the same weights on the same batches, with and without search where the gate is sparse."""
         runs: list[TrainingRun] = []
         searches: list[Future[ComparedSearch]] = []
         intact: list[Intact] = []
@@ -121,7 +148,12 @@ class Scenario:
                 model = make_model(gate, self.settings, seed).to(self.device)
                 if scrambled:
                     intact.append(self._scramble_specialists(model, gate, data, seed))
-                runs += self._with_and_without_search(model, gate, data, seed, schedule, learning_rate, searches)
+                for name in (gate, f"{gate}+") if gate in SEARCHED else (gate,):
+                    on_epoch = partial(self.on_tick, f"{name}, seed {seed}")
+                    on_search = partial(self._compare, searches, name, seed)
+                    chosen = copy.deepcopy(model)
+                    run = train(chosen, name, data, self.settings, learning_rate, seed, schedule, on_epoch, on_search)
+                    runs.append(run)
         return ScenarioResult(schedule, tuple(runs), tuple(each.result() for each in searches), tuple(intact))
 
     def _scramble_specialists(self, model: TwoImageModel, gate: str, data: DataTensors, seed: int) -> Intact:
@@ -134,27 +166,18 @@ class Scenario:
         expert_map.scramble(torch.Generator().manual_seed(seed))
         return intact
 
-    def _with_and_without_search(
+    def _compare(
         self,
-        model: TwoImageModel,
-        gate: str,
-        data: DataTensors,
-        seed: int,
-        schedule: SearchSchedule,
-        learning_rate: float,
         searches: list[Future[ComparedSearch]],
-    ) -> Iterator[TrainingRun]:
-        """Train one model twice from the same weights on the same batches; a dense gate once."""
-
-        def on_search(record: SearchRecord, lowering: Lowering, result: Result) -> None:
-            future = self.executor.submit(compare_with_optimum, f"{gate}+", seed, record, lowering, result)
-            future.add_done_callback(lambda _: self.on_tick("exact optima of the searches"))
-            searches.append(future)
-
-        for search, sign in (("none", ""), ("search", "+")) if gate in SEARCHED else (("none", ""),):
-            on_epoch = partial(self.on_tick, f"{gate}{sign}, seed {seed}")
-            chosen = copy.deepcopy(model)
-            yield train(chosen, gate, data, self.settings, learning_rate, seed, search, schedule, on_epoch, on_search)
+        gate: str,
+        seed: int,
+        record: SearchRecord,
+        lowering: Lowering,
+        result: Result,
+    ) -> None:
+        future = self.executor.submit(compare_with_optimum, gate, seed, record, lowering, result)
+        future.add_done_callback(lambda _: self.on_tick("exact optima of the searches"))
+        searches.append(future)
 
 
 def train(
@@ -164,16 +187,14 @@ def train(
     settings: DemoSettings,
     learning_rate: float,
     seed: int,
-    search: str,
     schedule: SearchSchedule,
     on_epoch: Callable[[], None] | None = None,
     on_search: OnSearch | None = None,
 ) -> TrainingRun:
-    """Train a model in place, on the device of the data.
+    """Train a model in place, on the device of the data; it searches if the name of its gate has a plus.
 
-    The seed decides the order of the samples and the searches: runs of one seed see the same batches. A plus is added
-    to the name of the gate if it searches. `on_epoch` is called after every epoch, `on_search` as by
-    `PermutationSearch`.
+    The seed decides the order of the samples and the searches: runs of one seed see the same batches. `on_epoch`
+    is called after every epoch, `on_search` as by `PermutationSearch`.
     """
     rows = rows_by_epoch(len(data.train), settings.batch_size, settings.epochs, seed)
 
@@ -189,7 +210,7 @@ def train(
         lambda: evaluate(model, data.validation).loss,
         steps=settings.steps,
         learning_rate=learning_rate,
-        search=search,
+        search="search" if gate.endswith("+") else "none",
         schedule=schedule,
         seed=seed,
         evaluated=tuple(range(0, settings.steps + 1, settings.steps_per_epoch)),
@@ -197,8 +218,7 @@ def train(
         on_search=on_search,
     )
     model.load_state_dict(run.best)
-    name = f"{gate}+" if search == "search" else gate
-    return TrainingRun(**vars(run), gate=name, seed=seed, test=evaluate(model, data.test))
+    return TrainingRun(**vars(run), gate=gate, seed=seed, test=evaluate(model, data.test))
 
 
 def count_ticks(settings: DemoSettings) -> int:
@@ -215,3 +235,24 @@ def load_data(settings: DemoSettings, seed: int, device: torch.device) -> DataTe
         settings.num_train, settings.num_validation, settings.num_test, canvas=settings.canvas, seed=seed
     )
     return to_tensors(data, device)
+
+
+def compare_with_optimum(
+    gate: str, seed: int, record: SearchRecord, lowering: Lowering, result: Result
+) -> ComparedSearch:
+    """Try all maps of the problem that a search was given."""
+    optimum = exact_value(lowering.problem)
+    found = float(lowering.problem.value(result.permutation))
+    gap = relative_gap(found, optimum)
+    assert gap is not None
+    # Below this both are the same map up to the rounding of sums taken in another order.
+    return ComparedSearch(gate, seed, record, optimum, gap if gap > ROUNDING else 0.0)
+
+
+def exact_value(problem: PermutationProblem) -> float:
+    """Return the least value of a problem over all permutations, by trying each one within a minute."""
+    # Not the solver that searched: Hungarian would vouch for itself.
+    result = Enumeration().solve(problem, MaxRuntime(MOST_SECONDS))
+    if result.status != "optimal":
+        raise RuntimeError(f"the enumeration of a problem of size {problem.size} ended as {result.status}")
+    return float(problem.value(result.permutation))

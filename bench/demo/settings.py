@@ -1,13 +1,15 @@
-"""Sizes and schedules of the demo."""
+"""Sizes, schedules and the device of the demo."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
 
+import torch
+
 from moe_search.bench.experiments.training import SearchSchedule
 from moe_search.bench.experiments.two_image_model import SMOKE_SIZES, ModelSizes
-from moe_search.checks import require_integer
+from moe_search.checks import require_choice, require_integer
 
 GATES = ("Softmax", "Hash", "Top-k", "COMET")
 SEARCHED = GATES[1:]
@@ -28,7 +30,6 @@ class DemoSettings(ModelSizes):
         Epochs of training in both scenarios; specialists are trained before the second.
     tuning_learning_rate : float
         The rate of Adam for the specialists under a scrambled map; from scratch, it is `learning_rate`.
-    from_scratch, bad_initialization : SearchSchedule
     """
 
     seeds: int = 3
@@ -61,3 +62,13 @@ def smoke_settings(seeds: int = 2, epochs: int = 2) -> DemoSettings:
         from_scratch=SearchSchedule(period=8, until=8),
         bad_initialization=SearchSchedule(period=4, until=4),
     )
+
+
+def find_device(name: str) -> torch.device:
+    """Return the torch device of a name; ``auto`` takes a GPU if torch sees one."""
+    require_choice("device", name, ("auto", "cpu", "cuda"))
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device must be cpu or auto here: cuda was asked for, but torch sees none")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)

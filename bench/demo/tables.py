@@ -9,8 +9,7 @@ from itertools import groupby
 
 import numpy as np
 
-from moe_search.bench.demo.optimum import ComparedSearch
-from moe_search.bench.demo.scenarios import ScenarioResult, TrainingRun
+from moe_search.bench.demo.scenarios import ComparedSearch, ScenarioResult, TrainingRun
 from moe_search.bench.demo.settings import GATES, SEARCHED
 from moe_search.bench.experiments.paired_statistics import MeanAndError, mean_and_error
 from moe_search.plotting.table import Table

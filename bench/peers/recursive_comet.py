@@ -14,18 +14,7 @@ class RecursiveCOMET(nn.Module):
     It computes what ``COMET(..., convention="torch")`` does, and its state dict has the published torch version's
     layout. Every node gets the list of all experts' outputs and concatenates it, as in the published code.
 
-    Parameters
-    ----------
-    in_features : int
-        Number of features of a sample.
-    num_experts : int
-        Number of experts n, at least 2.
-    k : int
-        Number of trees.
-    gamma : float
-        The width of the smooth-step function.
-    node : int
-        The number of the node in heap order.
+    Nodes are numbered in heap order, `k` is the number of trees and `gamma` the width of the smooth-step function.
     """
 
     def __init__(self, in_features: int, num_experts: int, k: int, gamma: float = 1.0, node: int = 0) -> None:
@@ -44,14 +33,7 @@ class RecursiveCOMET(nn.Module):
     def forward(self, outputs: list[Tensor], inputs: Tensor, probability: Tensor | float = 1.0) -> Tensor:
         """Return the mixture, shape [B, D], or, below the root, the scores of the leaves, shape [B, k, leaves].
 
-        Parameters
-        ----------
-        outputs : list of Tensor
-            The outputs of the experts, n times shape [B, D].
-        inputs : Tensor
-            Shape [B, in_features].
-        probability : Tensor or float
-            The probability of reaching this node, shape [B, k].
+        Every expert has outputs of shape [B, D]; the probability of reaching this node has shape [B, k].
         """
         stacked = torch.cat([output.unsqueeze(-1) for output in outputs], 2)
         if self.is_leaf:

@@ -10,9 +10,9 @@ have ``NOTES`` too, which a reader of the table needs.
 
 from __future__ import annotations
 
-import ast
 import importlib
 import math
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,17 +20,19 @@ import pandas as pd
 import typer
 from rich.console import Console
 
+from moe_search.bench.datasets.qaplib import qaplib_folder
 from moe_search.bench.machine_facts import machine_facts
-from moe_search.bench.qaplib_folder import qaplib_folder
 from moe_search.plotting.table import Table
 
 FOLDER = Path(__file__).parent
 WIDTH = 160
+IS_BENCHMARK = re.compile(r"^TITLE\b.*^def measure\(", re.MULTILINE | re.DOTALL)
 
 
 def speed_benchmarks(folder: Path = FOLDER) -> tuple[str, ...]:
     """Return the names of the modules of a folder that have a ``TITLE`` and a ``measure``, none of them imported."""
-    return tuple(sorted(path.stem for path in folder.glob("*.py") if {"TITLE", "measure"} <= _top_level_names(path)))
+    texts = {path.stem: path.read_text(encoding="utf-8") for path in folder.glob("*.py")}
+    return tuple(sorted(name for name, text in texts.items() if IS_BENCHMARK.search(text)))
 
 
 def as_table(title: str, measured: pd.DataFrame) -> Table:
@@ -87,18 +89,6 @@ def main(
         write_measurements(name, table, measured, facts, output, notes)
     if failed:
         raise typer.Exit(1)
-
-
-def _top_level_names(path: Path) -> set[str]:
-    names = set()
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.FunctionDef):
-            names.add(node.name)
-        elif isinstance(node, ast.Assign):
-            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
-        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            names.add(node.target.id)
-    return names
 
 
 def _cell(value: Any) -> str:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 import moe_search as ms
+from moe_search.bench.experiments.training import one_thread
 from moe_search.bench.peers.recursive_comet import RecursiveCOMET
-from moe_search.bench.speed.rounds import compared, in_turns, one_torch_thread, seconds_of
+from moe_search.bench.speed.rounds import compared, in_turns, seconds_of
 
 TITLE = "COMET against its recursive twin"
 ROUNDS = 5
@@ -27,10 +28,7 @@ def contest(n: int, batch: int, seconds: float) -> list[list[float]]:
 
     Both mix the given outputs of all experts. Their weights are the same, and so are their mixtures and gradients.
 
-    Raises
-    ------
-    RuntimeError
-        If the mixtures or the gradients of the experts' outputs disagree.
+    It raises RuntimeError if the mixtures or the gradients of the experts' outputs disagree.
     """
     torch.manual_seed(0)
     twin = RecursiveCOMET(FEATURES, n, TREES)
@@ -62,13 +60,7 @@ def contest(n: int, batch: int, seconds: float) -> list[list[float]]:
 
 
 def inference(n: int, batch: int, seconds: float) -> list[list[float]]:
-    """Return the milliseconds of a forward without gradient at hard splits, of the descent and of all nodes at once.
-
-    Raises
-    ------
-    RuntimeError
-        If the weights disagree.
-    """
+    """Return the milliseconds of a forward without gradient at hard splits, of the descent and of all nodes at once."""
     torch.manual_seed(0)
     gate = ms.COMET(FEATURES, n, TREES)
     inputs = torch.randn(batch, FEATURES)
@@ -90,7 +82,7 @@ def measure(qaplib: Path | None, seconds: float) -> pd.DataFrame:
     once. Ours and the peer are in milliseconds.
     """
     rows = []
-    with one_torch_thread():
+    with one_thread():
         for n in SIZES:
             for batch in BATCHES:
                 rows.append(_row("training step", n, batch, contest(n, batch, seconds), BARS.get(n)))

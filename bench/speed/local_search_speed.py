@@ -12,8 +12,8 @@ import pandas as pd
 from scipy.optimize import quadratic_assignment
 
 import moe_search as ms
+from moe_search.bench.datasets.qaplib import best_known_values
 from moe_search.bench.peers.textbook import SymmetricTextbookQuadratic, TextbookQuadratic
-from moe_search.bench.qaplib_folder import best_known_values
 from moe_search.bench.speed.rounds import compared, in_turns
 
 TITLE = "Local search: deltas a second against the textbook, local optima against scipy's 2opt"

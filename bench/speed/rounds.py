@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 
 def in_turns(measures: Sequence[Callable[[], float]], rounds: int, seconds: float = math.inf) -> list[list[float]]:
@@ -36,16 +35,3 @@ def compared(ours: Sequence[float], peer: Sequence[float], *, rates: bool = Fals
     """
     quotients = [a / b if rates else b / a for a, b in zip(ours, peer, strict=True)]
     return {"ours": statistics.median(ours), "peer": statistics.median(peer), "ratio": statistics.median(quotients)}
-
-
-@contextmanager
-def one_torch_thread() -> Iterator[None]:
-    """Let torch work on one thread for a while."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -16,8 +16,8 @@ from torch.nn import functional
 
 import moe_search as ms
 from moe_search.bench.demo.settings import SEARCHED, DemoSettings
+from moe_search.bench.experiments.training import one_thread
 from moe_search.bench.experiments.two_image_model import make_model, two_task_loss
-from moe_search.bench.speed.rounds import one_torch_thread
 from moe_search.training.lowering.losses import Loss
 
 TITLE = "Time of the default permutation search over that of the training around it"
@@ -81,7 +81,7 @@ def measure(qaplib: Path | None, seconds: float) -> pd.DataFrame:
     builders = {gate: partial(layer_of_64, gate) for gate in GATES}
     builders |= {f"demo, {gate}": partial(demo_model, gate) for gate in SEARCHED}
     rows = []
-    with one_torch_thread():
+    with one_thread():
         torch.manual_seed(0)
         for name, build in builders.items():
             # Twice, so that the kernels are compiled.

@@ -48,7 +48,11 @@ def measure(qaplib: Path | None, seconds: float) -> pd.DataFrame:
     with tempfile.TemporaryDirectory() as folder:
 
         def first_result(name: str, work: str) -> float:
-            taken, *modules = run_script(TIMED.format(work=work), Path(folder) / f"{name}.py")
+            script = Path(folder) / f"{name}.py"
+            script.write_text(TIMED.format(work=work), encoding="utf-8")
+            environment = os.environ | {"NUMBA_CACHE_DIR": folder}
+            done = subprocess.run([sys.executable, script], check=True, capture_output=True, text=True, env=environment)
+            taken, *modules = done.stdout.split()
             loaded[name].update(modules)
             return float(taken)
 
@@ -72,11 +76,3 @@ def measure(qaplib: Path | None, seconds: float) -> pd.DataFrame:
             for name, taken in zip(OURS, ours, strict=True)
         ]
     )
-
-
-def run_script(code: str, path: Path) -> list[str]:
-    """Return the words that a script prints in a new process, whose Numba cache lies beside the script."""
-    path.write_text(code, encoding="utf-8")
-    environment = os.environ | {"NUMBA_CACHE_DIR": str(path.parent)}
-    done = subprocess.run([sys.executable, path], check=True, capture_output=True, text=True, env=environment)
-    return done.stdout.split()

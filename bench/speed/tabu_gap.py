@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pandas as pd
 
 import moe_search as ms
-from moe_search.bench.qaplib_folder import best_known_values
+from moe_search.bench.datasets.qaplib import best_known_values
 
 TITLE = "Tabu search, gap to the best known value"
 SEEDS = 5

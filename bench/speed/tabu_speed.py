@@ -20,13 +20,7 @@ BATCH = 100
 
 
 def measure(qaplib: Path | None, seconds: float) -> pd.DataFrame:
-    """Return a row for each size; without QAPLIB files, random instances of the same kind take their place.
-
-    Raises
-    ------
-    RuntimeError
-        If the two searches, from one seed, do not end at the same value.
-    """
+    """Return a row for each size; without QAPLIB files, random instances of the same kind take their place."""
     rows = []
     for size, bar in BARS.items():
         name = f"tai{size}a" if qaplib is not None else f"random {size}"
@@ -37,7 +31,7 @@ def measure(qaplib: Path | None, seconds: float) -> pd.DataFrame:
 
 
 def iterations_a_second(problem: ms.QuadraticAssignment, name: str, seconds: float) -> list[list[float]]:
-    """Return the rates of ours and of the textbook in every round."""
+    """Return the rates of ours and of the textbook in every round; from one seed they must end at the same value."""
     initial = np.arange(problem.size)
     twin = textbook_tabu(problem, initial, seed=0)
     found = ms.TabuSearch().solve(problem, ms.MaxIterations(CHECKED_ITERATIONS), 0, initial).value

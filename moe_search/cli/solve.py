@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moe_search.cli.errors import one_line_errors
+from moe_search.cli.arguments import check_output_file, one_line_errors
 
 if TYPE_CHECKING:
     from moe_search.problems.quadratic import QuadraticAssignment
@@ -40,8 +40,6 @@ def solve(
             raise ValueError(f"--seed must be 0 or more, got {seed}")
         chosen = _solver(solver)
         if json is not None:
-            from moe_search.plotting.output_file import check_output_file
-
             check_output_file(json, "--json")
         from moe_search import solve as solve_problem
         from moe_search.problems.qaplib import read_qaplib

@@ -1,4 +1,4 @@
-"""Figures, tables and the HTML report; one figure a file."""
+"""Figures, tables and the HTML report."""
 
 import lazy_loader
 

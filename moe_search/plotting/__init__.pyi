@@ -1,6 +1,4 @@
 from .canvases import canvases as canvases
-from .co_activation import co_activation as co_activation
-from .expert_loads import expert_loads as expert_loads
 from .expert_maps import (
     MapPanel as MapPanel,
     NamedMap as NamedMap,
@@ -18,4 +16,5 @@ from .report import (
     render_report as render_report,
     write_report as write_report,
 )
+from .routing import co_activation as co_activation, expert_loads as expert_loads
 from .table import Table as Table

@@ -9,13 +9,7 @@ from moe_search.plotting.palette import RULE, STYLE
 
 
 def canvases(images: NDArray[np.float32], captions: list[str]) -> Figure:
-    """Draw images in one row, each with its caption below.
-
-    Raises
-    ------
-    ValueError
-        If there is no image, or not one caption an image.
-    """
+    """Draw images in one row, each with its caption below."""
     if not len(images) or len(images) != len(captions):
         raise ValueError(f"images and captions must be as many, at least one, got {len(images)} and {len(captions)}")
     with mpl.rc_context(STYLE):

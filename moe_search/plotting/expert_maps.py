@@ -14,14 +14,7 @@ from moe_search.plotting.palette import INK, MUTED, STYLE, expert_colours
 
 @dataclass(frozen=True)
 class NamedMap:
-    """One row of the picture.
-
-    Attributes
-    ----------
-    label : str
-    experts : ndarray of int, shape (m,)
-        The expert of every slot of one selector.
-    """
+    """One row of the picture: the expert of every slot of one selector, shape (m,)."""
 
     label: str
     experts: NDArray[np.int64]
@@ -36,13 +29,7 @@ class MapPanel:
 
 
 def expert_maps(panels: Sequence[MapPanel], num_experts: int) -> Figure:
-    """Draw expert maps as rows of coloured, numbered cells; one column for each slot.
-
-    Raises
-    ------
-    ValueError
-        If there is no panel, a panel has no row, or its rows differ in length.
-    """
+    """Draw expert maps as rows of coloured, numbered cells, a column for each slot; the rows of a panel are as long."""
     if not panels or any(not panel.rows for panel in panels):
         raise ValueError("panels must hold at least one panel, each with at least one row")
     for panel in panels:

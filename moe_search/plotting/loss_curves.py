@@ -19,11 +19,8 @@ class LossCurve:
 
     Attributes
     ----------
-    label : str
     losses : ndarray of float, shape (seeds, epochs + 1)
         Entry 0 is the loss before the first step.
-    colour : str
-    dashed : bool
     positions : ndarray of float, shape (epochs + 1,), optional
         Where the losses stand on the horizontal axis; at 0, 1, 2 ... by default.
     """
@@ -51,21 +48,7 @@ def loss_curves(
 ) -> Figure:
     """Draw mean losses as lines and each seed as a thin line behind, on one common scale.
 
-    Parameters
-    ----------
-    panels : sequence of LossPanel
-        At least one.
-    loss_name : str
-        Label of the vertical axis.
-    step_name : str
-        Label of the horizontal axis.
-    logarithmic : bool
-        Whether the horizontal axis is logarithmic, from 1 on, with 0 beside it.
-
-    Raises
-    ------
-    ValueError
-        If there is no panel.
+    The names are the labels of the axes. A logarithmic horizontal axis begins at 1, with 0 beside it.
     """
     if not panels:
         raise ValueError("panels must hold at least one panel, got none")

@@ -35,15 +35,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Report:
-    """All that stands on the page.
-
-    Attributes
-    ----------
-    title, lead : str
-    sections : tuple of Section
-    facts : dict of str to str
-        Command, seeds, versions: what a reader needs to repeat it.
-    """
+    """All that stands on the page; its facts, such as command and versions, are what a reader needs to repeat it."""
 
     title: str
     lead: str
@@ -76,11 +68,5 @@ def render_report(report: Report) -> str:
 
 
 def write_report(report: Report, path: str | os.PathLike[str]) -> None:
-    """Write the page to a file.
-
-    Raises
-    ------
-    OSError
-        If the file cannot be written; `moe_search.plotting.output_file.check_output_file` tells it in advance.
-    """
+    """Write the page to a file."""
     Path(path).write_text(render_report(report), encoding="utf-8")

@@ -24,11 +24,6 @@ class Table:
         Indices of rows below which a line is drawn.
     note : str
         How to read it, below the table.
-
-    Raises
-    ------
-    ValueError
-        If a row is not as long as the columns.
     """
 
     title: str

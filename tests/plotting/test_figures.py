@@ -4,12 +4,11 @@ from matplotlib.colors import to_hex
 from matplotlib.patches import FancyBboxPatch
 
 from moe_search.plotting.canvases import canvases
-from moe_search.plotting.co_activation import co_activation
-from moe_search.plotting.expert_loads import expert_loads
 from moe_search.plotting.expert_maps import MapPanel, NamedMap, expert_maps
 from moe_search.plotting.loss_curves import LossCurve, LossPanel, loss_curves
 from moe_search.plotting.palette import expert_colours
 from moe_search.plotting.report import figure_svg
+from moe_search.plotting.routing import co_activation, expert_loads
 
 
 def test_loss_curves_draw_the_mean_and_each_seed():

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 import moe_search
-from moe_search.bench.comparison.run_folders import work_folder
+from moe_search.bench.comparison.runs import work_folder
 from moe_search.bench.comparison.solver_files import load_solvers, our_solver_files
 from moe_search.bench.comparison.solvers import SOLVERS
 from moe_search.problems.random_instances import random_quadratic

@@ -1,15 +1,10 @@
-import io
 import re
-from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 from typer.testing import CliRunner
 
 from moe_search.bench.commands import app
-from moe_search.bench.demo.run import run_demo
-from moe_search.bench.demo.settings import smoke_settings
 
 
 @pytest.fixture(scope="module")
@@ -52,17 +47,6 @@ def test_report_is_complete_and_self_contained(smoke):
     addresses = re.findall(r'(?:src|href)="([^"]*)"', page)
     assert addresses
     assert all(address.startswith(("#", "data:image/png;base64,")) for address in addresses)
-
-
-def test_unwritable_report_is_refused_before_training():
-    with pytest.raises(OSError, match="report must lie in a folder that exists"):
-        run_demo(
-            smoke_settings(),
-            torch.device("cpu"),
-            Path("/nowhere/r.html"),
-            "moe-search demo",
-            Console(file=io.StringIO()),
-        )
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")

@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 
-from moe_search.bench.demo.optimum import ComparedSearch
-from moe_search.bench.demo.scenarios import ScenarioResult, TrainingRun
+from moe_search.bench.demo.scenarios import ComparedSearch, ScenarioResult, TrainingRun
 from moe_search.bench.demo.tables import (
     Comparison,
     every_search_table,

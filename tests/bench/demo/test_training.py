@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from moe_search.bench.demo.device import find_device
-from moe_search.bench.demo.optimum import exact_value
-from moe_search.bench.demo.scenarios import Scenario, count_ticks, load_data, train
-from moe_search.bench.demo.settings import GATES, DemoSettings, smoke_settings
+from moe_search.bench.demo.scenarios import Scenario, count_ticks, exact_value, load_data, train
+from moe_search.bench.demo.settings import GATES, DemoSettings, find_device, smoke_settings
 from moe_search.bench.experiments.gates import make_gate
 from moe_search.bench.experiments.pretraining import parts_of, train_specialists
 from moe_search.bench.experiments.training import SearchSchedule
@@ -105,7 +103,7 @@ def test_test_values_are_those_of_the_best_epoch():
     data = load_data(settings, 0, CPU)
     model = make_model("Top-k", settings, 0)
     # The learning rate is far too high: the loss goes up and down.
-    run = train(model, "Top-k", data, settings, 0.5, 0, "none", settings.from_scratch)
+    run = train(model, "Top-k", data, settings, 0.5, 0, settings.from_scratch)
     assert run.best_epoch == run.losses.index(min(run.losses))
     assert run.best_epoch < settings.epochs
     assert evaluate(model, data.validation).loss == pytest.approx(min(run.losses))
@@ -115,8 +113,7 @@ def test_test_values_are_those_of_the_best_epoch():
 def test_a_seed_gives_one_run():
     data = load_data(SMALL, 0, CPU)
     first, again = (
-        train(make_model("COMET", SMALL, 0), "COMET", data, SMALL, 1e-2, 0, "search", SMALL.bad_initialization)
-        for _ in range(2)
+        train(make_model("COMET", SMALL, 0), "COMET+", data, SMALL, 1e-2, 0, SMALL.bad_initialization) for _ in range(2)
     )
     assert first.losses == again.losses
     assert [record.value_found for record in first.history] == [record.value_found for record in again.history]
@@ -135,7 +132,7 @@ def test_search_finds_the_way_back_from_a_scrambled_map(gate):
     scrambled = evaluate(model, data.validation).loss
     assert scrambled > intact + 0.2
     schedule = SearchSchedule(period=5, until=30, batches=4, iterations=2000)
-    run = train(model, gate, data, settings, 0.0, 0, "search", schedule)
+    run = train(model, f"{gate}+", data, settings, 0.0, 0, schedule)
     assert run.losses[-1] < scrambled - 0.8 * (scrambled - intact)
     assert (run.last_map == np.arange(8)).sum() >= 6
 

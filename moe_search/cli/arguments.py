@@ -1,7 +1,26 @@
-"""Whether a file can be written, asked before any work is done."""
+"""What commands do with their arguments: they end in one line where these are wrong, before any work is done."""
+
+from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import typer
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Print an error of the arguments in one line, without traceback, and exit with status 2."""
+    try:
+        yield
+    except (ImportError, OSError, TypeError, ValueError) as error:
+        text = str(error)
+        if isinstance(error, OSError) and error.filename is not None:
+            text = f"cannot use {error.filename}: {error.strerror}"
+        typer.echo(f"error: {' '.join(text.split())}", err=True)
+        raise typer.Exit(2) from error
 
 
 def check_output_file(path: str | os.PathLike[str], name: str = "path") -> Path:
@@ -9,17 +28,7 @@ def check_output_file(path: str | os.PathLike[str], name: str = "path") -> Path:
 
     An existing file keeps its content, and a missing one is not left behind.
 
-    Parameters
-    ----------
-    path : path-like
-        A file in a folder that exists; the file itself may be missing or old.
-    name : str
-        What the caller names the argument, for the message.
-
-    Raises
-    ------
-    OSError
-        If the folder is missing, the path is a folder, or the system refuses to write it.
+    The message of the error, an OSError, calls the argument `name`.
     """
     target = Path(path)
     if target.is_dir():
@@ -38,15 +47,7 @@ def check_output_file(path: str | os.PathLike[str], name: str = "path") -> Path:
 
 
 def check_picture_file(path: str | os.PathLike[str], name: str = "path") -> Path:
-    """Return `path` as a Path, or raise an error if matplotlib can write no picture there.
-
-    Raises
-    ------
-    OSError
-        In the cases of `check_output_file`.
-    ValueError
-        If the suffix names no format of pictures.
-    """
+    """Return `path` as a Path, or raise an error if matplotlib can write no picture there."""
     # Imported here: a check of any other file needs no matplotlib.
     from matplotlib.backend_bases import FigureCanvasBase
 

@@ -1,6 +1,6 @@
 import pytest
 
-from moe_search.plotting.output_file import check_output_file, check_picture_file
+from moe_search.cli.arguments import check_output_file, check_picture_file
 
 
 def test_a_new_file_is_not_left_behind(tmp_path):
