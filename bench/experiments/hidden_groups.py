@@ -174,7 +174,6 @@ EXPERIMENTS = (
         ),
         gates=GATES,
         searches=SEARCHES,
-        seeds=10,
         settings=HiddenGroupsSettings(),
         smoke=HiddenGroupsSettings(
             tasks=8,
@@ -193,7 +192,5 @@ EXPERIMENTS = (
             Measure("test_loss", "test loss", digits=4),
             Measure("training_seconds", "seconds of training", digits=1),
         ),
-        curve=("steps", "validation_losses"),
-        maps=("first_map", "last_map"),
     ),
 )

@@ -13,12 +13,9 @@ from moe_search.bench.experiments.pretraining import clusters_of, warm_up
 from moe_search.bench.experiments.training import SearchSchedule
 from moe_search.bench.experiments.two_image_model import NUM_EXPERTS, TwoImageModel, make_model
 from moe_search.bench.experiments.two_image_trials import (
-    CURVE,
     DIGITS,
-    MAPS,
     TwoImageSettings,
     load,
-    run_numbers,
     shrunk,
     train_on_images,
 )
@@ -89,7 +86,7 @@ def run_trial(settings: LoadLimitSettings, seed: int, gate: str, search: str) ->
         assert model.moe.routing is not None
         return settings.penalty_weight * load_balancing_loss(model.moe.routing, model.moe.gate.expert_map)
 
-    run = train_on_images(
+    run, numbers = train_on_images(
         model,
         data,
         images.model.batch_size,
@@ -104,7 +101,6 @@ def run_trial(settings: LoadLimitSettings, seed: int, gate: str, search: str) ->
         on_step=(lambda _: balancing.step()) if search in ("biases", "search") else None,
         gate_rate=None if search in ("none", "penalty") else settings.gate_rate,
     )
-    numbers = run_numbers(run, model, data)
     loads = loads_of_experts(model, data.test.inputs)
     return numbers | {
         "first_highest_load": _highest(first_loads),
@@ -163,7 +159,6 @@ EXPERIMENTS = (
         ),
         gates=GATES,
         searches=SEARCHES,
-        seeds=10,
         settings=LoadLimitSettings(
             replace(
                 DIGITS,
@@ -185,7 +180,5 @@ EXPERIMENTS = (
             Measure("dead_experts", "dead experts", digits=1),
             Measure("training_seconds", "seconds of training", digits=1),
         ),
-        curve=CURVE,
-        maps=MAPS,
     ),
 )

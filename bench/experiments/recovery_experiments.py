@@ -16,7 +16,7 @@ from torch import Tensor
 
 from moe_search.bench.experiments.experiment import Numbers
 from moe_search.bench.experiments.gates import ClusterGate
-from moe_search.bench.experiments.pretraining import clusters_of, make_warm_gate, train_specialists
+from moe_search.bench.experiments.pretraining import clusters_of, make_warm_gate, parts_of, train_specialists
 from moe_search.bench.experiments.training import SearchSchedule
 from moe_search.bench.experiments.two_image_model import NUM_EXPERTS, TwoImageModel, evaluate, make_model
 from moe_search.bench.experiments.two_image_trials import (
@@ -27,7 +27,6 @@ from moe_search.bench.experiments.two_image_trials import (
     TwoImageSettings,
     load,
     recovery_experiments,
-    specialists,
     train_on,
 )
 from moe_search.gates import Gate
@@ -40,6 +39,22 @@ RESTARTS = 10
 
 CLUSTERS = "Clusters"
 """A gate with nothing to learn: a sample goes to the slot of the nearest centre."""
+
+
+def specialists(settings: TwoImageSettings, seed: int, gate: str) -> tuple[TwoImageModel, float]:
+    """Return a model of specialists under a gate that was trained to fit them, and its validation loss."""
+    model, intact_loss = _trained_specialists(settings, seed, gate)
+    return copy.deepcopy(model), intact_loss
+
+
+@lru_cache(maxsize=1)
+def _trained_specialists(settings: TwoImageSettings, seed: int, gate: str) -> tuple[TwoImageModel, float]:
+    """Return what the trials of a seed and gate begin with; the last one is kept for the trials that share it."""
+    data = load(settings, seed)
+    model = make_model(gate, settings.model, seed)
+    parts = parts_of(model, data.train.inputs, seed)
+    train_specialists(model, data.train, parts, settings.model, seed)
+    return model, evaluate(model, data.validation).loss
 
 
 def scramble(settings: TwoImageSettings, seed: int, gate: str, search: str) -> Numbers:

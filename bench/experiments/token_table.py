@@ -127,7 +127,6 @@ EXPERIMENTS = (
         ),
         gates=GATES,
         searches=("none", "search"),
-        seeds=10,
         settings=TokenTableSettings(),
         smoke=TokenTableSettings(
             layers=1,
@@ -152,6 +151,6 @@ EXPERIMENTS = (
             Measure("highest_load", "highest load / mean"),
             Measure("training_seconds", "seconds of training", digits=1),
         ),
-        curve=("steps", "validation_losses"),
+        maps=False,
     ),
 )

@@ -192,7 +192,6 @@ EXPERIMENTS = (
         ),
         gates=("Hash",),
         searches=("none", "search"),
-        seeds=10,
         settings=UserTableSettings(),
         smoke=UserTableSettings(
             experts=4,
@@ -209,6 +208,6 @@ EXPERIMENTS = (
             Measure("test_rmse", "test RMSE, stars"),
             Measure("training_seconds", "seconds of training", digits=1),
         ),
-        curve=("steps", "validation_losses"),
+        maps=False,
     ),
 )

@@ -1,11 +1,10 @@
 from dataclasses import replace
 
 import pytest
-from toy_experiment import TOY
+from toy_experiment import TOY, run_trial
 
 from moe_search.bench.experiments import report as page
-from moe_search.bench.experiments.equal_time import SHARES, TimedRun, equal_time_table
-from moe_search.bench.experiments.experiment import EqualTime
+from moe_search.bench.experiments.paired_statistics import SHARES, TimedRun, equal_time_table
 from moe_search.bench.experiments.report import read_finished, tables
 from moe_search.bench.experiments.run import run_experiment
 
@@ -54,14 +53,16 @@ def test_what_timed_runs_may_be(seconds, losses, message):
 
 def test_what_may_be_compared_at_equal_time():
     with pytest.raises(ValueError, match="a search of equal_time must be one of none, search, got 'sinkhorn'"):
-        replace(TOY, equal_time=EqualTime("sinkhorn", "search", "at"))
-    with pytest.raises(ValueError, match="the experiment toy must have a curve to be compared at equal time, got none"):
-        replace(TOY, curve=None, equal_time=EqualTime("none", "search", "at"))
+        replace(TOY, equal_time=("sinkhorn", "search"))
 
 
-@pytest.mark.parametrize(("seconds", "count"), [("at", 4), ("of another version", 3)])
-def test_table_of_an_experiment(tmp_path, monkeypatch, seconds, count):
-    timed = replace(TOY, equal_time=EqualTime("none", "search", seconds))
+def run_of_another_version(*arguments):
+    return {name: value for name, value in run_trial(*arguments).items() if name != "cpu_seconds"}
+
+
+@pytest.mark.parametrize(("run", "count"), [(run_trial, 4), (run_of_another_version, 3)])
+def test_table_of_an_experiment(tmp_path, monkeypatch, run, count):
+    timed = replace(TOY, equal_time=("none", "search"), run_trial=run)
     monkeypatch.setattr(page, "find_experiment", lambda name: timed)
     run_experiment(timed, tmp_path)
     (found,) = read_finished(tmp_path)

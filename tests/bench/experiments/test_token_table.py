@@ -8,7 +8,7 @@ from torch import nn
 
 from moe_search.bench.datasets.made_text import write_made_text
 from moe_search.bench.experiments import token_table
-from moe_search.bench.experiments.registry import find_experiment
+from moe_search.bench.experiments.experiment import find_experiment
 from moe_search.bench.experiments.table_search import (
     BalancedTransport,
     TokenTableSearch,
