@@ -33,8 +33,6 @@ def expected_best(losses: Sequence[float] | NDArray[np.float64]) -> NDArray[np.f
     """Return the expected least loss of r trials drawn without replacement, shape [N], entry r - 1 for r trials.
 
     The i-th smallest of N losses is the least of r with probability C(N - i, r - 1) / C(N, r); nothing is simulated.
-
-    The losses are one a trial of a random search, at least one.
     """
     values = np.sort(_checked(losses))
     return _rank_weights(len(values)) @ values

@@ -83,10 +83,8 @@ class Experiment:
 
     Attributes
     ----------
-    name : str
-        Its name on the command line.
-    title, question : str
-        What it is, and what it is to find out.
+    name, question : str
+        Its name on the command line, and what it is to find out.
     gates, searches : tuple of str
         Each search is tried with every gate; the first search is the baseline of the others.
     settings, smoke : frozen dataclass

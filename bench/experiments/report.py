@@ -118,7 +118,7 @@ def _holds_journal(folder: Path) -> bool:
 
 
 def make_report(finished: Sequence[Finished], command: str) -> Report:
-    """Return the page; `command` is the command line that made it."""
+    """Return the page, which tells the command line that made it."""
     facts = {"report": command}
     for each in finished:
         name = each.experiment.name

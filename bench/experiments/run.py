@@ -42,7 +42,6 @@ def run_experiment(
 
     Parameters
     ----------
-    experiment : Experiment
     folder : path-like
         Where ``journal.jsonl``, or ``optuna.log`` where hyperparameters are drawn, and ``results.parquet`` go; made if
         it is missing.
@@ -54,7 +53,6 @@ def run_experiment(
         The seeds are first_seed .. first_seed + seeds - 1: a final run takes some that no choice was made on.
     jobs : int, optional
         Trials at a time, as ``n_jobs`` of `joblib.Parallel`: by default what `joblib.parallel_config` says, else 1.
-    on_trial : callable, optional
 
     Returns
     -------

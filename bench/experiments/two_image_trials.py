@@ -48,14 +48,10 @@ class TwoImageSettings:
 
     Attributes
     ----------
-    source : str
-        ``"digits"`` or ``"fashion"``.
     model : ModelSizes
         Sizes of the data, the model, and the training of specialists.
-    steps : int
-        Steps of the training that is compared.
-    learning_rate : float
-        The rate of Adam in it.
+    steps, learning_rate
+        Steps of the training that is compared, and the rate of Adam in it.
     schedule : SearchSchedule
         When it searches: early, for every step under a wrong map does harm that only many steps undo.
     relaxation_steps : int
