@@ -64,10 +64,7 @@ class Journal(ABC):
 
 
 def open_journal(experiment: Experiment, folder: Path, settings: Any) -> Journal:
-    """Begin the journal of an experiment in a folder, made if it is missing, or go on with the one that is there.
-
-    ValueError if the journal that is there is of another run, or damaged.
-    """
+    """Begin the journal of an experiment in a folder, made if it is missing, or go on with the one that is there."""
     header = journal_header(experiment, settings)
     if experiment.space is None:
         return LineJournal.open(folder, header)

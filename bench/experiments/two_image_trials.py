@@ -33,11 +33,6 @@ FINAL_MEASURES = (
     Measure("training_seconds", "seconds of training", digits=2),
 )
 RECOVERY_GATES = ("Hash", "Top-k", "DSelect-k", "COMET")
-RECOVERY_MEASURES = (
-    Measure("steps_to_intact", "steps to the intact loss", digits=0, factor=10.0),
-    Measure("reached", "reached it", better="higher", digits=2),
-)
-
 
 SCHEDULE = SearchSchedule(period=2, until=40, iterations=2000)
 
@@ -114,7 +109,11 @@ def recovery_experiments(
             settings=settings,
             smoke=shrunk(settings),
             run_trial=run_trial,
-            measures=(*RECOVERY_MEASURES, *FINAL_MEASURES),
+            measures=(
+                Measure("steps_to_intact", "steps to the intact loss", digits=0, factor=10.0),
+                Measure("reached", "reached it", better="higher", digits=2),
+                *FINAL_MEASURES,
+            ),
             equal_time=EQUAL_TIME,
         )
         for settings in sizes
