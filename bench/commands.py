@@ -123,7 +123,7 @@ def experiment(
 ) -> None:
     """Run an experiment; started again after a kill, it goes on where it stopped."""
     with one_line_errors():
-        from moe_search.bench.experiments.command import run_with_progress
+        from moe_search.bench.experiments.run import run_with_progress
 
         run_with_progress(name, smoke, seeds, first_seed, jobs, output, data)
 

@@ -1,4 +1,4 @@
-"""What a tuning budget buys: the expected best of r trials, how many trials a loss takes, and the tables of both."""
+"""What a tuning budget buys: the expected best of r trials, how many trials a search saves, and the tables of both."""
 
 from __future__ import annotations
 
@@ -16,10 +16,8 @@ from moe_search.plotting.palette import MUTED, OKABE_ITO
 from moe_search.plotting.table import Table
 
 RESAMPLES = 1000
-BAND = 0.9
-"""Part of the bootstrap samples within a band."""
-
-ENDS = ((1 - BAND) / 2, (1 + BAND) / 2)
+ENDS = ((1 - 0.9) / 2, (1 + 0.9) / 2)
+"""Quantiles of the bootstrap samples between which a band lies, the middle 90 % of them."""
 
 ROUNDING = 1e-12
 """Part of the largest loss by which two sums of the same losses may differ, taken in another order."""
@@ -35,8 +33,6 @@ def expected_best(losses: Sequence[float] | NDArray[np.float64]) -> NDArray[np.f
     """Return the expected least loss of r trials drawn without replacement, shape [N], entry r - 1 for r trials.
 
     The i-th smallest of N losses is the least of r with probability C(N - i, r - 1) / C(N, r); nothing is simulated.
-
-    The losses are one a trial of a random search, at least one.
     """
     values = np.sort(_checked(losses))
     return _rank_weights(len(values)) @ values
@@ -50,12 +46,6 @@ def bootstrap_band(
     chosen = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
     low, high = np.quantile(_curves(values[chosen]), ENDS, axis=0)
     return low, high
-
-
-def trials_needed(losses: Sequence[float] | NDArray[np.float64], target: float) -> int | None:
-    """Return the least r whose expected best is at most the target; None if not even all trials are enough."""
-    needed = _needed(expected_best(losses)[None], np.array([target]))[0]
-    return math.ceil(needed) if needed < math.inf else None
 
 
 @dataclass(frozen=True)

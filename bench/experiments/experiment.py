@@ -1,16 +1,45 @@
-"""What an experiment is: gates and searches, each pair trained on the same seeds."""
+"""What an experiment is: gates and searches, each pair trained on the same seeds; and all of them by name."""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from moe_search.checks import require_choice, require_integer
 
+HOMES = {
+    "scrambled-digits": "recovery_experiments",
+    "scrambled-fashion": "recovery_experiments",
+    "new-gate-digits": "recovery_experiments",
+    "new-gate-fashion": "recovery_experiments",
+    "attached-digits": "recovery_experiments",
+    "attached-fashion": "recovery_experiments",
+    "domains-digits": "domain_experts",
+    "domains-fashion": "domain_experts",
+    "branched-digits": "domain_experts",
+    "fresh-digits": "fresh_experts",
+    "hidden-groups": "hidden_groups",
+    "user-table": "user_table",
+    "token-table": "token_table",
+    "load-limit": "load_limit",
+    "tuning-budget": "fresh_experts",
+    "tuning-budget-slots": "fresh_experts",
+}
+"""The module of `moe_search.bench.experiments` that holds an experiment in its ``EXPERIMENTS``."""
+
+LOSS = "least_validation_loss"
+"""The key of the loss by which draws of hyperparameters are compared."""
+
+CURVE = ("steps", "validation_losses", "cpu_seconds")
+"""The keys of a curve: lists of the steps, the same in all trials, the losses there, and the seconds spent by then."""
+
+MAPS = ("first_map", "last_map")
+"""The keys of the expert maps before and after training, lists of the expert of every slot."""
+
 Numbers: TypeAlias = Mapping[str, float | Sequence[float]]
 """What a trial measured: numbers, and curves or maps as lists of them."""
-
 
 RunTrial: TypeAlias = Callable[[Any, int, str, str], Numbers]
 """``run_trial(settings, seed, gate, search)`` trains one gate with one search from one seed and returns what was
@@ -25,9 +54,6 @@ class Measure:
     ----------
     name : str
         Its key among the numbers of a trial.
-    title : str
-    better : str
-        ``"lower"`` or ``"higher"``.
     digits : int
         Shown after the point.
     factor : float or None
@@ -52,65 +78,27 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Budget:
-    """A random search: every seed draws hyperparameters, the same under all searches, and the best draw counts.
-
-    Attributes
-    ----------
-    loss : str
-        The key of the loss whose best of r draws is of interest.
-    space : callable
-        From a gate to what is drawn for it: Optuna's distributions, by name.
-    """
-
-    loss: str
-    space: Callable[[str], Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class EqualTime:
-    """Two searches to compare by the losses that they reach in the same time, not in the same number of steps.
-
-    Attributes
-    ----------
-    peer, search : str
-        The loss of the second less that of the first is tested.
-    seconds : str
-        The key of the seconds spent at the steps of the curve, a list as long as it.
-    """
-
-    peer: str
-    search: str
-    seconds: str
-
-
-@dataclass(frozen=True)
 class Experiment:
     """A frozen description; `moe_search.bench.experiments.run.run_experiment` runs it.
 
     Attributes
     ----------
-    name : str
-        Its name on the command line.
-    title, question : str
-        What it is, and what it is to find out.
+    name, question : str
+        Its name on the command line, and what it is to find out.
     gates, searches : tuple of str
         Each search is tried with every gate; the first search is the baseline of the others.
-    seeds : int
-        Paired repetitions.
     settings, smoke : frozen dataclass
         What `run_trial` is given: the full sizes, and sizes that take seconds and only show that all works. A field
         `path`, if there is one, says where the data lie.
-    run_trial : RunTrial
-    measures : tuple of Measure
-    curve : tuple of two str, optional
-        The keys of a curve's steps and losses, lists as long as each other, the same steps in all trials.
-    maps : tuple of str
-        The keys of expert maps, lists of the expert of every slot, in the order of time.
-    budget : Budget, optional
-        Given where seeds are draws of hyperparameters.
-    equal_time : EqualTime, optional
-        Compares two of the searches; it takes a curve.
+    seeds : int
+        Paired repetitions.
+    curves, maps : bool
+        Whether the report draws the `CURVE` and the `MAPS` of the trials.
+    space : callable, optional
+        Makes the seeds draws of a random search, the same under all searches, of which the best by `LOSS` counts. From
+        a gate to what is drawn for it: Optuna's distributions, by name.
+    equal_time : tuple of two str, optional
+        A peer and a search, compared by the losses that they reach in the same time, not in the same number of steps.
     """
 
     name: str
@@ -118,26 +106,23 @@ class Experiment:
     question: str
     gates: tuple[str, ...]
     searches: tuple[str, ...]
-    seeds: int
     settings: Any
     smoke: Any
     run_trial: RunTrial
     measures: tuple[Measure, ...]
-    curve: tuple[str, str] | None = None
-    maps: tuple[str, ...] = ()
-    budget: Budget | None = None
-    equal_time: EqualTime | None = None
+    seeds: int = 10
+    curves: bool = True
+    maps: bool = True
+    space: Callable[[str], Mapping[str, Any]] | None = None
+    equal_time: tuple[str, str] | None = None
 
     def __post_init__(self) -> None:
         for what in ("gates", "searches", "measures"):
             if not getattr(self, what):
                 raise ValueError(f"{what} of the experiment {self.name} must hold at least one, got none")
         require_integer("seeds", self.seeds)
-        if self.equal_time is not None:
-            if self.curve is None:
-                raise ValueError(f"the experiment {self.name} must have a curve to be compared at equal time, got none")
-            for search in (self.equal_time.peer, self.equal_time.search):
-                require_choice("a search of equal_time", search, self.searches)
+        for search in self.equal_time or ():
+            require_choice("a search of equal_time", search, self.searches)
 
     def trials(self, seeds: int, first_seed: int = 0) -> list[Trial]:
         """Return all trials, seed by seed, so that a run cut short has whole pairs."""
@@ -147,3 +132,22 @@ class Experiment:
             for gate in self.gates
             for search in self.searches
         ]
+
+
+def find_experiment(name: str) -> Experiment:
+    """Import the experiment of a name."""
+    require_choice("an experiment", name, tuple(HOMES))
+    module = importlib.import_module(f"moe_search.bench.experiments.{HOMES[name]}")
+    (found,) = (each for each in module.EXPERIMENTS if each.name == name)
+    return found
+
+
+def require_libraries(*names: str) -> None:
+    """Raise ImportError with the pip command if a library that experiments need is missing."""
+    try:
+        for name in names:
+            importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(
+            f"experiments need {error.name}, which is missing: pip install 'moe-search[experiments]'"
+        ) from error

@@ -26,21 +26,10 @@ def make_gate(
     seed: int = 0,
     **smooth: Any,
 ) -> Gate:
-    """Return a fresh gate of a name, its weights drawn from torch's global generator.
+    """Return a fresh gate, one of `GATES`, its weights drawn from torch's global generator.
 
-    Parameters
-    ----------
-    name : str
-        One of `GATES`.
-    in_features, num_experts : int
-    k : int
-        Experts a sample: the slots of Top-k, the trees of COMET, the selectors of DSelect-k.
-    num_slots : int, optional
-        One for each expert by default.
-    seed : int
-        Decides the table of Hash.
-    **smooth
-        Further arguments of COMET and DSelect-k, such as gamma and entropy; the others have none of them.
+    A sample has `k` slots of Top-k, and COMET has as many trees, DSelect-k as many selectors. There is a slot for each
+    expert by default. The seed decides the table of Hash, and `smooth` are further arguments of the `SMOOTH`.
     """
     require_choice("gate", name, GATES)
     if name == "Hash":
@@ -68,12 +57,8 @@ def make_task_gate(name: str, tasks: int, experts: int, slots: int) -> Gate:
 class TaskGate(Gate):
     """Shows another gate the task of every sample, as a row of one 1 and zeros, instead of its features.
 
-    A gate affine in its inputs has then a row of parameters for every task, beside a bias that all share.
-
-    Parameters
-    ----------
-    gate : Gate
-        Its `in_features` is the number of tasks.
+    A gate affine in its inputs has then a row of parameters for every task, beside a bias that all share. Its
+    `in_features` is the number of tasks.
     """
 
     def __init__(self, gate: Gate) -> None:
@@ -98,15 +83,7 @@ class TaskGate(Gate):
 
 
 class ClusterGate(Gate):
-    """A gate with nothing to learn: every sample goes to the slot of the nearest of m fixed centres.
-
-    Parameters
-    ----------
-    centres : Tensor
-        Shape [m, features].
-    num_experts : int
-        Number of experts n; m is a multiple of it.
-    """
+    """A gate with nothing to learn: every sample goes to the slot of the nearest of m fixed centres, [m, features]."""
 
     centres: Tensor
 

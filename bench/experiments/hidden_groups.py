@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from sklearn.metrics import adjusted_rand_score
 from torch import Tensor, nn
 from torch.nn import functional
 
-from moe_search.bench.datasets.hidden_groups import GroupedTasks, make_hidden_groups
+from moe_search.bench.datasets.hidden_groups import make_hidden_groups
 from moe_search.bench.experiments.experiment import Experiment, Measure, Numbers
 from moe_search.bench.experiments.gates import TaskGate, make_task_gate
 from moe_search.bench.experiments.pretraining import warm_up
@@ -25,7 +27,6 @@ SEARCHES = ("none", "own slots", "sinkhorn", "search")
 """The gate alone from fresh weights; alone, from a start that gives every task a slot of its own; the published
 relaxation and ours, from that start."""
 
-TRAINING, VALIDATION, TEST = range(3)
 CERTAIN = 1 - 1e-9
 SCHEDULE = SearchSchedule(period=10, until=300, batches=4, iterations=2000)
 
@@ -38,10 +39,8 @@ class HiddenGroupsSettings:
     ----------
     tasks, groups : int
         There are as many experts as groups.
-    samples_per_task : int
-        Samples of a task in each split.
-    hidden_features : int
-        Hidden units of an expert.
+    samples_per_task, hidden_features : int
+        Samples of a task in each split, and hidden units of an expert.
     slots_per_expert : int
         Slots of the gates that start from fresh weights; the slots of all others are the tasks.
     warming_steps : int
@@ -97,19 +96,20 @@ def start_gate(name: str, settings: HiddenGroupsSettings, search: str, seed: int
 
 
 @lru_cache(maxsize=1)
-def load(settings: HiddenGroupsSettings, seed: int) -> tuple[GroupedTasks, ...]:
-    """Return the three splits of a seed; the last ones are kept for the trials that share them."""
-    return tuple(
+def load(settings: HiddenGroupsSettings, seed: int) -> tuple[list[Batch], NDArray[np.int64]]:
+    """Return the training, validation and test data of a seed, and the group of every task; the last ones are kept."""
+    splits = [
         make_hidden_groups(settings.tasks, settings.groups, settings.samples_per_task, seed=seed, split=split)
-        for split in (TRAINING, VALIDATION, TEST)
-    )
+        for split in range(3)
+    ]
+    batches = [Batch(*map(torch.from_numpy, (split.inputs, split.targets[:, None], split.tasks))) for split in splits]
+    return batches, splits[0].groups
 
 
 def run_trial(settings: HiddenGroupsSettings, seed: int, gate: str, search: str) -> Numbers:
     """Train fresh experts under the gate that the search starts with; the map starts scrambled."""
     require_choice("search", search, SEARCHES)
-    splits = load(settings, seed)
-    train, validation, test = (_batch(split) for split in splits)
+    (train, validation, test), groups = load(settings, seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         experts = StackedExperts(settings.groups, train.inputs.shape[1], 1, settings.hidden_features)
@@ -128,7 +128,7 @@ def run_trial(settings: HiddenGroupsSettings, seed: int, gate: str, search: str)
         seed=seed,
     )
     model.load_state_dict(run.best)
-    agreement = adjusted_rand_score(splits[TEST].groups, experts_of_tasks(model, settings.tasks).numpy())
+    agreement = adjusted_rand_score(groups, experts_of_tasks(model, settings.tasks).numpy())
     return run.numbers() | {
         "test_loss": _loss(model, test),
         "agreement": float(agreement),
@@ -145,12 +145,6 @@ def experts_of_tasks(model: GroupedModel, tasks: int) -> Tensor:
     assert isinstance(experts, StackedExperts)
     weights = gate(torch.zeros(tasks, experts.in_features), torch.arange(tasks)).weights
     return gate.expert_map(weights).argmax(1)
-
-
-def _batch(split: GroupedTasks) -> Batch:
-    return Batch(
-        torch.from_numpy(split.inputs), torch.from_numpy(split.targets).unsqueeze(1), torch.from_numpy(split.tasks)
-    )
 
 
 @torch.no_grad()
@@ -174,7 +168,6 @@ EXPERIMENTS = (
         ),
         gates=GATES,
         searches=SEARCHES,
-        seeds=10,
         settings=HiddenGroupsSettings(),
         smoke=HiddenGroupsSettings(
             tasks=8,
@@ -193,7 +186,5 @@ EXPERIMENTS = (
             Measure("test_loss", "test loss", digits=4),
             Measure("training_seconds", "seconds of training", digits=1),
         ),
-        curve=("steps", "validation_losses"),
-        maps=("first_map", "last_map"),
     ),
 )

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moe_search.bench.experiments.experiment import Budget, Experiment, Numbers, Trial
+from moe_search.bench.experiments.experiment import LOSS, Experiment, Numbers, Trial, require_libraries
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -44,14 +46,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Journal(ABC):
-    """What a killed run left on the disk, and a run that goes on adds to.
-
-    Attributes
-    ----------
-    file : Path
-    header : mapping
-        What is run, as plain JSON: the name of the experiment, its sizes, versions.
-    """
+    """What a killed run left on the disk, and a run that goes on adds to; the header is a `journal_header`."""
 
     file: Path
     header: Mapping[str, Any]
@@ -68,19 +63,30 @@ class Journal(ABC):
         """Write a finished trial to the disk; when this returns, it is there."""
 
 
-def open_journal(experiment: Experiment, folder: Path, header: Mapping[str, Any]) -> Journal:
-    """Begin the journal of an experiment in a folder, made if it is missing, or go on with the one that is there.
-
-    ValueError if the journal that is there is of another run, or damaged.
-    """
-    if experiment.budget is None:
+def open_journal(experiment: Experiment, folder: Path, settings: Any) -> Journal:
+    """Begin the journal of an experiment in a folder, made if it is missing, or go on with the one that is there."""
+    header = journal_header(experiment, settings)
+    if experiment.space is None:
         return LineJournal.open(folder, header)
-    return StudyJournal.open(folder, header, experiment.budget)
+    return StudyJournal.open(folder, header, experiment.space)
 
 
 def read_journal(folder: Path) -> Journal:
     """Return the journal in a folder, which is left as it is; FileNotFoundError if there is none."""
     return StudyJournal.read(folder) if (folder / STUDY_FILE).is_file() else LineJournal.read(folder)
+
+
+def journal_header(experiment: Experiment, settings: Any) -> dict[str, Any]:
+    """Return what is run, with which versions."""
+    libraries = ("moe-search", "torch", "numpy", "numba", "scipy")
+    versions = {"python": platform.python_version()} | {name: metadata.version(name) for name in libraries}
+    return {"experiment": experiment.name, "settings": plain_settings(settings), "versions": versions}
+
+
+def plain_settings(settings: Any) -> dict[str, Any]:
+    """Return settings as they are read back from a journal; where the data lie does not matter."""
+    kept = {name: value for name, value in asdict(settings).items() if name != "path"}
+    return json.loads(json.dumps(kept))
 
 
 @dataclass(frozen=True)
@@ -92,12 +98,11 @@ class LineJournal(Journal):
         """Begin a journal or go on with it; a last line that a killed run did not write to its end is cut off."""
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / LINES_FILE
-        wanted = _as_read_back(header)
         if not file.exists() or not _cut_torn_line(file):
-            _append_line(file, wanted)
-            return cls(file, wanted)
+            _append_line(file, header)
+            return cls(file, header)
         journal = cls.read(folder)
-        _require_same_run(file, journal.header, wanted)
+        _require_same_run(file, journal.header, header)
         return journal
 
     @classmethod
@@ -106,8 +111,7 @@ class LineJournal(Journal):
         file = folder / LINES_FILE
         if not file.is_file():
             raise FileNotFoundError(f"no experiment was run in {folder}: it holds no {LINES_FILE}")
-        lines = _whole_lines(file)
-        header = _parse_line(file, 1, lines[0]) if lines else None
+        header = next(iter(_read_lines(file)), None)
         if not isinstance(header, dict) or "experiment" not in header:
             raise ValueError(f"{file} must begin with a line that names its experiment: it is damaged")
         return cls(file, header)
@@ -115,13 +119,13 @@ class LineJournal(Journal):
     def entries(self) -> dict[Trial, Entry]:
         """Return the finished trials."""
         found: dict[Trial, Entry] = {}
-        for number, line in enumerate(_whole_lines(self.file)[1:], start=2):
-            values = _parse_line(self.file, number, line)
+        for number, values in enumerate(_read_lines(self.file)[1:], start=2):
             try:
                 trial = Trial(values["seed"], values["gate"], values["search"])
                 entry = Entry(trial, values["numbers"], values["seconds"])
             except (KeyError, TypeError) as error:
-                raise ValueError(f"line {number} of {self.file} is no finished trial: {line[:60]!r}") from error
+                told = json.dumps(values)[:60]
+                raise ValueError(f"line {number} of {self.file} is no finished trial: {told!r}") from error
             found.setdefault(trial, entry)
         return found
 
@@ -139,21 +143,20 @@ class StudyJournal(Journal):
 
     Attributes
     ----------
-    storage : optuna.storages.JournalStorage
-    budget : Budget or None
-        What is drawn, and the loss; None in a journal that is only read.
+    space : callable, optional
+        What is drawn for a gate; a journal that is only read has none.
     begun : dict
         The trials that this process has begun and not ended.
     """
 
     storage: BaseStorage
-    budget: Budget | None = None
+    space: Callable[[str], Mapping[str, Any]] | None = None
     begun: dict[Trial, Draw] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, folder: Path, header: Mapping[str, Any], budget: Budget) -> StudyJournal:
+    def open(cls, folder: Path, header: Mapping[str, Any], space: Callable[[str], Mapping[str, Any]]) -> StudyJournal:
         """Begin a journal or go on with it."""
-        require_optuna()
+        require_libraries("optuna")
         from optuna.trial import TrialState
 
         folder.mkdir(parents=True, exist_ok=True)
@@ -164,10 +167,10 @@ class StudyJournal(Journal):
             # It would also wait half a minute for a lock that such a run held to its end.
             with suppress(RuntimeError):
                 _lock(file).release()
-        journal = cls(file, _as_read_back(header), _storage(file), budget)
+        journal = cls(file, header, _storage(file), space)
         studies = _studies(journal.storage)
         for study in studies:
-            _require_same_run(file, study.user_attrs[RUN]["header"], journal.header)
+            _require_same_run(file, study.user_attrs[RUN]["header"], header)
         for study in studies:
             for draw in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
                 study.tell(draw.number, state=TrialState.FAIL)
@@ -176,10 +179,8 @@ class StudyJournal(Journal):
     @classmethod
     def read(cls, folder: Path) -> StudyJournal:
         """Return the journal in a folder, which is left as it is."""
+        require_libraries("optuna")
         file = folder / STUDY_FILE
-        if not file.is_file():
-            raise FileNotFoundError(f"no random search was run in {folder}: it holds no {STUDY_FILE}")
-        require_optuna()
         storage = _storage(file)
         studies = _studies(storage)
         if not studies:
@@ -200,46 +201,29 @@ class StudyJournal(Journal):
 
     def begin(self, trial: Trial) -> None:
         """Write down that a trial runs, and what its seed draws."""
-        assert self.budget is not None, "a journal that is only read begins no trial"
+        assert self.space is not None, "a journal that is only read begins no trial"
         study = _random_study(trial.seed, study_name=f"{trial.gate}, {trial.search}", storage=self.storage)
         if RUN not in study.user_attrs:
             study.set_user_attr(RUN, {"header": self.header, "gate": trial.gate, "search": trial.search})
-        draw = study.ask(dict(self.budget.space(trial.gate)))
+        draw = study.ask(dict(self.space(trial.gate)))
         draw.set_user_attr("seed", trial.seed)
         self.begun[trial] = draw
 
     def append(self, entry: Entry) -> None:
         """Write a finished trial that this process has begun."""
-        assert self.budget is not None, "a journal that is only read ends no trial"
         draw = self.begun.pop(entry.trial)
         draw.set_user_attr("seconds", entry.seconds)
         draw.set_user_attr("numbers", dict(entry.numbers))
-        draw.study.tell(draw, float(entry.numbers[self.budget.loss]))  # type: ignore[arg-type]
+        draw.study.tell(draw, float(entry.numbers[LOSS]))  # type: ignore[arg-type]
 
 
 def draw_parameters(space: Mapping[str, BaseDistribution], seed: int) -> dict[str, Any]:
     """Return what Optuna's random sampler draws from a seed, as `StudyJournal.begin` writes it down.
 
-    Parameters
-    ----------
-    space : mapping of str to optuna.distributions.BaseDistribution
-        Drawn from in its order: spaces that begin alike draw alike there.
-    seed : int
+    It draws in the order of the space: spaces that begin alike draw alike there.
     """
-    require_optuna()
+    require_libraries("optuna")
     return _random_study(seed).ask(dict(space)).params
-
-
-def require_optuna() -> None:
-    """Raise ImportError with the pip command if Optuna is missing."""
-    try:
-        import optuna  # noqa: F401
-    except ImportError as error:
-        raise ImportError("tuning needs optuna, which is missing: pip install 'moe-search[experiments]'") from error
-
-
-def _as_read_back(header: Mapping[str, Any]) -> dict[str, Any]:
-    return json.loads(json.dumps(header))
 
 
 def _require_same_run(file: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
@@ -273,16 +257,15 @@ def _append_line(file: Path, values: Mapping[str, Any]) -> None:
         raise OSError(f"only {written} of {len(data)} bytes could be written to {file}")
 
 
-def _whole_lines(file: Path) -> list[str]:
-    """Return the whole lines; what stands after the last line end was not finished."""
-    return file.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
-
-
-def _parse_line(file: Path, number: int, line: str) -> Any:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"line {number} of {file} must be JSON: it is damaged ({error.msg})") from error
+def _read_lines(file: Path) -> list[Any]:
+    """Return the values of the whole lines; what stands after the last line end was not finished."""
+    found = []
+    for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").split("\n")[:-1], start=1):
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"line {number} of {file} must be JSON: it is damaged ({error.msg})") from error
+    return found
 
 
 def _storage(file: Path) -> BaseStorage:
@@ -314,18 +297,10 @@ def _random_study(seed: int, **where: Any) -> Study:
     """Return a study whose sampler draws from a seed, a new one or that of this name in a storage."""
     import optuna
 
-    with _no_announcement():
-        return optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed), load_if_exists=True, **where)
-
-
-@contextmanager
-def _no_announcement() -> Iterator[None]:
-    """Let Optuna announce no new study."""
-    import optuna
-
     verbosity = optuna.logging.get_verbosity()
+    # Optuna would announce a new study.
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        yield
+        return optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed), load_if_exists=True, **where)
     finally:
         optuna.logging.set_verbosity(verbosity)

@@ -8,17 +8,13 @@ import torch
 from torch import Tensor
 
 from moe_search.bench.experiments.experiment import Experiment, Measure, Numbers
-from moe_search.bench.experiments.gates import make_gate
-from moe_search.bench.experiments.pretraining import clusters_of, warm_up
+from moe_search.bench.experiments.pretraining import clusters_of, make_warm_gate
 from moe_search.bench.experiments.training import SearchSchedule
 from moe_search.bench.experiments.two_image_model import NUM_EXPERTS, TwoImageModel, make_model
 from moe_search.bench.experiments.two_image_trials import (
-    CURVE,
     DIGITS,
-    MAPS,
     TwoImageSettings,
     load,
-    run_numbers,
     shrunk,
     train_on_images,
 )
@@ -38,8 +34,6 @@ class LoadLimitSettings:
 
     Attributes
     ----------
-    images : TwoImageSettings
-        The data, the model, the steps, their learning rate and the schedule.
     slots_per_expert : int
         There are many, since a map can move load only slot by slot.
     gate_rate : float
@@ -89,7 +83,7 @@ def run_trial(settings: LoadLimitSettings, seed: int, gate: str, search: str) ->
         assert model.moe.routing is not None
         return settings.penalty_weight * load_balancing_loss(model.moe.routing, model.moe.gate.expert_map)
 
-    run = train_on_images(
+    run, numbers = train_on_images(
         model,
         data,
         images.model.batch_size,
@@ -104,7 +98,6 @@ def run_trial(settings: LoadLimitSettings, seed: int, gate: str, search: str) ->
         on_step=(lambda _: balancing.step()) if search in ("biases", "search") else None,
         gate_rate=None if search in ("none", "penalty") else settings.gate_rate,
     )
-    numbers = run_numbers(run, model, data)
     loads = loads_of_experts(model, data.test.inputs)
     return numbers | {
         "first_highest_load": _highest(first_loads),
@@ -119,21 +112,17 @@ def run_trial(settings: LoadLimitSettings, seed: int, gate: str, search: str) ->
 def crowded_model(settings: LoadLimitSettings, seed: int) -> TwoImageModel:
     """Return a fresh model whose gate sends the samples to the slots of its first experts."""
     model = make_model("Top-k", settings.images.model, seed)
-    pixels = settings.images.model.canvas**2
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        gate = make_gate("Top-k", pixels, NUM_EXPERTS, num_slots=settings.slots_per_expert * NUM_EXPERTS)
     inputs = load(settings.images, seed).train.inputs
-    warm_up(
-        gate,
+    model.moe.gate = make_warm_gate(
+        "Top-k",
         inputs,
         clusters_of(inputs, settings.crowded * settings.slots_per_expert, seed)[0],
+        settings.images.model,
+        seed,
+        seed,
         steps=settings.warming_steps,
-        learning_rate=settings.images.model.learning_rate,
-        batch_size=settings.images.model.batch_size,
-        seed=seed,
+        num_slots=settings.slots_per_expert * NUM_EXPERTS,
     )
-    model.moe.gate = gate
     return model
 
 
@@ -163,7 +152,6 @@ EXPERIMENTS = (
         ),
         gates=GATES,
         searches=SEARCHES,
-        seeds=10,
         settings=LoadLimitSettings(
             replace(
                 DIGITS,
@@ -185,7 +173,5 @@ EXPERIMENTS = (
             Measure("dead_experts", "dead experts", digits=1),
             Measure("training_seconds", "seconds of training", digits=1),
         ),
-        curve=CURVE,
-        maps=MAPS,
     ),
 )

@@ -1,9 +1,10 @@
-"""Comparing two treatments over paired seeds, and the cells of tables that say so."""
+"""Comparing two treatments over paired seeds, where both have ended or at equal time, and the tables that say so."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from scipy.stats import PermutationMethod, rankdata, wilcoxon
 
 from moe_search.bench.experiments.experiment import Measure
+from moe_search.plotting.table import Table
 
 MOST_ENUMERATED = 14
 """Pairs up to which all signs of tied ranks are tried; beyond, the normal approximation is close."""
@@ -19,6 +21,9 @@ TIED_DIGITS = 12
 
 LEAST_P = 1e-4
 """A smaller p-value is shown as less than this."""
+
+SHARES = (0.25, 0.5, 1.0)
+"""Parts of the time of the one that ended first, at which two runs are compared."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +52,8 @@ class PairedComparison:
 
     Attributes
     ----------
-    pairs : int
-    mean : float
-        Mean difference.
     error : float
-        Its standard error, from the sample standard deviation (ddof = 1); NaN for one pair.
+        Standard error of the mean difference, from the sample standard deviation (ddof = 1); NaN for one pair.
     p : float
         That of Wilcoxon's signed-rank test; 1 if no difference counts.
     standardized : float
@@ -107,20 +109,83 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
-def comparison_columns(measure: Measure) -> tuple[str, ...]:
-    """Return the names of the columns of `comparison_rows`."""
+@dataclass(frozen=True)
+class PairedRow:
+    """What a row of a `paired_table` shows: how it is called, cells of its own, and a comparison."""
+
+    label: str
+    comparison: PairedComparison
+    cells: tuple[str, ...] = ()
+
+
+def paired_table(
+    title: str, columns: tuple[str, ...], rows: Sequence[PairedRow], measure: Measure, note: str = ""
+) -> Table:
+    """Return a table of comparisons of a measure, every p-value also adjusted for all of them.
+
+    The columns are those of the labels and of the rows' own cells.
+    """
     effect = ("difference",) if measure.factor is None else ("times less", "68 % interval")
     test = "p" if measure.factor is None else f"p of more than {measure.factor:g} times"
-    return "pairs", *effect, test, "Holm", "d_z", "r", "lower in"
+    adjusted = holm([row.comparison.p for row in rows])
+    return Table(
+        title,
+        (*columns, "pairs", *effect, test, "Holm", "d_z", "r", "lower in"),
+        tuple(
+            (row.label, *row.cells, *_comparison_cells(row.comparison, p, measure))
+            for row, p in zip(rows, adjusted, strict=True)
+        ),
+        note=note,
+    )
 
 
-def comparison_rows(comparisons: Sequence[PairedComparison], measure: Measure) -> list[tuple[str, ...]]:
-    """Return one row of texts a comparison, its p-value also adjusted for all of them."""
-    adjusted = holm([comparison.p for comparison in comparisons]) if comparisons else []
-    return [
-        (str(comparison.pairs), *_effect(comparison, measure), _p(comparison.p), _p(p), *_sizes(comparison))
-        for comparison, p in zip(comparisons, adjusted, strict=True)
-    ]
+@dataclass(frozen=True)
+class TimedRun:
+    """The losses of a run and the seconds spent where they were taken, which rise from 0."""
+
+    seconds: Sequence[float]
+    losses: Sequence[float]
+
+    def __post_init__(self) -> None:
+        if len(self.seconds) != len(self.losses):
+            raise ValueError(f"there must be as many seconds as losses, got {len(self.seconds)} and {len(self.losses)}")
+        if not len(self.seconds) or self.seconds[0] != 0 or (np.diff(self.seconds) < 0).any():
+            raise ValueError(f"seconds must rise from 0, got {list(self.seconds)[:5]}")
+
+    @property
+    def end(self) -> float:
+        """Seconds spent in all."""
+        return self.seconds[-1]
+
+    def best_by(self, seconds: float) -> float:
+        """Return the least loss among those taken when no more than so many seconds, at least 0, had been spent."""
+        return min(self.losses[: bisect_right(self.seconds, seconds)])
+
+
+def equal_time_table(pairs: Mapping[str, Sequence[tuple[TimedRun, TimedRun]]], peer: str, search: str) -> Table:
+    """Return one row a gate and share of `SHARES`: the paired comparison of a search with a peer, both by name.
+
+    The pairs are, by gate, the runs of the peer and of the search, a pair a seed.
+    """
+    measure = Measure("loss", "loss")
+    rows = []
+    for gate, runs in pairs.items():
+        for share in SHARES if runs else ():
+            times = [share * min(first.end, other.end) for first, other in runs]
+            timed = list(zip(runs, times, strict=True))
+            both = [[pair[which].best_by(time) for pair, time in timed] for which in (0, 1)]
+            means = (mean_and_error(losses).text(measure.digits) for losses in both)
+            cells = (f"{np.mean(times):.2f}", *means)
+            rows.append(PairedRow(f"{gate}, {share:.0%}", compare_differences(*both), cells))
+    return paired_table(
+        f"validation loss at equal time: {search} against {peer}, lower is better",
+        ("gate, share of the time", "seconds", peer, search),
+        rows,
+        measure,
+        "Processor time of the steps and searches of a run, evaluations apart. Every pair is compared where the one of "
+        "the two that ended first had spent the share of its time in the row: the least loss that each had reached by "
+        "then.",
+    )
 
 
 def _pairs(baseline: Sequence[float], other: Sequence[float]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -167,20 +232,19 @@ def _wilcoxon(differences: NDArray[np.float64], alternative: str) -> float:
     return float(wilcoxon(differences, alternative=alternative, method=method).pvalue)
 
 
-def _effect(comparison: PairedComparison, measure: Measure) -> tuple[str, ...]:
+def _comparison_cells(comparison: PairedComparison, adjusted: float, measure: Measure) -> tuple[str, ...]:
     if measure.factor is None:
-        return (MeanAndError(comparison.mean, comparison.error).text(measure.digits),)
-    mean = f"{math.exp(-comparison.mean):.1f}"
-    if math.isnan(comparison.error):
-        return (mean, "-")
-    low, high = (math.exp(-comparison.mean + sign * comparison.error) for sign in (-1, 1))
-    return (mean, f"{low:.1f} to {high:.1f}")
-
-
-def _sizes(comparison: PairedComparison) -> tuple[str, str, str]:
-    d = "-" if math.isnan(comparison.standardized) else f"{comparison.standardized:.2f}"
-    return d, f"{comparison.rank_biserial:.2f}", f"{comparison.lower} of {comparison.pairs}"
-
-
-def _p(p: float) -> str:
-    return f"{p:.4f}" if p >= LEAST_P else f"< {LEAST_P:g}"
+        effect = (MeanAndError(comparison.mean, comparison.error).text(measure.digits),)
+    else:
+        low, high = (math.exp(-comparison.mean + sign * comparison.error) for sign in (-1, 1))
+        interval = "-" if math.isnan(comparison.error) else f"{low:.1f} to {high:.1f}"
+        effect = (f"{math.exp(-comparison.mean):.1f}", interval)
+    standardized = "-" if math.isnan(comparison.standardized) else f"{comparison.standardized:.2f}"
+    return (
+        str(comparison.pairs),
+        *effect,
+        *(f"{p:.4f}" if p >= LEAST_P else f"< {LEAST_P:g}" for p in (comparison.p, adjusted)),
+        standardized,
+        f"{comparison.rank_biserial:.2f}",
+        f"{comparison.lower} of {comparison.pairs}",
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -27,19 +27,29 @@ def clusters_of(inputs: Tensor, count: int, seed: int, restarts: int = 1) -> tup
     return labels.to(inputs.device), centres.to(inputs)
 
 
-def make_warm_gate(name: str, inputs: Tensor, parts: Tensor, sizes: ModelSizes, seed: int, weights_seed: int) -> Gate:
-    """Return a gate of a name that was trained alone, as long as specialists are; see `warm_up`.
+def make_warm_gate(
+    name: str,
+    inputs: Tensor,
+    parts: Tensor,
+    sizes: ModelSizes,
+    seed: int,
+    weights_seed: int,
+    *,
+    steps: int | None = None,
+    num_slots: int | None = None,
+) -> Gate:
+    """Return a gate of a name that was trained alone, by default as long as specialists are; see `warm_up`.
 
     `weights_seed` decides the weights that it begins with, and `seed` all else.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(weights_seed)
-        gate = make_gate(name, inputs.shape[1], NUM_EXPERTS, seed=seed)
+        gate = make_gate(name, inputs.shape[1], NUM_EXPERTS, num_slots=num_slots, seed=seed)
     warm_up(
         gate,
         inputs,
         parts,
-        steps=sizes.pretraining_epochs * len(inputs) // sizes.batch_size,
+        steps=sizes.pretraining_epochs * len(inputs) // sizes.batch_size if steps is None else steps,
         learning_rate=sizes.learning_rate,
         batch_size=sizes.batch_size,
         seed=seed,
@@ -59,17 +69,14 @@ def warm_up(
     if not parameters:
         return
 
-    def rows_by_chance() -> Iterator[Tensor]:
-        generator = torch.Generator().manual_seed(seed)
-        for _ in range(steps):
-            yield torch.randint(len(parts), (batch_size,), generator=generator)
-
     def loss(rows: Tensor) -> Tensor:
         routing = gate(inputs[rows])
         return misrouting(routing, parts[rows]) + gate.penalty(routing)
 
+    generator = torch.Generator().manual_seed(seed)
+    rows = (torch.randint(len(parts), (batch_size,), generator=generator) for _ in range(steps))
     gate.train()
-    descend(parameters, rows_by_chance(), loss, learning_rate)
+    descend(parameters, rows, loss, learning_rate)
 
 
 def misrouting(routing: SlotWeights, parts: Tensor) -> Tensor:

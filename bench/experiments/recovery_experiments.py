@@ -16,7 +16,7 @@ from torch import Tensor
 
 from moe_search.bench.experiments.experiment import Numbers
 from moe_search.bench.experiments.gates import ClusterGate
-from moe_search.bench.experiments.pretraining import clusters_of, make_warm_gate, train_specialists
+from moe_search.bench.experiments.pretraining import clusters_of, make_warm_gate, parts_of, train_specialists
 from moe_search.bench.experiments.training import SearchSchedule
 from moe_search.bench.experiments.two_image_model import NUM_EXPERTS, TwoImageModel, evaluate, make_model
 from moe_search.bench.experiments.two_image_trials import (
@@ -27,10 +27,8 @@ from moe_search.bench.experiments.two_image_trials import (
     TwoImageSettings,
     load,
     recovery_experiments,
-    specialists,
     train_on,
 )
-from moe_search.gates import Gate
 
 SHORT = SearchSchedule(period=2, until=10, iterations=2000)
 """Under a scrambled map, the first search finds the right one, and those that follow it only take time."""
@@ -40,6 +38,34 @@ RESTARTS = 10
 
 CLUSTERS = "Clusters"
 """A gate with nothing to learn: a sample goes to the slot of the nearest centre."""
+
+
+def specialists(
+    settings: TwoImageSettings, seed: int, gate: str, of_clusters: bool = False
+) -> tuple[TwoImageModel, float]:
+    """Return a model of specialists under a gate that was trained to fit them, and its validation loss.
+
+    Their parts are those of `parts_of`, or the clusters that attached experts are of.
+    """
+    model, intact_loss = _trained_specialists(settings, seed, gate, of_clusters)
+    return copy.deepcopy(model), intact_loss
+
+
+@lru_cache(maxsize=1)
+def _trained_specialists(
+    settings: TwoImageSettings, seed: int, gate: str, of_clusters: bool
+) -> tuple[TwoImageModel, float]:
+    """Return what the trials of a seed and gate begin with; the last one is kept for the trials that share it."""
+    data = load(settings, seed)
+    model = make_model("Hash" if gate == CLUSTERS else gate, settings.model, seed)
+    if of_clusters:
+        parts, centres = _clusters(settings, seed, seed)
+        if gate == CLUSTERS:
+            model.moe.gate = ClusterGate(centres, NUM_EXPERTS)
+    else:
+        parts = parts_of(model, data.train.inputs, seed)
+    train_specialists(model, data.train, parts, settings.model, seed)
+    return model, evaluate(model, data.validation).loss
 
 
 def scramble(settings: TwoImageSettings, seed: int, gate: str, search: str) -> Numbers:
@@ -58,34 +84,15 @@ def replace_gate(settings: TwoImageSettings, seed: int, gate: str, search: str) 
 
 def attach(settings: TwoImageSettings, seed: int, gate: str, search: str) -> Numbers:
     """Train specialists on clusters, put them under a gate made of clusters found anew, and train on."""
-    trained, intact_loss = _experts_of_clusters(settings, seed, gate)
-    model = copy.deepcopy(trained)
-    model.moe.gate = _gate_of_other_clusters(settings, seed, gate)
-    return train_on(model, settings, seed, search, intact_loss)
-
-
-@lru_cache(maxsize=1)
-def _experts_of_clusters(settings: TwoImageSettings, seed: int, gate: str) -> tuple[TwoImageModel, float]:
-    """Return specialists of clusters under the gate that was trained with them, and the validation loss.
-
-    The last ones are kept for the trials that share them.
-    """
-    data = load(settings, seed)
-    parts, centres = _clusters(settings, seed, seed)
-    model = make_model("Hash" if gate == CLUSTERS else gate, settings.model, seed)
-    if gate == CLUSTERS:
-        model.moe.gate = ClusterGate(centres, NUM_EXPERTS)
-    train_specialists(model, data.train, parts, settings.model, seed)
-    return model, evaluate(model, data.validation).loss
-
-
-def _gate_of_other_clusters(settings: TwoImageSettings, seed: int, gate: str) -> Gate:
-    """Return a gate made of clusters found from another start, numbered in another order."""
+    model, intact_loss = specialists(settings, seed, gate, of_clusters=True)
+    # The clusters are found from another start, and numbered in another order.
     parts, centres = _clusters(settings, seed, seed + SEEDS_APART)
     if gate == CLUSTERS:
-        return ClusterGate(centres, NUM_EXPERTS)
-    inputs = load(settings, seed).train.inputs
-    return make_warm_gate(gate, inputs, parts, settings.model, seed, seed + SEEDS_APART)
+        model.moe.gate = ClusterGate(centres, NUM_EXPERTS)
+    else:
+        inputs = load(settings, seed).train.inputs
+        model.moe.gate = make_warm_gate(gate, inputs, parts, settings.model, seed, seed + SEEDS_APART)
+    return train_on(model, settings, seed, search, intact_loss)
 
 
 @lru_cache(maxsize=2)

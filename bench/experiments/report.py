@@ -10,20 +10,29 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from moe_search.bench.experiments.best_of_trials import budget_figure, budget_table, fewer_trials_table
-from moe_search.bench.experiments.equal_time import TimedRun, equal_time_table
-from moe_search.bench.experiments.experiment import Experiment, Measure, Numbers, Trial
-from moe_search.bench.experiments.journal import FILE_NAMES, Entry, Journal, read_journal
+from moe_search.bench.experiments.experiment import (
+    CURVE,
+    LOSS,
+    MAPS,
+    Experiment,
+    Measure,
+    Numbers,
+    Trial,
+    find_experiment,
+)
+from moe_search.bench.experiments.journal import FILE_NAMES, Entry, Journal, plain_settings, read_journal
 from moe_search.bench.experiments.paired_statistics import (
+    PairedRow,
+    TimedRun,
     compare_differences,
     compare_ratios,
-    comparison_columns,
-    comparison_rows,
+    equal_time_table,
     mean_and_error,
+    paired_table,
 )
-from moe_search.bench.experiments.registry import find_experiment
-from moe_search.bench.experiments.run import plain_settings
 from moe_search.plotting.expert_maps import MapPanel, NamedMap, expert_maps
 from moe_search.plotting.loss_curves import LossCurve, LossPanel, loss_curves
 from moe_search.plotting.palette import MUTED, OKABE_ITO
@@ -66,14 +75,11 @@ class Finished:
         seeds = [seed for seed in baseline if seed in other]
         return [baseline[seed] for seed in seeds], [other[seed] for seed in seeds]
 
-    def budget_losses(self) -> dict[str, dict[str, list[float]]]:
+    def drawn_losses(self) -> dict[str, dict[str, list[float]]]:
         """Return the losses of a random search, of the seeds that ended under all searches, by gate and search."""
-        budget = self.experiment.budget
         found: dict[str, dict[str, list[float]]] = {}
-        if budget is None:
-            return found
-        for gate in self.experiment.gates:
-            by_search = {search: self.numbers(gate, search, budget.loss) for search in self.experiment.searches}
+        for gate in self.experiment.gates if self.experiment.space is not None else ():
+            by_search = {search: self.numbers(gate, search, LOSS) for search in self.experiment.searches}
             seeds = sorted(set.intersection(*map(set, by_search.values())))
             if seeds:
                 found[gate] = {search: [values[seed] for seed in seeds] for search, values in by_search.items()}
@@ -81,13 +87,11 @@ class Finished:
 
     def timed_runs(self, gate: str, search: str) -> dict[int, TimedRun]:
         """Return the curves over time of a gate and search, by seed; journals of earlier versions hold none."""
-        rule, curve = self.experiment.equal_time, self.experiment.curve
-        if rule is None or curve is None:
-            return {}
+        _, losses, seconds = CURVE
         return {
-            seed: TimedRun(numbers[rule.seconds], numbers[curve[1]])  # type: ignore[arg-type]
+            seed: TimedRun(numbers[seconds], numbers[losses])  # type: ignore[arg-type]
             for seed, numbers in self.measured(gate, search).items()
-            if rule.seconds in numbers
+            if seconds in numbers
         }
 
 
@@ -114,7 +118,7 @@ def _holds_journal(folder: Path) -> bool:
 
 
 def make_report(finished: Sequence[Finished], command: str) -> Report:
-    """Return the page; `command` is the command line that made it."""
+    """Return the page, which tells the command line that made it."""
     facts = {"report": command}
     for each in finished:
         name = each.experiment.name
@@ -138,21 +142,26 @@ def section(finished: Finished) -> Section:
     experiment = finished.experiment
     smoke = finished.journal.header.get("settings") == plain_settings(experiment.smoke)
     warning = ("These are the sizes of --smoke: they show that all works, and nothing else.",) if smoke else ()
-    figures = [figure for figure in (_curves(finished), _best_of(finished), _maps(finished)) if figure is not None]
+    figures = (*_curves(finished), *_best_of(finished), *_maps(finished))
     return Section(
         experiment.title,
         paragraphs=(experiment.question, *warning),
         tables=tables(finished),
-        figures=tuple(figures),
+        figures=figures,
     )
 
 
 def tables(finished: Finished) -> tuple[Table, ...]:
     """Return all tables about one experiment."""
+    losses = finished.drawn_losses()
     # With a baseline alone, there is nothing to compare.
     measures = finished.experiment.measures if len(finished.experiment.searches) > 1 else ()
-    compared = (comparison_table(finished, measure) for measure in measures)
-    return results_table(finished), *_budget(finished), *compared, *_equal_time(finished)
+    return (
+        results_table(finished),
+        *((budget_table(losses), fewer_trials_table(losses)) if losses else ()),
+        *(comparison_table(finished, measure) for measure in measures),
+        *_equal_time(finished),
+    )
 
 
 def results_table(finished: Finished) -> Table:
@@ -175,84 +184,75 @@ def results_table(finished: Finished) -> Table:
 def comparison_table(finished: Finished, measure: Measure) -> Table:
     """Return one row a gate and search that is not the baseline: a paired comparison with it."""
     experiment = finished.experiment
-    labels, comparisons = [], []
+    rows = []
     for gate in experiment.gates:
         for search in experiment.searches[1:]:
             baseline, other = finished.pairs(gate, search, measure.name)
             if baseline:
-                labels.append(f"{gate}, {search}")
-                comparisons.append(
+                comparison = (
                     compare_differences(baseline, other)
                     if measure.factor is None
                     else compare_ratios(baseline, other, measure.factor)
                 )
-    rows = comparison_rows(comparisons, measure)
+                rows.append(PairedRow(f"{gate}, {search}", comparison))
     title = f"{measure.title}: against {experiment.searches[0]}, {measure.better} is better"
-    return Table(
-        title,
-        ("gate, search", *comparison_columns(measure)),
-        tuple((label, *row) for label, row in zip(labels, rows, strict=True)),
-    )
-
-
-def _budget(finished: Finished) -> tuple[Table, ...]:
-    losses = finished.budget_losses()
-    return (budget_table(losses), fewer_trials_table(losses)) if losses else ()
+    return paired_table(title, ("gate, search",), rows, measure)
 
 
 def _equal_time(finished: Finished) -> tuple[Table, ...]:
-    rule = finished.experiment.equal_time
-    if rule is None:
+    if finished.experiment.equal_time is None:
         return ()
+    peer, search = finished.experiment.equal_time
     pairs = {}
     for gate in finished.experiment.gates:
-        first, other = (finished.timed_runs(gate, search) for search in (rule.peer, rule.search))
+        first, other = (finished.timed_runs(gate, each) for each in (peer, search))
         pairs[gate] = [(first[seed], other[seed]) for seed in first if seed in other]
-    return (equal_time_table(pairs, rule.peer, rule.search),) if any(pairs.values()) else ()
+    return (equal_time_table(pairs, peer, search),) if any(pairs.values()) else ()
 
 
-def _curves(finished: Finished) -> ReportFigure | None:
+def _figure(experiment: Experiment, figure: Figure, caption: str) -> tuple[ReportFigure]:
+    return (ReportFigure(figure_svg(figure, f"{experiment.title}: {caption}"), caption),)
+
+
+def _curves(finished: Finished) -> tuple[ReportFigure, ...]:
     experiment = finished.experiment
-    if experiment.curve is None:
-        return None
-    steps_name, losses_name = experiment.curve
+    if not experiment.curves:
+        return ()
     panels = []
     for gate in experiment.gates:
         curves = []
         for colour, search in zip((MUTED, *OKABE_ITO), experiment.searches, strict=False):
             runs = list(finished.measured(gate, search).values())
             if runs:
-                losses = np.array([numbers[losses_name] for numbers in runs], dtype=np.float64)
-                positions = np.array(runs[0][steps_name], dtype=np.float64)
+                losses = np.array([numbers[CURVE[1]] for numbers in runs], dtype=np.float64)
+                positions = np.array(runs[0][CURVE[0]], dtype=np.float64)
                 curves.append(LossCurve(search, losses, colour, positions=positions))
         panels.append(LossPanel(gate, tuple(curves)))
     caption = "Validation loss by training step: the mean, and behind it every seed."
-    figure = loss_curves(panels, step_name="step", logarithmic=True)
-    return ReportFigure(figure_svg(figure, f"{experiment.title}: {caption}"), caption)
+    return _figure(experiment, loss_curves(panels, step_name="step", logarithmic=True), caption)
 
 
-def _best_of(finished: Finished) -> ReportFigure | None:
-    losses = finished.budget_losses()
+def _best_of(finished: Finished) -> tuple[ReportFigure, ...]:
+    losses = finished.drawn_losses()
     if not losses:
-        return None
+        return ()
     caption = "Expected best validation loss by the number of trials, and the middle 90 % of bootstrap samples."
-    figure = budget_figure(losses)
-    return ReportFigure(figure_svg(figure, f"{finished.experiment.title}: {caption}"), caption)
+    return _figure(finished.experiment, budget_figure(losses), caption)
 
 
-def _maps(finished: Finished) -> ReportFigure | None:
+def _maps(finished: Finished) -> tuple[ReportFigure, ...]:
     experiment = finished.experiment
     rows: dict[str, list[NamedMap]] = defaultdict(list)
     first_seed = min(trial.seed for trial in finished.entries)
     for trial, entry in sorted(finished.entries.items()):
         if trial.seed == first_seed and trial.search != experiment.searches[0]:
-            for name in experiment.maps:
+            for name in MAPS if experiment.maps else ():
                 experts = np.array(entry.numbers[name], dtype=np.int64)
                 if len(experts) <= MOST_SLOTS_DRAWN:
                     rows[trial.gate].append(NamedMap(f"{trial.search}, {name.replace('_', ' ')}", experts))
     panels = [MapPanel(gate, tuple(rows[gate])) for gate in experiment.gates if rows[gate]]
     if not panels:
-        return None
+        return ()
     count = 1 + max(int(row.experts.max()) for panel in panels for row in panel.rows)
     caption = f"The expert of every slot in the trials of seed {first_seed}."
-    return ReportFigure(figure_svg(expert_maps(panels, count), f"{experiment.title}: {caption}"), caption)
+    return _figure(experiment, expert_maps(panels, count), caption)

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import os
-import platform
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
-from importlib import metadata
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moe_search.bench.experiments.experiment import Experiment, Trial
-from moe_search.bench.experiments.journal import Entry, open_journal
+from moe_search.bench.experiments.experiment import Experiment, Trial, find_experiment, require_libraries
+from moe_search.bench.experiments.journal import Entry, open_journal, read_journal
 from moe_search.checks import require_integer
 
 if TYPE_CHECKING:
     import pandas as pd
 
+SMOKE_SEEDS = 2
+DEFAULT_FOLDER = Path("moe-search-experiments")
 RESULTS = "results.parquet"
+
 OnTrial = Callable[[int, int, Entry | None], None]
 """Called as ``on_trial(finished, all, entry)``: once at the start without an entry, then after every trial."""
 
@@ -38,11 +38,10 @@ def run_experiment(
 
     Trials run through joblib, so that ``joblib.parallel_config(backend="dask")``, or a Ray backend, around the call
     sends them to a cluster; the journal is written by this process alone. A run that is killed goes on where it
-    stopped when it is started again.
+    stopped when it is started again. ValueError if the folder holds the journal of another experiment or other sizes.
 
     Parameters
     ----------
-    experiment : Experiment
     folder : path-like
         Where ``journal.jsonl``, or ``optuna.log`` where hyperparameters are drawn, and ``results.parquet`` go; made if
         it is missing.
@@ -54,20 +53,15 @@ def run_experiment(
         The seeds are first_seed .. first_seed + seeds - 1: a final run takes some that no choice was made on.
     jobs : int, optional
         Trials at a time, as ``n_jobs`` of `joblib.Parallel`: by default what `joblib.parallel_config` says, else 1.
-    on_trial : callable, optional
 
     Returns
     -------
     DataFrame
         A row a trial, in the order of seeds, gates and searches: experiment, seed, gate, search, seconds, and the
         numbers of the trial.
-
-    Raises
-    ------
-    ValueError
-        If the folder holds the journal of another experiment or of other sizes.
     """
-    _require_libraries()
+    require_libraries("joblib", "pandas", "pyarrow")
+    import pandas as pd
     from joblib import Parallel, delayed
 
     settings = experiment.settings if settings is None else settings
@@ -76,28 +70,33 @@ def run_experiment(
     require_integer("first_seed", first_seed, 0)
     if jobs == 0:
         raise ValueError("jobs must be 1 or more, or -1 for one a processor, got 0")
-    journal = open_journal(experiment, Path(folder), header(experiment, settings))
+    journal = open_journal(experiment, Path(folder), settings)
     finished = journal.entries()
     trials = experiment.trials(seeds, first_seed)
     missing = [trial for trial in trials if trial not in finished]
-    done = len(trials) - len(missing)
     if on_trial is not None:
-        on_trial(done, len(trials), None)
-    parallel = Parallel(n_jobs=jobs, return_as="generator_unordered")
+        on_trial(len(trials) - len(missing), len(trials), None)
 
     def calls() -> Iterator[Any]:
         for trial in missing:
             journal.begin(trial)
             yield delayed(run_one)(experiment, settings, trial)
 
-    for entry in parallel(calls()):
+    entries = Parallel(n_jobs=jobs, return_as="generator_unordered")(calls())
+    for done, entry in enumerate(entries, start=1 + len(trials) - len(missing)):
         journal.append(entry)
         finished[entry.trial] = entry
-        done += 1
         if on_trial is not None:
             on_trial(done, len(trials), entry)
-    table = to_table(experiment.name, [finished[trial] for trial in trials])
-    _write(table, Path(folder) / RESULTS)
+    rows = [
+        {"experiment": experiment.name, **asdict(trial), "seconds": entry.seconds, **entry.numbers}
+        for trial, entry in ((trial, finished[trial]) for trial in trials)
+    ]
+    table = pd.DataFrame(rows)
+    # A reader sees the old file or the new one, never half of it.
+    partial = (Path(folder) / RESULTS).with_suffix(".partial")
+    table.to_parquet(partial, index=False)
+    os.replace(partial, Path(folder) / RESULTS)
     return table
 
 
@@ -116,46 +115,42 @@ def run_one(experiment: Experiment, settings: Any, trial: Trial) -> Entry:
     return Entry(trial, numbers, time.perf_counter() - start)
 
 
-def header(experiment: Experiment, settings: Any) -> dict[str, Any]:
-    """Return the first line of a journal: what is run, with which versions. Where the data lie does not matter."""
-    return {
-        "experiment": experiment.name,
-        "settings": plain_settings(settings),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: metadata.version(name) for name in ("moe-search", "torch", "numpy", "numba", "scipy")},
-        },
-    }
+def run_with_progress(
+    name: str, smoke: bool, seeds: int | None, first_seed: int, jobs: int, output: Path | None, data: Path | None
+) -> None:
+    """Run an experiment by its name, as ``moe-search experiment`` does, and print its results.
 
+    With `smoke`, it has the sizes that only show that all works, and 2 seeds unless told otherwise. The output goes to
+    a folder below `DEFAULT_FOLDER` where none is given.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-def plain_settings(settings: Any) -> dict[str, Any]:
-    """Return settings as they stand in a journal."""
-    kept = {name: value for name, value in asdict(settings).items() if name != "path"}
-    return json.loads(json.dumps(kept))
+    # Not above: the workers that run trials draw nothing.
+    from moe_search.bench.experiments.report import Finished, tables
 
+    experiment = find_experiment(name)
+    settings = experiment.smoke if smoke else experiment.settings
+    if data is not None:
+        if all(field.name != "path" for field in fields(settings)):
+            raise ValueError(f"--data is for experiments that read files, {name} reads none")
+        settings = replace(settings, path=str(data))
+    if seeds is None and smoke:
+        seeds = SMOKE_SEEDS
+    folder = DEFAULT_FOLDER / (f"{name}-smoke" if smoke else name) if output is None else output
+    console = Console()
+    bar = (SpinnerColumn(), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Progress(*bar, console=console) as progress:
+        task = progress.add_task("trials", total=None)
 
-def to_table(name: str, entries: list[Entry]) -> pd.DataFrame:
-    """Return one row a trial."""
-    import pandas as pd
+        def on_trial(done: int, total: int, entry: Entry | None) -> None:
+            description = "trials" if entry is None else f"seed {entry.trial.seed}, {entry.trial.gate}"
+            progress.update(task, completed=done, total=total, description=description)
 
-    return pd.DataFrame(
-        [{"experiment": name, **asdict(entry.trial), "seconds": entry.seconds, **entry.numbers} for entry in entries]
-    )
-
-
-def _write(table: pd.DataFrame, file: Path) -> None:
-    # A reader sees the old file or the new one, never half of it.
-    partial = file.with_suffix(".partial")
-    table.to_parquet(partial, index=False)
-    os.replace(partial, file)
-
-
-def _require_libraries() -> None:
-    try:
-        import joblib  # noqa: F401
-        import pandas  # noqa: F401
-        import pyarrow  # type: ignore[import-untyped]  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            f"experiments need {error.name}, which is missing: pip install 'moe-search[experiments]'"
-        ) from error
+        run_experiment(
+            experiment, folder, settings=settings, seeds=seeds, first_seed=first_seed, jobs=jobs, on_trial=on_trial
+        )
+    journal = read_journal(folder)
+    for table in tables(Finished(experiment, journal, journal.entries())):
+        console.print(table.as_rich())
+    console.print(f"Results: {(folder / RESULTS).resolve()}", soft_wrap=True, highlight=False)

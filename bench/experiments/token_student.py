@@ -51,10 +51,6 @@ class TokenLayer(nn.Module):
         """Return what the layer makes of tokens, shape [P, H], from their states after attention and their ids."""
         return self.normalization(self.moe(attended, ids) + attended)
 
-    def experts_of(self, ids: Tensor) -> Tensor:
-        """Return the experts that tokens [P] go to."""
-        return self.gate.expert_map.experts[0][self.gate.table[ids]]
-
 
 class TokenStudent(nn.Module):
     """The last layers of an encoder, each a `TokenLayer` with neurons of its own and the same slots."""

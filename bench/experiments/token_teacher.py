@@ -41,28 +41,19 @@ class TokenTableSettings:
 
     Attributes
     ----------
-    layers : int
-        The last layers of the encoder, whose feed-forward layers are split.
-    experts : int
-        Experts of every layer.
+    layers, experts, slots : int
+        The last layers of the encoder, whose feed-forward layers are split; experts of each, and slots of its table.
     neurons, shared : int
         Hidden units of an expert, and how many of them all experts have in common at the start.
-    slots : int
-        Slots of a table.
     max_tokens : int
         Tokens of a snippet at most, the special ones included.
-    snippets : int
-        Snippets at most that are divided into training, validation and test data.
-    importance_snippets : int
-        Snippets of the training data by which neurons are ranked.
-    batch_size, steps : int
-        Snippets a step of the distillation, and its steps.
+    snippets, importance_snippets, search_snippets : int
+        Snippets at most that are divided into training, validation and test data; and those of the training data by
+        which neurons are ranked, and that a search looks at.
     prediction_weight : float
         Weight of the squared error between the ratings that the teacher's head reads from student and teacher.
     schedule : SearchSchedule
         Only its period and end count.
-    search_snippets : int
-        Snippets of the training data that a search looks at.
     evaluation_period : int
         Steps from one validation loss to the next.
     made : bool
@@ -184,18 +175,9 @@ class TokenStates:
 def encode(
     encoder: SentenceEncoder, texts: Sequence[str], scores: Tensor, *, first_layer: int, max_tokens: int
 ) -> TokenStates:
-    """Return the states of the tokens of texts, from what goes into a layer of the encoder on.
+    """Return the states of the tokens of N texts: the input of a layer, its output, and those of all layers behind it.
 
-    Parameters
-    ----------
-    encoder : SentenceEncoder
-    texts : sequence of str
-    scores : Tensor
-        Shape [N].
-    first_layer : int
-        From 0 on; the states kept are its input, its output, and the outputs of all layers behind it.
-    max_tokens : int
-        Tokens of a snippet at most, the special ones included.
+    A text has at most `max_tokens`, the special ones included, and one of the scores, shape [N].
     """
     tokens = encoder.tokens(texts, max_tokens)
     lengths = torch.tensor([len(each) for each in tokens])
@@ -220,9 +202,6 @@ class Teaching:
 
     Attributes
     ----------
-    encoder : SentenceEncoder
-        The teacher.
-    train, validation, test : TokenStates
     head : Linear
         Reads the rating from the mean of the teacher's last states; frozen.
     neurons : tuple of Tensor

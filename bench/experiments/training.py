@@ -38,14 +38,8 @@ Step = TypeVar("Step")
 class SearchSchedule:
     """When and how long is searched.
 
-    Attributes
-    ----------
-    period, until : int
-        A search every `period` training steps, up to step `until`.
-    batches : int
-        Batches a search looks at; the one after them verifies.
-    iterations : int
-        Evaluated neighbors a search; a count and not seconds, so that a run can be repeated.
+    A search comes every `period` training steps, up to step `until`, and looks at so many batches; the one after them
+    verifies. Its iterations are evaluated neighbors: a count and not seconds, so that a run can be repeated.
     """
 
     period: int
@@ -68,10 +62,8 @@ class StepRun:
 
     Attributes
     ----------
-    steps : tuple of int
-        Where the validation loss was taken, from 0, before the first step, on.
-    losses : tuple of float
-        The validation losses there.
+    steps, losses : tuple
+        Where the validation loss was taken, from 0, before the first step, on; and what it was there.
     best : dict
         The state of the model where the loss was least for the first time.
     first_map, last_map : ndarray of int64
@@ -81,10 +73,8 @@ class StepRun:
     cpu_seconds : tuple of float
         Processor time that the process had spent on the steps, searches included, evaluations apart, at each of
         `steps`: what runs are compared by at equal time, since it does not grow while others have the machine.
-    history : tuple of SearchRecord
-        What each `PermutationSearch` did.
-    seconds_searching : float
-        Their time.
+    history, seconds_searching
+        What each `PermutationSearch` did, and their time.
     """
 
     steps: tuple[int, ...]
@@ -217,16 +207,12 @@ def train(
 
     Parameters
     ----------
-    model, optimizer
     batches : iterator
-        What the steps take; at least `steps` of them.
-    loss : callable
-        Computes the loss of a step from that.
+        What the steps take, and `loss` computes their loss from; at least `steps` of them.
     validation_loss : callable
         May leave the model in eval mode.
     read_map : callable
         Returns the expert map.
-    steps : int
     evaluated : tuple of int
         Steps at which the validation loss is taken, rising, 0 the first.
     after_step : callable
@@ -291,7 +277,6 @@ def train_by_steps(
         The rate of Adam, and that of the gate if it is another.
     search : str
         One of `SEARCHES`.
-    schedule : SearchSchedule
     seed : int
         Decides the searches and the start of the relaxation.
     relaxation_steps : int, optional
@@ -300,7 +285,7 @@ def train_by_steps(
         Called with the number of the step, from 1, after each, within the time of the steps.
     penalty : callable, optional
         Called after every forward; what it returns is added to the loss of the step.
-    load_limit, on_search : optional
+    load_limit, on_search
         What `PermutationSearch` takes.
     """
     require_choice("search", search, SEARCHES)
@@ -320,7 +305,10 @@ def train_by_steps(
             load_limit=load_limit,
         )
     if search == "sinkhorn":
-        relaxation = _relax(moe, schedule.until if relaxation_steps is None else relaxation_steps, seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            relaxation = SinkhornPermutation(moe.gate, relaxation_steps or schedule.until)
+        moe.gate = relaxation
     gate = list(moe.gate.parameters())
     others = [parameter for parameter in model.parameters() if all(parameter is not own for own in gate)]
     groups: list[dict[str, Any]] = [{"params": others}, {"params": gate}]
@@ -346,7 +334,7 @@ def train_by_steps(
         batches,
         step_loss,
         validation_loss,
-        lambda: _flat_map(moe),
+        lambda: moe.gate.expert_map.experts.flatten().cpu().numpy().copy(),
         steps=steps,
         evaluated=evaluation_steps(steps) if evaluated is None else evaluated,
         after_step=after_step,
@@ -359,16 +347,3 @@ def _take_step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     optimizer.zero_grad()
     torch.autograd.backward(loss)
     optimizer.step()
-
-
-def _relax(moe: MixtureOfExperts, steps: int, seed: int) -> SinkhornPermutation:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        relaxation = SinkhornPermutation(moe.gate, steps)
-    moe.gate = relaxation
-    return relaxation
-
-
-def _flat_map(moe: MixtureOfExperts) -> NDArray[np.int64]:
-    flat: NDArray[np.int64] = moe.gate.expert_map.experts.flatten().cpu().numpy().copy()
-    return flat

@@ -33,11 +33,8 @@ class ModelSizes:
         Width and height of a canvas in pixels.
     hidden_features, features : int
         Hidden units and outputs of an expert.
-    pretraining_epochs : int
-        Epochs that specialists get.
-    batch_size : int
-    learning_rate : float
-        The rate of Adam for them.
+    pretraining_epochs, learning_rate
+        Epochs that specialists get, and the rate of Adam for them.
     """
 
     num_train: int = 4000
@@ -82,15 +79,7 @@ def to_tensors(data: Canvases, device: torch.device) -> DataTensors:
 
 
 class TwoImageModel(nn.Module):
-    """A mixture of experts on the pixels, then a linear head to the logits of both tasks.
-
-    Parameters
-    ----------
-    moe : MixtureOfExperts
-        From pixels, shape [B, pixels], to features, shape [B, features].
-    features : int
-        Width of the mixture.
-    """
+    """A mixture of experts from pixels to features, then a linear head to the logits of both tasks."""
 
     def __init__(self, moe: MixtureOfExperts, features: int) -> None:
         super().__init__()

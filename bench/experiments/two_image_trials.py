@@ -1,8 +1,7 @@
-"""Trials on canvases of two images: their sizes, their data, their specialists, and training by steps."""
+"""Trials on canvases of two images: their sizes, their data, and training by steps."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -11,8 +10,7 @@ from typing import Any, Literal, TypeVar
 import torch
 
 from moe_search.bench.datasets.two_images import load_two_digits, load_two_fashion
-from moe_search.bench.experiments.experiment import EqualTime, Experiment, Measure, Numbers, RunTrial
-from moe_search.bench.experiments.pretraining import parts_of, train_specialists
+from moe_search.bench.experiments.experiment import Experiment, Measure, Numbers, RunTrial
 from moe_search.bench.experiments.training import SEARCHES, SearchSchedule, StepRun, endless_batches, train_by_steps
 from moe_search.bench.experiments.two_image_model import (
     SMOKE_SIZES,
@@ -20,17 +18,14 @@ from moe_search.bench.experiments.two_image_model import (
     ModelSizes,
     TwoImageModel,
     evaluate,
-    make_model,
     to_tensors,
     two_task_loss,
 )
 
-CURVE = ("steps", "validation_losses")
-MAPS = ("first_map", "last_map")
 SEEDS_APART = 1_000_000
 """Between the seed of what is trained first and that of what is put in its place."""
 
-EQUAL_TIME = EqualTime(peer="sinkhorn", search="search", seconds="cpu_seconds")
+EQUAL_TIME = ("sinkhorn", "search")
 
 FINAL_MEASURES = (
     Measure("test_loss", "test loss"),
@@ -38,10 +33,8 @@ FINAL_MEASURES = (
     Measure("training_seconds", "seconds of training", digits=2),
 )
 RECOVERY_GATES = ("Hash", "Top-k", "DSelect-k", "COMET")
-RECOVERY_MEASURES = (
-    Measure("steps_to_intact", "steps to the intact loss", digits=0, factor=10.0),
-    Measure("reached", "reached it", better="higher", digits=2),
-)
+
+SCHEDULE = SearchSchedule(period=2, until=40, iterations=2000)
 
 
 @dataclass(frozen=True)
@@ -50,14 +43,10 @@ class TwoImageSettings:
 
     Attributes
     ----------
-    source : str
-        ``"digits"`` or ``"fashion"``.
     model : ModelSizes
         Sizes of the data, the model, and the training of specialists.
-    steps : int
-        Steps of the training that is compared.
-    learning_rate : float
-        The rate of Adam in it.
+    steps, learning_rate
+        Steps of the training that is compared, and the rate of Adam in it.
     schedule : SearchSchedule
         When it searches: early, for every step under a wrong map does harm that only many steps undo.
     relaxation_steps : int
@@ -70,29 +59,17 @@ class TwoImageSettings:
 
     source: Literal["digits", "fashion"]
     model: ModelSizes
-    steps: int
-    learning_rate: float
-    schedule: SearchSchedule
-    relaxation_steps: int
+    steps: int = 300
+    learning_rate: float = 1e-3
+    schedule: SearchSchedule = SCHEDULE
+    relaxation_steps: int = 100
     shrink: int = 2
     path: str | None = None
 
 
-DIGITS = TwoImageSettings(
-    "digits",
-    ModelSizes(),
-    steps=300,
-    learning_rate=1e-3,
-    schedule=SearchSchedule(period=2, until=40, iterations=2000),
-    relaxation_steps=100,
-)
+DIGITS = TwoImageSettings("digits", ModelSizes())
 FASHION = TwoImageSettings(
-    "fashion",
-    ModelSizes(canvas=18, num_train=12_000, num_validation=1000, num_test=4000, pretraining_epochs=5),
-    steps=300,
-    learning_rate=1e-3,
-    schedule=SearchSchedule(period=2, until=40, iterations=2000),
-    relaxation_steps=100,
+    "fashion", ModelSizes(canvas=18, num_train=12_000, num_validation=1000, num_test=4000, pretraining_epochs=5)
 )
 
 Sized = TypeVar("Sized", bound=TwoImageSettings)
@@ -129,13 +106,14 @@ def recovery_experiments(
             question=f"{question} A run that does not get there in {settings.steps:,} steps counts with these.",
             gates=gates,
             searches=SEARCHES,
-            seeds=10,
             settings=settings,
             smoke=shrunk(settings),
             run_trial=run_trial,
-            measures=(*RECOVERY_MEASURES, *FINAL_MEASURES),
-            curve=CURVE,
-            maps=MAPS,
+            measures=(
+                Measure("steps_to_intact", "steps to the intact loss", digits=0, factor=10.0),
+                Measure("reached", "reached it", better="higher", digits=2),
+                *FINAL_MEASURES,
+            ),
             equal_time=EQUAL_TIME,
         )
         for settings in sizes
@@ -154,22 +132,6 @@ def load(settings: TwoImageSettings, seed: int) -> DataTensors:
     return to_tensors(canvases, torch.device("cpu"))
 
 
-def specialists(settings: TwoImageSettings, seed: int, gate: str) -> tuple[TwoImageModel, float]:
-    """Return a model of specialists under a gate that was trained to fit them, and its validation loss."""
-    model, intact_loss = _trained_specialists(settings, seed, gate)
-    return copy.deepcopy(model), intact_loss
-
-
-@lru_cache(maxsize=1)
-def _trained_specialists(settings: TwoImageSettings, seed: int, gate: str) -> tuple[TwoImageModel, float]:
-    """Return what the trials of a seed and gate begin with; the last one is kept for the trials that share it."""
-    data = load(settings, seed)
-    model = make_model(gate, settings.model, seed)
-    parts = parts_of(model, data.train.inputs, seed)
-    train_specialists(model, data.train, parts, settings.model, seed)
-    return model, evaluate(model, data.validation).loss
-
-
 def train_on(
     model: TwoImageModel,
     settings: TwoImageSettings,
@@ -184,10 +146,9 @@ def train_on(
     Where there is an `intact_loss`, the first step with such a loss is looked for. A run that never gets there counts
     with all its steps: what it would have needed is more. The data are those of `load` by default.
     """
-    data = load(settings, seed) if data is None else data
-    run = train_on_images(
+    run, numbers = train_on_images(
         model,
-        data,
+        load(settings, seed) if data is None else data,
         settings.model.batch_size,
         seed,
         steps=settings.steps,
@@ -197,7 +158,6 @@ def train_on(
         relaxation_steps=settings.relaxation_steps,
         frozen_steps=frozen_steps,
     )
-    numbers = run_numbers(run, model, data)
     if intact_loss is not None:
         reached = run.steps_to(intact_loss)
         numbers |= {
@@ -208,18 +168,23 @@ def train_on(
     return numbers
 
 
-def train_on_images(model: TwoImageModel, data: DataTensors, batch_size: int, seed: int, **options: Any) -> StepRun:
-    """Train a model in place by `train_by_steps`, whose further options these are."""
-    batches = endless_batches(data.train, batch_size, seed)
+def train_on_images(
+    model: TwoImageModel, data: DataTensors, batch_size: int, seed: int, **options: Any
+) -> tuple[StepRun, dict[str, float | list[float]]]:
+    """Train a model in place by `train_by_steps`, whose further options these are, and leave it as it was best.
 
-    def validation_loss() -> float:
-        return evaluate(model, data.validation).loss
-
-    return train_by_steps(model, model.moe, two_task_loss, batches, validation_loss, seed=seed, **options)
-
-
-def run_numbers(run: StepRun, model: TwoImageModel, data: DataTensors) -> dict[str, float | list[float]]:
-    """Return the numbers of a run and those of its best model on the test data; the model is left as that."""
+    The numbers are those of the run and of the best model on the test data.
+    """
+    run = train_by_steps(
+        model,
+        model.moe,
+        two_task_loss,
+        endless_batches(data.train, batch_size, seed),
+        lambda: evaluate(model, data.validation).loss,
+        seed=seed,
+        **options,
+    )
     model.load_state_dict(run.best)
     test = evaluate(model, data.test)
-    return run.numbers() | {"test_loss": test.loss, "accuracy": sum(test.accuracies) / len(test.accuracies)}
+    accuracy = sum(test.accuracies) / len(test.accuracies)
+    return run, run.numbers() | {"test_loss": test.loss, "accuracy": accuracy}

@@ -33,8 +33,8 @@ class UserTableSettings:
 
     Attributes
     ----------
-    experts, hidden_features, features : int
-        Experts, their hidden units and their outputs.
+    hidden_features, features : int
+        Hidden units and outputs of an expert.
     item_embedding, user_embedding : int
         Widths of the learned vectors; 0 for none.
     negatives : int
@@ -88,16 +88,12 @@ class FilmModel(nn.Module):
 
     def forward(self, items: Tensor, ids: Tensor) -> Tensor:
         """Return, for films [B] and users [B], the logit of watching and the rating in parts of five stars, [B, 2]."""
-        return self.head(self.moe(self.features(items, ids), ids))
-
-    def features(self, items: Tensor, ids: Tensor) -> Tensor:
-        """Return what the experts see of films [B] and users [B]."""
         parts = [self.item_features[items], self.user_features[ids]]
         if self.items is not None:
             parts.append(self.items(items))
         if self.users is not None:
             parts.append(self.users(ids))
-        return torch.cat(parts, dim=1)
+        return self.head(self.moe(torch.cat(parts, dim=1), ids))
 
 
 def film_loss(outputs: Tensor, targets: Tensor, rating_weight: float) -> Tensor:
@@ -192,7 +188,6 @@ EXPERIMENTS = (
         ),
         gates=("Hash",),
         searches=("none", "search"),
-        seeds=10,
         settings=UserTableSettings(),
         smoke=UserTableSettings(
             experts=4,
@@ -209,6 +204,6 @@ EXPERIMENTS = (
             Measure("test_rmse", "test RMSE, stars"),
             Measure("training_seconds", "seconds of training", digits=1),
         ),
-        curve=("steps", "validation_losses"),
+        maps=False,
     ),
 )

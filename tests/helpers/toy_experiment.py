@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from moe_search.bench.experiments.experiment import Budget, Experiment, Measure
+from moe_search.bench.experiments.experiment import LOSS, Experiment, Measure
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,12 @@ def run_trial(settings, seed, gate, search):
     losses = [2.0, 1.0 + seed / 10, 0.5 if search == "none" else 0.25]
     return {
         "needed": steps,
-        "loss": losses[-1] + 0.01 * seed,
-        "at": [0.0, 1.0, 8.0],
-        "losses": losses,
-        "map": [1.0, 0.0, 2.0],
+        LOSS: losses[-1] + 0.01 * seed,
+        "steps": [0.0, 1.0, 8.0],
+        "cpu_seconds": [0.0, 1.0, 8.0],
+        "validation_losses": losses,
+        "first_map": [0.0, 1.0, 2.0],
+        "last_map": [1.0, 0.0, 2.0],
     }
 
 
@@ -39,13 +41,11 @@ TOY = Experiment(
     question="Does it work?",
     gates=("Hash", "Top-k"),
     searches=("none", "search"),
-    seeds=3,
     settings=ToySettings(),
     smoke=ToySettings(size=1),
     run_trial=run_trial,
-    measures=(Measure("needed", "steps needed", digits=0, factor=10.0), Measure("loss", "test loss")),
-    curve=("at", "losses"),
-    maps=("map",),
+    seeds=3,
+    measures=(Measure("needed", "steps needed", digits=0, factor=10.0), Measure(LOSS, "test loss")),
 )
 
 
@@ -57,5 +57,5 @@ def space(gate):
     return rate if gate == "Hash" else rate | {"number": CategoricalDistribution((1, 2, 3))}
 
 
-DRAWN = replace(TOY, budget=Budget("loss", space))
+DRAWN = replace(TOY, space=space)
 """The same, its seeds draws of a random search."""

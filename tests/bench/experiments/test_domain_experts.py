@@ -12,8 +12,8 @@ from moe_search.bench.experiments.domain_experts import (
     merge,
     run_trial,
 )
+from moe_search.bench.experiments.experiment import find_experiment
 from moe_search.bench.experiments.pretraining import branch_off, train_apart
-from moe_search.bench.experiments.registry import find_experiment
 from moe_search.bench.experiments.training import SearchSchedule
 from moe_search.bench.experiments.two_image_model import make_model
 from moe_search.training.lowering.batch import Batch

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from moe_search.bench.experiments import load_limit
-from moe_search.bench.experiments.registry import find_experiment
+from moe_search.bench.experiments.experiment import find_experiment
 from moe_search.bench.experiments.training import SearchSchedule, endless_batches, train_by_steps
 from moe_search.bench.experiments.two_image_model import two_task_loss
 

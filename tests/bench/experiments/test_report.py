@@ -3,7 +3,8 @@ import re
 import pytest
 from toy_experiment import TOY, ToySettings
 
-from moe_search.bench.experiments import registry, report as page
+from moe_search.bench.experiments import report as page
+from moe_search.bench.experiments.experiment import HOMES, find_experiment
 from moe_search.bench.experiments.report import comparison_table, make_report, read_finished, results_table
 from moe_search.bench.experiments.run import run_experiment
 from moe_search.plotting.report import render_report
@@ -94,9 +95,9 @@ def test_nothing_to_report(tmp_path):
         read_finished(tmp_path)
 
 
-@pytest.mark.parametrize("name", registry.HOMES)
+@pytest.mark.parametrize("name", HOMES)
 def test_every_experiment_is_found(name):
-    found = registry.find_experiment(name)
+    found = find_experiment(name)
     assert found.name == name
     assert found.smoke != found.settings
     assert type(found.smoke) is type(found.settings)
@@ -104,4 +105,4 @@ def test_every_experiment_is_found(name):
 
 def test_an_unknown_experiment():
     with pytest.raises(ValueError, match=r"an experiment must be one of scrambled-digits, .*, got 'magic'"):
-        registry.find_experiment("magic")
+        find_experiment("magic")

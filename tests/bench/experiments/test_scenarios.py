@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 
 from moe_search.bench.commands import app
 from moe_search.bench.datasets.hidden_groups import make_hidden_groups
-from moe_search.bench.experiments import hidden_groups, two_image_trials, user_table
-from moe_search.bench.experiments.registry import HOMES, find_experiment
+from moe_search.bench.experiments import hidden_groups, recovery_experiments, two_image_trials, user_table
+from moe_search.bench.experiments.experiment import HOMES, find_experiment
 from moe_search.bench.experiments.training import (
     SearchSchedule,
     StepRun,
@@ -93,7 +93,7 @@ def test_smoke_and_report(name, tmp_path):
     experiment = find_experiment(name)
     assert experiment.title in text
     assert "they show that all works, and nothing else" in text
-    assert text.count("<svg") == 1 + bool(experiment.maps or experiment.budget)
+    assert text.count("<svg") == 1 + bool(experiment.maps or experiment.space)
 
 
 def test_smoke_of_the_user_table(tmp_path, movielens):
@@ -184,7 +184,7 @@ def test_an_unknown_search():
 
 def test_a_run_that_never_gets_there_counts_with_all_its_steps():
     settings = find_experiment("new-gate-digits").smoke
-    model, intact = two_image_trials.specialists(settings, 0, "Hash")
+    model, intact = recovery_experiments.specialists(settings, 0, "Hash")
     never = two_image_trials.train_on(model, settings, 0, "none", 0.0)
     assert (never["steps_to_intact"], never["reached"]) == (settings.steps, 0.0)
     at_once = two_image_trials.train_on(model, settings, 0, "none", 100.0)
@@ -194,7 +194,7 @@ def test_a_run_that_never_gets_there_counts_with_all_its_steps():
 
 def test_frozen_steps_change_no_weight_and_search_all_the_same():
     settings = find_experiment("new-gate-digits").smoke
-    model, _ = two_image_trials.specialists(settings, 0, "Hash")
+    model, _ = recovery_experiments.specialists(settings, 0, "Hash")
     model.moe.gate.expert_map.assign(model.moe.gate.expert_map.experts.flip(1))
     before = {name: value.clone() for name, value in model.named_parameters()}
     losses = iter(range(settings.steps + 1, 0, -1))

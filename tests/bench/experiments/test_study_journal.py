@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 from toy_experiment import DRAWN, TOY, ToySettings, space
 
 from moe_search.bench.experiments import report as page
-from moe_search.bench.experiments.experiment import Trial
+from moe_search.bench.experiments.experiment import LOSS, Trial
 from moe_search.bench.experiments.journal import StudyJournal, draw_parameters, read_journal
 from moe_search.bench.experiments.report import make_report, read_finished, tables
 from moe_search.bench.experiments.run import run_experiment
@@ -34,9 +34,9 @@ def test_optuna_reads_a_study_of_every_gate_and_search(tmp_path):
     for name, study in found.items():
         gate, search = name.split(", ")
         rows = table[(table["gate"] == gate) & (table["search"] == search)]
-        assert [trial.value for trial in study.trials] == rows["loss"].tolist()
+        assert [trial.value for trial in study.trials] == rows[LOSS].tolist()
         assert [trial.user_attrs["seed"] for trial in study.trials] == [0, 1, 2]
-        assert study.best_value == rows["loss"].min()
+        assert study.best_value == rows[LOSS].min()
         assert {trial.state for trial in study.trials} == {TrialState.COMPLETE}
 
 
@@ -164,8 +164,8 @@ def test_report_of_a_random_search(tmp_path, monkeypatch):
 
 
 def test_nothing_to_read(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no random search was run in .*: it holds no optuna.log"):
-        StudyJournal.read(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no experiment was run in .*: it holds no journal.jsonl"):
+        read_journal(tmp_path)
     (tmp_path / "optuna.log").write_text("")
     with pytest.raises(ValueError, match="must hold a study of an experiment, got none"):
         read_journal(tmp_path)

@@ -8,7 +8,7 @@ from torch import nn
 
 from moe_search.bench.datasets.made_text import write_made_text
 from moe_search.bench.experiments import token_table
-from moe_search.bench.experiments.registry import find_experiment
+from moe_search.bench.experiments.experiment import find_experiment
 from moe_search.bench.experiments.table_search import (
     BalancedTransport,
     TokenTableSearch,
@@ -19,6 +19,7 @@ from moe_search.bench.experiments.table_search import (
 from moe_search.bench.experiments.token_student import TokenStudent, distillation_losses, embeddings, layer_losses
 from moe_search.bench.experiments.token_teacher import TokenTableSettings, teach
 from moe_search.problems import LinearAssignment
+from moe_search.solvers import MaxIterations
 from moe_search.training import lower
 
 SETTINGS = replace(find_experiment("token-table").smoke, layers=2)
@@ -137,7 +138,7 @@ def balanced_table(costs, old, strata):
     problem = LinearAssignment(costs)
     initial = np.empty(len(old), dtype=np.int64)
     initial[np.argsort(old, kind="stable")] = np.arange(len(old))
-    result = BalancedTransport(strata).solve(problem, None, seed=0, initial=initial)
+    result = BalancedTransport(strata).solve(problem, MaxIterations(1), seed=0, initial=initial)
     assert result.value == problem.value(result.permutation)
     return result.permutation // problem.capacity
 
