@@ -1,7 +1,9 @@
-"""Validated, read-only arrays for the data of a problem."""
+"""Validated, read-only arrays for the data of a problem, and the ranges of their numbers."""
 
 from __future__ import annotations
 
+import math
+import sys
 from decimal import Decimal
 from typing import Any
 
@@ -9,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 INT64_MAX = 2**63 - 1
+# Float64 holds all integers up to this.
+EXACT_IN_FLOAT64 = 2**53
 # Float64 ends at 1.8e308: this leaves room for what solvers add to a total, such as potentials and penalties.
 FLOAT64_MOST = Decimal("1e300")
 
@@ -89,3 +93,16 @@ def require_fits(what: str, magnitude: int | Decimal) -> None:
             f"{what} can reach {magnitude:.3e}, {FLOAT64_MOST:.0e} at most fits in float64 with room;"
             " scale the data down"
         )
+
+
+def grid_scale(reach: float, steps: float) -> float:
+    """Return the power of two that scales `reach` to `steps` at most, and to no less than a quarter of it.
+
+    Scaling by a power of two is exact, so that the error of rounding to the grid can be measured. It is 1 if `reach` is
+    0, and coarser near the least of floats, where it would overflow.
+    """
+    if reach == 0:
+        return 1.0
+    # The exponent e that frexp gives for x has 2**(e - 1) <= x < 2**e.
+    exponent = math.frexp(steps)[1] - 1 - math.frexp(max(reach, sys.float_info.min))[1]
+    return math.ldexp(1.0, min(exponent, sys.float_info.max_exp - 1))

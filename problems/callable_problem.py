@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy.typing as npt
 
@@ -26,16 +27,12 @@ class CallableProblem(PermutationProblem):
     Parameters
     ----------
     value : callable
-        Called with a permutation, an int64 array of its own; returns a finite number, always the same for the same.
+        Called with a permutation, an int64 array of its own; returns a finite number, always the same for the same,
+        or a ValueError says what it returned.
     size : int
         Number of slots, and of seats.
     block_size : int, optional
         Slots of a block, in which moves stay; a divisor of `size`, by default all of it.
-
-    Raises
-    ------
-    ValueError
-        If the sizes are not positive or do not divide; later, if the function returns NaN or infinity.
 
     Notes
     -----
@@ -48,6 +45,8 @@ class CallableProblem(PermutationProblem):
     >>> ms.solve(problem, ms.Enumeration()).value
     4.0
     """
+
+    integral: ClassVar[bool] = False
 
     def __init__(self, value: Callable[[Permutation], float], size: int, block_size: int | None = None) -> None:
         if not callable(value):
@@ -67,11 +66,6 @@ class CallableProblem(PermutationProblem):
     def block_size(self) -> int:
         """Number of slots in a block."""
         return self._block_size
-
-    @property
-    def integral(self) -> bool:
-        """Values are taken as floats."""
-        return False
 
     @property
     def sweep_cost(self) -> int:

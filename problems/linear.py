@@ -95,6 +95,9 @@ class LinearState(NamedTuple):
     cost: npt.NDArray[Any]
 
 
+# Between two moves ``expert[s]`` is the expert of the seat of slot s; what a slot pays depends on that alone.
+
+
 @kernel(swap_delta, LinearState)
 def _swap_delta(state: LinearState, a: int, b: int) -> Any:
     cost = state.cost

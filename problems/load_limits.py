@@ -1,18 +1,16 @@
-"""Limits on the loads of experts: permutations within them, to start a search from, and the lowest that are kept.
-
-Starts are found greedily, by repair with swaps, or by exhaustion.
-"""
+"""Limits on the loads of experts: permutations within them, to start a search from, and the lowest that are kept."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from moe_search.problems.permutation_problem import Permutation, expert_of_seat
+from moe_search.problems.permutation_problem import Permutation, expert_of_seat, seats_by_expert
 
 RANDOM_STARTS = 20
 MOST_NODES = 100_000
@@ -26,22 +24,12 @@ class InfeasibleLimitsError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class LoadLimits:
-    """What slots weigh and experts bear, in integers.
+    """What slots weigh and experts bear, in integers."""
 
-    Parameters
-    ----------
-    slot_load : ndarray of int64, shape (size,)
-        Load of every slot.
-    limit : ndarray of int64, shape (n,)
-        The most that the slots of an expert may weigh together, over all blocks.
-    block_size, capacity : int
-        Slots of a block, and of an expert in it.
-    """
-
-    slot_load: npt.NDArray[np.int64]
-    limit: npt.NDArray[np.int64]
+    slot_load: npt.NDArray[np.int64]  # (size,)
+    limit: npt.NDArray[np.int64]  # (n,): the most that the slots of an expert may weigh together, over all blocks
     block_size: int
-    capacity: int
+    capacity: int  # slots of an expert in a block
 
     @property
     def size(self) -> int:
@@ -66,20 +54,11 @@ class LoadLimits:
 def find_start(
     limits: LoadLimits, draw: Callable[[np.random.Generator], Permutation], near: Permutation | None = None
 ) -> Permutation:
-    """Return a permutation within the limits.
+    """Return a permutation within the limits, by repair of ``near``, greedily, or by exhaustion.
 
     Slots in order of falling load go to the expert with the most room left that still has a seat in their block
     (longest processing time first); swaps then repair what is over. If that and the repair of random permutations fail,
     a depth-first search in the same order looks at all assignments, up to a number of steps.
-
-    Parameters
-    ----------
-    limits : LoadLimits
-        The loads and their limits.
-    draw : callable
-        Returns a random permutation.
-    near : ndarray of int64, optional
-        A permutation whose repair is tried first.
 
     Raises
     ------
@@ -137,7 +116,7 @@ def greedy(limits: LoadLimits) -> Permutation:
         experts[slot] = e
         seats[block, e] -= 1
         room[e] -= limits.slot_load[slot]
-    return seat_slots(limits, experts)
+    return seats_by_expert(experts, limits.block_size)
 
 
 def repair(limits: LoadLimits, permutation: Permutation) -> Permutation:
@@ -192,7 +171,7 @@ def depth_first(limits: LoadLimits, most_nodes: int) -> tuple[Permutation | None
     for _ in range(most_nodes):
         depth = len(choices)
         if depth == order.size:
-            return seat_slots(limits, experts), False
+            return seats_by_expert(experts, limits.block_size), False
         slot = order[depth]
         fitting = np.flatnonzero((seats[slot // limits.block_size] > 0) & (room >= limits.slot_load[slot]))
         # The most room last, where it is popped first.
@@ -212,100 +191,70 @@ def depth_first(limits: LoadLimits, most_nodes: int) -> tuple[Permutation | None
     return None, False
 
 
-def seat_slots(limits: LoadLimits, experts: Permutation) -> Permutation:
-    """Return a permutation that gives every slot a seat of its expert; seats go to slots in their order."""
-    p = np.empty(limits.size, dtype=np.int64)
-    for start in range(0, limits.size, limits.block_size):
-        block = experts[start : start + limits.block_size]
-        p[start + np.argsort(block, kind="stable")] = start + np.arange(limits.block_size)
-    return p
-
-
 def _by_falling_load(limits: LoadLimits) -> Permutation:
     return np.argsort(-limits.slot_load, kind="stable")
 
 
 def lowest_limit(limits: LoadLimits, near: Permutation) -> tuple[int, Permutation]:
-    """Return a low limit for all experts alike, and a permutation that keeps it.
+    """Return a low limit for all experts alike, and a permutation whose highest load it is.
 
     Bisection between `least_highest_load` and the highest load found so far; at each limit, swaps repair ``near`` and
     what longest processing time first gives. Where one heavy slot decides, this is mostly exact; the lowest limit of
-    all is a bin-packing problem, and a somewhat lower one may exist.
-
-    Parameters
-    ----------
-    limits : LoadLimits
-        The loads; their limits are not looked at.
-    near : ndarray of int64
-        A permutation, whose highest load is the worst that is returned.
-
-    Returns
-    -------
-    limit : int
-        The highest load of the permutation.
-    permutation : ndarray of int64
+    all is a bin-packing problem, and a somewhat lower one may exist. The limits of ``limits`` are not looked at.
     """
-    least = low = least_highest_load(limits)
-    best, found = _highest(limits, near), near
-    trial = least
-    for _ in range(ROUNDS):
-        if low >= best:
-            break
-        even = replace(limits, limit=np.full_like(limits.limit, trial))
-        for start in (near, greedy(even)):
-            repaired = repair(even, start)
-            highest = _highest(limits, repaired)
-            if highest < best:
-                best, found = highest, repaired
-        if best > trial:
-            low = trial + 1
-        trial = (low + best) // 2
-    return best, found
+
+    def highest(permutation: Permutation) -> int:
+        return int(limits.loads(limits.experts(permutation)).max())
+
+    trial = least_highest_load(limits)
+    return _bisect(limits, near, highest, lambda limit: np.full_like(limits.limit, limit), trial, integers=True)
 
 
 def lowest_multiple(
     limits: LoadLimits, shares: npt.NDArray[np.float64], near: Permutation
 ) -> tuple[npt.NDArray[np.int64], Permutation]:
-    """Return low limits in given proportions, and a permutation that keeps them.
+    """Return low limits in the proportions of ``shares``, shape (n,) and positive, and a permutation that keeps them.
 
     It bisects the multiple as `lowest_limit` the limit, from the larger of these on: all loads to all shares, and the
     heaviest slot to the largest share.
-
-    Parameters
-    ----------
-    limits : LoadLimits
-        The loads; their limits are not looked at.
-    shares : ndarray, shape (n,)
-        What an expert may bear, in proportion to the others; greater than 0.
-    near : ndarray of int64
-        A permutation, whose highest load of a share is the worst that is returned.
-
-    Returns
-    -------
-    limits : ndarray of int64, shape (n,)
-    permutation : ndarray of int64
     """
 
     def multiple(permutation: Permutation) -> float:
         return float((limits.loads(limits.experts(permutation)) / shares).max())
 
+    def limit(multiple: float) -> npt.NDArray[np.int64]:
+        return np.floor(multiple * shares).astype(np.int64)
+
     loads = limits.slot_load
     low = max(loads.sum() / shares.sum(), loads.max() / shares.max())
-    best, found = multiple(near), near
+    best, found = _bisect(limits, near, multiple, limit, low, integers=False)
+    return np.maximum(limits.loads(limits.experts(found)), limit(best)), found
+
+
+def _bisect(
+    limits: LoadLimits,
+    near: Permutation,
+    measure: Callable[[Permutation], Any],
+    limit: Callable[[Any], npt.NDArray[np.int64]],
+    low: Any,
+    *,
+    integers: bool,
+) -> tuple[Any, Permutation]:
+    """Return the least measure met of a permutation, and that permutation; none is below `low`.
+
+    Every trial repairs permutations to the limits of a measure halfway between `low` and the least met.
+    """
+    best, found = measure(near), near
     trial = low
     for _ in range(ROUNDS):
         if low >= best:
             break
-        tried = replace(limits, limit=np.floor(trial * shares).astype(np.int64))
+        tried = replace(limits, limit=limit(trial))
         for start in (near, greedy(tried)):
             repaired = repair(tried, start)
-            if multiple(repaired) < best:
-                best, found = multiple(repaired), repaired
-        low = max(low, trial) if best > trial else low
-        trial = (low + best) / 2
-    kept = limits.loads(limits.experts(found))
-    return np.maximum(kept, np.floor(best * shares).astype(np.int64)), found
-
-
-def _highest(limits: LoadLimits, permutation: Permutation) -> int:
-    return int(limits.loads(limits.experts(permutation)).max())
+            if measure(repaired) < best:
+                best, found = measure(repaired), repaired
+        if best > trial:
+            low = trial + 1 if integers else trial
+        trial = (low + best) // 2 if integers else (low + best) / 2
+    return best, found

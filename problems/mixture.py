@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -71,6 +71,7 @@ class MixtureAssignment(PermutationProblem):
     sample_weights: npt.NDArray[np.float64] = None  # type: ignore[assignment]  # set below
     by_slot: SparseWeights = field(init=False, repr=False)
     by_sample: SparseWeights = field(init=False, repr=False)
+    integral: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.loss not in get_args(LossName):
@@ -132,11 +133,6 @@ class MixtureAssignment(PermutationProblem):
         return self.outputs.shape[1]
 
     @property
-    def integral(self) -> bool:
-        """Losses are floating point."""
-        return False
-
-    @property
     def sweep_cost(self) -> int:
         """Operations that bring the deltas of all swaps up to date, the cheaper of two ways."""
         return min(self._sweep_costs())
@@ -155,8 +151,16 @@ class MixtureAssignment(PermutationProblem):
         """Return the mixtures z, shape (B, D), under a permutation."""
         membership = np.zeros((self.size, self.num_experts))
         membership[np.arange(self.size), self.experts(permutation)] = 1.0
+        return self.mixtures(membership)
+
+    def mixtures(self, membership: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Return the mixtures, shape (B, D), where slot s goes to expert e by the share ``membership[s, e]``."""
         expert_weights = self.slot_weights.reshape(len(self.slot_weights), -1) @ membership
         return np.matmul(expert_weights[:, None, :], self.outputs)[:, 0]
+
+    def mean_loss(self, predictions: npt.NDArray[np.float64]) -> float:
+        """Return the loss of mixtures of shape (B, D), weighted over the samples."""
+        return float(self.sample_weights @ self.sample_losses(predictions))
 
     def sample_losses(self, predictions: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """Return the loss of every sample, shape (B,), not weighted, for mixtures of shape (B, D)."""
@@ -172,7 +176,7 @@ class MixtureAssignment(PermutationProblem):
 
     def value(self, permutation: npt.ArrayLike) -> float:
         """Return the weighted loss of a permutation; see `PermutationProblem.value`."""
-        return float(self.sample_weights @ self.sample_losses(self.predictions(permutation)))
+        return self.mean_loss(self.predictions(permutation))
 
     def state(self, permutation: npt.ArrayLike) -> MixtureState:
         """Return the arrays of the kernels; see `PermutationProblem.state`."""

@@ -54,26 +54,12 @@ def _copy_by_element(target: Any, source: Any) -> Any:
 
 
 @compiled
-def insertion_delta(state: Any, origin: int, destination: int) -> Any:
-    """Return the change in value when the slot at seat `origin` is taken out and put back at seat `destination`.
-
-    The slots between shift by one seat. The state is slid there and back, so integer states come back unchanged and
-    floating-point ones up to rounding.
-    """
-    delta = slide(state, origin, destination)
-    slide(state, destination, origin)
-    return delta
-
-
-@compiled
-def commit_insertion(state: Any, origin: int, destination: int) -> None:
-    """Take the slot at seat `origin` out, put it back at seat `destination`; those between shift by one seat."""
-    slide(state, origin, destination)
-
-
-@compiled
 def slide(state: Any, origin: int, destination: int) -> Any:
-    """Carry the slot at seat `origin` to seat `destination` by swaps of neighbours; return the change in value."""
+    """Take the slot at seat `origin` out, put it back at seat `destination`; return the change in value.
+
+    Swaps of neighbours carry it there, by which those between shift by one seat. Slid back, integer states are
+    unchanged, and floating-point ones up to rounding.
+    """
     step = 1 if destination > origin else -1
     carried = state.order[origin]
     # Adding to the delta of a slot with itself, which is zero, gives the sum the type of a delta.
@@ -90,19 +76,13 @@ def slide(state: Any, origin: int, destination: int) -> Any:
 class DeltaMatrix(NamedTuple):
     """The deltas of all swaps at the current permutation.
 
-    Parameters
-    ----------
-    deltas : ndarray, shape (size, size)
-        Entry (i, j) with i < j, both of one block, is the delta of the swap of slots i and j. The rest is scratch.
-    potential : ndarray, shape (size, size) or (0, 0)
-        What a problem class keeps beside them to update them faster.
-    scratch : ndarray, shape (4, size) or (0, 0)
-        Scratch space of the updates.
+    Entry (i, j) of `deltas` with i < j, both of one block, is the delta of the swap of slots i and j; the rest is
+    scratch.
     """
 
-    deltas: npt.NDArray[Any]
-    potential: npt.NDArray[Any]
-    scratch: npt.NDArray[Any]
+    deltas: npt.NDArray[Any]  # (size, size)
+    potential: npt.NDArray[Any]  # (size, size) or (0, 0): what a problem class keeps to update them faster
+    scratch: npt.NDArray[Any]  # (4, size) or (4, 0)
 
 
 def empty_delta_matrix(size: int, dtype: npt.DTypeLike, with_potential: bool = False) -> DeltaMatrix:

@@ -106,17 +106,17 @@ class PairwiseAssignment(PermutationProblem):
 
 
 class PairwiseState(NamedTuple):
-    """Arrays of the pairwise kernels.
-
-    ``coupling[s, e, t, f] = cost[s, t, e, f] + cost[t, s, f, e]`` (zero for s = t) and
-    ``potential[s, e] = cost[s, s, e, e] + sum_t coupling[s, e, t, e(t)]``.
-    """
+    """Arrays of the pairwise kernels."""
 
     permutation: Permutation
     order: Permutation
     expert: Permutation
     potential: npt.NDArray[Any]
     coupling: npt.NDArray[Any]
+
+
+# ``coupling[s, e, t, f] = cost[s, t, e, f] + cost[t, s, f, e]``, zero for s = t. Between two moves ``potential[s, e] =
+# cost[s, s, e, e] + sum_t coupling[s, e, t, e(t)]``: what slot s would pay under expert e, all others as they are.
 
 
 @kernel(swap_delta, PairwiseState)

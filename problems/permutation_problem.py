@@ -36,23 +36,7 @@ class PermutationProblem(Problem):
 
     @abstractmethod
     def value(self, permutation: npt.ArrayLike) -> int | float:
-        """Return the value of a permutation, computed in plain numpy from the definition.
-
-        Parameters
-        ----------
-        permutation : array_like of int, shape (size,)
-            ``permutation[s]`` is the seat of slot s.
-
-        Returns
-        -------
-        int or float
-            The value; an int if the problem is `integral`.
-
-        Raises
-        ------
-        ValueError, TypeError
-            If `permutation` is not a permutation that stays inside the blocks.
-        """
+        """Return the value of a permutation, ``permutation[s]`` being the seat of slot s; see `Problem.value`."""
 
     @abstractmethod
     def state(self, permutation: npt.ArrayLike) -> Any:
@@ -94,8 +78,6 @@ class PermutationProblem(Problem):
 
         Raises
         ------
-        TypeError
-            If the entries are not integers.
         ValueError
             If the length is wrong, a seat is missing or twice taken, or a slot leaves its block.
         """
@@ -148,10 +130,16 @@ def expert_of_seat(size: int, block_size: int, capacity: int) -> Permutation:
     return read_only(np.arange(size) % block_size // capacity)
 
 
-def seats_by_expert(experts: Permutation) -> Permutation:
-    """Return a permutation of one block that gives every slot a seat of its expert, each expert having its number."""
+def seats_by_expert(experts: Permutation, block_size: int | None = None) -> Permutation:
+    """Return the permutation that gives every slot a seat of its expert in its block, by default the only one.
+
+    Each expert must have its number of slots in every block; its seats go to them in their order.
+    """
     permutation = np.empty_like(experts)
+    keys = experts
+    if block_size is not None:
+        keys = experts + np.arange(experts.size) // block_size * block_size
     # Numpy sorts 16 bits by radix, five times as fast.
-    keys = experts.astype(np.int16) if experts.max(initial=0) < 2**15 else experts
+    keys = keys.astype(np.int16) if keys.max(initial=0) < 2**15 else keys
     permutation[np.argsort(keys, kind="stable")] = np.arange(experts.size)
     return permutation

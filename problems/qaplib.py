@@ -33,8 +33,7 @@ def read_qaplib(path: str | os.PathLike[str]) -> QuadraticAssignment:
     R. E. Burkard, S. E. Karisch, F. Rendl, "QAPLIB - a quadratic assignment problem library", Journal of Global
     Optimization 10 (1997), 391-403.
     """
-    numbers = _integers(path)
-    n = _read_size(path, numbers)
+    n, numbers = _read(path)
     expected = 1 + 2 * n * n
     if len(numbers) != expected:
         fault = "truncated" if len(numbers) < expected else "too long"
@@ -75,14 +74,8 @@ def read_qaplib_solution(path: str | os.PathLike[str]) -> tuple[int, Permutation
         The value that the file states.
     permutation : ndarray of int64, shape (n,)
         Counted from 0.
-
-    Raises
-    ------
-    ValueError
-        If it is no such file.
     """
-    numbers = _integers(path)
-    n = _read_size(path, numbers)
+    n, numbers = _read(path)
     if len(numbers) != n + 2:
         raise ValueError(f"{os.fspath(path)} must hold n, a value and {n} numbers, got {len(numbers)} integers")
     if sorted(numbers[2:]) != list(range(1, n + 1)):
@@ -99,17 +92,14 @@ def write_qaplib_solution(path: str | os.PathLike[str], value: int, permutation:
     Path(path).write_text(f"{p.size} {int(value)}\n{line}\n", encoding="ascii")
 
 
-def _integers(path: str | os.PathLike[str]) -> list[int]:
+def _read(path: str | os.PathLike[str]) -> tuple[int, list[int]]:
+    """Return the size that a file begins with, and all its numbers."""
     try:
         # Some solution files of the library separate their numbers by commas.
-        words = Path(path).read_text(encoding="ascii").replace(",", " ").split()
-        return [int(word) for word in words]
+        numbers = [int(word) for word in Path(path).read_text(encoding="ascii").replace(",", " ").split()]
     except ValueError as error:
         raise ValueError(f"{os.fspath(path)} is no QAPLIB file: expected integers only ({error})") from error
-
-
-def _read_size(path: str | os.PathLike[str], numbers: list[int]) -> int:
     if not numbers or numbers[0] < 1:
         got = numbers[0] if numbers else "an empty file"
         raise ValueError(f"{os.fspath(path)} is no QAPLIB file: expected a size n >= 1 first, got {got}")
-    return numbers[0]
+    return numbers[0], numbers

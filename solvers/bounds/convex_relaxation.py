@@ -16,7 +16,7 @@ Matrix = npt.NDArray[np.float64]
 def convex_relaxation(
     problem: MixtureAssignment, seconds: float, iterations: int = 100, precision: float = 1e-4
 ) -> float:
-    """Return a lower bound on the value of every permutation of a mixture assignment.
+    """Return a lower bound, valid up to rounding, on the value of every permutation of a mixture assignment.
 
     Permutations are relaxed to the polytope of assignments (each slot divided over the experts, each expert full), over
     which the value is convex, and minimized by Frank and Wolfe's method. Every step gives a valid bound, ``f(X) +
@@ -25,18 +25,13 @@ def convex_relaxation(
     Parameters
     ----------
     problem : MixtureAssignment
-        Any of its losses; all three are convex in the mixture.
+        Its loss may be any; all three are convex in the mixture.
     seconds : float
         Time after which no further step begins. The first step is always made.
     iterations : int, default 100
         Steps at most.
     precision : float, default 1e-4
         Stop once the bound is this close, relatively, to the minimum of the relaxation.
-
-    Returns
-    -------
-    float
-        The bound, valid up to rounding.
 
     References
     ----------
@@ -47,14 +42,13 @@ def convex_relaxation(
     from scipy.optimize import minimize_scalar
 
     deadline = time.perf_counter() + seconds
-    batch = len(problem.slot_weights)
-    weights = problem.slot_weights.reshape(batch, -1)
+    weights = problem.slot_weights.reshape(len(problem.slot_weights), -1)
     capacity, block_size = problem.capacity, problem.block_size
     point = np.full((problem.size, problem.num_experts), 1.0 / problem.num_experts)
-    mixtures = _mixtures(weights, problem.outputs, point)
+    mixtures = problem.mixtures(point)
     best = -np.inf
     for _ in range(iterations):
-        value, slope = _value_and_slope(problem, mixtures)
+        value, slope = problem.mean_loss(mixtures), _slope(problem, mixtures)
         gradient = weights.T @ np.matmul(problem.outputs, slope[:, :, None])[:, :, 0]
         vertex = np.zeros_like(point)
         for start in range(0, problem.size, block_size):
@@ -63,23 +57,19 @@ def convex_relaxation(
         best = max(best, value + float((gradient * (vertex - point)).sum()))
         if value - best <= precision * abs(value) or time.perf_counter() >= deadline:
             break
-        towards = _mixtures(weights, problem.outputs, vertex) - mixtures
+        towards = problem.mixtures(vertex) - mixtures
         step = minimize_scalar(_value_on_line, args=(problem, mixtures, towards), bounds=(0.0, 1.0)).x
         point = point + step * (vertex - point)
         mixtures = mixtures + step * towards
     return best
 
 
-def _mixtures(weights: Matrix, outputs: Matrix, point: Matrix) -> Matrix:
-    return np.matmul((weights @ point)[:, None, :], outputs)[:, 0]
-
-
 def _value_on_line(step: float, problem: MixtureAssignment, mixtures: Matrix, towards: Matrix) -> float:
-    return float(problem.sample_weights @ problem.sample_losses(mixtures + step * towards))
+    return problem.mean_loss(mixtures + step * towards)
 
 
-def _value_and_slope(problem: MixtureAssignment, mixtures: Matrix) -> tuple[float, Matrix]:
-    """Return the value and its derivative with respect to the mixtures, shape (B, D)."""
+def _slope(problem: MixtureAssignment, mixtures: Matrix) -> Matrix:
+    """Return the derivative of the value with respect to the mixtures, shape (B, D)."""
     from scipy.special import expit, softmax
 
     targets = problem.targets
@@ -88,10 +78,7 @@ def _value_and_slope(problem: MixtureAssignment, mixtures: Matrix) -> tuple[floa
     elif problem.loss == "bce":
         slope = expit(mixtures) - targets
     else:
-        groups = softmax(mixtures.reshape(len(mixtures), targets.shape[1], -1), axis=2)
-        np.put_along_axis(
-            groups, targets[:, :, None], np.take_along_axis(groups, targets[:, :, None], axis=2) - 1.0, axis=2
-        )
+        groups, classes = softmax(mixtures.reshape(*targets.shape, -1), axis=2), targets[:, :, None]
+        np.put_along_axis(groups, classes, np.take_along_axis(groups, classes, axis=2) - 1.0, axis=2)
         slope = groups.reshape(mixtures.shape)
-    value = float(problem.sample_weights @ problem.sample_losses(mixtures))
-    return value, slope * problem.sample_weights[:, None]
+    return slope * problem.sample_weights[:, None]

@@ -7,11 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from moe_search.problems.arrays import EXACT_IN_FLOAT64
 from moe_search.problems.kernels import compiled
 from moe_search.problems.permutation_problem import Permutation
-
-# Scipy computes in float64, which holds all integers up to this.
-EXACT_IN_FLOAT64 = 2**53
 
 
 def solve_dense(cost: npt.NDArray[Any], capacity: int) -> Permutation:
@@ -42,44 +40,27 @@ def assignment_seconds(size: int) -> float:
 
 
 class Duals(NamedTuple):
-    """Dual variables of a linear assignment, its solution, and scratch space.
-
-    Parameters
-    ----------
-    row, column : ndarray, shape (n,)
-        ``cost[i, j] - row[i] - column[j] >= 0``, zero on the assignment.
-    column_of, row_of : ndarray of int64, shape (n,)
-        The assignment, by row and by column.
-    shortest : ndarray, shape (n,)
-        Scratch: length of the shortest path to a column.
-    previous : ndarray of int64, shape (n,)
-        Scratch: the row before a column on that path.
-    scanned : ndarray of int64, shape (n,)
-        Scratch: columns in the order in which their distance became final, then the others.
-    """
+    """Dual variables of a linear assignment, its solution, and scratch space, each of shape (n,)."""
 
     row: npt.NDArray[Any]
     column: npt.NDArray[Any]
     column_of: npt.NDArray[np.int64]
     row_of: npt.NDArray[np.int64]
-    shortest: npt.NDArray[Any]
-    previous: npt.NDArray[np.int64]
-    scanned: npt.NDArray[np.int64]
+    shortest: npt.NDArray[Any]  # scratch: length of the shortest path to a column
+    previous: npt.NDArray[np.int64]  # scratch: the row before a column on that path
+    scanned: npt.NDArray[np.int64]  # scratch: columns in the order in which their distance became final, then others
 
 
 def empty_duals(size: int, dtype: npt.DTypeLike) -> Duals:
     """Return the arrays for assignments of up to `size` rows."""
-    numbers = (np.zeros(size, dtype=dtype) for _ in range(3))
-    indices = (np.zeros(size, dtype=np.int64) for _ in range(4))
-    row, column, shortest = numbers
-    column_of, row_of, previous, scanned = indices
+    row, column, shortest = (np.zeros(size, dtype=dtype) for _ in range(3))
+    column_of, row_of, previous, scanned = (np.zeros(size, dtype=np.int64) for _ in range(4))
     return Duals(row, column, column_of, row_of, shortest, previous, scanned)
 
 
-def least_total(cost: npt.NDArray[Any]) -> int | float:
-    """Return the least total of an assignment of all rows and columns of a square matrix of int64 or float64."""
-    total = assign(cost, 0, len(cost), empty_duals(len(cost), cost.dtype))
-    return np.asarray(total).item()
+# Once ``row`` is set, ``cost[i, j] - row[i] - column[j]`` is never negative, and zero where i and j are assigned to one
+# another: a complete assignment is optimal. Each path assigns one row more, and moves the duals so far that all its
+# steps cost zero. A column without a row has ``row_of[j] == -1``, a row without a column ``column_of[i] == -1``.
 
 
 @compiled

@@ -11,12 +11,7 @@ from moe_search.problems.pair_costs import PairCosts
 from moe_search.problems.problem import Problem
 from moe_search.solvers.bounds.convex_relaxation import convex_relaxation
 from moe_search.solvers.bounds.gilmore_lawler import gilmore_lawler, pairwise_gilmore_lawler
-from moe_search.solvers.bounds.linear_assignment import (
-    assign,
-    assignment_seconds,
-    empty_duals,
-    linear_bound,
-)
+from moe_search.solvers.bounds.linear_assignment import assign, assignment_seconds, empty_duals, linear_bound
 from moe_search.solvers.engine.run import Clock
 
 
@@ -28,8 +23,8 @@ def lower_bound(problem: Problem, seconds: float) -> int | float | None:
     ----------
     problem : Problem
         Its pair costs decide: linear ones, the optimum itself; those of pairs, Gilmore-Lawler. A mixture has its convex
-        relaxation. Where the time is too short for it, a weaker bound that takes one look at the data. A problem whose
-        `relaxed` is another has the bound of that; one without pair costs, the lower end of its range of values.
+        relaxation, and a problem whose `relaxed` is another the bound of that. Where the time is too short, or there
+        are no pair costs, a weaker bound takes one look at the data, such as the lower end of the range of values.
     seconds : float
         Time to spend, roughly; estimates decide, so the bound does not depend on how busy the machine is
         (the convex relaxation, which improves as long as it runs, excepted).
@@ -43,45 +38,35 @@ def lower_bound(problem: Problem, seconds: float) -> int | float | None:
     if relaxed is not problem:
         return lower_bound(relaxed, seconds)
     costs = problem.pair_costs()
-    if costs is None:
-        values = problem.value_range()
-        return None if values is None else values[0]
-    if costs.pairwise is not None:
-        return pairwise_gilmore_lawler(costs.pairwise, seconds)
-    return _linear_bound(costs, seconds) if costs.factors is None else _factored_bound(costs, seconds)
+    bound = None if costs is None else _pair_bound(costs, seconds)
+    if bound is not None:
+        return bound
+    values = problem.value_range()
+    return None if values is None else values[0]
 
 
 @lower_bound.register
 def _mixture_bound(problem: MixtureAssignment, seconds: float) -> float:
     data = problem.outputs.size + problem.slot_weights.size
-    if 20e-9 * data > seconds:
-        # All three losses are nonnegative.
-        return 0.0
-    return convex_relaxation(problem, seconds)
+    # All three losses are nonnegative.
+    return 0.0 if 20e-9 * data > seconds else convex_relaxation(problem, seconds)
 
 
-def _linear_bound(costs: PairCosts, seconds: float) -> int | float:
-    cost = costs.unary
-    blocks = range(0, len(cost), costs.block_size)
+def _pair_bound(costs: PairCosts, seconds: float) -> int | float | None:
+    """Return the bound that the costs have, None where none of them fits in the time."""
+    if costs.pairwise is not None:
+        return pairwise_gilmore_lawler(costs.pairwise, seconds)
+    blocks = range(0, costs.shape[0], costs.block_size)
     if assignment_seconds(costs.block_size) * len(blocks) <= seconds:
-        return sum(linear_bound(cost[start : start + costs.block_size], costs.capacity) for start in blocks)
-    return cost.min(axis=1).sum().item()
-
-
-def _factored_bound(costs: PairCosts, seconds: float) -> int | float:
-    assert costs.factors is not None
-    flow, distance = costs.factors
-    n = len(flow)
-    if assignment_seconds(n) <= seconds:
-        return gilmore_lawler(costs)[0]
-    if 1e-7 * n**2 <= seconds:
+        if costs.factors is not None:
+            return gilmore_lawler(costs)[0]
+        return sum(linear_bound(costs.unary[start : start + costs.block_size], costs.capacity) for start in blocks)
+    if costs.factors is not None and 1e-7 * costs.block_size**2 <= seconds:
         # The least scalar product of all entries, as if every flow could choose its distance.
-        bound = np.sort(flow, axis=None) @ np.sort(distance, axis=None)[::-1]
-    else:
-        # Every product is at least the flow times the end of the range of distances that suits its sign.
-        positive, negative = np.maximum(flow, 0).sum(), np.minimum(flow, 0).sum()
-        bound = positive * distance.min() + negative * distance.max()
-    return (bound if costs.linear is None else bound + costs.linear.min(axis=1).sum()).item()
+        flow, distance = (np.sort(factor, axis=None) for factor in costs.factors)
+        bound = flow @ distance[::-1]
+        return (bound if costs.linear is None else bound + costs.linear.min(axis=1).sum()).item()
+    return None
 
 
 def compile_bound(problem: Problem, clock: Clock) -> None:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from moe_search.problems.arrays import INT64_MAX, largest_magnitude, read_only
+from moe_search.problems.arrays import EXACT_IN_FLOAT64, INT64_MAX, largest_magnitude, read_only
 from moe_search.problems.pair_costs import NO_PAIR_COSTS, PairCosts
-from moe_search.problems.permutation_problem import Permutation, PermutationProblem, expert_of_seat
+from moe_search.problems.permutation_problem import PermutationProblem, expert_of_seat
 from moe_search.problems.problem import Problem
-from moe_search.solvers.bounds.linear_assignment import EXACT_IN_FLOAT64, empty_duals
-from moe_search.solvers.bounds.partial_bounds import KoopmansBeckmann, Lawler
+from moe_search.solvers.bounds.gilmore_lawler import KoopmansBeckmann, Lawler
+from moe_search.solvers.bounds.linear_assignment import empty_duals
 from moe_search.solvers.engine.result import Incumbent, Result
 from moe_search.solvers.engine.run import Clock, Run, Slice
 from moe_search.solvers.engine.solver import Solver
@@ -81,7 +82,7 @@ class BranchAndBound(Solver):
         relaxation = relax(costs, run.clock)
         scale = relaxation.scale
         # An improvement is one where all costs are zero too, or too small for their rounding to be a number.
-        rounding = max(float(run.tolerance), 1e-14 * reach(costs), math.ulp(0.0))
+        rounding = max(float(run.tolerance), 1e-14 * float(reach(costs)), math.ulp(0.0))
         step = relaxation.step if problem.integral else rounding
         totals = scale * run.value, scale * step
         tree = empty_tree(
@@ -102,8 +103,11 @@ class BranchAndBound(Solver):
             run.loop(advance, unit)
         if counts.proved:
             return run.result(moves=moves, proved=True)
-        bound = round_up(open_bound(tree), relaxation, problem.integral)
-        run.bound = None if bound is None else min(bound, problem.value(run.incumbent))
+        run.bound = open_bound(tree)
+        if run.bound is not None:
+            # Raised to the next value that there can be.
+            below = -(-int(run.bound) // (scale * step)) * step if problem.integral else float(run.bound) / scale
+            run.bound = min(below, problem.value(run.incumbent))
         return run.result(moves=moves)
 
     def _first_incumbent(self, run: Run, searched: PermutationProblem) -> int:
@@ -125,27 +129,13 @@ class BranchAndBound(Solver):
 
 
 class Relaxation(NamedTuple):
-    """A problem as its bounds need it.
+    """A problem as its bounds need it."""
 
-    Parameters
-    ----------
-    costs : KoopmansBeckmann or Lawler
-        The costs of pairs.
-    linear : ndarray, shape (m, m)
-        The cost of every slot on every seat.
-    scale : int
-        How many times the value these costs are.
-    step : int
-        Divisor of all values of an integer problem.
-    slots, seats : Symmetry
-        What is known to be alike.
-    """
-
-    costs: KoopmansBeckmann | Lawler
-    linear: npt.NDArray[Any]
-    scale: int
-    step: int
-    slots: Symmetry
+    costs: KoopmansBeckmann | Lawler  # of pairs
+    linear: npt.NDArray[Any]  # (m, m): the cost of every slot on every seat
+    scale: int  # how many times the value these costs are
+    step: int  # a divisor of all values, where they are integers
+    slots: Symmetry  # what is known to be alike
     seats: Symmetry
 
 
@@ -153,42 +143,22 @@ def relax(costs: PairCosts, clock: Clock) -> Relaxation:
     """Return the arrays of the bounds of a problem."""
     m = costs.shape[0]
     expert = expert_of_seat(m, costs.block_size, costs.capacity)
-    if costs.pairwise is not None:
-        return _relax_table(costs, costs.pairwise.coupling, expert)
     linear = costs.unary[:, expert]
-    if costs.factors is None:
-        nothing = np.zeros((m, m), dtype=linear.dtype)
-        slots, seats = symmetry_of(nothing, linear, clock), seats_of_experts(expert, costs.block_size)
-        return _relax_factors(costs, nothing, nothing, linear, slots, seats)
-    flow, distance = (factor.copy() for factor in costs.factors)
+    if costs.pairwise is not None:
+        table = costs.pairwise.coupling
+        step = _divisor(table, costs.unary) if costs.integral else 0
+        coupling, linear = _numbers(costs, table, 2 * linear)
+        # A table that was not converted is read-only; one that was is made so, that one compiled kernel serves both.
+        scratch = np.zeros((m, m), coupling.dtype), empty_duals(m, coupling.dtype)
+        lawler = Lawler(read_only(coupling), expert, costs.block_size, *scratch)
+        slots = Symmetry(np.empty((0, m), dtype=np.int64), np.full(m, -1, dtype=np.int64))
+        return Relaxation(lawler, linear, 2, step, slots, seats_of_experts(expert, costs.block_size))
+    flow, distance = costs.factors or np.zeros((2, m, m), dtype=linear.dtype)
+    flow, distance = flow.copy(), distance.copy()
     np.fill_diagonal(flow, 0)
     np.fill_diagonal(distance, 0)
-    slots, seats = symmetry_of(flow, linear, clock), symmetry_of(distance, linear.T, clock)
-    return _relax_factors(costs, flow, distance, linear, slots, seats)
-
-
-def _relax_table(costs: PairCosts, table: npt.NDArray[Any], expert: Permutation) -> Relaxation:
-    m = len(expert)
-    coupling, linear = _numbers(costs, table, 2 * costs.unary[:, expert])
-    # A table that was not converted is read-only; one that was is made so, that one compiled kernel serves both.
-    coupling = read_only(coupling)
-    lawler = Lawler(
-        coupling, expert, costs.block_size, np.zeros((m, m), coupling.dtype), empty_duals(m, coupling.dtype)
-    )
-    step = _divisor(table, costs.unary) if costs.integral else 0
-    slots = Symmetry(np.empty((0, m), dtype=np.int64), np.full(m, -1, dtype=np.int64))
-    return Relaxation(lawler, linear, 2, step, slots, seats_of_experts(expert, costs.block_size))
-
-
-def _relax_factors(
-    costs: PairCosts,
-    flow: npt.NDArray[Any],
-    distance: npt.NDArray[Any],
-    linear: npt.NDArray[Any],
-    slots: Symmetry,
-    seats: Symmetry,
-) -> Relaxation:
-    m = len(flow)
+    slots = symmetry_of(flow, linear, clock)
+    seats = symmetry_of(distance, linear.T, clock) if costs.factors else seats_of_experts(expert, costs.block_size)
     step = 0
     if costs.integral:
         twice = 2 if np.array_equal(flow, flow.T) and np.array_equal(distance, distance.T) else 1
@@ -198,8 +168,8 @@ def _relax_factors(
     for matrix in (flow, -distance):
         order = np.argsort(matrix, axis=1, kind="stable")
         orders.append(order[order != np.arange(m)[:, None]].reshape(m, m - 1))
-    scratch = (np.zeros((m, m), dtype=flow.dtype) for _ in range(2))
-    return Relaxation(KoopmansBeckmann(flow, distance, *orders, *scratch), linear, 1, step, slots, seats)
+    factors = KoopmansBeckmann(flow, distance, *orders, np.zeros_like(flow), np.zeros_like(flow))
+    return Relaxation(factors, linear, 1, step, slots, seats)
 
 
 def _numbers(costs: PairCosts, *arrays: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], ...]:
@@ -218,27 +188,11 @@ def node_operations(costs: PairCosts) -> int:
     return 2 * m**3 if costs.make_pairwise is None else 4 * n * m**3
 
 
-def reach(costs: PairCosts) -> int | float:
+def reach(costs: PairCosts) -> int | Decimal:
     """Return a magnitude that no sum of costs of the problem exceeds."""
     m = costs.shape[0]
     if costs.pairwise is not None:
         # Bounds count in halves, and a coupling is the sum of two costs.
-        return 4 * m**2 * largest(costs.pairwise.cost)
-    once = 0 if costs.linear is None else m * largest(costs.linear)
-    return once if costs.factors is None else m**2 * math.prod(map(largest, costs.factors)) + once
-
-
-def largest(array: npt.NDArray[Any]) -> int | float:
-    """Return max |a|, exact for integers."""
-    magnitude = largest_magnitude(array)
-    return magnitude if isinstance(magnitude, int) else float(magnitude)
-
-
-def round_up(bound: Any, relaxation: Relaxation, integral: bool) -> int | float | None:
-    """Return a bound of the tree as one of the problem, raised to the next value that there can be."""
-    if bound is None:
-        return None
-    if not integral:
-        return float(bound) / relaxation.scale
-    unit = relaxation.scale * relaxation.step
-    return -(-int(bound) // unit) * relaxation.step
+        return 4 * m**2 * largest_magnitude(costs.pairwise.cost)
+    once = 0 if costs.linear is None else m * largest_magnitude(costs.linear)
+    return once if costs.factors is None else m**2 * math.prod(map(largest_magnitude, costs.factors)) + once

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_search.problems.kernels import compiled
+from moe_search.solvers.bounds.gilmore_lawler import Free, fix_pair, row_bounds
 from moe_search.solvers.bounds.linear_assignment import Duals, assign, empty_duals
-from moe_search.solvers.bounds.partial_bounds import Free, fix_pair, row_bounds
 from moe_search.solvers.exact.symmetry import Symmetry
 
 LOG_LENGTH = 256
@@ -27,70 +27,40 @@ BEST, STEP = range(2)
 
 
 class Tree(NamedTuple):
-    """A search tree: for each depth d the node on the way, with d slots seated, and its children.
+    """A search tree: for each depth d the node on the way, with d slots seated, and its children."""
 
-    Parameters
-    ----------
-    counts : ndarray of `COUNTS`, shape (1,)
-        Where the search stands.
-    totals : ndarray, shape (2,)
-        Value of the incumbent, and the least difference between two values (for floats the one that counts).
-    incumbent : ndarray of int64, shape (m,)
-        The best permutation met.
-    free : Free
-        The slots and seats that are free at the node.
-    block_size : int
-        Slots of a block.
-    linear : ndarray, shape (m + 1, m, m)
-        Linear costs at every depth, those of the pairs with seated slots among them.
-    fixed : ndarray, shape (m + 1,)
-        Costs of the seated slots among themselves.
-    prices : ndarray, shape (m + 1, m)
-        Dual variables of the seats, from which the assignments below start.
-    slot, seat, bound : ndarray, shape (m, m)
-        The children: the next slot to be seated, where, and the least value below; by rising bound.
-    children, visited : ndarray of int64, shape (m,)
-        Number of children, and how many of them have been visited.
-    bounds : ndarray, shape (m, m)
-        Scratch: what each free slot contributes at least on each free seat.
-    duals : Duals
-        Scratch: the assignment over them.
-    redundant_slot, redundant_seat : ndarray of bool, shape (m,)
-        Scratch: which free ones (by position) have a symmetric one before them.
-    slot_maps, seat_maps : ndarray of int64, shape (g, m)
-        Automorphisms.
-    slot_alive, seat_alive : ndarray of int64, shape (m + 1, g + 1)
-        At every depth: how many leave all seated slots (taken seats) where they are, and which.
-    slot_twin, seat_twin : ndarray of int64, shape (m,)
-        The previous slot (seat) that could be exchanged with each, or -1.
-    log_values, log_nodes : ndarray
-        Improvements of the incumbent in this slice.
-    """
-
-    counts: npt.NDArray[Any]
-    totals: npt.NDArray[Any]
-    incumbent: npt.NDArray[np.int64]
-    free: Free
+    counts: npt.NDArray[Any]  # of `COUNTS`, (1,)
+    totals: npt.NDArray[
+        Any
+    ]  # (2,): value of the incumbent, and the least difference of two values (floats: that counts)
+    incumbent: npt.NDArray[np.int64]  # (m,): the best permutation met
+    free: Free  # at the node
     block_size: int
-    linear: npt.NDArray[Any]
-    fixed: npt.NDArray[Any]
-    prices: npt.NDArray[Any]
-    slot: npt.NDArray[np.int64]
-    seat: npt.NDArray[np.int64]
-    bound: npt.NDArray[Any]
-    children: npt.NDArray[np.int64]
-    visited: npt.NDArray[np.int64]
-    bounds: npt.NDArray[Any]
-    duals: Duals
-    redundant_slot: npt.NDArray[np.bool_]
+    linear: npt.NDArray[
+        Any
+    ]  # (m + 1, m, m): linear costs at every depth, those of the pairs with seated slots among them
+    fixed: npt.NDArray[Any]  # (m + 1,): costs of the seated slots among themselves
+    prices: npt.NDArray[Any]  # (m + 1, m): dual variables of the seats, from which the assignments below start
+    slot: npt.NDArray[np.int64]  # (m, m): the children by rising bound: the next slot to be seated,
+    seat: npt.NDArray[np.int64]  # (m, m): where,
+    bound: npt.NDArray[Any]  # (m, m): and the least value below
+    children: npt.NDArray[np.int64]  # (m,): their number
+    visited: npt.NDArray[np.int64]  # (m,): how many of them have been visited
+    bounds: npt.NDArray[Any]  # scratch, (m, m): what each free slot contributes at least on each free seat
+    duals: Duals  # scratch: the assignment over them
+    redundant_slot: npt.NDArray[
+        np.bool_
+    ]  # scratch, (m,): which free ones, by position, have a symmetric one before them
     redundant_seat: npt.NDArray[np.bool_]
-    slot_maps: npt.NDArray[np.int64]
+    slot_maps: npt.NDArray[np.int64]  # (g, m): automorphisms
     seat_maps: npt.NDArray[np.int64]
-    slot_alive: npt.NDArray[np.int64]
-    seat_alive: npt.NDArray[np.int64]
-    slot_twin: npt.NDArray[np.int64]
+    slot_alive: npt.NDArray[
+        np.int64
+    ]  # (m + 1, g + 1): how many of them leave all seated slots where they are, and which
+    seat_alive: npt.NDArray[np.int64]  # the same of the taken seats
+    slot_twin: npt.NDArray[np.int64]  # (m,): the previous slot that could be exchanged with each, or -1
     seat_twin: npt.NDArray[np.int64]
-    log_values: npt.NDArray[Any]
+    log_values: npt.NDArray[Any]  # improvements of the incumbent in this slice
     log_nodes: npt.NDArray[np.int64]
 
 
@@ -227,23 +197,12 @@ def visit(costs: Any, tree: Tree, depth: int, inherited: Any, below: bool) -> No
     if below:
         keep_alive(tree.slot_maps, tree.slot_alive, depth, slot)
         keep_alive(tree.seat_maps, tree.seat_alive, depth, seat)
+    slots_alive, seats_alive = tree.slot_alive[depth], tree.seat_alive[depth]
     mark_redundant(
-        tree.slot_maps,
-        tree.slot_alive[depth],
-        tree.slot_twin,
-        free.slots,
-        free.slot_is_free,
-        count,
-        tree.redundant_slot,
+        tree.slot_maps, slots_alive, tree.slot_twin, free.slots, free.slot_is_free, count, tree.redundant_slot
     )
     mark_redundant(
-        tree.seat_maps,
-        tree.seat_alive[depth],
-        tree.seat_twin,
-        free.seats,
-        free.seat_is_free,
-        count,
-        tree.redundant_seat,
+        tree.seat_maps, seats_alive, tree.seat_twin, free.seats, free.seat_is_free, count, tree.redundant_seat
     )
     branch(tree, depth, count, bound)
 

@@ -13,18 +13,16 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_search.checks import require_integer
-from moe_search.problems.arrays import largest_magnitude
+from moe_search.problems.arrays import EXACT_IN_FLOAT64, grid_scale, largest_magnitude
 from moe_search.problems.pair_costs import NO_PAIR_COSTS, PairCosts
 from moe_search.problems.permutation_problem import Permutation, seats_by_expert
 from moe_search.problems.problem import Problem
 from moe_search.solvers.bounds.gilmore_lawler import gilmore_lawler, pairwise_gilmore_lawler
-from moe_search.solvers.bounds.linear_assignment import EXACT_IN_FLOAT64
 from moe_search.solvers.engine.background import run_watched
 from moe_search.solvers.engine.random_state import random_state
 from moe_search.solvers.engine.result import Result, reached
 from moe_search.solvers.engine.run import Run
 from moe_search.solvers.engine.solver import Solver
-from moe_search.solvers.exact.integer_grid import grid_scale
 
 if TYPE_CHECKING:
     from ortools.sat.python import cp_model

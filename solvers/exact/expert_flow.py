@@ -28,61 +28,27 @@ PATIENCE = 2
 
 
 class ExpertFlow(NamedTuple):
-    """Slots on experts, some of which may hold more than their capacity.
+    """Slots on experts, some of which may hold more than their capacity."""
 
-    At all times every placed slot stands where its cost and the price are least together, so the prices bound the
-    optimum from below, and once no expert holds too many the assignment is optimal.
-
-    Parameters
-    ----------
-    cost : ndarray, shape (m, n)
-        Cost of every slot under every expert.
-    price : ndarray, shape (n,)
-        Dual variables of the experts.
-    expert : ndarray of int64, shape (m,)
-        Where every slot stands.
-    size : ndarray of int64, shape (n,)
-        Number of slots of every expert.
-    head, after, before : ndarray of int64, shapes (n,), (m,), (m,)
-        The slots of every expert as doubly linked lists; -1 ends them.
-    elsewhere : ndarray, shape (m,)
-        The least that every slot could pay, cost and price together, under another expert, or less.
-    margin : ndarray, shape (m,)
-        Scratch: what the slots of an expert would pay elsewhere beyond what they pay.
-    members : ndarray of int64, shape (m,)
-        Scratch: those slots.
-    exact : ndarray of bool, shape (m,)
-        Scratch: whether the margin is more than a lower bound.
-    weight, slot : ndarray, shape (n, n)
-        Length of the arc from expert u to v, the least ``cost[s, v] - cost[s, u]`` of the slots of u, and its slot; -1
-        if there is none.
-    distance : ndarray, shape (n,)
-        Scratch: length of the shortest path from an expert that holds too many.
-    previous : ndarray of int64, shape (n,)
-        Scratch: the expert before on that path; -1 at its start, -2 where none leads yet.
-    scanned : ndarray of bool, shape (n,)
-        Scratch: whether the distance is final.
-    counts : ndarray of `COUNTS`, shape (1,)
-        Where the search stands.
-    """
-
-    cost: npt.NDArray[Any]
-    price: npt.NDArray[Any]
-    expert: npt.NDArray[np.int64]
-    size: npt.NDArray[np.int64]
-    head: npt.NDArray[np.int64]
-    after: npt.NDArray[np.int64]
-    before: npt.NDArray[np.int64]
-    elsewhere: npt.NDArray[Any]
-    margin: npt.NDArray[Any]
-    members: npt.NDArray[np.int64]
-    exact: npt.NDArray[np.bool_]
-    weight: npt.NDArray[Any]
-    slot: npt.NDArray[np.int64]
-    distance: npt.NDArray[Any]
-    previous: npt.NDArray[np.int64]
-    scanned: npt.NDArray[np.bool_]
-    counts: npt.NDArray[Any]
+    cost: npt.NDArray[Any]  # (m, n)
+    price: npt.NDArray[Any]  # (n,): dual variables of the experts
+    expert: npt.NDArray[np.int64]  # (m,): where every slot stands
+    size: npt.NDArray[np.int64]  # (n,): number of slots of every expert
+    head: npt.NDArray[np.int64]  # (n,): the slots of every expert as doubly linked lists, which -1 ends: the first,
+    after: npt.NDArray[np.int64]  # (m,): the next,
+    before: npt.NDArray[np.int64]  # (m,): and the one before
+    elsewhere: npt.NDArray[Any]  # (m,): the least that a slot could pay, price and all, under another expert, or less
+    margin: npt.NDArray[Any]  # scratch, (m,): what the slots of an expert would pay elsewhere beyond what they pay
+    members: npt.NDArray[np.int64]  # scratch, (m,): those slots
+    exact: npt.NDArray[np.bool_]  # scratch, (m,): whether the margin is more than a lower bound
+    weight: npt.NDArray[
+        Any
+    ]  # (n, n): the arc from expert u to v, the least ``cost[s, v] - cost[s, u]`` of the slots of u
+    slot: npt.NDArray[np.int64]  # (n, n): the slot of the arc, -1 if there is none
+    distance: npt.NDArray[Any]  # scratch, (n,): length of the shortest path from an expert that holds too many
+    previous: npt.NDArray[np.int64]  # scratch, (n,): the expert before on it; -1 at its start, -2 where none leads yet
+    scanned: npt.NDArray[np.bool_]  # scratch, (n,): whether the distance is final
+    counts: npt.NDArray[Any]  # of `COUNTS`, (1,)
 
 
 def empty_flow(cost: npt.NDArray[Any]) -> ExpertFlow:
@@ -107,6 +73,12 @@ def empty_flow(cost: npt.NDArray[Any]) -> ExpertFlow:
         scanned=np.zeros(n, dtype=np.bool_),
         counts=np.zeros(1, dtype=COUNTS).view(np.recarray),
     )
+
+
+# At all times every placed slot stands where its cost and the price are least together, so the prices bound the optimum
+# from below, and once no expert holds too many the assignment is optimal. A rise of the price of an expert keeps this,
+# since the slots that it drives away go where they are cheapest then; so do paths of arcs that cost nothing beside the
+# prices, along which slots change experts.
 
 
 @compiled

@@ -7,9 +7,10 @@ from typing import ClassVar
 
 import numpy as np
 
+from moe_search.problems.arrays import EXACT_IN_FLOAT64
 from moe_search.problems.linear import LinearAssignment
 from moe_search.problems.problem import Problem
-from moe_search.solvers.bounds.linear_assignment import EXACT_IN_FLOAT64, solve_dense
+from moe_search.solvers.bounds.linear_assignment import solve_dense
 from moe_search.solvers.engine.result import Result
 from moe_search.solvers.engine.run import Run
 from moe_search.solvers.engine.solver import Solver

@@ -7,13 +7,13 @@ from typing import ClassVar
 
 import numpy as np
 
+from moe_search.problems.arrays import grid_scale
 from moe_search.problems.linear import LinearAssignment
 from moe_search.problems.permutation_problem import seats_by_expert
 from moe_search.problems.problem import Problem
 from moe_search.solvers.engine.result import Result
 from moe_search.solvers.engine.run import Run
 from moe_search.solvers.engine.solver import Solver
-from moe_search.solvers.exact.integer_grid import grid_scale
 
 
 @dataclass(frozen=True)

@@ -17,17 +17,11 @@ MOST_STEPS = 200_000
 class Symmetry(NamedTuple):
     """Exchanges of the rows and columns of a matrix that leave it as it is.
 
-    Parameters
-    ----------
-    maps : ndarray of int64, shape (g, n)
-        Automorphisms, the identity apart: ``matrix[g[i], g[j]] == matrix[i, j]``.
-    previous_twin : ndarray of int64, shape (n,)
-        The last index before each one whose exchange with it is an automorphism, or -1. Twins are an equivalence: the
-        chain of previous twins visits all that come before.
+    Twins are an equivalence: the chain of previous twins visits all that come before.
     """
 
-    maps: npt.NDArray[np.int64]
-    previous_twin: npt.NDArray[np.int64]
+    maps: npt.NDArray[np.int64]  # (g, n): automorphisms, the identity apart: ``matrix[g[i], g[j]] == matrix[i, j]``
+    previous_twin: npt.NDArray[np.int64]  # (n,): the last index before, exchanged with which it is one, or -1
 
 
 def symmetry_of(matrix: npt.NDArray[Any], colors: npt.NDArray[Any], clock: Clock) -> Symmetry:

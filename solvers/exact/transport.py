@@ -14,13 +14,7 @@ from moe_search.problems.permutation_problem import seats_by_expert
 from moe_search.solvers.engine.result import Result, reached
 from moe_search.solvers.engine.run import Run, Slice
 from moe_search.solvers.engine.solver import Solver
-from moe_search.solvers.exact.expert_flow import (
-    CHOOSE,
-    DONE,
-    empty_flow,
-    flow_slice,
-    place_rest,
-)
+from moe_search.solvers.exact.expert_flow import CHOOSE, DONE, empty_flow, flow_slice, place_rest
 
 # Looks at a cost, a nanosecond each: far less than a slice takes, and calls of the kernel cost too.
 FIRST_BUDGET = 1 << 17

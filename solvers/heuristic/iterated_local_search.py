@@ -31,7 +31,7 @@ from moe_search.solvers.heuristic.local_search import (
     move_statistics,
     restart,
 )
-from moe_search.solvers.heuristic.sampled_deltas import mean_delta
+from moe_search.solvers.heuristic.simulated_annealing import mean_delta
 
 Acceptance = Literal["better", "better_or_equal", "annealing", "restart"]
 BETTER, BETTER_OR_EQUAL, ANNEALING, RESTART = range(4)
@@ -137,30 +137,16 @@ WALK = np.dtype(
 
 
 class Walk(NamedTuple):
-    """Where an iterated local search stands beside its descent, and how it goes.
+    """Where an iterated local search stands beside its descent, and the parameters of the solver."""
 
-    Parameters
-    ----------
-    home : ndarray of int64, shape (size,)
-        The local optimum that perturbations start from.
-    home_value : ndarray, shape (1,)
-        Its value.
-    look : ndarray of bool, shape (size,)
-        The slots whose swaps are still to be looked at; the others carry a don't-look bit.
-    progress : ndarray of `WALK`, shape (1,)
-        Where the search stands.
-    dont_look, strength, acceptance, temperature, patience
-        The parameters of the solver; the temperature in units of the value.
-    """
-
-    home: Permutation
-    home_value: npt.NDArray[Any]
-    look: npt.NDArray[np.bool_]
-    progress: npt.NDArray[Any]
+    home: Permutation  # the local optimum that perturbations start from
+    home_value: npt.NDArray[Any]  # (1,)
+    look: npt.NDArray[np.bool_]  # slots whose swaps are still to be looked at; the others carry a don't-look bit
+    progress: npt.NDArray[Any]  # of `WALK`, (1,)
     dont_look: bool
     strength: int
     acceptance: int
-    temperature: float
+    temperature: float  # in units of the value
     patience: int
 
 

@@ -94,27 +94,13 @@ CURSOR = np.dtype(
 
 
 class Descent(NamedTuple):
-    """Where a descent stands, and how it goes.
+    """Where a descent stands, and how it goes."""
 
-    Parameters
-    ----------
-    deltas : ndarray, shape (2,)
-        Delta of the best neighbor of the pass; delta of the carried slot (insertion).
-    cursor : ndarray of `CURSOR`, shape (1,)
-        Where the search stands.
-    block_size : int
-        The slots of a block of the problem.
-    neighborhood : int
-        `SWAP`, `INSERTION` or `BOTH`.
-    takes_best : bool
-        Whether the best neighbor of a whole pass is taken, not the first that improves.
-    """
-
-    deltas: npt.NDArray[Any]
-    cursor: npt.NDArray[Any]
+    deltas: npt.NDArray[Any]  # (2,): delta of the best neighbor of the pass; delta of the carried slot (insertion)
+    cursor: npt.NDArray[Any]  # of `CURSOR`, (1,)
     block_size: int
-    neighborhood: int
-    takes_best: bool
+    neighborhood: int  # `SWAP`, `INSERTION` or `BOTH`
+    takes_best: bool  # whether the best neighbor of a whole pass is taken, not the first that improves
 
 
 def first_descent(run: Run, neighborhood: Neighborhood, improvement: Improvement) -> Descent:

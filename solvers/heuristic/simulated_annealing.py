@@ -1,4 +1,4 @@
-"""Simulated annealing with reheating."""
+"""Simulated annealing with reheating, its temperatures on the scale of random deltas."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_search.checks import require_integer, require_number
-from moe_search.problems.kernels import compiled
+from moe_search.problems.kernels import compiled, kernel_for
 from moe_search.problems.moves import commit_swap, swap_delta
 from moe_search.problems.permutation_problem import PermutationProblem
 from moe_search.solvers.engine.compiled_search import CompiledSearch, Kernel, Track, take
-from moe_search.solvers.engine.random_state import metropolis
+from moe_search.solvers.engine.random_state import metropolis, random_below, random_state
 from moe_search.solvers.engine.run import Run
-from moe_search.solvers.heuristic.sampled_deltas import mean_delta
 
 # A float state is built afresh after this many moves, before rounding errors add up.
 REFRESH_AFTER = 1 << 17
 LONGEST_COOLING = 1 << 50
+LEAST_SAMPLES, MOST_SAMPLES = 8, 200
+SAMPLE_OPERATIONS = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -105,32 +106,47 @@ COOLING = np.dtype(
 
 
 class Cooling(NamedTuple):
-    """Where an annealing stands, and how its coolings go.
+    """Where an annealing stands, and how its coolings go."""
 
-    Parameters
-    ----------
-    progress : ndarray of `COOLING`, shape (1,)
-        Where the annealing stands.
-    hot, cold, reheat : float
-        The parameters of the solver.
-    log_growth : float
-        Logarithm of how much longer each cooling is than the last.
-    scale : float
-        The value of a temperature of one.
-    proposals : float
-        Iterations of the first cooling.
-    refresh_after : int
-        Moves after which a state is built afresh.
-    """
-
-    progress: npt.NDArray[Any]
+    progress: npt.NDArray[Any]  # of `COOLING`, (1,)
     hot: float
     cold: float
     reheat: float
-    log_growth: float
-    scale: float
-    proposals: float
-    refresh_after: int
+    log_growth: float  # logarithm of how much longer each cooling is than the last
+    scale: float  # the value of a temperature of one
+    proposals: float  # iterations of the first cooling
+    refresh_after: int  # moves after which a state is built afresh
+
+
+def mean_delta(run: Run, state: Any) -> float:
+    """Return the mean absolute delta, zeros left out, of random swaps at the start of a run; 0 if none changes a thing.
+
+    There are 200 of them, fewer where a delta takes long; their number depends on the problem alone.
+    """
+    problem = run.problem
+    assert isinstance(problem, PermutationProblem)
+    if problem.block_size == 1:
+        return 0.0
+    operations = max(2 * problem.sweep_cost // (problem.size * problem.block_size), problem.size)
+    samples = min(max(SAMPLE_OPERATIONS // operations, LEAST_SAMPLES), MOST_SAMPLES)
+    rng = random_state(run.seed)
+    run.clock.compile(kernel_for(state, sum_of_deltas), state, rng, problem.block_size, 0)
+    total, nonzero = kernel_for(state, sum_of_deltas)(state, rng, problem.block_size, samples)
+    return total / nonzero if nonzero else 0.0
+
+
+@compiled
+def sum_of_deltas(state: Any, rng: Any, block_size: int, samples: int) -> tuple[float, int]:
+    """Return the sum of the absolute deltas of some random swaps, and how many are not zero."""
+    total = 0.0
+    nonzero = 0
+    for _ in range(samples):
+        slot = random_below(rng, state.permutation.shape[0])
+        other = slot // block_size * block_size + random_below(rng, block_size)
+        delta = abs(float(swap_delta(state, slot, other)))
+        total += delta
+        nonzero += 1 if delta > 0 else 0
+    return total, nonzero
 
 
 @compiled

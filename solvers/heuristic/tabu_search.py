@@ -111,43 +111,23 @@ class TabuSearch(CompiledSearch):
 class Tabu(NamedTuple):
     """What a tabu search carries from slice to slice, and its parameters.
 
-    Parameters
-    ----------
-    filled : ndarray of int64, shape (2,)
-        Rows of the potential, and of deltas and masks, that are up to date; all are before a move is made.
-    base : ndarray of int64, shape (1,)
-        The iteration that stamps count from.
-    stamps : ndarray of int32, shape (size, size)
-        Entry (i, j): the iteration until which slot i is kept from the expert of slot j. Its columns move with the
-        permutation, so that the stamps of a row of swaps lie in a row.
-    masks : ndarray of int32, shape (size, size)
-        The lesser stamp of (i, j) and (j, i), the one that decides; never over for two slots of one expert.
-    nothing : int or float
-        Larger than any delta, and of their type.
-    block_size, capacity : int
-        Slots of a block of the problem, and of an expert in it.
-    shortest, longest : float
-        Range of the number of iterations that a slot is kept from going back.
-    aspiration : int
-        Iterations after which a swap is forced.
-    last_stamp : int
-        Iterations after which stamps are set back.
-    inexact : bool
-        Whether values are floats, whose rounding errors add up.
+    ``stamps[i, j]`` is the iteration until which slot i is kept from the expert of slot j. Its columns move with the
+    permutation, so that the stamps of a row of swaps lie in a row. ``masks[i, j]`` is the lesser stamp of (i, j) and
+    (j, i), the one that decides; never over for two slots of one expert.
     """
 
-    filled: npt.NDArray[np.int64]
-    base: npt.NDArray[np.int64]
-    stamps: npt.NDArray[np.int32]
-    masks: npt.NDArray[np.int32]
-    nothing: Any
+    filled: npt.NDArray[np.int64]  # (2,): rows of the potential, and of deltas and masks, that are up to date
+    base: npt.NDArray[np.int64]  # (1,): the iteration that stamps count from
+    stamps: npt.NDArray[np.int32]  # (size, size)
+    masks: npt.NDArray[np.int32]  # (size, size)
+    nothing: Any  # larger than any delta, and of their type
     block_size: int
-    capacity: int
-    shortest: float
-    longest: float
-    aspiration: int
-    last_stamp: int
-    inexact: bool
+    capacity: int  # slots of an expert in a block
+    shortest: float  # iterations that a slot is kept from going back, from here
+    longest: float  # to here
+    aspiration: int  # iterations after which a swap is forced
+    last_stamp: int  # iterations after which stamps are set back
+    inexact: bool  # whether values are floats, whose rounding errors add up
 
 
 def largest_of(dtype: np.dtype[Any]) -> np.generic:

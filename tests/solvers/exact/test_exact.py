@@ -10,10 +10,10 @@ from ortools.sat.python import cp_model
 from qaplib_files import FOLDER, best_known, needs_qaplib
 
 from moe_search import problems
+from moe_search.problems.arrays import grid_scale
 from moe_search.solvers import CpSat, Enumeration, Hungarian, MaxIterations, MaxRuntime, MinCostFlow, Transport
 from moe_search.solvers.exact import cp_sat
 from moe_search.solvers.exact.enumeration import is_last, next_swap, number_of_permutations
-from moe_search.solvers.exact.integer_grid import grid_scale
 
 
 @needs_qaplib

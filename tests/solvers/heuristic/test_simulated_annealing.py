@@ -10,7 +10,7 @@ from moe_search.problems import QuadraticAssignment, random_linear, random_mixtu
 from moe_search.solvers import MaxIterations, MaxRuntime, SimulatedAnnealing
 from moe_search.solvers.engine.random_state import random_state, random_unit
 from moe_search.solvers.engine.run import Run
-from moe_search.solvers.heuristic.sampled_deltas import mean_delta
+from moe_search.solvers.heuristic.simulated_annealing import mean_delta
 
 
 def pairs_of(problem):
