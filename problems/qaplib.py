@@ -16,15 +16,20 @@ from moe_search.problems.quadratic import QuadraticAssignment
 def read_qaplib(path: str | os.PathLike[str]) -> QuadraticAssignment:
     """Read an instance in QAPLIB's .dat format: n, then two n x n integer matrices A and B.
 
-    Line breaks and blank lines carry no meaning in the format.
+    Parameters
+    ----------
+    path : path-like
+        The file. Line breaks and blank lines carry no meaning in the format.
 
     Returns
     -------
     QuadraticAssignment
-        Its flow is A and its distance B: ``value(p) = sum_{i, j} A[i, j] B[p[i], p[j]]``.
+        With flow A and distance B, ``value(p) = sum_{i, j} A[i, j] B[p[i], p[j]]``.
 
     Raises
     ------
+    OSError
+        If the file cannot be read.
     ValueError
         If it is no such file; the message names the file, what was expected and what came.
 
@@ -74,6 +79,13 @@ def read_qaplib_solution(path: str | os.PathLike[str]) -> tuple[int, Permutation
         The value that the file states.
     permutation : ndarray of int64, shape (n,)
         Counted from 0.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be read.
+    ValueError
+        If it is no such file.
     """
     n, numbers = _read(path)
     if len(numbers) != n + 2:
@@ -84,7 +96,15 @@ def read_qaplib_solution(path: str | os.PathLike[str]) -> tuple[int, Permutation
 
 
 def write_qaplib_solution(path: str | os.PathLike[str], value: int, permutation: npt.ArrayLike) -> None:
-    """Write a solution in QAPLIB's .sln format, in which a permutation of 0 .. n - 1 counts from 1."""
+    """Write a solution in QAPLIB's .sln format (the permutation counted from 1).
+
+    Raises
+    ------
+    ValueError
+        If `permutation` is no permutation of 0 .. n - 1.
+    OSError
+        If the file cannot be written.
+    """
     p = np.asarray(permutation)
     if p.ndim != 1 or not np.array_equal(np.sort(p), np.arange(p.size)):
         raise ValueError(f"permutation must be one of 0 .. n - 1, got {p.tolist()}")

@@ -22,7 +22,17 @@ Seed = int | np.random.SeedSequence | np.random.Generator
 def random_linear(
     num_slots: int, num_experts: int | None = None, *, seed: Seed, integral: bool = True
 ) -> LinearAssignment:
-    """Return a linear assignment with independent costs, integers in 0 .. 99 or else uniform in [0, 1)."""
+    """Return a linear assignment with independent costs, integers in 0 .. 99 or uniform in [0, 1).
+
+    Parameters
+    ----------
+    num_slots, num_experts : int
+        m, and n (by default m); m is a multiple of n.
+    seed : int, SeedSequence or Generator
+        Source of the randomness.
+    integral : bool, default True
+        Integers or floats.
+    """
     rng = np.random.default_rng(seed)
     return LinearAssignment(_entries(rng, (num_slots, num_experts or num_slots), integral))
 
@@ -64,9 +74,18 @@ def random_quadratic(
 def random_pairwise(
     num_slots: int, num_experts: int | None = None, *, seed: Seed, integral: bool = True, num_selectors: int = 1
 ) -> PairwiseAssignment:
-    """Return a pairwise assignment with independent costs, integers in 0 .. 99 or else uniform in [0, 1).
+    """Return a pairwise assignment with independent costs, integers in 0 .. 99 or uniform in [0, 1).
 
-    It has `num_selectors` blocks of `num_slots` slots each.
+    Parameters
+    ----------
+    num_slots, num_experts : int
+        Slots of one selector m, and n (by default m); m is a multiple of n.
+    seed : int, SeedSequence or Generator
+        Source of the randomness.
+    integral : bool, default True
+        Integers or floats.
+    num_selectors : int, default 1
+        Number of blocks of m slots.
     """
     rng = np.random.default_rng(seed)
     m, n = num_slots * num_selectors, num_experts or num_slots

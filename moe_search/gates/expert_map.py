@@ -80,7 +80,14 @@ class ExpertMap(nn.Module):
         Parameters
         ----------
         experts : Tensor or array_like of integers
-            In the shape of the attribute `experts`, with every expert c times in every row.
+            The shape of the attribute `experts`; every expert c times in every row.
+
+        Raises
+        ------
+        TypeError
+            If the entries are not integers.
+        ValueError
+            If the shape is another, an expert does not exist, or one holds more or fewer than c slots of a row.
         """
         if not isinstance(experts, Tensor):
             # numpy reads nested lists and other libraries' arrays.
@@ -100,6 +107,11 @@ class ExpertMap(nn.Module):
         ndarray of int64, shape (rows * m,)
             ``p[t * m + s] = t * m + seat``, where seat // c is the expert. The seats of an expert go to its slots in
             the order of the slots.
+
+        Raises
+        ------
+        ValueError
+            If something else wrote to the buffer what is no map.
         """
         self._check("experts", self.experts)
         experts = self.experts.cpu().numpy()
@@ -109,7 +121,15 @@ class ExpertMap(nn.Module):
         return (seats + m * np.arange(rows)[:, None]).reshape(-1)
 
     def assign_permutation(self, permutation: npt.ArrayLike) -> None:
-        """Take over the map of a permutation of slots to seats, as `permutation` returns it."""
+        """Take over the map of a permutation of slots to seats, as `permutation` returns it.
+
+        Raises
+        ------
+        TypeError
+            If the entries are not integers.
+        ValueError
+            If it is not a permutation of 0 .. rows * m - 1, or gives a slot a seat of another row.
+        """
         p = np.asarray(permutation)
         rows, m = self.experts.shape
         if p.dtype.kind not in "iu":
@@ -131,7 +151,23 @@ class ExpertMap(nn.Module):
         self.assign(torch.stack(drawn) // self.capacity)
 
     def forward(self, slot_weights: Tensor) -> Tensor:
-        """Add up the weights of the slots of every expert: [B, T, m] to [B, n]."""
+        """Add up the weights of the slots of every expert.
+
+        Parameters
+        ----------
+        slot_weights : Tensor
+            Shape [B, T, m].
+
+        Returns
+        -------
+        Tensor
+            Shape [B, n].
+
+        Raises
+        ------
+        ValueError
+            If the shape is another, or, in eval mode, something else wrote to the buffer what is no map.
+        """
         # In training mode DistributedDataParallel writes to all buffers at every step.
         if not self.training:
             self._require_map()

@@ -99,7 +99,18 @@ class Gate(nn.Module, ABC):
             Floating point, shape [B, in_features]. More axes are flattened: images of shape [B, C, H, W] go into a gate
             with ``in_features = C * H * W``.
         ids : Tensor, optional
-            Integers of shape [B] for gates that route by id; all others ignore them.
+            Integers, shape [B], for gates that route by id; all others ignore them.
+
+        Returns
+        -------
+        SlotWeights
+
+        Raises
+        ------
+        TypeError
+            If an argument is not a tensor.
+        ValueError
+            If there is no sample, or shape, dtype or device are not those of the gate.
         """
 
     def penalty(self, slot_weights: SlotWeights) -> Tensor:
@@ -107,7 +118,20 @@ class Gate(nn.Module, ABC):
         return slot_weights.weights.new_zeros(())
 
     def features(self, inputs: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """Return checked inputs, flattened to shape [B, in_features]; ``dtype`` is that of the weights, if any."""
+        """Return checked inputs, flattened to shape [B, in_features].
+
+        Parameters
+        ----------
+        inputs : Tensor
+            As in `forward`.
+        dtype : torch.dtype, optional
+            What the gate's weights are; any floating-point type by default.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As in `forward`.
+        """
         require_samples(inputs)
         if inputs.ndim < 2 or inputs[0].numel() != self.in_features:
             raise ValueError(

@@ -107,10 +107,27 @@ class MixtureOfExperts(nn.Module):
         self.routing: SlotWeights | None = None
 
     def forward(self, inputs: Tensor, ids: Tensor | None = None) -> Tensor:
-        """Return the mixture of every sample, shape [B, ...] with the axes of an expert's output after the first.
+        """Return the mixture of every sample.
 
-        Inputs are floating point, of shape [B, ...] as gate and experts take it; ids, for gates that route by id, are
-        integers of shape [B].
+        Parameters
+        ----------
+        inputs : Tensor
+            Floating point, shape [B, ...], as gate and experts take it.
+        ids : Tensor, optional
+            Integers, shape [B], for gates that route by id.
+
+        Returns
+        -------
+        Tensor
+            Shape [B, ...], the axes of an expert's output after the first.
+
+        Raises
+        ------
+        TypeError
+            If an argument, or the output of an expert, is not a tensor.
+        ValueError
+            If there is no sample, if shape, dtype or device are not those of the gate and the experts, if the experts'
+            outputs differ in shape, or if `dispatch` is "grouped" and does not take the experts.
         """
         require_samples(inputs)
         if self.dispatch == "grouped" and isinstance(self.experts, StackedExperts):
@@ -143,14 +160,43 @@ class MixtureOfExperts(nn.Module):
         return dispatch.scatter(outputs_of_pairs(self.experts, pairs, dispatch.counts, grouped=path == "grouped"))
 
     def expert_outputs(self, inputs: Tensor) -> Tensor:
-        """Run every expert on every sample; shape [B, n, ...]."""
+        """Run every expert on every sample.
+
+        Returns
+        -------
+        Tensor
+            Shape [B, n, ...].
+
+        Raises
+        ------
+        TypeError, ValueError
+            As in `forward`.
+        """
         require_samples(inputs)
         if isinstance(self.experts, StackedExperts):
             return self.experts(inputs)
         return torch.stack(_outputs((e, expert, inputs) for e, expert in enumerate(self.experts)), 1)
 
     def combine(self, expert_weights: Tensor, expert_outputs: Tensor) -> Tensor:
-        """Mix outputs of the experts, shape [B, n, ...], with weights of shape [B, n]; shape [B, ...]."""
+        """Mix given outputs of the experts with given weights.
+
+        Parameters
+        ----------
+        expert_weights : Tensor
+            Shape [B, n].
+        expert_outputs : Tensor
+            Shape [B, n, ...].
+
+        Returns
+        -------
+        Tensor
+            Shape [B, ...].
+
+        Raises
+        ------
+        ValueError
+            If the shapes do not fit.
+        """
         batch, n = len(expert_weights), len(self.experts)
         if expert_weights.shape != (batch, n) or expert_outputs.shape[:2] != (batch, n):
             raise ValueError(

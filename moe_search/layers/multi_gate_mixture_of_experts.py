@@ -80,7 +80,25 @@ class MultiGateMixtureOfExperts(nn.Module):
                 share_submodule(gate, "expert_map", of_tasks[0].expert_map)
 
     def forward(self, inputs: Tensor, ids: Tensor | None = None) -> Tensor:
-        """Return the mixture of every sample for every task, shape [B, tasks, ...]; see `MixtureOfExperts.forward`."""
+        """Return the mixture of every sample for every task.
+
+        Parameters
+        ----------
+        inputs : Tensor
+            Floating point, shape [B, ...], as gates and experts take it.
+        ids : Tensor, optional
+            Integers, shape [B], for gates that route by id.
+
+        Returns
+        -------
+        Tensor
+            Shape [B, tasks, ...], the axes of an expert's output after the first.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As in `MixtureOfExperts.forward`.
+        """
         require_samples(inputs)
         tasks = cast(list[TaskMixture], list(self.tasks))
         routings = [task.gate(inputs, ids) for task in tasks]
@@ -118,9 +136,16 @@ class MultiGateMixtureOfExperts(nn.Module):
         """Return the layer as task ``t`` sees it, for a search of the map of its gate.
 
         It is a submodule that runs once in every forward, so that
-        ``PermutationSearch(model, multi.task(t), loss=loss)`` searches the map of task t, all others as they are. A map
-        that tasks share is refused: what it does to one of them does not say what it does to all, and a search takes
-        the layer itself, ``PermutationSearch(model, multi, loss=loss)``. For anything else there is ``multi.tasks[t]``.
+        ``PermutationSearch(model, multi.task(t), loss=loss)`` searches the map of task t, all others as they are.
+
+        Raises
+        ------
+        IndexError
+            If there is no such task.
+        ValueError
+            If the map is shared with other tasks: what a map does to one of them does not say what it does to all. A
+            search then takes the layer itself, ``PermutationSearch(model, multi, loss=loss)``. For anything but a
+            search there is ``multi.tasks[t]``.
         """
         if not 0 <= t < len(self.tasks):
             raise IndexError(f"t must be a task, 0 .. {len(self.tasks) - 1}, got {t}")

@@ -91,7 +91,23 @@ class StackedExperts(nn.Module):
         return self.num_experts
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Run every expert on every sample: [B, in_features] to [B, n, out_features]."""
+        """Run every expert on every sample.
+
+        Parameters
+        ----------
+        inputs : Tensor
+            Shape [B, in_features].
+
+        Returns
+        -------
+        Tensor
+            Shape [B, n, out_features].
+
+        Raises
+        ------
+        ValueError
+            If there is no sample, or shape, dtype or device are not those of the experts.
+        """
         self.check(inputs)
         weight, bias = self.weights[0], self.biases[0]
         # All experts read the same inputs: their first maps are one tall matrix.
@@ -109,13 +125,22 @@ class StackedExperts(nn.Module):
         Parameters
         ----------
         inputs : Tensor
-            Shape [P, in_features], P >= 1, the samples of expert 0 first, then those of expert 1, and so on. Outputs,
-            shape [P, out_features], come in the same order.
+            Shape [P, in_features]: first the samples of expert 0, then those of expert 1, and so on.
         counts : sequence of int
-            The number of samples of every expert, n numbers that sum to P.
+            The number of samples of every expert, n numbers that sum to P, P >= 1.
         grouped : bool
             Whether to run all experts in one call of `torch.nn.functional.grouped_mm` for each affine map, instead of
             one after another.
+
+        Returns
+        -------
+        Tensor
+            Shape [P, out_features], in the order of the inputs.
+
+        Raises
+        ------
+        ValueError
+            As in `forward`, if the counts do not fit, or if ``grouped`` is not possible, as `refuses_grouped` says.
         """
         self.check(inputs)
         if grouped:

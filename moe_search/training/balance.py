@@ -28,9 +28,21 @@ def importance_loss(slot_weights: SlotWeights, expert_map: ExpertMap) -> Tensor:
     ``CV^2 = variance / mean^2`` over e of ``importance[e] = sum_b w[b, e]``, with w the weights of experts; 0 if all
     experts get equally much weight from the batch. The variance is that of the n numbers, divided by n.
 
-    Notes
-    -----
-    Shazeer et al. (2017), Outrageously large neural networks, equations 6 and 7, with the factor 0.1.
+    Parameters
+    ----------
+    slot_weights : SlotWeights
+        What the gate returned for the batch: `MixtureOfExperts.routing`.
+    expert_map : ExpertMap
+        Of the gate.
+
+    Returns
+    -------
+    Tensor
+        A scalar, to be added to the loss times a factor (0.1 in the paper).
+
+    References
+    ----------
+    Shazeer et al. (2017), Outrageously large neural networks, equations 6 and 7.
 
     Examples
     --------
@@ -52,14 +64,30 @@ def smooth_load_loss(slot_weights: SlotWeights, expert_map: ExpertMap, k: int) -
         P[b, s] = Phi((logits[b, s] - kth_excluding[b, s]) / noise_scale[b, s]),
 
     Phi being the normal distribution function and kth_excluding the k-th largest noisy logit of the sample without that
-    of the slot. Unlike the number of samples it has a gradient. It is 0 if k is the number of slots.
+    of the slot. Unlike the number of samples it has a gradient.
 
-    The slot weights are those of a gate with noise, such as ``TopK(..., noise=True)``, in training mode; a sample keeps
-    k slots of every selector.
+    Parameters
+    ----------
+    slot_weights : SlotWeights
+        Of a gate with noise in training mode, such as ``TopK(..., noise=True)``.
+    expert_map : ExpertMap
+        Of the gate.
+    k : int
+        Number of slots that a sample keeps of every selector.
 
-    Notes
-    -----
-    Shazeer et al. (2017), Outrageously large neural networks, appendix A, with the factor 0.1.
+    Returns
+    -------
+    Tensor
+        A scalar, to be added to the loss times a factor (0.1 in the paper). 0 if k is the number of slots.
+
+    Raises
+    ------
+    ValueError
+        If the slot weights have no noise, or k is not in 1 .. m.
+
+    References
+    ----------
+    Shazeer et al. (2017), Outrageously large neural networks, appendix A.
     """
     logits, noisy, scale = slot_weights.logits, slot_weights.noisy_logits, slot_weights.noise_scale
     if logits is None or noisy is None or scale is None:
@@ -83,12 +111,28 @@ def load_balancing_loss(slot_weights: SlotWeights, expert_map: ExpertMap) -> Ten
 
     ``n sum_e f[e] P[e]``: f[e] is the share of expert e in all pairs of a sample and an expert with weight greater than
     0, and P[e] the mean probability that softmax over the logits gives it, all slots of a selector at once, mean over
-    the selectors. 1 if both are even; the gradient goes through P alone. The gate must be one that has logits.
+    the selectors. 1 if both are even; the gradient goes through P alone.
 
-    Notes
-    -----
-    Fedus, Zoph and Shazeer (2022), Switch transformers, equations 4 to 6, where every sample has one expert, with the
-    factor 0.01.
+    Parameters
+    ----------
+    slot_weights : SlotWeights
+        What the gate returned for the batch: `MixtureOfExperts.routing`.
+    expert_map : ExpertMap
+        Of the gate.
+
+    Returns
+    -------
+    Tensor
+        A scalar, to be added to the loss times a factor (alpha = 0.01 in the paper).
+
+    Raises
+    ------
+    ValueError
+        If the slot weights have no logits.
+
+    References
+    ----------
+    Fedus, Zoph and Shazeer (2022), Switch transformers, equations 4 to 6, where every sample has one expert.
     """
     logits = _required_logits(slot_weights)
     pairs = (expert_map(slot_weights.weights.detach()) > 0).sum(0)
@@ -100,13 +144,26 @@ def load_balancing_loss(slot_weights: SlotWeights, expert_map: ExpertMap) -> Ten
 def router_z_loss(slot_weights: SlotWeights) -> Tensor:
     """Return the mean over samples and selectors of ``(log sum_s exp(logits[b, t, s]))^2``.
 
-    It keeps logits small, where softmax in low precision is exact; it does not balance experts. The gate must be one
-    that has logits.
+    It keeps logits small, where softmax in low precision is exact; it does not balance experts.
 
-    Notes
-    -----
-    Zoph et al. (2022), ST-MoE: designing stable and transferable sparse expert models, equation 5, with the factor
-    0.001.
+    Parameters
+    ----------
+    slot_weights : SlotWeights
+        What the gate returned for the batch: `MixtureOfExperts.routing`.
+
+    Returns
+    -------
+    Tensor
+        A scalar, to be added to the loss times a factor (0.001 in the paper).
+
+    Raises
+    ------
+    ValueError
+        If the slot weights have no logits.
+
+    References
+    ----------
+    Zoph et al. (2022), ST-MoE: designing stable and transferable sparse expert models, equation 5.
     """
     return _required_logits(slot_weights).logsumexp(2).square().mean()
 
@@ -200,7 +257,14 @@ class LossFreeBalancing:
         """Take the loads of the last forward in training mode, and lower biases.
 
         A batch that gives no slot any weight, because its logits are NaN, is left out. In a process group, all ranks
-        call it together. There must have been such a forward since the last step.
+        call it together.
+
+        Raises
+        ------
+        TypeError
+            If the layer has another kind of gate now, or biases of half precision, in which small steps are lost.
+        ValueError
+            If there was no such forward since the last step.
         """
         gate, routing = _top_k(self.moe), self.moe.routing
         if routing is None or (self._taken is not None and routing is self._taken()):

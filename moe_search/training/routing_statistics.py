@@ -110,7 +110,22 @@ class RoutingStatistics:
 
     @torch.no_grad()
     def update(self, slot_weights: SlotWeights, expert_map: ExpertMap) -> None:
-        """Add what a gate returned for a batch, such as `MixtureOfExperts.routing`, under the map that it had then."""
+        """Add a batch.
+
+        Parameters
+        ----------
+        slot_weights : SlotWeights
+            What the gate returned, such as `MixtureOfExperts.routing`.
+        expert_map : ExpertMap
+            Of the gate, as it was when it did.
+
+        Raises
+        ------
+        TypeError
+            If an argument is of another type.
+        ValueError
+            If the weights do not fit the map, or earlier batches had another number of experts.
+        """
         if not isinstance(slot_weights, SlotWeights):
             raise TypeError(f"slot_weights must be SlotWeights, got {type(slot_weights).__name__}")
         if not isinstance(expert_map, ExpertMap):

@@ -36,6 +36,13 @@ def save_state(state: Any, path: str | os.PathLike[str]) -> None:
         Keys of dicts are strings or integers.
     path : str or PathLike
         The file; one that is there is overwritten.
+
+    Raises
+    ------
+    TypeError
+        If there is something else in it; the message names where.
+    ImportError
+        If safetensors is not installed.
     """
     safetensors = _safetensors()
     tensors: dict[str, Tensor] = {}
@@ -44,7 +51,15 @@ def save_state(state: Any, path: str | os.PathLike[str]) -> None:
 
 
 def load_state(path: str | os.PathLike[str]) -> Any:
-    """Read what `save_state` wrote; tensors come on the CPU."""
+    """Read what `save_state` wrote; tensors come on the CPU.
+
+    Raises
+    ------
+    ValueError
+        If the file was not written by `save_state`.
+    ImportError
+        If safetensors is not installed.
+    """
     with _safetensors().safe_open(os.fspath(path), framework="pt") as file:
         text = (file.metadata() or {}).get(KEY)
         if text is None:

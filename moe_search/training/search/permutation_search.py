@@ -239,8 +239,17 @@ class PermutationSearch:
     def finish(self) -> SearchRecord | None:
         """Wait for the search under way, if there is one, and decide on its map by the batch of the last step.
 
-        In a process group, all ranks call it together. What the solver raised on its thread is raised here; the map is
-        then as it was. It returns what the search did, None if none was under way.
+        In a process group, all ranks call it together.
+
+        Returns
+        -------
+        SearchRecord or None
+            What the search did; None if none was under way.
+
+        Raises
+        ------
+        Exception
+            What the solver raised on its thread. The map is then as it was.
         """
         underway, self._underway = self._underway, None
         return None if underway is None else self._decide(underway.found, [underway.batch], underway.seconds)
@@ -325,7 +334,14 @@ class PermutationSearch:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up the state of `state_dict`, of a search whose expert map has the same sizes, or nothing of it."""
+        """Take up the state of `state_dict`.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If the state is not one of a `PermutationSearch`, or of one whose expert map has other sizes. Nothing is
+            taken up then.
+        """
         require_keys("state", state, STATE)
         for name in STATE[:3]:
             require_integer(name, state[name], 0)
