@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -38,7 +38,8 @@ def demo(
             check_picture_file(picture, "picture")
         from moe_search.bench.demo.settings import DemoSettings, find_device, smoke_settings
 
-        given = {name: number for name, number in (("seeds", seeds), ("epochs", epochs)) if number is not None}
+        sizes = {"seeds": seeds, "epochs": epochs}
+        given: dict[str, Any] = {name: number for name, number in sizes.items() if number is not None}
         settings = replace(smoke_settings() if smoke else DemoSettings(), **given)
         torch_device = find_device(device)
     from rich.console import Console
