@@ -6,7 +6,7 @@ A permutation only relabels such experts, until training has told them apart.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -118,7 +118,7 @@ def draw(seed: int, gate: str) -> Hyperparameters:
 def make_tuned_model(drawn: Hyperparameters, settings: TuningSettings, seed: int, gate: str) -> TwoImageModel:
     """Return a fresh model whose gate has the hyperparameters drawn, and the slots of the settings."""
     model = make_model(gate, settings.images.model, seed)
-    smooth = {"gamma": drawn.gamma, "entropy": drawn.entropy} if gate in SMOOTH else {}
+    smooth: dict[str, Any] = {"gamma": drawn.gamma, "entropy": drawn.entropy} if gate in SMOOTH else {}
     pixels = settings.images.model.canvas**2
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

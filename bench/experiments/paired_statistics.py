@@ -234,7 +234,7 @@ def _wilcoxon(differences: NDArray[np.float64], alternative: str) -> float:
 
 def _comparison_cells(comparison: PairedComparison, adjusted: float, measure: Measure) -> tuple[str, ...]:
     if measure.factor is None:
-        effect = (MeanAndError(comparison.mean, comparison.error).text(measure.digits),)
+        effect: tuple[str, ...] = (MeanAndError(comparison.mean, comparison.error).text(measure.digits),)
     else:
         low, high = (math.exp(-comparison.mean + sign * comparison.error) for sign in (-1, 1))
         interval = "-" if math.isnan(comparison.error) else f"{low:.1f} to {high:.1f}"
