@@ -148,8 +148,8 @@ def relax(costs: PairCosts, clock: Clock) -> Relaxation:
         table = costs.pairwise.coupling
         step = _divisor(table, costs.unary) if costs.integral else 0
         coupling, linear = _numbers(costs, table, 2 * linear)
-        # A table that was not converted is read-only; one that was is made so, that one compiled kernel serves both.
         scratch = np.zeros((m, m), coupling.dtype), empty_duals(m, coupling.dtype)
+        # A table that was not converted is read-only; one that was is made so, that one compiled kernel serves both.
         lawler = Lawler(read_only(coupling), expert, costs.block_size, *scratch)
         slots = Symmetry(np.empty((0, m), dtype=np.int64), np.full(m, -1, dtype=np.int64))
         return Relaxation(lawler, linear, 2, step, slots, seats_of_experts(expert, costs.block_size))
