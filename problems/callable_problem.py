@@ -70,7 +70,7 @@ class CallableProblem(PermutationProblem):
     @property
     def sweep_cost(self) -> int:
         """Operations to bring the deltas of all swaps up to date: an evaluation each."""
-        return EVALUATION * self.size * (self.block_size - 1) // 2
+        return EVALUATION * self.num_swaps
 
     def value(self, permutation: npt.ArrayLike) -> float:
         """Return what the function returns, as a float."""

@@ -65,7 +65,7 @@ class LoadLimited(PermutationProblem):
         A ValueError: if the loads sum to more than the limits, a slot weighs more than every limit, no feasible
         permutation exists for another reason, or none was found.
     TypeError
-        If the problem is none, or does not know its `value_range`.
+        If the problem does not know its `value_range`.
 
     Notes
     -----

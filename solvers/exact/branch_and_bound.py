@@ -148,9 +148,9 @@ def relax(costs: PairCosts, clock: Clock) -> Relaxation:
         table = costs.pairwise.coupling
         step = _divisor(table, costs.unary) if costs.integral else 0
         coupling, linear = _numbers(costs, table, 2 * linear)
+        inner, duals = np.zeros((m, m), coupling.dtype), empty_duals(m, coupling.dtype)
         # A table that was not converted is read-only; one that was is made so, that one compiled kernel serves both.
-        scratch = np.zeros((m, m), coupling.dtype), empty_duals(m, coupling.dtype)
-        lawler = Lawler(read_only(coupling), expert, costs.block_size, *scratch)
+        lawler = Lawler(read_only(coupling), expert, costs.block_size, inner, duals)
         slots = Symmetry(np.empty((0, m), dtype=np.int64), np.full(m, -1, dtype=np.int64))
         return Relaxation(lawler, linear, 2, step, slots, seats_of_experts(expert, costs.block_size))
     flow, distance = costs.factors or np.zeros((2, m, m), dtype=linear.dtype)
@@ -168,8 +168,8 @@ def relax(costs: PairCosts, clock: Clock) -> Relaxation:
     for matrix in (flow, -distance):
         order = np.argsort(matrix, axis=1, kind="stable")
         orders.append(order[order != np.arange(m)[:, None]].reshape(m, m - 1))
-    factors = KoopmansBeckmann(flow, distance, *orders, np.zeros_like(flow), np.zeros_like(flow))
-    return Relaxation(factors, linear, 1, step, slots, seats)
+    scratch = np.zeros((2, m, m), flow.dtype)
+    return Relaxation(KoopmansBeckmann(flow, distance, *orders, *scratch), linear, 1, step, slots, seats)
 
 
 def _numbers(costs: PairCosts, *arrays: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], ...]:

@@ -41,10 +41,10 @@ class Tree(NamedTuple):
     ]  # (m + 1, m, m): linear costs at every depth, those of the pairs with seated slots among them
     fixed: npt.NDArray[Any]  # (m + 1,): costs of the seated slots among themselves
     prices: npt.NDArray[Any]  # (m + 1, m): dual variables of the seats, from which the assignments below start
-    slot: npt.NDArray[np.int64]  # (m, m): the children by rising bound: the next slot to be seated,
-    seat: npt.NDArray[np.int64]  # (m, m): where,
-    bound: npt.NDArray[Any]  # (m, m): and the least value below
-    children: npt.NDArray[np.int64]  # (m,): their number
+    slot: npt.NDArray[np.int64]  # (m, m): the slot that each child seats; children stand by rising bound
+    seat: npt.NDArray[np.int64]  # (m, m): where it seats it
+    bound: npt.NDArray[Any]  # (m, m): the least value below the child
+    children: npt.NDArray[np.int64]  # (m,): number of children
     visited: npt.NDArray[np.int64]  # (m,): how many of them have been visited
     bounds: npt.NDArray[Any]  # scratch, (m, m): what each free slot contributes at least on each free seat
     duals: Duals  # scratch: the assignment over them

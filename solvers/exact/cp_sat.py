@@ -255,8 +255,7 @@ class _Model:
             terms += x[s]
             coefficients += unary[s].tolist()
         yield
-        pays = len(self.pairs)
-        parts = self._tables() if pays * 4 <= m * (m - 1) // 2 else self._rows(unary)
+        parts = self._tables() if len(self.pairs) * 4 <= m * (m - 1) // 2 else self._rows(unary)
         for part in parts:
             terms += part
             coefficients += [1] * len(part)
@@ -275,7 +274,8 @@ class _Model:
             expert.append(variable)
         for s, t in self.pairs.tolist():
             table = self._integers(self._table(s, t))
-            allowed = [(e, f, int(table[e, f])) for e in range(n) for f in range(n) if e != f or self._share(s, t)]
+            share = self.costs.capacity > 1 or s // self.costs.block_size != t // self.costs.block_size
+            allowed = [(e, f, int(table[e, f])) for e in range(n) for f in range(n) if e != f or share]
             low, high = min(row[2] for row in allowed), max(row[2] for row in allowed)
             cost = self.model.new_int_var(low, high, f"w{s},{t}")
             self.model.add_allowed_assignments([expert[s], expert[t], cost], allowed)
@@ -302,9 +302,8 @@ class _Model:
             yield [row]
         if self.root_bound is not None:
             slots = [variable for variables in self.x for variable in variables]
-            self.model.add(
-                sum(rows) + cp_model.LinearExpr.weighted_sum(slots, unary.ravel().tolist()) >= self.root_bound
-            )
+            alone = cp_model.LinearExpr.weighted_sum(slots, unary.ravel().tolist())
+            self.model.add(sum(rows) + alone >= self.root_bound)
 
     def _half(self, s: int, t: int) -> npt.NDArray[Any]:
         """Return what row s pays for its pair with t; the rows of s and t together pay the pair."""
@@ -321,12 +320,8 @@ class _Model:
         total, rows = gilmore_lawler(self.costs)
         return rows - self.costs.unary, int(total)
 
-    def _share(self, s: int, t: int) -> bool:
-        """Whether two slots may have one expert."""
-        return self.costs.capacity > 1 or s // self.costs.block_size != t // self.costs.block_size
-
     def _integers(self, costs: npt.NDArray[Any], each_slot: bool = False) -> npt.NDArray[np.int64]:
-        """Return costs of which one is paid, or one of each row, as integers."""
+        """Return costs of which one is paid, or one of each row, as integers; keep account of the rounding."""
         if self.costs.integral:
             return costs.astype(np.int64)
         scaled = costs * self.scale
@@ -355,11 +350,7 @@ class _Model:
     def permutation(self, value_of: Any) -> Permutation:
         """Return the permutation of a solution, given the function that reads a variable."""
         experts = np.array([[value_of(variable) for variable in row].index(True) for row in self.x])
-        p = np.empty(len(experts), dtype=np.int64)
-        for start in range(0, len(p), self.costs.block_size):
-            block = slice(start, start + self.costs.block_size)
-            p[block] = start + seats_by_expert(experts[block])
-        return p
+        return seats_by_expert(experts, self.costs.block_size)
 
 
 def _solutions(run: Run, model: _Model) -> cp_model.CpSolverSolutionCallback:

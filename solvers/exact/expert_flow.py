@@ -34,9 +34,9 @@ class ExpertFlow(NamedTuple):
     price: npt.NDArray[Any]  # (n,): dual variables of the experts
     expert: npt.NDArray[np.int64]  # (m,): where every slot stands
     size: npt.NDArray[np.int64]  # (n,): number of slots of every expert
-    head: npt.NDArray[np.int64]  # (n,): the slots of every expert as doubly linked lists, which -1 ends: the first,
-    after: npt.NDArray[np.int64]  # (m,): the next,
-    before: npt.NDArray[np.int64]  # (m,): and the one before
+    head: npt.NDArray[np.int64]  # (n,): the first slot in the doubly linked list of every expert; -1 ends lists
+    after: npt.NDArray[np.int64]  # (m,): the next slot of the list
+    before: npt.NDArray[np.int64]  # (m,): the slot before in the list
     elsewhere: npt.NDArray[Any]  # (m,): the least that a slot could pay, price and all, under another expert, or less
     margin: npt.NDArray[Any]  # scratch, (m,): what the slots of an expert would pay elsewhere beyond what they pay
     members: npt.NDArray[np.int64]  # scratch, (m,): those slots
@@ -77,8 +77,8 @@ def empty_flow(cost: npt.NDArray[Any]) -> ExpertFlow:
 
 # At all times every placed slot stands where its cost and the price are least together, so the prices bound the optimum
 # from below, and once no expert holds too many the assignment is optimal. A rise of the price of an expert keeps this,
-# since the slots that it drives away go where they are cheapest then; so do paths of arcs that cost nothing beside the
-# prices, along which slots change experts.
+# since the slots that it drives away go where they are cheapest then. So does a path: the prices have first moved so
+# far that its arcs cost nothing beside them.
 
 
 @compiled

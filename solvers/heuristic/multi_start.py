@@ -34,11 +34,6 @@ class MultiStart(Solver):
         How many at once, as in joblib: -1 for all processors. They are threads, since compiled searches hold no lock;
         inside ``joblib.parallel_config(backend="loky")`` (or "dask", "ray") the runs go to that backend.
 
-    Raises
-    ------
-    TypeError, ValueError
-        If `solver` is no solver, `runs` is not positive, or `n_jobs` is no int or 0.
-
     Notes
     -----
     Run i has the i-th seed spawned from the given one, and of equal values the first run's is kept, so that the result

@@ -123,8 +123,8 @@ class Tabu(NamedTuple):
     nothing: Any  # larger than any delta, and of their type
     block_size: int
     capacity: int  # slots of an expert in a block
-    shortest: float  # iterations that a slot is kept from going back, from here
-    longest: float  # to here
+    shortest: float  # the fewest iterations that a slot is kept from going back
+    longest: float  # the most
     aspiration: int  # iterations after which a swap is forced
     last_stamp: int  # iterations after which stamps are set back
     inexact: bool  # whether values are floats, whose rounding errors add up
