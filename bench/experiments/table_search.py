@@ -121,7 +121,7 @@ class TokenTableSearch:
         rows = torch.randperm(len(self._data), generator=self._generator)[: self._snippets]
         cut = round(COST_SHARE * len(rows))
         for index, search in enumerate(self.of_layers):
-            search.search(self._batches(rows[:cut], index), verify=self._batches(rows[cut:], index))
+            search.search_batches(self._batches(rows[:cut], index), verify=self._batches(rows[cut:], index))
 
     def _batches(self, rows: Tensor, index: int) -> Iterator[Batch]:
         """Yield what a layer takes and what it is to make of it, the layers before it routing as they do."""

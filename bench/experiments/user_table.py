@@ -162,7 +162,7 @@ def search_table(search: PermutationSearch, pairs: Batch, generator: np.random.G
     """Search the table on a random half of the pairs, and verify on the other, users being the independent units."""
     first = torch.from_numpy(generator.random(len(pairs)) < 0.5)
     searched, others = (batches_of(pairs, torch.split(half.nonzero()[:, 0], CHUNK)) for half in (first, ~first))
-    return search.search(searched, verify=others)
+    return search.search_batches(searched, verify=others)
 
 
 def _batch(split: Watches) -> Batch:

@@ -106,7 +106,7 @@ def searched(setting, batches, groups):
     for start, stop in batches:
         inputs, targets, ids = setting.batch(start, stop)
         parts.append((inputs, targets, ids, torch.arange(start, stop) // 4) if groups else (inputs, targets, ids))
-    r = search.search(parts[:-2], verify=parts[-2:])
+    r = search.search_batches(parts[:-2], verify=parts[-2:])
     record = (r.step, r.problem, r.outcome, r.num_samples, r.value_before, r.value_found, r.verified_gain)
     return {"state": dict(setting.model.state_dict()), "records": [(*record, r.standard_error)]}
 

@@ -254,7 +254,7 @@ class PermutationSearch:
         underway, self._underway = self._underway, None
         return None if underway is None else self._decide(underway.found, [underway.batch], underway.seconds)
 
-    def search(self, batches: Iterable[Samples], *, verify: Iterable[Samples]) -> SearchRecord:
+    def search_batches(self, batches: Iterable[Samples], *, verify: Iterable[Samples]) -> SearchRecord:
         """Search on all of some batches now, such as those of a whole data set, whatever step it is.
 
         Batches are looked at one after another, and the costs of a problem that is linear or pairwise are added up:
@@ -297,7 +297,7 @@ class PermutationSearch:
         >>> samples = torch.utils.data.TensorDataset(inputs, targets, users, users)  # users as ids and as groups
         >>> first, second = torch.utils.data.random_split(samples, [800, 400])
         >>> search = ms.PermutationSearch(moe, moe, loss=torch.nn.MSELoss())
-        >>> record = search.search(
+        >>> record = search.search_batches(
         ...     torch.utils.data.DataLoader(first, batch_size=100),
         ...     verify=torch.utils.data.DataLoader(second, batch_size=100),
         ... )

@@ -27,7 +27,7 @@ def searched(setting, **options):
     """The record and the lowering of a search on the first 60 samples, verified on the others."""
     seen = []
     search = searching(setting, on_search=lambda *found: seen.append(found), **options)
-    record = search.search(iter(parts(setting)), verify=iter(parts(setting, VERIFYING)))
+    record = search.search_batches(iter(parts(setting)), verify=iter(parts(setting, VERIFYING)))
     assert search.history == [record]
     return record, seen[0][1]
 
@@ -100,7 +100,7 @@ def test_groups_are_what_gains_are_compared_by():
         inputs, targets, ids = setting.batch(start, start + size)
         verifying.append((inputs, targets, ids, torch.tensor(groups[start - 60 : start - 60 + size])))
         start += size
-    record = searching(setting).search(parts(setting), verify=verifying)
+    record = searching(setting).search_batches(parts(setting), verify=verifying)
 
     after = [setting.true_loss(b, b + 1) for b in range(60, 96)]
     setting.expert_map.assign(old)
@@ -122,7 +122,7 @@ def test_one_sample_or_group_verifies_nothing(groups):
     old = setting.expert_map.experts.clone()
     what, verifying = ("samples", setting.batch(60, 61)) if groups is None else ("groups", (*setting.batch(60), groups))
     with pytest.raises(ValueError, match=f"batches must hold at least 2 {what} to verify a map, got 1"):
-        searching(setting).search(parts(setting), verify=[verifying])
+        searching(setting).search_batches(parts(setting), verify=[verifying])
     assert torch.equal(setting.expert_map.experts, old)
 
 
@@ -155,7 +155,7 @@ def test_a_data_loader_and_batches_computed_on_the_way_are_searched_alike():
                     yield Batch(inputs, targets, ids)
 
             batches = compute()
-        record = searching(setting).search(batches, verify=DataLoader(second, batch_size=30))
+        record = searching(setting).search_batches(batches, verify=DataLoader(second, batch_size=30))
         if computed:
             assert torch.equal(stream, torch.get_rng_state())
         assert setting.model.training
@@ -169,7 +169,7 @@ def test_memory_is_bounded_by_a_batch():
         setting = make("hash", "deep", 4, 40)
         setting.scramble()
         with Largest() as seen:
-            searching(setting).search(parts(setting) * copies, verify=parts(setting, VERIFYING) * copies)
+            searching(setting).search_batches(parts(setting) * copies, verify=parts(setting, VERIFYING) * copies)
         largest.append(seen.elements)
     assert largest[0] == largest[1]
 
@@ -183,7 +183,7 @@ def test_searches_of_steps_go_on_beside():
         inputs, targets, ids = setting.batch(20 * step, 20 * step + 20)
         search.step(inputs, targets, ids=ids)
         if step == 1:
-            records.append(search.search(parts(setting), verify=parts(setting, VERIFYING)))
+            records.append(search.search_batches(parts(setting), verify=parts(setting, VERIFYING)))
     search.finish()
     # The search under way was decided before.
     assert [record.step for record in search.history] == [2, 2, 4]
@@ -198,7 +198,7 @@ def test_a_loss_that_is_not_finite_gives_the_search_up():
     batches = parts(setting)
     batches[2][1][0] = torch.nan
     with pytest.warns(RuntimeWarning, match="given up"):
-        record = searching(setting).search(batches, verify=parts(setting, VERIFYING))
+        record = searching(setting).search_batches(batches, verify=parts(setting, VERIFYING))
     assert (record.outcome, record.num_samples) == ("not finite", 40)
     assert torch.equal(setting.expert_map.experts, old)
 
@@ -210,9 +210,9 @@ def test_a_later_batch_must_fit_the_class_that_the_first_decided():
     assert 2 < int(few.sum()) < 96
     batches = [(setting.inputs[some], setting.targets[some]) for some in (few, ~few)]
     with pytest.raises(ValueError, match="a pairwise problem must have at most two slots a sample, got"):
-        searching(setting).search(batches, verify=batches)
+        searching(setting).search_batches(batches, verify=batches)
     with pytest.raises(ValueError, match="loss must be one that a mixture can be searched under"):
-        searching(setting).search(batches[::-1], verify=batches)
+        searching(setting).search_batches(batches[::-1], verify=batches)
 
 
 @pytest.mark.parametrize(
@@ -233,11 +233,11 @@ def test_batches_that_are_none(batches, kind, message):
     old = setting.expert_map.experts.clone()
     one = setting.batch()
     with pytest.raises(kind) as caught:
-        searching(setting).search(batches(one), verify=[one])
+        searching(setting).search_batches(batches(one), verify=[one])
     assert message in str(caught.value)
     if batches(one):
         with pytest.raises(kind) as caught:
-            searching(setting).search([one], verify=batches(one))
+            searching(setting).search_batches([one], verify=batches(one))
         assert message in str(caught.value)
     assert torch.equal(setting.expert_map.experts, old)
     assert setting.model.training
@@ -248,4 +248,4 @@ def test_groups_come_with_all_batches_that_verify_or_none():
     setting.scramble()
     one, other = setting.batch(0, 40), (*setting.batch(40), torch.arange(56))
     with pytest.raises(ValueError, match="groups must come with every batch that verifies or with none"):
-        searching(setting).search([one, other], verify=[one, other])
+        searching(setting).search_batches([one, other], verify=[one, other])
