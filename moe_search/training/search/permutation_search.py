@@ -59,8 +59,8 @@ class PermutationSearch:
     the standard error of that decrease, and refused otherwise. Only the map ever changes: experts, gate and optimizer
     stay as they are. The map is no parameter: a gate whose parameters are frozen is searched all the same.
 
-    `search` does the same at once on batches of one's own, such as a whole data set: a table of many slots, one for
-    every user or word, needs more samples than some batches hold.
+    `search_batches` does the same at once on batches of one's own, such as a whole data set: a table of many slots, one
+    for every user or word, needs more samples than some batches hold.
 
     Parameters
     ----------

