@@ -87,7 +87,7 @@ class LoadLimited(PermutationProblem):
     problem: PermutationProblem
     slot_loads: npt.NDArray[Any]
     limits: npt.NDArray[Any]
-    start: Permutation = field(init=False, repr=False)
+    start: Permutation = field(repr=False)
     barrier: int | float = field(init=False, repr=False)
     slope: int | float = field(init=False, repr=False)
     load_limits: LoadLimits = field(init=False, repr=False)

@@ -19,6 +19,8 @@ from moe_search.solvers.engine.run import Run, Slice
 from moe_search.solvers.engine.solver import Solver
 
 LOG_LENGTH = 512
+# Rounding errors of a state of floats add up over about this many moves; then it is built afresh.
+REFRESH_AFTER = 1 << 17
 
 COUNTS = np.dtype(
     [

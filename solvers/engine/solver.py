@@ -95,7 +95,7 @@ class Solver(ABC):
         require_problem(problem)
         require_criterion(stop)
         if not isinstance(seed, np.random.SeedSequence):
-            require_integer("seed", seed, 0)
+            require_integer("seed, unless it is a SeedSequence,", seed, 0)
         if on_improvement is not None and not callable(on_improvement):
             raise TypeError(f"on_improvement must be a function of an Incumbent, got {type(on_improvement).__name__}")
         if initial is not None:

@@ -25,7 +25,7 @@ from moe_search.solvers.exact.symmetry import Symmetry, seats_of_experts, symmet
 from moe_search.solvers.heuristic.tabu_search import TabuSearch
 
 # A node takes some nanoseconds for each of these; more would break a limit of time.
-MOST_OPERATIONS = 10_000_000
+NODE_OPERATIONS = 10_000_000
 # What the tabu search for the first incumbent may take, some milliseconds.
 HEURISTIC_OPERATIONS = 5_000_000
 
@@ -63,9 +63,9 @@ class BranchAndBound(Solver):
         if costs.limits is not None:
             return "it branches over all permutations, those beyond load limits included; CpSat keeps limits"
         operations = node_operations(costs)
-        if operations > MOST_OPERATIONS:
+        if operations > NODE_OPERATIONS:
             return (
-                f"a node would take {operations:,} operations, {MOST_OPERATIONS:,} at most; LocalSearch takes any size"
+                f"a node would take {operations:,} operations, {NODE_OPERATIONS:,} at most; LocalSearch takes any size"
             )
         if costs.integral and 16 * reach(costs) > INT64_MAX:
             return f"its values can reach {reach(costs):.3e}, which overflows the arithmetic of the bound"

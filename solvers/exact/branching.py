@@ -10,11 +10,10 @@ import numpy.typing as npt
 from moe_search.problems.kernels import compiled
 from moe_search.solvers.bounds.gilmore_lawler import Free, fix_pair, row_bounds
 from moe_search.solvers.bounds.linear_assignment import Duals, assign, empty_duals
+from moe_search.solvers.engine.compiled_search import LOG_LENGTH
 from moe_search.solvers.exact.symmetry import Symmetry
 
-LOG_LENGTH = 256
-
-COUNTS = np.dtype(
+TREE_COUNTS = np.dtype(
     [
         ("depth", np.int64),  # of the node whose children are visited, -1 before the root
         ("nodes", np.int64),  # nodes bounded
@@ -29,7 +28,7 @@ BEST, STEP = range(2)
 class Tree(NamedTuple):
     """A search tree: for each depth d the node on the way, with d slots seated, and its children."""
 
-    counts: npt.NDArray[Any]  # of `COUNTS`, (1,)
+    counts: npt.NDArray[Any]  # of `TREE_COUNTS`, (1,)
     totals: npt.NDArray[
         Any
     ]  # (2,): value of the incumbent, and the least difference of two values (floats: that counts)
@@ -82,7 +81,7 @@ def empty_tree(
         alive.append(np.zeros((m + 1, known + 1), dtype=np.int64))
         alive[-1][0] = np.r_[known, np.arange(known)]
     return Tree(
-        counts=np.array([(-1, 0, 0, False, False)], dtype=COUNTS).view(np.recarray),
+        counts=np.array([(-1, 0, 0, False, False)], dtype=TREE_COUNTS).view(np.recarray),
         totals=np.array(totals, dtype=dtype),
         incumbent=incumbent,
         free=Free(np.arange(m), np.arange(m), np.ones(m, dtype=np.bool_), np.ones(m, dtype=np.bool_)),

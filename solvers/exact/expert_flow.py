@@ -11,7 +11,7 @@ from numba import njit
 from moe_search.problems.kernels import compiled
 
 CHOOSE, OFFLOAD, CONNECT, PATHS, DONE = range(5)
-COUNTS = np.dtype(
+FLOW_COUNTS = np.dtype(
     [
         ("phase", np.int64),
         ("cursor", np.int64),  # next slot or expert of the phase
@@ -48,7 +48,7 @@ class ExpertFlow(NamedTuple):
     distance: npt.NDArray[Any]  # scratch, (n,): length of the shortest path from an expert that holds too many
     previous: npt.NDArray[np.int64]  # scratch, (n,): the expert before on it; -1 at its start, -2 where none leads yet
     scanned: npt.NDArray[np.bool_]  # scratch, (n,): whether the distance is final
-    counts: npt.NDArray[Any]  # of `COUNTS`, (1,)
+    counts: npt.NDArray[Any]  # of `FLOW_COUNTS`, (1,)
 
 
 def empty_flow(cost: npt.NDArray[Any]) -> ExpertFlow:
@@ -71,7 +71,7 @@ def empty_flow(cost: npt.NDArray[Any]) -> ExpertFlow:
         distance=np.zeros(n, dtype=cost.dtype),
         previous=np.zeros(n, dtype=np.int64),
         scanned=np.zeros(n, dtype=np.bool_),
-        counts=np.zeros(1, dtype=COUNTS).view(np.recarray),
+        counts=np.zeros(1, dtype=FLOW_COUNTS).view(np.recarray),
     )
 
 

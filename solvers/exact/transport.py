@@ -17,7 +17,7 @@ from moe_search.solvers.engine.solver import Solver
 from moe_search.solvers.exact.expert_flow import CHOOSE, DONE, empty_flow, flow_slice, place_rest
 
 # Looks at a cost, a nanosecond each: far less than a slice takes, and calls of the kernel cost too.
-FIRST_BUDGET = 1 << 17
+FIRST_LOOKS = 1 << 17
 # Slots of an expert in a sample at least, and the share of the slots that must be too many for samples to pay.
 LEAST_SAMPLE = 8
 CROWDED = 1 / 3
@@ -69,7 +69,7 @@ class Transport(Solver):
 
         run.clock.compile(flow_slice, flows[0], 0, 1)
         run.clock.compile(place_rest, flows[0], len(flows[0].cost))
-        run.loop(advance, first_budget=FIRST_BUDGET)
+        run.loop(advance, first_budget=FIRST_LOOKS)
         flow = flows[-1]
         bound = None
         if flow.counts[0].phase > CHOOSE:

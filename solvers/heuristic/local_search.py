@@ -12,16 +12,13 @@ from moe_search.checks import require_choice, require_flag
 from moe_search.problems.kernels import compiled
 from moe_search.problems.moves import commit_swap, slide, swap_delta
 from moe_search.problems.permutation_problem import PermutationProblem
-from moe_search.solvers.engine.compiled_search import CompiledSearch, Kernel, Track, take
+from moe_search.solvers.engine.compiled_search import REFRESH_AFTER, CompiledSearch, Kernel, Track, take
 from moe_search.solvers.engine.random_state import random_below
 from moe_search.solvers.engine.run import Run
 
 Neighborhood = Literal["swap", "insertion", "both"]
 Improvement = Literal["first", "best"]
 SWAP, INSERTION, BOTH = range(3)
-
-# Rounding errors of floating-point states add up over about this many commits before the state is built afresh.
-REFRESH_AFTER = 1 << 17
 
 
 @dataclass(frozen=True)

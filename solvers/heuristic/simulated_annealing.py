@@ -13,12 +13,10 @@ from moe_search.checks import require_integer, require_number
 from moe_search.problems.kernels import compiled, kernel_for
 from moe_search.problems.moves import commit_swap, swap_delta
 from moe_search.problems.permutation_problem import PermutationProblem
-from moe_search.solvers.engine.compiled_search import CompiledSearch, Kernel, Track, take
+from moe_search.solvers.engine.compiled_search import REFRESH_AFTER, CompiledSearch, Kernel, Track, take
 from moe_search.solvers.engine.random_state import metropolis, random_below, random_state
 from moe_search.solvers.engine.run import Run
 
-# A float state is built afresh after this many moves, before rounding errors add up.
-REFRESH_AFTER = 1 << 17
 LONGEST_COOLING = 1 << 50
 LEAST_SAMPLES, MOST_SAMPLES = 8, 200
 SAMPLE_OPERATIONS = 4_000_000

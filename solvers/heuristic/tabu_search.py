@@ -17,9 +17,9 @@ from moe_search.solvers.engine.compiled_search import CompiledSearch, Kernel, Tr
 from moe_search.solvers.engine.random_state import random_unit
 from moe_search.solvers.engine.run import Run
 
-MOST_OPERATIONS = 20_000_000
+MOVE_OPERATIONS = 20_000_000
 # A float state and its deltas are built afresh after this many moves, before rounding errors add up.
-REFRESH_AFTER = 1 << 14
+REFILL_AFTER = 1 << 14
 # Stamps are 32-bit numbers, since the deltas that they mask mostly are; before they run out they are set back.
 LAST_STAMP = 1 << 30
 NEVER = 2**31 - 1
@@ -68,11 +68,11 @@ class TabuSearch(CompiledSearch):
 
     def refuses(self, problem: Problem) -> str | None:
         """Refuse problems on which a single move takes so long that no limit of time could be kept."""
-        if not isinstance(problem, PermutationProblem) or problem.sweep_cost <= MOST_OPERATIONS:
+        if not isinstance(problem, PermutationProblem) or problem.sweep_cost <= MOVE_OPERATIONS:
             return super().refuses(problem)
         return (
             f"a move would take {problem.sweep_cost:,} operations to update the deltas of all swaps,"
-            f" {MOST_OPERATIONS:,} at most; LocalSearch takes any size"
+            f" {MOVE_OPERATIONS:,} at most; LocalSearch takes any size"
         )
 
     def iteration_work(self, problem: PermutationProblem) -> int:
@@ -155,9 +155,9 @@ def tabu_slice(state: Any, track: Track, budget: int, target: float, matrix: Del
         return 0
     if tabu.filled[1] < size:
         return fill_rows(state, matrix, tabu, max(budget // size, 1)) * size
-    moves = min(max(budget // pairs, 1), REFRESH_AFTER - counts.iterations % REFRESH_AFTER)
+    moves = min(max(budget // pairs, 1), REFILL_AFTER - counts.iterations % REFILL_AFTER)
     work = make_moves(state, track, moves, target, matrix, tabu)
-    if work > 0 and counts.iterations % REFRESH_AFTER == 0:
+    if work > 0 and counts.iterations % REFILL_AFTER == 0:
         if tabu.inexact:
             counts.stale = True
             tabu.filled[0] = tabu.filled[1] = 0

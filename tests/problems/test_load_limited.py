@@ -1,3 +1,5 @@
+import pickle
+
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings, strategies as st
@@ -234,3 +236,10 @@ def test_penalties_that_overflow_are_refused():
     inner = problems.LinearAssignment([[0.0, 1e299], [0.0, 0.0]])
     with pytest.raises(ValueError, match=r"beyond the limits can reach 2.400e\+300, 1e\+300 at most fits in float64"):
         LoadLimited(inner, [1, 2], 2)
+
+
+def test_a_copy_for_another_process_starts_where_it_did():
+    inner = problems.LinearAssignment([[0, 9], [0, 9], [9, 0], [9, 0]])
+    limited = problems.LoadLimited(inner, slot_loads=[3, 3, 1, 1], limits=4, start=[3, 1, 2, 0])
+    assert limited.start.tolist() == [3, 1, 2, 0]
+    assert pickle.loads(pickle.dumps(limited)).start.tolist() == [3, 1, 2, 0]

@@ -175,8 +175,8 @@ def test_no_time_returns_the_initial_permutation_or_better(solver):
     [
         ({"problem": np.zeros((3, 3))}, TypeError, "problem must be a Problem .* got ndarray"),
         ({"stop": 1.0}, TypeError, r"stop must be a stopping criterion such as MaxRuntime\(1.0\), got float"),
-        ({"seed": -1}, ValueError, "seed must be an integer >= 0, got -1"),
-        ({"seed": "x"}, TypeError, "seed must be an integer, got 'x'"),
+        ({"seed": -1}, ValueError, "seed, unless it is a SeedSequence, must be an integer >= 0, got -1"),
+        ({"seed": "x"}, TypeError, "seed, unless it is a SeedSequence, must be an integer, got 'x'"),
         ({"on_improvement": 3}, TypeError, "on_improvement must be a function of an Incumbent, got int"),
         ({"initial": [0, 0, 1, 2, 3, 4]}, ValueError, "initial must hold every seat once"),
         ({"initial": [0, 1]}, ValueError, r"initial must have shape \(6,\), got shape \(2,\)"),

@@ -7,8 +7,8 @@ from naive import inserted, swapped
 
 from moe_search.problems import QuadraticAssignment, random_linear, random_mixture, random_quadratic
 from moe_search.solvers import IteratedLocalSearch, MaxIterations, MaxRuntime
+from moe_search.solvers.engine.compiled_search import REFRESH_AFTER
 from moe_search.solvers.engine.random_state import random_below, random_state
-from moe_search.solvers.heuristic.local_search import REFRESH_AFTER
 
 
 def naive_descent(problem, p, look, best):

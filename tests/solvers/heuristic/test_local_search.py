@@ -7,7 +7,7 @@ from qaplib_files import FOLDER, best_known, needs_qaplib
 
 from moe_search.problems import random_linear, random_mixture, random_quadratic, read_qaplib
 from moe_search.solvers import LocalSearch, MaxIterations, MaxRuntime
-from moe_search.solvers.heuristic.local_search import REFRESH_AFTER
+from moe_search.solvers.engine.compiled_search import REFRESH_AFTER
 
 
 def neighbors(problem, p, neighborhood):

@@ -84,7 +84,7 @@ def test_stamps_that_run_out_are_set_back_without_a_trace(monkeypatch):
     problem = random_quadratic(12, seed=1)
     stop = MaxIterations(200_000)
     expected = TabuSearch(aspiration=0.5).solve(problem, stop, seed=3)
-    monkeypatch.setattr("moe_search.solvers.heuristic.tabu_search.LAST_STAMP", 3 * tabu_search.REFRESH_AFTER)
+    monkeypatch.setattr("moe_search.solvers.heuristic.tabu_search.LAST_STAMP", 3 * tabu_search.REFILL_AFTER)
     again = TabuSearch(aspiration=0.5).solve(problem, stop, seed=3)
     assert again.permutation.tolist() == expected.permutation.tolist()
     assert again.moves == expected.moves
