@@ -151,7 +151,7 @@ class LoadLimited(PermutationProblem):
             slope = max(1, barrier * self.size // max(total, 1))
             require_fits(what, 4 * (barrier + slope * total) + abs(int(low)))
             return barrier, slope
-        # Twice the range: floats may leave it by rounding, but neither by half nor by much of themselves.
+        # The range is doubled, since floats may leave it by rounding, though not by half of it.
         range_ = 2.0 * (high - low) + 1e-6 * max(abs(low), abs(high)) or 1.0
         require_fits(what, 4 * (1 + self.size) * Decimal(range_) + abs(Decimal(low)))
         return range_, range_ * self.size / max(total, 1)

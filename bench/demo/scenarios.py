@@ -83,7 +83,7 @@ class ComparedSearch:
     Attributes
     ----------
     gate, seed
-        Those of the run that searched, the gate with its plus.
+        The records of the run that searched, the gate with its plus.
     record : SearchRecord
     optimum : float
         Least value over all maps, by enumeration.

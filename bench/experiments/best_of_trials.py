@@ -26,7 +26,7 @@ SHOWN = (1, 2, 5, 10, 20, 50, 100, 200, 500)
 """Numbers of trials in the table, as far as they were run."""
 
 Losses = Mapping[str, Mapping[str, Sequence[float]]]
-"""By gate, then by search, the baseline first: a loss of every trial."""
+"""A loss of every trial by gate, then by search, the baseline first."""
 
 
 def expected_best(losses: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:

@@ -55,7 +55,7 @@ class PairedComparison:
     error : float
         Standard error of the mean difference, from the sample standard deviation (ddof = 1); NaN for one pair.
     p : float
-        That of Wilcoxon's signed-rank test; 1 if no difference counts.
+        The p-value of Wilcoxon's signed-rank test; 1 if no difference counts.
     standardized : float
         Mean over standard deviation of the differences, Cohen's d_z; NaN if all differences are alike.
     rank_biserial : float

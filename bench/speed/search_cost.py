@@ -84,7 +84,7 @@ def measure(qaplib: Path | None, seconds: float) -> pd.DataFrame:
     with one_thread():
         torch.manual_seed(0)
         for name, build in builders.items():
-            # Twice, so that the kernels are compiled.
+            # The first of two runs compiles the kernels.
             for steps in (100, 200):
                 total, search = trained(build(), steps)
             while total < seconds and steps < 1000:

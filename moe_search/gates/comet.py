@@ -13,8 +13,8 @@ from moe_search.gates.gate import Gate, SlotWeights, require_k
 from moe_search.gates.smooth_step import entropy_terms, leaf_probabilities, live_leaves
 
 DESCENT_SLOTS, DESCENT_LEAVES = 64, 2**17
-"""From so many slots of a tree and leaves of all trees for all samples on, it takes a CPU less time to descend into the
-live branches than to look at all of them."""
+"""A CPU descends into the live branches faster than it looks at all of them where a tree has at least the first number
+of slots, and the trees of all samples the second number of leaves."""
 
 
 @dataclass(frozen=True)

@@ -224,7 +224,7 @@ def outputs_of_pairs(
 ) -> Tensor:
     """Return what experts make of samples of their own, shape [P, ...], for inputs sorted by expert, shape [P, ...].
 
-    Of ``counts``, the number of samples of every expert, an expert with none is not called. ``grouped`` is that of
+    An expert without samples, by the ``counts`` of all, is not called. ``grouped`` is as in
     `StackedExperts.forward_sorted`, and means nothing for modules.
     """
     if not len(inputs):

@@ -33,7 +33,7 @@ def importance_loss(slot_weights: SlotWeights, expert_map: ExpertMap) -> Tensor:
     slot_weights : SlotWeights
         What the gate returned for the batch: `MixtureOfExperts.routing`.
     expert_map : ExpertMap
-        Of the gate.
+        The map of the gate.
 
     Returns
     -------
@@ -69,9 +69,9 @@ def smooth_load_loss(slot_weights: SlotWeights, expert_map: ExpertMap, k: int) -
     Parameters
     ----------
     slot_weights : SlotWeights
-        Of a gate with noise in training mode, such as ``TopK(..., noise=True)``.
+        What a gate with noise, such as ``TopK(..., noise=True)``, returned in training mode.
     expert_map : ExpertMap
-        Of the gate.
+        The map of the gate.
     k : int
         Number of slots that a sample keeps of every selector.
 
@@ -118,7 +118,7 @@ def load_balancing_loss(slot_weights: SlotWeights, expert_map: ExpertMap) -> Ten
     slot_weights : SlotWeights
         What the gate returned for the batch: `MixtureOfExperts.routing`.
     expert_map : ExpertMap
-        Of the gate.
+        The map of the gate.
 
     Returns
     -------

@@ -117,7 +117,7 @@ class RoutingStatistics:
         slot_weights : SlotWeights
             What the gate returned, such as `MixtureOfExperts.routing`.
         expert_map : ExpertMap
-            Of the gate, as it was when it did.
+            The map of the gate, as it was when it did.
 
         Raises
         ------

@@ -217,7 +217,7 @@ def offload(flow: ExpertFlow, capacity: int) -> int:
         else:
             break
         sift(flow, 0, last)
-    # As far as those that stay allow, so that those that go do not soon come back.
+    # The price rises as far as the slots that stay allow, so that those that go do not soon come back.
     price[u] += margin[0]
     for x in range(last, count):
         slot = members[x]

@@ -250,7 +250,7 @@ def look_at_slots(state: Any, track: Track, descent: Descent, walk: Walk, budget
             c.best_i = 1
             deltas[0] = 0
         if c.j == end:
-            # Once more if the slot has moved.
+            # The slot is looked at once more if it has moved.
             look[i] = c.best_i == 1
             c.best_i = 0
             c.j = i // block_size * block_size

@@ -60,7 +60,7 @@ def pair_costs(opened: Opened) -> NDArray[np.float64]:
             mixtures = g * answers[:, first[some]] + h * answers[:, second[some]]
             np.add.at(cost[:, some], pairs, opened.losses_of(chunk, mixtures))
     of_pairs = cost.reshape(m, m, n, n)
-    # Of what a slot costs beside itself, only that with one expert is kept: no map gives it two.
+    # What a slot costs beside itself is kept with one expert only: no map gives it two.
     s, e = np.arange(m), np.arange(n)
     kept = of_pairs[s[:, None], s[:, None], e, e].copy()
     of_pairs[s, s] = 0.0
