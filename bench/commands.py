@@ -77,8 +77,9 @@ def bench(
 ) -> None:
     """Compare solvers: run them, resume what was killed, and write an HTML report with statistics."""
     with one_line_errors(), _missing_extras():
-        from moe_search.bench.comparison.comparison import ComparisonSettings, run_comparison
+        from moe_search.bench.comparison.comparison import run_comparison
         from moe_search.bench.comparison.report import make_report, write_comparison
+        from moe_search.bench.comparison.settings import ComparisonSettings
 
         settings = ComparisonSettings(
             suite=suite,

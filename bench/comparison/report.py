@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from moe_search.bench.comparison.comparison import Comparison, ComparisonSettings
+from moe_search.bench.comparison.comparison import Comparison
 from moe_search.bench.comparison.curves import profile_figure, time_to_target_figure
 from moe_search.bench.comparison.scores import Ranking, Scores, rank_solvers, scores, times_to_target, wins_ties_losses
+from moe_search.bench.comparison.settings import ComparisonSettings
 from moe_search.bench.machine_facts import machine_facts
 from moe_search.plotting.report import Report, ReportFigure, Section, figure_svg, write_report
 from moe_search.plotting.table import Table

@@ -33,7 +33,7 @@ from joblib.externals.loky import ProcessPoolExecutor
 from joblib.parallel import ParallelBackendBase
 
 import moe_search
-from moe_search.bench.comparison.comparison import ComparisonSettings
+from moe_search.bench.comparison.settings import ComparisonSettings
 from moe_search.solvers.engine.result import installed_versions
 
 # benchopt stops a run after so many points of its curve; our runs end by themselves.

@@ -198,7 +198,7 @@ def _require_sharable(gates: Sequence[Gate]) -> None:
     """Raise ValueError unless the maps of all gates are their own and of the same sizes."""
     first = gates[0].expert_map
     for t, gate in enumerate(gates):
-        if "expert_map" not in gate._modules:
+        if "expert_map" not in dict(gate.named_children()):
             raise ValueError(
                 f"gates must have maps of their own to share one, got in gate {t} a {type(gate).__name__} with the map "
                 "of another module: a gate of another layer with a shared map, or a gate around one that learns its map"
@@ -212,5 +212,5 @@ def _require_sharable(gates: Sequence[Gate]) -> None:
 
 def share_submodule(module: nn.Module, name: str, submodule: Any) -> None:
     """Let ``module`` use a submodule of another module: not in its state dict, and its parameters not counted twice."""
-    del module._modules[name]
+    delattr(module, name)
     module.__dict__[name] = submodule

@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from moe_search.bench.comparison.comparison import Comparison, ComparisonSettings, collect
+from moe_search.bench.comparison.comparison import Comparison, collect
 from moe_search.bench.comparison.report import as_markdown, make_report, write_comparison
 from moe_search.bench.comparison.scores import scores, times_to_target
+from moe_search.bench.comparison.settings import ComparisonSettings
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
