@@ -12,6 +12,8 @@ os.environ.setdefault("NUMBA_CACHE_DIR", str(kernel_key.ROOT / ".numba_cache" / 
 
 TESTS = Path(__file__).parent
 PROCESSES = ("subprocess", "multiprocessing", "distributed")
+# Their tests compile the kernels of a solver for many classes of problems.
+COMPILING = ("solvers/heuristic", "solvers/exact", "solvers/test_load_limits.py", "test_solve.py", "test_new_solver.py")
 
 # Groups are handed out in this order, all others after these: those that compile the kernels that others need come
 # first, and a long one at the end would leave all other processes waiting.
@@ -60,8 +62,9 @@ def pytest_collection_modifyitems(items):
         # Tests of a file share fixtures, and kernels that would else be compiled in every process.
         if item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(group_of(item.path)))
+        compiles = item.path.relative_to(TESTS).as_posix().startswith(COMPILING)
         # The fixture `bench` starts the command of that name.
-        if slow[item.module] or "bench" in item.fixturenames:
+        if compiles or slow[item.module] or "bench" in item.fixturenames:
             item.add_marker(pytest.mark.slow)
     order = {group: place for place, group in enumerate(FIRST)}
     items.sort(key=lambda item: order.get(item.get_closest_marker("xdist_group").args[0], len(order)))
