@@ -12,8 +12,17 @@ os.environ.setdefault("NUMBA_CACHE_DIR", str(kernel_key.ROOT / ".numba_cache" / 
 
 TESTS = Path(__file__).parent
 PROCESSES = ("subprocess", "multiprocessing", "distributed")
-# Their tests compile the kernels of a solver for many classes of problems.
-COMPILING = ("solvers/heuristic", "solvers/exact", "solvers/test_load_limits.py", "test_solve.py", "test_new_solver.py")
+# Their tests compile many kernels.
+COMPILING = (
+    "bench/demo",
+    "bench/speed",
+    "problems/test_delta_matrix.py",
+    "solvers/exact",
+    "solvers/heuristic",
+    "solvers/test_load_limits.py",
+    "test_new_solver.py",
+    "test_solve.py",
+)
 
 # Groups are handed out in this order, all others after these: those that compile the kernels that others need come
 # first, and a long one at the end would leave all other processes waiting.

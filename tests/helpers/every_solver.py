@@ -60,4 +60,5 @@ def marks(solver, name="linear"):
     """
     runs = solver.solver if isinstance(solver, solvers.MultiStart) else solver
     group = pytest.mark.xdist_group(type(runs).__name__)
-    return (group,) if name == "linear" else (group, pytest.mark.slow)
+    quick = name == "linear" and solver != "branch and bound"  # whose kernels take the longest to compile
+    return (group,) if quick else (group, pytest.mark.slow)
