@@ -15,6 +15,7 @@ PROCESSES = ("subprocess", "multiprocessing", "distributed")
 # Their tests compile many kernels.
 COMPILING = (
     "bench/demo",
+    "bench/experiments/test_scenarios.py",
     "bench/speed",
     "problems/test_delta_matrix.py",
     "solvers/exact",

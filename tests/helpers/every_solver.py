@@ -60,5 +60,6 @@ def marks(solver, name="linear"):
     """
     runs = solver.solver if isinstance(solver, solvers.MultiStart) else solver
     group = pytest.mark.xdist_group(type(runs).__name__)
-    quick = name == "linear" and solver != "branch and bound"  # whose kernels take the longest to compile
+    # The kernels of branch and bound take the longest to compile.
+    quick = name == "linear" and not isinstance(runs, solvers.BranchAndBound)
     return (group,) if quick else (group, pytest.mark.slow)
