@@ -15,7 +15,9 @@ PROCESSES = ("subprocess", "multiprocessing", "distributed")
 # Their tests compile many kernels.
 COMPILING = (
     "bench/demo",
+    "bench/experiments/test_load_limit.py",
     "bench/experiments/test_scenarios.py",
+    "bench/experiments/test_token_table.py",
     "bench/speed",
     "problems/test_delta_matrix.py",
     "solvers/exact",
