@@ -239,7 +239,8 @@ class Run:
                 if allowance.spent or progress.value <= allowance.target:
                     break
                 units = budget.next(allowance.seconds, allowance.iterations * iteration)
-                piece = advance(units, allowance.target)
+                # A target that is an int would compile a kernel once more, and on the clock.
+                piece = advance(units, float(allowance.target))
                 seconds = self.clock.seconds() - progress.seconds
                 self._take_in(piece, progress, seconds)
                 budget.record(piece.work, seconds)

@@ -8,6 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 
@@ -45,6 +46,7 @@ class MultiStart(Solver):
     and pass Ctrl-C on.
     """
 
+    takes: ClassVar[type] = Problem
     solver: Solver
     runs: int = 4
     n_jobs: int = -1

@@ -8,6 +8,7 @@ import pytest
 
 import moe_search as ms
 from moe_search.solvers.engine.run import Slice
+from moe_search.solvers.heuristic.local_search import search_slice
 
 
 class Sphere(ms.Problem):
@@ -74,6 +75,9 @@ def test_other_solvers_say_that_they_take_permutations():
     for solver in (ms.TabuSearch(), ms.BranchAndBound(), ms.CpSat(), ms.Enumeration(), ms.MultiStart(ms.LocalSearch())):
         with pytest.raises(ValueError, match="cannot take this Sphere: it solves PermutationProblem only"):
             solver.solve(Sphere(), ms.MaxIterations(1))
+    many = ms.MultiStart(Halving(), runs=2, n_jobs=1)
+    assert many.refuses(Sphere()) is None
+    assert many.solve(Sphere(), ms.MaxIterations(3), initial=[1, 2, 2]).value == 9 / 64
     with pytest.raises(TypeError, match="solver must be given: none is known for Sphere"):
         ms.solve(Sphere())
     with pytest.raises(ValueError, match="Halving cannot take this LinearAssignment: it solves Sphere only"):
@@ -95,3 +99,12 @@ def test_runs_side_by_side_show_their_incumbents_on_the_clock_of_their_trajector
     result = ms.solve(ms.random_quadratic(5, seed=0), solver, ms.MaxRuntime(30.0), on_improvement=shown.append)
     assert shown[-1].value == result.value
     assert any(point.seconds == shown[-1].seconds for point in result.trajectory)
+
+
+def test_a_target_of_integers_compiles_no_kernel_once_more():
+    problem = ms.random_quadratic(5, seed=0)
+    ms.LocalSearch().solve(problem, ms.MaxIterations(10))
+    compiled = len(search_slice.signatures)
+    ms.LocalSearch().solve(problem, ms.AnyOf(ms.TargetValue(3), ms.MaxIterations(10)))
+    ms.solve(problem, ms.LocalSearch(), ms.MaxIterations(10))
+    assert len(search_slice.signatures) == compiled
