@@ -13,7 +13,7 @@ from moe_search.solvers.engine.result import relative_gap
 mpl.use("agg")
 
 
-@pytest.mark.parametrize("problem", [random_quadratic(8, seed=1), random_mixture(20, 6, seed=1)])
+@pytest.mark.parametrize("problem", [random_quadratic(8, seed=1), random_mixture(6, num_samples=20, seed=1)])
 def test_json_round_trip_loses_nothing(problem):
     result = LocalSearch().solve(problem, MaxIterations(2000), seed=4)
     again = Result.from_json(result.to_json())
