@@ -9,6 +9,7 @@ from . import (
 )
 from .api import solve as solve
 from .gates import *
+from .installation import show_versions as show_versions
 from .layers import *
 from .problems import *
 from .solvers import *
