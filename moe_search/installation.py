@@ -32,14 +32,14 @@ def show_versions() -> None:
         "threads": f"numba {numba.config.NUMBA_NUM_THREADS}, torch {torch.get_num_threads()}{''.join(variables)}",
         "cuda": ", ".join(cuda) or "none",
         "kernels": f"kept in {numba.config.CACHE_DIR or '__pycache__, beside their sources'}",
-        **_packages(),
+        **package_versions(),
     }
     width = max(map(len, rows))
     for name, text in rows.items():
         print(f"{name:<{width}} {text}")
 
 
-def _packages() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
     """Return the versions of this package and of what it depends on; extras that are not installed are left out."""
     needed = {"moe-search": False}
     for requirement in metadata.requires("moe-search") or []:
