@@ -101,4 +101,5 @@ def _problem_of(arrays: dict[str, npt.NDArray[Any]]) -> PermutationProblem:
     if not needed <= arrays.keys() <= {each.name for each in parameters}:
         names = ", ".join(f"{each.name}{'' if each.name in needed else ' (optional)'}" for each in parameters)
         raise ValueError(f"a {kind.__name__} has the arrays {names}, got {', '.join(arrays) or 'none'}")
-    return kind(**{name: array.item() if array.ndim == 0 else array for name, array in arrays.items()})
+    given: dict[str, Any] = {name: array.item() if array.ndim == 0 else array for name, array in arrays.items()}
+    return kind(**given)
