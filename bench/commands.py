@@ -105,11 +105,13 @@ def bench(
             backend=backend,  # type: ignore[arg-type]
             qaplib=qaplib,
         )
+        for path in settings.solver_files:
+            path.open("rb").close()
+        output.mkdir(parents=True, exist_ok=True)
+        check_output_file(output / "report.html", "output")
         from moe_search.bench.comparison.comparison import run_comparison
         from moe_search.bench.comparison.report import make_report, write_comparison
 
-        output.mkdir(parents=True, exist_ok=True)
-        check_output_file(output / "report.html", "output")
         comparison = run_comparison(settings)
     report = make_report(comparison, settings, _command_line())
     paths = write_comparison(comparison, report, output)
@@ -170,6 +172,8 @@ def experiment(
         if seeds is not None:
             require_integer("seeds", seeds)
         require_integer("first_seed", first_seed, 0)
+        if data is not None and not data.exists():
+            raise FileNotFoundError(f"--data must be a folder or a file that exists, got {data}")
         from moe_search.bench.experiments.run import run_with_progress
 
         run_with_progress(name, smoke, seeds, first_seed, jobs, output, data)

@@ -31,11 +31,12 @@ def displayed(run: Run, search: Callable[[], Result]) -> Result:
     from rich.console import Console
 
     console = Console(stderr=True)
+    limit = run.stop.start().allowance(Progress()).seconds
     if console.is_jupyter:
-        return _in_notebook(run, search)
+        return _in_notebook(run, limit, search)
     print(_headline(run), file=sys.stderr)
     on_terminal = console.is_terminal and not console.is_dumb_terminal and sys.stderr.isatty()
-    with _bar(run, console) if on_terminal else _lines(run):
+    with _bar(run, limit, console) if on_terminal else _lines(run, limit):
         result = search()
     print(_ending(result), file=sys.stderr)
     return result
@@ -49,13 +50,9 @@ def _ending(result: Result) -> str:
     return f"{result.outcome()}, {result.iterations:,} iterations in {result.runtime:.3f} s"
 
 
-def _limit(run: Run) -> float:
-    return run.stop.start().allowance(Progress()).seconds
-
-
-def _standing(run: Run) -> dict[str, str]:
-    """Return where the run stands; nothing is held up for it, so that a value may be newer than its iteration."""
-    limit, value, bound = _limit(run), run.value, run.bound
+def _standing(run: Run, limit: float) -> dict[str, str]:
+    """Return where a run of `limit` seconds stands; it goes on meanwhile, so a value may be newer than the time."""
+    value, bound = run.value, run.bound
     has_value = math.isfinite(value)
     gap = relative_gap(value, bound) if has_value else None
     # Until then kernels may be compiled, which the clock takes back in the end.
@@ -79,15 +76,13 @@ def _rounded(count: int) -> str:
 
 
 @contextmanager
-def _bar(run: Run, console: Console) -> Iterator[None]:
+def _bar(run: Run, limit: float, console: Console) -> Iterator[None]:
     from rich.live import Live
     from rich.progress_bar import ProgressBar
     from rich.table import Table
 
-    limit = _limit(run)
-
     def line() -> RenderableType:
-        standing = _standing(run)
+        standing = _standing(run, limit)
         time, iterations = standing.pop("time"), standing.pop("iterations")
         texts = [time, *(f"[dim]{name}[/dim] {text}" for name, text in standing.items()), f"{iterations} iterations"]
         row = Table.grid(padding=(0, 2, 0, 0), expand=True)
@@ -104,19 +99,19 @@ def _bar(run: Run, console: Console) -> Iterator[None]:
 
 
 @contextmanager
-def _lines(run: Run) -> Iterator[None]:
+def _lines(run: Run, limit: float) -> Iterator[None]:
     def show() -> None:
-        print("  ".join(f"{name} {text}" for name, text in _standing(run).items()), file=sys.stderr, flush=True)
+        print("  ".join(f"{name} {text}" for name, text in _standing(run, limit).items()), file=sys.stderr, flush=True)
 
     with _repeated(show, lambda passed: max(FIRST_LINE_AFTER, LINE_GROWTH * passed), run):
         yield
 
 
-def _in_notebook(run: Run, search: Callable[[], Result]) -> Result:
+def _in_notebook(run: Run, limit: float, search: Callable[[], Result]) -> Result:
     from IPython.display import display
 
     def standing() -> dict[str, str]:
-        return _in_both_forms(_headline(run), _standing(run))
+        return _in_both_forms(_headline(run), _standing(run, limit))
 
     shown: Any = display(standing(), raw=True, display_id=True)
     with _repeated(lambda: shown.update(standing(), raw=True), lambda passed: REDRAWN_EVERY, run):
