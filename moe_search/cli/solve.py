@@ -134,15 +134,8 @@ def _read_solution(path: Path, problem: PermutationProblem) -> Permutation:
 
 
 def _print_result(file: Path, problem: PermutationProblem, result: Result, json: Path | None) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     from moe_search.solvers.engine.result import format_gap, format_number
 
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="dim")
-    table.add_column()
     rows = {
         "problem": f"{file.name}: {problem!r}",
         "value": format_number(result.value),
@@ -158,6 +151,6 @@ def _print_result(file: Path, problem: PermutationProblem, result: Result, json:
         rows["permutation"] = " ".join(map(str, result.permutation.tolist()))
     if json is not None:
         rows["written to"] = str(json)
+    # A line each, however long: what stands in a pipe is not wrapped.
     for name, text in rows.items():
-        table.add_row(name, Text(text))
-    Console().print(table)
+        typer.echo(f"{name:<11} {text}")
