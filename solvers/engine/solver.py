@@ -80,7 +80,11 @@ class Solver(ABC):
         ValueError
             If `initial` is no solution of the problem, `seed` is negative, or the solver cannot take the problem.
         """
-        return self.search(self.begin_run(problem, stop, seed, initial, on_improvement))
+        run = self.begin_run(problem, stop, seed, initial, on_improvement)
+        try:
+            return self.search(run)
+        except KeyboardInterrupt:
+            return run.interrupt()
 
     @final
     def begin_run(
