@@ -104,7 +104,9 @@ def test_damaged_files_are_replaced(project, damage):
         path.write_bytes(damage(path.read_bytes()))
     slid, compiled, told = run(project)
     assert (slid, compiled) == (SLID, names)
-    assert told.count("RuntimeWarning") == 1 and "NUMBA_CACHE_DIR" in told and "damaged" in told
+    assert told.count("RuntimeWarning") == 1
+    assert "NUMBA_CACHE_DIR" in told
+    assert "damaged" in told
     assert run(project) == (SLID, [], "")
 
 
@@ -115,13 +117,15 @@ def test_a_file_of_other_classes_is_replaced(project):
         payload = pickle.dumps(AssertionError)[:-1]
         path.write_bytes(hashlib.sha256(payload).digest() + payload)
     slid, _, told = run(project)
-    assert slid == SLID and told.count("RuntimeWarning") == 1
+    assert slid == SLID
+    assert told.count("RuntimeWarning") == 1
 
 
 def test_no_folder_to_write_to_costs_a_warning(project):
     slid, compiled, told = run(project, NUMBA_CACHE_DIR=os.devnull + "/cache")
     assert (slid, compiled) == (SLID, ["exchange_seats", "price", "slide"])
-    assert told.count("RuntimeWarning") == 1 and "set NUMBA_CACHE_DIR to a folder that can be written to" in told
+    assert told.count("RuntimeWarning") == 1
+    assert "set NUMBA_CACHE_DIR to a folder that can be written to" in told
 
 
 def test_an_installation_that_cannot_be_written_to_by_a_user_without_a_home(project):
@@ -132,7 +136,9 @@ def test_an_installation_that_cannot_be_written_to_by_a_user_without_a_home(proj
     nowhere = {"NUMBA_CACHE_DIR": None, "HOME": os.devnull, "XDG_CACHE_HOME": None, "PYTHONPATH": str(project)}
     slid, _, told = run(project, **nowhere)
     assert slid == SLID
-    assert told.count("RuntimeWarning") == 1 and told.count("Not a directory") == 2 and "NUMBA_CACHE_DIR" in told
+    assert told.count("RuntimeWarning") == 1
+    assert told.count("Not a directory") == 2
+    assert "NUMBA_CACHE_DIR" in told
     # With a home, what is compiled is kept there.
     home = nowhere | {"HOME": str(project / "home")}
     assert run(project, **home)[2].count("\n") == 1
@@ -146,8 +152,10 @@ def test_an_installation_that_cannot_be_written_to_by_a_user_without_a_home(proj
 
 def test_a_class_of_a_script_is_said_to_be_compiled_anew(project):
     slid, compiled, told = run(project, PROBLEM + REPORT)
-    assert slid == SLID and "slide" in compiled
-    assert told.count("RuntimeWarning") == 1 and "put it into a module that you import" in told
+    assert slid == SLID
+    assert "slide" in compiled
+    assert told.count("RuntimeWarning") == 1
+    assert "put it into a module that you import" in told
     assert "slide" in run(project, PROBLEM + REPORT)[1]
 
 
