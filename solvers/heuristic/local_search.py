@@ -104,13 +104,15 @@ def first_descent(run: Run, neighborhood: Neighborhood, improvement: Improvement
     """Return a descent at the first neighbor of its first pass."""
     assert isinstance(run.problem, PermutationProblem)
     cursor = np.zeros(1, dtype=CURSOR).view(np.recarray)
-    return Descent(
+    descent = Descent(
         np.zeros(2, dtype=run.dtype),
         cursor,
         run.problem.block_size,
         get_args(Neighborhood).index(neighborhood),
         improvement == "best",
     )
+    enter(descent, INSERTION if neighborhood == "insertion" else SWAP)
+    return descent
 
 
 def move_statistics(track: Track, descent: Descent) -> dict[str, int]:
