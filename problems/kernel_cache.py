@@ -17,7 +17,7 @@ import threading
 import time
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -37,7 +37,7 @@ LOGGER = logging.getLogger("moe_search")
 HERE = Path(__file__).resolve().parent
 DIGEST_BYTES = 32
 
-RESOLVERS: dict[FunctionType, FunctionType] = {}
+RESOLVERS: dict[Callable[..., Any], Callable[..., Any]] = {}
 """What compiled code calls in place of a plain function: given the types of the arguments, it returns the kernel."""
 
 _told: set[Any] = set()
@@ -94,7 +94,7 @@ class KernelCache(CompileResultCacheImpl):  # type: ignore[misc]
     """
 
     # Numba's constructor looks for a folder and fails where there is none; what is inherited needs none.
-    def __init__(self, function: FunctionType) -> None:
+    def __init__(self, function: Any) -> None:
         self.function = function
 
     def load_overload(self, signature: Any, target_context: Any) -> Any:
@@ -227,7 +227,7 @@ def state_classes(signature: Any) -> list[type]:
     return found
 
 
-def sources(function: FunctionType, states: list[type]) -> Iterator[str]:
+def sources(function: Any, states: list[type]) -> Iterator[str]:
     """Yield all that a kernel is compiled from: its code, the values that it names, and the functions among these.
 
     Of the kernels registered for a generic function, those count which are registered for all states, for the states
@@ -237,7 +237,7 @@ def sources(function: FunctionType, states: list[type]) -> Iterator[str]:
     classes: list[type] = [object, *states]
     generics: list[Any] = []
     pending = [function]
-    met: list[FunctionType] = []
+    met: list[Any] = []
     while pending:
         each = pending.pop(0)
         if each in met:

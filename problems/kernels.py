@@ -23,10 +23,10 @@ from moe_search.problems.kernel_cache import RESOLVERS, KernelCache
 
 def compiled(function: Callable[..., Any]) -> Any:
     """Declare a kernel; it may call others that stand below it in its file."""
-    dispatcher = njit(nogil=True)(function)
+    dispatcher: Any = njit(nogil=True)(function)
     if isinstance(dispatcher, Dispatcher):
         # Numba has no public way to keep machine code elsewhere than in its own files, which go stale.
-        dispatcher._cache = KernelCache(function)
+        dispatcher._cache = KernelCache(function)  # type: ignore[attr-defined]
     return dispatcher
 
 

@@ -4,8 +4,9 @@ import os
 import subprocess
 import sys
 
-import moe_search as ms
 import pytest
+
+import moe_search as ms
 from moe_search.compilation import cases
 
 SOLVE = """
