@@ -22,6 +22,8 @@ def show_versions() -> None:
     import numba
     import torch
 
+    from moe_search.problems.kernel_cache import cache_folders
+
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     variables = (f", {name}={value}" for name, value in os.environ.items() if name.endswith("_NUM_THREADS"))
     cuda = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
@@ -31,7 +33,7 @@ def show_versions() -> None:
         "processor": f"{processor()}, {os.cpu_count()} cores, {cores} of them for this process",
         "threads": f"numba {numba.config.NUMBA_NUM_THREADS}, torch {torch.get_num_threads()}{''.join(variables)}",
         "cuda": ", ".join(cuda) or "none",
-        "kernels": f"kept in {numba.config.CACHE_DIR or '__pycache__, beside their sources'}",
+        "kernels": f"kept in {' or '.join(map(str, cache_folders()))}",
         **package_versions(),
     }
     width = max(map(len, rows))

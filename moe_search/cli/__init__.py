@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from moe_search.cli.solve import solve as solve_command
+from moe_search.cli.warm_up import warm_up as warm_up_command
 
 app = typer.Typer(
     help="The discrete half of sparse mixture-of-experts models, solved as a combinatorial search problem.",
@@ -15,6 +16,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("solve")(solve_command)
+app.command("warm-up")(warm_up_command)
 
 
 def _print_version(asked: bool) -> None:

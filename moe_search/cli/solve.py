@@ -68,7 +68,7 @@ def solve(
             if path is not None:
                 # What is not there is told before anything is imported that takes long.
                 path.open("rb").close()
-        chosen = _solver(solver)
+        chosen = solver_named(solver)
         from moe_search import solve as solve_problem
         from moe_search.problems.problem_files import read_problem
         from moe_search.solvers.engine.stop import AnyOf, MaxRuntime, TargetValue
@@ -84,7 +84,7 @@ def solve(
         raise typer.Exit(INTERRUPTED)
 
 
-def _solver(name: str) -> Solver | None:
+def solver_named(name: str) -> Solver | None:
     """Return the solver of a name of the command line; None lets `moe_search.solve` choose."""
     if name == "auto":
         return None
