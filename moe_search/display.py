@@ -107,7 +107,9 @@ def _bar(watched: _Watched, console: Console) -> Iterator[None]:
 @contextmanager
 def _lines(watched: _Watched) -> Iterator[None]:
     def show() -> None:
-        print("  ".join(f"{name} {text}" for name, text in watched.standing().items()), file=sys.stderr, flush=True)
+        # That kernels are compiled is logged.
+        if not watched.compiling.depth:
+            print("  ".join(f"{name} {text}" for name, text in watched.standing().items()), file=sys.stderr, flush=True)
 
     with _repeated(show, lambda: max(FIRST_LINE_AFTER, LINE_GROWTH * watched.run.clock.seconds())):
         yield
