@@ -119,6 +119,6 @@ def usual_problems() -> Iterator[PermutationProblem]:
     losses: tuple[LossName, ...] = ("squared", "bce", "cross_entropy")
     for loss in losses:
         for size in (6, 24):
-            yield random_mixture(64, size, seed=0, loss=loss)
+            yield random_mixture(size, num_samples=64, seed=0, loss=loss)
     mixture = random_mixture(64, 24, 8, seed=0, loss="cross_entropy")
     yield LoadLimited(mixture, np.ones(24), np.full(8, 4.0))
