@@ -120,5 +120,5 @@ def usual_problems() -> Iterator[PermutationProblem]:
     for loss in losses:
         for size in (6, 24):
             yield random_mixture(size, num_samples=64, seed=0, loss=loss)
-    mixture = random_mixture(64, 24, 8, seed=0, loss="cross_entropy")
+    mixture = random_mixture(24, 8, num_samples=64, seed=0, loss="cross_entropy")
     yield LoadLimited(mixture, np.ones(24), np.full(8, 4.0))
