@@ -6,6 +6,7 @@ runs: ``moe-search --help`` and ``moe-search solve`` load neither torch nor benc
 
 from __future__ import annotations
 
+import ast
 import shlex
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ from typing import Annotated, Any
 
 import typer
 
+from moe_search.bench.experiments.experiment import HOMES
+from moe_search.checks import require_choice, require_integer
 from moe_search.cli import app
 from moe_search.cli.arguments import check_output_file, check_picture_file, one_line_errors
 
@@ -31,8 +34,16 @@ def demo(
     picture: Annotated[Path | None, typer.Option(help="Where the curves after the bad start go as an image.")] = None,
     smoke: Annotated[bool, typer.Option("--smoke", help="Tiny sizes: shows in seconds that all works.")] = False,
 ) -> None:
-    """Train sparse gates on real images with and without search, and write an HTML report."""
+    """Train sparse gates on images with and without search.
+
+    What came out is shown, and written as an HTML report.
+    """
     with one_line_errors():
+        # Also what the settings check: they import torch.
+        require_choice("device", device, ("auto", "cpu", "cuda"))
+        for name, number in (("seeds", seeds), ("epochs", epochs)):
+            if number is not None:
+                require_integer(name, number)
         check_output_file(report, "report")
         if picture is not None:
             check_picture_file(picture, "picture")
@@ -75,10 +86,12 @@ def bench(
         Path | None, typer.Option(help="Folder of QAPLIB files. [default: that of MOE_SEARCH_QAPLIB]")
     ] = None,
 ) -> None:
-    """Compare solvers: run them, resume what was killed, and write an HTML report with statistics."""
+    """Compare solvers, and write an HTML report with statistics.
+
+    A comparison that was killed is resumed.
+    """
     with one_line_errors(), _missing_extras():
-        from moe_search.bench.comparison.comparison import run_comparison
-        from moe_search.bench.comparison.report import make_report, write_comparison
+        # The others below, once the arguments are checked: they import pandas and benchopt.
         from moe_search.bench.comparison.settings import ComparisonSettings
 
         settings = ComparisonSettings(
@@ -92,8 +105,13 @@ def bench(
             backend=backend,  # type: ignore[arg-type]
             qaplib=qaplib,
         )
+        for path in settings.solver_files:
+            path.open("rb").close()
         output.mkdir(parents=True, exist_ok=True)
         check_output_file(output / "report.html", "output")
+        from moe_search.bench.comparison.comparison import run_comparison
+        from moe_search.bench.comparison.report import make_report, write_comparison
+
         comparison = run_comparison(settings)
     report = make_report(comparison, settings, _command_line())
     paths = write_comparison(comparison, report, output)
@@ -109,9 +127,33 @@ def bench(
     console.print("written: " + ", ".join(str(path) for path in paths))
 
 
+def _print_experiments(asked: bool) -> None:
+    """Print the experiments under what their modules are about, which is read and not imported: that takes seconds."""
+    if asked:
+        for home in dict.fromkeys(HOMES.values()):
+            source = (Path(__file__).parent / "experiments" / f"{home}.py").read_text(encoding="utf-8")
+            typer.echo((ast.get_docstring(ast.parse(source)) or home).splitlines()[0])
+            for name in HOMES:
+                if HOMES[name] == home:
+                    typer.echo(f"    {name}")
+        raise typer.Exit
+
+
 @app.command()
 def experiment(
-    name: Annotated[str, typer.Argument(help="Which one; an unknown name lists them.")],
+    name: Annotated[
+        str,
+        typer.Argument(help="Which one; see --list.", metavar="NAME", autocompletion=lambda incomplete: list(HOMES)),
+    ],
+    show_list: Annotated[
+        bool,
+        typer.Option(
+            "--list",
+            help="Show all experiments and what they are about, and exit.",
+            callback=_print_experiments,
+            is_eager=True,
+        ),
+    ] = False,
     smoke: Annotated[bool, typer.Option("--smoke", help="Tiny sizes: shows in seconds that all works.")] = False,
     seeds: Annotated[
         int | None, typer.Option(help="Paired repetitions. [default: the experiment's, with --smoke 2]")
@@ -123,8 +165,15 @@ def experiment(
     ] = None,
     data: Annotated[Path | None, typer.Option(help="Where the data lie, if not where their package puts them.")] = None,
 ) -> None:
-    """Run an experiment; started again after a kill, it goes on where it stopped."""
+    """Run an experiment, or go on where it was stopped."""
     with one_line_errors():
+        # Experiments import torch.
+        require_choice("an experiment", name, tuple(HOMES))
+        if seeds is not None:
+            require_integer("seeds", seeds)
+        require_integer("first_seed", first_seed, 0)
+        if data is not None and not data.exists():
+            raise FileNotFoundError(f"--data must be a folder or a file that exists, got {data}")
         from moe_search.bench.experiments.run import run_with_progress
 
         run_with_progress(name, smoke, seeds, first_seed, jobs, output, data)
@@ -132,13 +181,17 @@ def experiment(
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(help="The --output of an experiment, or a folder of several.")],
+    folder: Annotated[
+        Path, typer.Argument(help="The --output of an experiment, or a folder of several.", metavar="FOLDER")
+    ],
     page: Annotated[
         Path | None, typer.Option(help="Where the HTML page goes. [default: report.html in FOLDER]")
     ] = None,
 ) -> None:
-    """Make one HTML page of the experiments in a folder: statistics, curves and maps."""
+    """Make one HTML page of the experiments in a folder."""
     with one_line_errors():
+        if not folder.is_dir():
+            raise FileNotFoundError(f"FOLDER must be a folder that exists, got {folder}")
         from moe_search.bench.experiments.report import make_report, read_finished
         from moe_search.plotting.report import write_report
 

@@ -7,7 +7,8 @@ import os
 import platform
 from contextlib import suppress
 from importlib import metadata
-from pathlib import Path
+
+from moe_search.installation import processor
 
 
 def machine_facts() -> dict[str, str]:
@@ -26,13 +27,3 @@ def versions(*packages: str) -> str:
         with suppress(metadata.PackageNotFoundError):
             found.append(f"{name} {metadata.version(name)}")
     return ", ".join(found)
-
-
-def processor() -> str:
-    """Return the name of the processor, as the system tells it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()

@@ -10,6 +10,7 @@ from . import (
 from .api import solve as solve
 from .compilation import warm_up as warm_up
 from .gates import *
+from .installation import show_versions as show_versions
 from .layers import *
 from .problems import *
 from .solvers import *

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
+from moe_search.checks import require_flag
+from moe_search.problems.kernel_cache import LOGGER
 from moe_search.problems.linear import LinearAssignment
 from moe_search.problems.permutation_problem import PermutationProblem
 from moe_search.problems.problem import Problem
 from moe_search.solvers.bounds.linear_assignment import assignment_seconds
 from moe_search.solvers.bounds.lower_bounds import lower_bound
 from moe_search.solvers.engine.result import Result, reached
-from moe_search.solvers.engine.run import OnImprovement
+from moe_search.solvers.engine.run import OnImprovement, Run
 from moe_search.solvers.engine.solver import Solver, require_problem
 from moe_search.solvers.engine.stop import MaxRuntime, Progress, StoppingCriterion, require_criterion
 from moe_search.solvers.exact.enumeration import Enumeration, number_of_permutations
@@ -40,6 +43,7 @@ def solve(
     seed: int | np.random.SeedSequence = 0,
     initial: npt.ArrayLike | None = None,
     on_improvement: OnImprovement | None = None,
+    display: bool = False,
 ) -> Result:
     """Minimize a problem, and prove how far from the optimum the answer can be.
 
@@ -61,6 +65,10 @@ def solve(
         Permutation to start from. The result is never worse.
     on_improvement : callable, optional
         Called with an `Incumbent` whenever there is a better one; see `Solver.solve`.
+    display : bool, default False
+        Whether to show time, value, bound, gap and iterations on the standard error while it runs, and the outcome at
+        the end: as a bar on a terminal, as a table in a notebook, and else as a line now and then. The result is the
+        same.
 
     Returns
     -------
@@ -71,6 +79,10 @@ def solve(
     ------
     TypeError, ValueError
         If an argument is wrong or the solver cannot take the problem; see `Solver.solve`.
+
+    Notes
+    -----
+    The logger ``moe_search`` is told the outcome at the level INFO, and the start at DEBUG.
 
     Examples
     --------
@@ -85,9 +97,26 @@ def solve(
     if stop is None:
         stop = MaxRuntime(math.inf if isinstance(problem, LinearAssignment) and solver is None else 1.0)
     require_criterion(stop)
+    require_flag("display", display)
     seconds = stop.start().allowance(Progress()).seconds
     chosen = default_solver(problem, seconds) if solver is None else solver
     run = chosen.begin_run(problem, stop, seed, initial, on_improvement)
+    LOGGER.debug("solving %r with %s", problem, run.solver)
+    search = partial(_search_and_bound, run, chosen, seconds)
+    if display:
+        # Imported here: whoever wants no display waits for none.
+        from moe_search.display import displayed
+
+        result = displayed(run, search)
+    else:
+        result = search()
+    LOGGER.info("%r, %s: %s in %.3f s", problem, run.solver, result.outcome(), result.runtime)
+    return result
+
+
+def _search_and_bound(run: Run, chosen: Solver, seconds: float) -> Result:
+    """Return what a solver finds, with a lower bound: its own if it is exact, else one that is computed before."""
+    problem = run.problem
     try:
         if not chosen.exact:
             run.aim(lower_bound(problem, min(BOUND_SHARE * seconds, MOST_BOUND_SECONDS)))

@@ -6,6 +6,7 @@ from .mixture import MixtureAssignment as MixtureAssignment
 from .pairwise import PairwiseAssignment as PairwiseAssignment
 from .permutation_problem import PermutationProblem as PermutationProblem
 from .problem import Problem as Problem
+from .problem_files import read_problem as read_problem
 from .qaplib import (
     read_qaplib as read_qaplib,
     read_qaplib_solution as read_qaplib_solution,

@@ -57,6 +57,10 @@ class CallableProblem(PermutationProblem):
         if self._size % self._block_size:
             raise ValueError(f"block_size must divide the {size} slots, got {block_size}")
 
+    def traits(self) -> list[str]:
+        """Return the name of the function; see `repr`."""
+        return [getattr(self._function, "__qualname__", type(self._function).__name__)]
+
     @property
     def size(self) -> int:
         """Number of slots in all blocks."""

@@ -47,9 +47,14 @@ _told: set[Any] = set()
 class CompileTime:
     """Seconds that a thread has spent on compiling kernels, or on loading compiled ones."""
 
-    seconds: float = 0.0
+    ended: float = 0.0
     depth: int = 0
     began: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Seconds spent so far, those of what is being compiled included."""
+        return self.ended + (time.perf_counter() - self.began if self.depth else 0.0)
 
 
 class _Threads(threading.local):
@@ -78,7 +83,7 @@ class _Watch(event.Listener):  # type: ignore[misc]
         spent = compile_time()
         spent.depth -= 1
         if spent.depth == 0:
-            spent.seconds += time.perf_counter() - spent.began
+            spent.ended += time.perf_counter() - spent.began
 
 
 event.register("numba:compiler_lock", _Watch())

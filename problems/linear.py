@@ -15,7 +15,7 @@ from moe_search.problems.pair_costs import PairCosts
 from moe_search.problems.permutation_problem import PermutationProblem, inverse
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LinearAssignment(PermutationProblem):
     """Give every slot one expert at the least total cost, each expert holding m / n slots.
 

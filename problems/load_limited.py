@@ -27,7 +27,7 @@ from moe_search.problems.permutation_problem import Permutation, PermutationProb
 LOAD_UNIT = 2.0**-50
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LoadLimited(PermutationProblem):
     """Minimize another problem over the permutations under which no expert bears more than its limit.
 
@@ -87,10 +87,10 @@ class LoadLimited(PermutationProblem):
     problem: PermutationProblem
     slot_loads: npt.NDArray[Any]
     limits: npt.NDArray[Any]
-    start: Permutation = field(repr=False)
-    barrier: int | float = field(init=False, repr=False)
-    slope: int | float = field(init=False, repr=False)
-    load_limits: LoadLimits = field(init=False, repr=False)
+    start: Permutation
+    barrier: int | float = field(init=False)
+    slope: int | float = field(init=False)
+    load_limits: LoadLimits = field(init=False)
 
     def __init__(
         self,
@@ -142,6 +142,10 @@ class LoadLimited(PermutationProblem):
             ("start", read_only(find_start(load_limits, self.problem.random_solution, near))),
         ):
             object.__setattr__(self, name, value)
+
+    def __repr__(self) -> str:
+        least, most = self.limits.min(), self.limits.max()
+        return f"{type(self).__name__}({self.problem!r}, limits={least}{'' if least == most else f' .. {most}'})"
 
     def _penalties(self, low: int | float, high: int | float, total: int) -> tuple[int | float, int | float]:
         # Excess of the mean load of a slot costs about the whole range, so that a descent lessens it first.

@@ -31,7 +31,7 @@ NO_TARGET = read_only(np.zeros((0, 0)))
 NO_LABEL = read_only(np.zeros((0, 0), dtype=np.int64))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class MixtureAssignment(PermutationProblem):
     """Give every slot one expert such that the loss of the mixture is least, gate weights and expert outputs frozen.
 
@@ -69,8 +69,8 @@ class MixtureAssignment(PermutationProblem):
     targets: npt.NDArray[Any]
     loss: LossName
     sample_weights: npt.NDArray[np.float64] = None  # type: ignore[assignment]  # set below
-    by_slot: SparseWeights = field(init=False, repr=False)
-    by_sample: SparseWeights = field(init=False, repr=False)
+    by_slot: SparseWeights = field(init=False)
+    by_sample: SparseWeights = field(init=False)
     integral: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -116,6 +116,10 @@ class MixtureAssignment(PermutationProblem):
         flat = weights.reshape(batch, -1)
         object.__setattr__(self, "by_slot", _sparse(flat.T))
         object.__setattr__(self, "by_sample", _sparse(flat))
+
+    def traits(self) -> list[str]:
+        """Return the loss and the numbers of samples and outputs; see `repr`."""
+        return [self.loss, f"num_samples={len(self.outputs)}", f"num_outputs={self.outputs.shape[2]}"]
 
     @property
     def size(self) -> int:

@@ -15,7 +15,7 @@ from moe_search.problems.pair_costs import PairCosts
 from moe_search.problems.permutation_problem import Permutation, PermutationProblem, inverse
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class PairwiseAssignment(PermutationProblem):
     """Give every slot one expert where each pair of slots pays for its pair of experts; Lawler (1963).
 
@@ -42,7 +42,7 @@ class PairwiseAssignment(PermutationProblem):
 
     cost: npt.NDArray[Any]
     block_size: int = 0
-    coupling: npt.NDArray[Any] = field(init=False, repr=False)
+    coupling: npt.NDArray[Any] = field(init=False)
 
     def __post_init__(self) -> None:
         cost = numeric_array("cost", self.cost, 4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,16 @@ class PermutationProblem(Problem):
     gives `size`, `block_size`, `integral`, `value` and `state`, and registers the kernels `swap_delta` and
     `commit_swap` for the NamedTuple that `state` returns (see `moe_search.problems.moves`).
     """
+
+    def __repr__(self) -> str:
+        sizes = {"block_size": (self.block_size, self.size), "num_experts": (self.num_experts, self.block_size)}
+        words = [f"size={self.size}", *(f"{name}={own}" for name, (own, usual) in sizes.items() if own != usual)]
+        words.append("integral" if self.integral else "float")
+        return f"{type(self).__name__}({', '.join([*words, *self.traits()])})"
+
+    def traits(self) -> Sequence[str]:
+        """Return what `repr` says of this problem beside its sizes and the kind of its numbers."""
+        return ()
 
     @property
     @abstractmethod

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import os
+import re
+import warnings
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from moe_search.problems.arrays import INT64_MAX
-from moe_search.problems.permutation_problem import Permutation
+from moe_search.problems.permutation_problem import Permutation, inverse
 from moe_search.problems.quadratic import QuadraticAssignment
+
+# What Python takes for an integer is more: 1_000, and the digits of all alphabets.
+INTEGER = re.compile(r"[+-]?[0-9]+")
 
 
 def read_qaplib(path: str | os.PathLike[str]) -> QuadraticAssignment:
-    """Read an instance in QAPLIB's .dat format: n, then two n x n integer matrices A and B.
+    """Read an instance in QAPLIB's .dat format: n, then two n x n integer matrices A and B, and some have a third, C.
 
     Parameters
     ----------
@@ -24,7 +29,7 @@ def read_qaplib(path: str | os.PathLike[str]) -> QuadraticAssignment:
     Returns
     -------
     QuadraticAssignment
-        With flow A and distance B, ``value(p) = sum_{i, j} A[i, j] B[p[i], p[j]]``.
+        With flow A, distance B and linear term C, ``value(p) = sum_{i, j} A[i, j] B[p[i], p[j]] + sum_i C[i, p[i]]``.
 
     Raises
     ------
@@ -39,60 +44,91 @@ def read_qaplib(path: str | os.PathLike[str]) -> QuadraticAssignment:
     Optimization 10 (1997), 391-403.
     """
     n, numbers = _read(path)
-    expected = 1 + 2 * n * n
-    if len(numbers) != expected:
-        fault = "truncated" if len(numbers) < expected else "too long"
+    two, three = (1 + matrices * n * n for matrices in (2, 3))
+    if len(numbers) not in (two, three):
+        fault = "truncated" if len(numbers) < two else "too long" if len(numbers) > three else "of no right length"
         raise ValueError(
-            f"{os.fspath(path)} is {fault}: n = {n} needs {expected} integers (n, A, B), got {len(numbers)}"
+            f"{os.fspath(path)} is {fault}: n = {n} needs {two} integers (n, A, B), or {three} with a linear matrix,"
+            f" got {len(numbers)}"
         )
     largest = max(numbers[1:], key=abs)
     if abs(largest) > INT64_MAX:
         raise ValueError(f"{os.fspath(path)} must hold integers of 64 bits, got {largest}")
-    flow, distance = np.array(numbers[1:], dtype=np.int64).reshape(2, n, n)
-    return QuadraticAssignment(flow, distance)
+    return QuadraticAssignment(*np.array(numbers[1:], dtype=np.int64).reshape(-1, n, n))
 
 
 def write_qaplib(path: str | os.PathLike[str], problem: QuadraticAssignment) -> None:
-    """Write an integer instance without linear term in QAPLIB's .dat format.
+    """Write an integer instance in QAPLIB's .dat format, its linear term, which few programs read, as a third matrix.
 
     Raises
     ------
     ValueError
-        If the problem has a linear term or is not integral: the format knows neither.
+        If the problem is not integral.
     """
-    if not problem.integral or problem.linear is not None:
-        raise ValueError(
-            "a QAPLIB file holds two integer matrices and no linear term, got a problem with floats or one"
-        )
+    if not problem.integral:
+        raise ValueError("problem must hold integers to be written as a QAPLIB file, got floats")
     rows = [[str(problem.size)]]
-    for matrix in (problem.flow, problem.distance):
-        rows += [[]] + [[str(x) for x in row] for row in matrix.tolist()]
+    for matrix in (problem.flow, problem.distance, problem.linear):
+        if matrix is not None:
+            rows += [[]] + [[str(x) for x in row] for row in matrix.tolist()]
     Path(path).write_text("\n".join(" ".join(row) for row in rows) + "\n", encoding="ascii")
 
 
-def read_qaplib_solution(path: str | os.PathLike[str]) -> tuple[int, Permutation]:
-    """Read a solution in QAPLIB's .sln format: n, the value, then a permutation counted from 1.
+def read_qaplib_solution(path: str | os.PathLike[str], problem: QuadraticAssignment) -> tuple[int, Permutation]:
+    """Read a solution of a problem in QAPLIB's .sln format: n, the value, then a permutation counted from 1.
+
+    Some public files hold the inverse, the facility of every location: whichever of the two has the value that the
+    file states is returned.
+
+    Parameters
+    ----------
+    path : path-like
+        The file.
+    problem : QuadraticAssignment
+        The instance that it solves.
 
     Returns
     -------
     value : int
-        The value that the file states.
+        The value that the file states, which is that of the permutation.
     permutation : ndarray of int64, shape (n,)
-        Counted from 0.
+        The location of every facility, counted from 0.
 
     Raises
     ------
     OSError
         If the file cannot be read.
     ValueError
-        If it is no such file.
+        If it is no such file, or of another size, or neither its permutation nor the inverse has the stated value.
+
+    Warns
+    -----
+    UserWarning
+        If the file holds the inverse.
     """
     n, numbers = _read(path)
     if len(numbers) != n + 2:
         raise ValueError(f"{os.fspath(path)} must hold n, a value and {n} numbers, got {len(numbers)} integers")
     if sorted(numbers[2:]) != list(range(1, n + 1)):
         raise ValueError(f"{os.fspath(path)} must hold a permutation of 1 .. {n}, got {numbers[2:]}")
-    return numbers[1], np.array(numbers[2:], dtype=np.int64) - 1
+    if n != problem.size:
+        raise ValueError(f"{os.fspath(path)} must be a solution of size {problem.size}, got size {n}")
+    stated, written = numbers[1], np.array(numbers[2:], dtype=np.int64) - 1
+    value = problem.value(written)
+    if value == stated:
+        return stated, written
+    turned = inverse(written)
+    inverse_value = problem.value(turned)
+    if inverse_value != stated:
+        raise ValueError(
+            f"{os.fspath(path)} states the value {stated}, but its permutation has {value}, the inverse {inverse_value}"
+        )
+    warnings.warn(
+        f"{os.fspath(path)} holds the facility of every location, which has the value {value}: the inverse is returned,"
+        f" which has the value {stated} that the file states",
+        stacklevel=2,
+    )
+    return stated, turned
 
 
 def write_qaplib_solution(path: str | os.PathLike[str], value: int, permutation: npt.ArrayLike) -> None:
@@ -116,7 +152,11 @@ def _read(path: str | os.PathLike[str]) -> tuple[int, list[int]]:
     """Return the size that a file begins with, and all its numbers."""
     try:
         # Some solution files of the library separate their numbers by commas.
-        numbers = [int(word) for word in Path(path).read_text(encoding="ascii").replace(",", " ").split()]
+        words = Path(path).read_text(encoding="ascii").replace(",", " ").split()
+        wrong = next((word for word in words if not INTEGER.fullmatch(word)), None)
+        if wrong is not None:
+            raise ValueError(f"got {wrong!r}")
+        numbers = [int(word) for word in words]
     except ValueError as error:
         raise ValueError(f"{os.fspath(path)} is no QAPLIB file: expected integers only ({error})") from error
     if not numbers or numbers[0] < 1:

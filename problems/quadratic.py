@@ -30,7 +30,7 @@ from moe_search.problems.pair_costs import PairCosts
 from moe_search.problems.permutation_problem import Permutation, PermutationProblem, inverse
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class QuadraticAssignment(PermutationProblem):
     """Place n facilities on n locations; the form of Koopmans and Beckmann (1957).
 
@@ -64,7 +64,7 @@ class QuadraticAssignment(PermutationProblem):
     flow: npt.NDArray[Any]
     distance: npt.NDArray[Any]
     linear: npt.NDArray[Any] | None = None
-    kernel_arrays: KernelArrays = field(init=False, repr=False, kw_only=True)
+    kernel_arrays: KernelArrays = field(init=False, kw_only=True)
 
     def __post_init__(self) -> None:
         flow = square_matrix("flow", self.flow)
@@ -87,6 +87,11 @@ class QuadraticAssignment(PermutationProblem):
         for name, array in (("flow", flow), ("distance", distance), ("linear", linear)):
             object.__setattr__(self, name, array)
         object.__setattr__(self, "kernel_arrays", _kernel_arrays(flow, distance, linear))
+
+    def traits(self) -> list[str]:
+        """Return whether both matrices are symmetric, and whether there is a linear term; see `repr`."""
+        symmetric = all(np.array_equal(matrix, matrix.T) for matrix in (self.flow, self.distance))
+        return ["symmetric"] * symmetric + ["linear term"] * (self.linear is not None)
 
     @property
     def size(self) -> int:

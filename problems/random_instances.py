@@ -1,7 +1,7 @@
 """Random instances of every problem class.
 
-Each function takes a seed, the source of its randomness: an int, a SeedSequence or a Generator. The number of experts
-divides the number of slots, and is by default equal to it.
+Each function takes the number of slots first, then that of experts, which divides it and is by default equal to it. All
+else is given by name; the seed, the source of the randomness, is an int, a SeedSequence or a Generator.
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ def random_quadratic(
     ----------
     size : int
         Number of facilities n.
+    seed : int, SeedSequence or Generator
+        Source of the randomness.
     integral : bool, default True
         Whether entries are integers in 0 .. 99, or else uniform in [0, 1).
     symmetric : bool, default True
@@ -93,10 +95,10 @@ def random_pairwise(
 
 
 def random_mixture(
-    num_samples: int,
     num_slots: int,
     num_experts: int | None = None,
     *,
+    num_samples: int,
     seed: Seed,
     k: int | None = None,
     num_outputs: int = 3,
@@ -107,10 +109,12 @@ def random_mixture(
 
     Parameters
     ----------
+    num_slots, num_experts : int
+        Slots of one selector m, and n (by default m); m is a multiple of n.
     num_samples : int
         Batch size B.
-    num_slots, num_experts : int
-        Slots of one selector m, and experts n.
+    seed : int, SeedSequence or Generator
+        Source of the randomness.
     k : int, optional
         Slots with weight, of every sample and selector; by default all.
     num_outputs : int, default 3

@@ -69,7 +69,8 @@ def test_a_second_process_compiles_nothing(tmp_path):
     assert "enumerate_slice" in python(one, NUMBA_CACHE_DIR=str(tmp_path))
     # The first process compiles what no other test has needed before, into the cache of all tests.
     code = SOLVES.format(
-        problems="(ms.random_quadratic(12, seed=0), ms.random_mixture(9, 12, seed=0), ms.random_pairwise(4, seed=0))",
+        problems="(ms.random_quadratic(12, seed=0), ms.random_mixture(12, num_samples=9, seed=0),"
+        " ms.random_pairwise(4, seed=0))",
         solvers="(None, ms.TabuSearch(), ms.LocalSearch(), ms.IteratedLocalSearch(), ms.SimulatedAnnealing())",
     )
     python(code)

@@ -27,8 +27,8 @@ def test_every_class_gets_an_optimal_answer_by_default_when_small(name):
         ms.random_quadratic(30, seed=0),
         ms.random_quadratic(300, seed=0, symmetric=False),
         ms.random_pairwise(12, seed=0),
-        ms.random_mixture(40, 12, seed=0, loss="cross_entropy"),
-        ms.random_mixture(40, 8, seed=0, num_selectors=2),
+        ms.random_mixture(12, num_samples=40, seed=0, loss="cross_entropy"),
+        ms.random_mixture(8, num_samples=40, seed=0, num_selectors=2),
     ],
 )
 def test_larger_ones_get_a_bound_and_a_gap(problem):
@@ -71,7 +71,7 @@ def test_large_linear_problems_are_solved_within_the_limit():
 
 
 def test_the_default_depends_on_the_moves_that_time_allows():
-    dense = ms.random_mixture(256, 16, seed=0)
+    dense = ms.random_mixture(16, num_samples=256, seed=0)
     chosen = [default_solver(dense, seconds) for seconds in (0.01, 1.0, math.inf)]
     assert [type(solver) for solver in chosen] == [ms.IteratedLocalSearch, ms.TabuSearch, ms.TabuSearch]
     assert default_solver(ms.random_quadratic(100, seed=0), 0.05) == ms.TabuSearch()
@@ -89,8 +89,8 @@ SMALL = [
     ms.LinearAssignment(np.full((40, 2), 7)),
     ms.random_pairwise(2, seed=0),
     ms.random_pairwise(24, 1, seed=0),
-    ms.random_mixture(5, 1, seed=0),
-    ms.random_mixture(5, 24, 2, seed=0),
+    ms.random_mixture(1, num_samples=5, seed=0),
+    ms.random_mixture(24, 2, num_samples=5, seed=0),
 ]
 HEURISTICS = [ms.LocalSearch("both"), ms.TabuSearch(), ms.IteratedLocalSearch("both"), ms.SimulatedAnnealing(), None]
 
@@ -114,7 +114,7 @@ def _of_every_quadratic_class(n):
         yield ms.random_quadratic(n, seed=n, integral=integral, symmetric=False, linear=True)
         yield ms.random_quadratic(n, seed=n, integral=integral, density=0.0)
         yield ms.random_pairwise(n, seed=n, integral=integral)
-    yield ms.random_mixture(5, n, seed=n)
+    yield ms.random_mixture(n, num_samples=5, seed=n)
     yield ms.QuadraticAssignment(np.full((n, n), 3), np.full((n, n), 2))
     yield ms.QuadraticAssignment(np.full((n, n), -3), np.full((n, n), 2))
 

@@ -100,7 +100,7 @@ DATASETS = {
         {"num_experts": [16], "num_samples": [256], "loss": ["cross_entropy"], "k": [2], "seed": [0]},
         "n={num_experts}, B={num_samples}, k={k}, {loss}, seed={seed}",
         lambda num_experts, num_samples, loss, k, seed: {
-            "problem": made.random_mixture(num_samples, num_experts, seed=seed, k=k, loss=loss)
+            "problem": made.random_mixture(num_experts, num_samples=num_samples, seed=seed, k=k, loss=loss)
         },
     ),
     "random-pairwise": Kind(

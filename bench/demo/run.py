@@ -76,7 +76,7 @@ def run_demo(
 def compile_kernels() -> None:
     """Compile the kernels on tiny problems, so that no search is billed for it."""
     exact_value(random_linear(4, seed=0, integral=False))
-    exact_value(random_mixture(16, 4, seed=0, num_outputs=4, loss="cross_entropy"))
+    exact_value(random_mixture(4, num_samples=16, seed=0, num_outputs=4, loss="cross_entropy"))
     compile_once()
 
 

@@ -187,7 +187,9 @@ def one_thread() -> Iterator[None]:
 @lru_cache(maxsize=1)
 def compile_once() -> None:
     """Compile the kernels before the first search of a process, so that no run is billed for it."""
-    LocalSearch().solve(random_mixture(16, 4, seed=0, num_outputs=4, loss="cross_entropy"), MaxIterations(10))
+    LocalSearch().solve(
+        random_mixture(4, num_samples=16, seed=0, num_outputs=4, loss="cross_entropy"), MaxIterations(10)
+    )
 
 
 def train(

@@ -12,16 +12,26 @@ import typer
 from moe_search.cli.arguments import check_output_file, one_line_errors
 
 if TYPE_CHECKING:
-    from moe_search.problems.quadratic import QuadraticAssignment
+    from moe_search.problems.permutation_problem import Permutation, PermutationProblem
     from moe_search.solvers.engine.result import Result
     from moe_search.solvers.engine.solver import Solver
 
 LONGEST_PRINTED_PERMUTATION = 40
+INTERRUPTED = 130
+"""The exit code of what Ctrl-C has ended, by the custom of shells: 128 and the number of the signal."""
 
 
 def solve(
-    file: Annotated[Path, typer.Argument(help="A problem in QAPLIB's .dat format.", metavar="FILE.dat")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="A problem: .dat of QAPLIB, .npz with the arrays of a problem by their names, such as cost, or flow"
+            " and distance, or .csv with the costs of a linear assignment, a line a slot.",
+            metavar="FILE",
+        ),
+    ],
     time: Annotated[float, typer.Option(help="Seconds the solver may take.")] = 2.0,
+    target: Annotated[float | None, typer.Option(help="Stop earlier, once the value is this or less.")] = None,
     solver: Annotated[
         str,
         typer.Option(
@@ -30,26 +40,48 @@ def solve(
         ),
     ] = "auto",
     seed: Annotated[int, typer.Option(help="Source of all randomness.")] = 0,
+    initial: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where to start: .json that --json wrote, .sln of QAPLIB, or .csv with the seat of every slot, counted"
+            " from 0. [default: drawn by the seed]",
+            metavar="PATH",
+        ),
+    ] = None,
     json: Annotated[Path | None, typer.Option(help="Where the result goes as JSON.", metavar="PATH")] = None,
+    display: Annotated[bool, typer.Option("--display", help="Show progress while the solver runs.")] = False,
 ) -> None:
-    """Solve a quadratic assignment problem and print value, bound and gap."""
+    """Solve a problem and print value, bound and gap.
+
+    Ctrl-C ends the run with the best that was found, and exit code 130.
+    """
     with one_line_errors():
         if not 0 < time < math.inf:
             raise ValueError(f"--time must be a positive number of seconds, got {time:g}")
+        if target is not None and math.isnan(target):
+            raise ValueError("--target must be a number, got nan")
         if seed < 0:
             raise ValueError(f"--seed must be 0 or more, got {seed}")
-        chosen = solver_named(solver)
         if json is not None:
             check_output_file(json, "--json")
+        for path in (file, initial):
+            if path is not None:
+                # What is not there is told before anything is imported that takes long.
+                path.open("rb").close()
+        chosen = solver_named(solver)
         from moe_search import solve as solve_problem
-        from moe_search.problems.qaplib import read_qaplib
-        from moe_search.solvers.engine.stop import MaxRuntime
+        from moe_search.problems.problem_files import read_problem
+        from moe_search.solvers.engine.stop import AnyOf, MaxRuntime, TargetValue
 
-        problem = read_qaplib(file)
-        result = solve_problem(problem, chosen, MaxRuntime(time), seed=seed)
+        problem = read_problem(file)
+        start = None if initial is None else _read_solution(initial, problem)
+        stop = MaxRuntime(time) if target is None else AnyOf(MaxRuntime(time), TargetValue(target))
+        result = solve_problem(problem, chosen, stop, seed=seed, initial=start, display=display)
         if json is not None:
             json.write_text(result.to_json() + "\n", encoding="utf-8")
     _print_result(file, problem, result, json)
+    if result.status == "interrupted":
+        raise typer.Exit(INTERRUPTED)
 
 
 def solver_named(name: str) -> Solver | None:
@@ -77,19 +109,38 @@ def solver_kinds() -> dict[str, Any]:
     }
 
 
-def _print_result(file: Path, problem: QuadraticAssignment, result: Result, json: Path | None) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+def _read_solution(path: Path, problem: PermutationProblem) -> Permutation:
+    """Return the permutation in a file, whose suffix says how it is written."""
+    import numpy as np
 
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="dim")
-    table.add_column()
+    from moe_search.problems.qaplib import read_qaplib_solution
+    from moe_search.problems.quadratic import QuadraticAssignment
+    from moe_search.solvers.engine.result import Result
+
+    suffix = path.suffix.lower()
+    if suffix == ".sln":
+        if not isinstance(problem, QuadraticAssignment):
+            raise ValueError(f"--initial must not be a .sln for a {type(problem).__name__}, only for a QAPLIB instance")
+        return read_qaplib_solution(path, problem)[1]
+    if suffix not in (".json", ".csv"):
+        raise ValueError(f"--initial must end in .json, .sln or .csv, got {path}")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if suffix == ".json":
+            return problem.check_solution(Result.from_json(text).permutation, "--initial")
+        return problem.check_solution(np.array([int(word) for word in text.replace(",", " ").split()]), "--initial")
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} holds no solution: {error}") from error
+
+
+def _print_result(file: Path, problem: PermutationProblem, result: Result, json: Path | None) -> None:
+    from moe_search.solvers.engine.result import format_gap, format_number
+
     rows = {
-        "problem": f"{file.name}, {type(problem).__name__} of size {problem.size}",
-        "value": f"{result.value:,}",
-        "bound": "none" if result.bound is None else f"{result.bound:,}",
-        "gap": "unknown" if result.gap is None else f"{100 * result.gap:.3f} % of the value",
+        "problem": f"{file.name}: {problem!r}",
+        "value": format_number(result.value),
+        "bound": "none" if result.bound is None else format_number(result.bound),
+        "gap": format_gap(result.gap) if result.gap is None else f"{format_gap(result.gap)} of the value",
         "status": result.status,
         "iterations": f"{result.iterations:,}",
         "runtime": f"{result.runtime:.3f} s",
@@ -100,6 +151,6 @@ def _print_result(file: Path, problem: QuadraticAssignment, result: Result, json
         rows["permutation"] = " ".join(map(str, result.permutation.tolist()))
     if json is not None:
         rows["written to"] = str(json)
+    # A line each, however long: what stands in a pipe is not wrapped.
     for name, text in rows.items():
-        table.add_row(name, Text(text))
-    Console().print(table)
+        typer.echo(f"{name:<11} {text}")

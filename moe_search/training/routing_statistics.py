@@ -18,6 +18,7 @@ from moe_search.training.lowering.tasks import Layer, mixtures_of
 
 if TYPE_CHECKING:
     import rich.table
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +62,29 @@ class RoutingSummary:
     def dead_experts(self) -> Tensor:
         """The experts without any sample, int64, in order."""
         return (self.load == 0).nonzero().flatten()
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the shares of every expert in load and importance, and the even share.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, optional
+            Where to draw; by default on axes of its own, with the numbers of samples and experts as their title.
+
+        Returns
+        -------
+        matplotlib Axes
+        """
+        import matplotlib.pyplot as plt
+
+        from moe_search.plotting.routing import draw_expert_loads
+
+        if ax is None:
+            ax = plt.subplots(layout="constrained")[1]
+            ax.set_title(f"{self.num_samples:,} samples, {self.mean_experts:.2f} experts a sample")
+        draw_expert_loads(ax, self.load, self.importance)
+        ax.legend(frameon=False)
+        return ax
 
     def table(self) -> rich.table.Table:
         """Return load and importance of every expert for the terminal; print it with `rich.print`."""

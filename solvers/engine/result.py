@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import platform
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Status = Literal["optimal", "feasible", "interrupted"]
+
+LEAST_DRAWN_SECONDS = 1e-6
 
 
 class TrajectoryPoint(NamedTuple):
@@ -47,7 +50,7 @@ class Incumbent:
     seconds: float
     iterations: int
     value: int | float
-    solution: Any
+    solution: Any = field(repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "solution", frozen_copy(self.solution))
@@ -70,7 +73,7 @@ def installed_versions() -> tuple[tuple[str, str], ...]:
     return tuple(found)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Result:
     """What a solver found.
 
@@ -137,16 +140,38 @@ class Result:
         """Seconds since the start and value at every improvement of the incumbent."""
         return tuple((point.seconds, point.value) for point in self.trajectory)
 
+    def __repr__(self) -> str:
+        gap = None if self.gap is None else f"{100 * self.gap:.3g}%"
+        return (
+            f"Result(value={self.value}, bound={self.bound}, gap={gap}, status={self.status!r},"
+            f" iterations={self.iterations}, runtime={self.runtime:.3g}, seed={self.seed}, solver={self.solver!r})"
+        )
+
+    def _repr_html_(self) -> str:
+        """Return the summary as a table, which notebooks show."""
+        cell = '<td style="text-align: left">'
+        rows = (f"<tr>{cell}{name}</td>{cell}{html.escape(text)}</td></tr>" for name, text in self._rows().items())
+        return f"<table>{''.join(rows)}</table>"
+
     def summary(self) -> str:
         """Return a few lines of text with everything but the solution, the trajectory and the statistics."""
+        return "\n".join(f"{name:<10} {text}" for name, text in self._rows().items())
+
+    def outcome(self) -> str:
+        """Return the status, value, bound and gap in one line."""
+        parts = [f"value {format_number(self.value)}"]
+        if self.bound is not None:
+            parts += [f"bound {format_number(self.bound)}", f"gap {format_gap(self.gap)}"]
+        return f"{self.status}: {', '.join(parts)}"
+
+    def _rows(self) -> dict[str, str]:
         versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
-        gap = "unknown" if self.gap is None else f"{100 * self.gap:.3f} %"
-        rows = {
+        return {
             "solver": self.solver,
             "status": self.status,
-            "value": _number(self.value),
-            "bound": "none" if self.bound is None else _number(self.bound),
-            "gap": gap,
+            "value": format_number(self.value),
+            "bound": "none" if self.bound is None else format_number(self.bound),
+            "gap": format_gap(self.gap),
             "iterations": f"{self.iterations:,}",
             "moves": f"{self.moves:,}",
             "restarts": f"{self.restarts:,}",
@@ -156,7 +181,6 @@ class Result:
             "seed": "-" if self.seed is None else str(self.seed),
             "versions": versions,
         }
-        return "\n".join(f"{name:<10} {text}" for name, text in rows.items())
 
     def to_json(self) -> str:
         """Return the result as a JSON object; `from_json` reads it back without loss."""
@@ -186,15 +210,29 @@ class Result:
         return cls(**data | {"trajectory": trajectory, "solution": np.array(data["solution"])})
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Draw the value of the incumbent over time, and the bound, with matplotlib; return the axes."""
+        """Draw the value of the incumbent over time, on a logarithmic scale, and the bound.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, optional
+            Where to draw, beside what is there; by default on axes of its own, with the outcome as their title.
+
+        Returns
+        -------
+        matplotlib Axes
+        """
         import matplotlib.pyplot as plt
 
-        ax = plt.subplots()[1] if ax is None else ax
-        seconds = [point[0] for point in self.history] + [self.runtime]
-        values = [point[1] for point in self.history] + [self.value]
-        ax.step(seconds, values, where="post", label=self.solver)
+        if ax is None:
+            ax = plt.subplots()[1]
+            ax.set_title(self.outcome())
+        seconds = [max(point.seconds, LEAST_DRAWN_SECONDS) for point in self.trajectory] + [self.runtime]
+        values = [point.value for point in self.trajectory] + [self.value]
+        # The name is enough in a legend: the parameters of some solvers are longer than a picture is wide.
+        ax.step(seconds, values, where="post", label=self.solver.split("(")[0])
         if self.bound is not None:
             ax.axhline(self.bound, linestyle="--", color="0.5", label="bound")
+        ax.set_xscale("log")
         ax.set_xlabel("seconds")
         ax.set_ylabel("value of the incumbent")
         ax.legend()
@@ -228,5 +266,11 @@ def reached(value: float, bound: float | None, integral: bool, scale: float = 0.
     return value <= bound if integral else value <= bound + 1e-9 * max(abs(value), abs(bound), scale)
 
 
-def _number(value: Any) -> str:
+def format_number(value: float) -> str:
+    """Return a value or a bound as people read it: integers in full."""
     return f"{value:,}" if isinstance(value, int) else f"{value:.9g}"
+
+
+def format_gap(gap: float | None) -> str:
+    """Return a gap in percent."""
+    return "unknown" if gap is None else f"{100 * gap:.3f} %"

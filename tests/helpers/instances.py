@@ -54,7 +54,7 @@ def _weighted_groups(seed):
 
 def _load_limited(seed):
     rng = np.random.default_rng(seed)
-    inner = problems.random_mixture(9, 4, 2, seed=seed, k=2, num_selectors=2)
+    inner = problems.random_mixture(4, 2, num_samples=9, seed=seed, k=2, num_selectors=2)
     loads = rng.integers(0, 9, 8)
     return problems.LoadLimited(inner, loads, [loads.sum() // 2 + loads.max(), loads.sum() // 2 + 1])
 
@@ -80,9 +80,11 @@ INSTANCES = {
     "quadratic, 64 bits": _large_integers,
     "pairwise": lambda seed: problems.random_pairwise(4, 2, seed=seed, num_selectors=2),
     "pairwise float": lambda seed: problems.random_pairwise(5, seed=seed, integral=False),
-    "mixture squared": lambda seed: problems.random_mixture(9, 4, 2, seed=seed, k=2, num_selectors=2),
-    "mixture bce": lambda seed: problems.random_mixture(9, 5, seed=seed, loss="bce"),
-    "mixture cross-entropy": lambda seed: problems.random_mixture(9, 5, seed=seed, k=1, loss="cross_entropy"),
+    "mixture squared": lambda seed: problems.random_mixture(4, 2, num_samples=9, seed=seed, k=2, num_selectors=2),
+    "mixture bce": lambda seed: problems.random_mixture(5, num_samples=9, seed=seed, loss="bce"),
+    "mixture cross-entropy": lambda seed: problems.random_mixture(
+        5, num_samples=9, seed=seed, k=1, loss="cross_entropy"
+    ),
     "mixture weighted groups": _weighted_groups,
     "mixture, load-limited": _load_limited,
     "callable": lambda seed: problems.CallableProblem(order_value, 6, block_size=3),

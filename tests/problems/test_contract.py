@@ -186,3 +186,27 @@ def test_an_unknown_state_has_no_kernels():
         swap_delta((), 0, 0)
     with pytest.raises(TypeError, match="no commit_swap kernel is registered for tuple"):
         commit_swap((), 0, 0)
+
+
+@every_class
+def test_repr_tells_sizes_and_no_data(build):
+    problem = build(3)
+    shown = repr(problem)
+    assert shown.startswith(f"{type(problem).__name__}(")
+    assert f"size={problem.size}, " in shown
+    assert len(shown) < 160
+    assert "array" not in shown
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("quadratic", "QuadraticAssignment(size=6, integral, symmetric)"),
+        ("quadratic general float", "QuadraticAssignment(size=5, float, linear term)"),
+        ("pairwise", "PairwiseAssignment(size=8, block_size=4, num_experts=2, integral)"),
+        ("mixture bce", "MixtureAssignment(size=5, float, bce, num_samples=9, num_outputs=3)"),
+        ("callable", "CallableProblem(size=6, block_size=3, float, order_value)"),
+    ],
+)
+def test_repr_names_what_tells_problems_apart(name, shown):
+    assert repr(INSTANCES[name](1)) == shown

@@ -57,7 +57,7 @@ def test_every_delta_is_the_difference_of_naive_values(name, seed, moves):
 @settings(max_examples=4, deadline=None)
 @given(seed=st.integers(0, 10**6), moves=st.lists(st.integers(0, 10**6), min_size=1, max_size=12))
 def test_correcting_sparse_mixtures_agrees_with_computing_them_afresh(loss, seed, moves):
-    problem = random_mixture(20, 12, 6, seed=seed, k=2, loss=loss, num_selectors=2)
+    problem = random_mixture(12, 6, num_samples=20, seed=seed, k=2, loss=loss, num_selectors=2)
     p = problem.random_solution(np.random.default_rng(seed))
     state, matrix = problem.state(p)._replace(corrects=1), problem.delta_matrix()
     fill(state, matrix, problem.block_size)
@@ -72,7 +72,7 @@ def test_correcting_sparse_mixtures_agrees_with_computing_them_afresh(loss, seed
 
 
 def test_samples_with_weight_on_all_slots_are_not_corrected_for():
-    dense, sparse = (random_mixture(30, 64, seed=0, k=k) for k in (None, 2))
+    dense, sparse = (random_mixture(64, num_samples=30, seed=0, k=k) for k in (None, 2))
     assert dense.state(range(64)).corrects == 0
     assert sparse.state(range(64)).corrects == 1
     assert sparse.sweep_cost < dense.sweep_cost / 50

@@ -20,7 +20,7 @@ def test_hand_computed():
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10**6), selectors=st.integers(1, 2), capacity=st.integers(1, 2))
 def test_as_pairwise_has_the_same_values(seed, selectors, capacity):
-    problem = random_mixture(6, 2 * capacity, 2, seed=seed, num_selectors=selectors)
+    problem = random_mixture(2 * capacity, 2, num_samples=6, seed=seed, num_selectors=selectors)
     pairwise = problem.as_pairwise()
     p = problem.random_solution(np.random.default_rng(seed))
     assert pairwise.value(p) == pytest.approx(problem.value(p), rel=1e-9)
@@ -28,11 +28,11 @@ def test_as_pairwise_has_the_same_values(seed, selectors, capacity):
 
 def test_only_a_squared_loss_is_pairwise():
     with pytest.raises(ValueError, match="only a squared loss"):
-        random_mixture(4, 3, seed=0, loss="bce").as_pairwise()
+        random_mixture(3, num_samples=4, seed=0, loss="bce").as_pairwise()
 
 
 def test_zero_weights_take_no_room():
-    assert random_mixture(50, 8, seed=0, k=2).state(np.arange(8)).sample.size == 100
+    assert random_mixture(8, num_samples=50, seed=0, k=2).state(np.arange(8)).sample.size == 100
 
 
 GOOD = {

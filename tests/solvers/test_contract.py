@@ -216,7 +216,7 @@ def test_parameters_may_be_numbers_of_numpy(solver):
 # A pass over all moves of the first takes long, one delta of the second does.
 LARGE = {
     "quadratic": lambda: problems.random_quadratic(1500, seed=0),
-    "mixture": lambda: problems.random_mixture(50_000, 64, 16, seed=0, k=2, loss="cross_entropy"),
+    "mixture": lambda: problems.random_mixture(64, 16, num_samples=50_000, seed=0, k=2, loss="cross_entropy"),
 }
 # No other solver takes problems of this size.
 TIMED = ["swap first", "swap best", "insertion first", "insertion best", "both first", "tabu"]

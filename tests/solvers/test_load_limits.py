@@ -72,7 +72,7 @@ def test_tabu_search_keeps_the_deltas_of_a_limited_quadratic_problem():
 
 def test_a_search_goes_beyond_the_limits_and_comes_back():
     # Each expert bears 1 + 4 or 2 + 3, and the way from one to the other is by 2 + 4.
-    inner = problems.random_mixture(9, 4, 2, seed=1, k=2)
+    inner = problems.random_mixture(4, 2, num_samples=9, seed=1, k=2)
     problem = LoadLimited(inner, [1, 2, 3, 4], 5)
     feasible = [p for p in permutations(4, 4) if naive_excess(problem, p) == 0]
     values = sorted({round(inner.value(p), 9) for p in feasible})

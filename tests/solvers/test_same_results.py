@@ -24,7 +24,7 @@ LARGER = {
     "quadratic of 30": (problems.random_quadratic(30, seed=3), 20_000),
     "quadratic of 10": (problems.random_quadratic(10, seed=4), 3000),
     "pairwise of 2 x 8": (problems.random_pairwise(8, 4, seed=2, num_selectors=2), 5000),
-    "mixture of 16": (problems.random_mixture(64, 16, 8, seed=1, k=2, loss="cross_entropy"), 5000),
+    "mixture of 16": (problems.random_mixture(16, 8, num_samples=64, seed=1, k=2, loss="cross_entropy"), 5000),
 }
 
 

@@ -1,6 +1,8 @@
 import io
 import math
 
+import matplotlib as mpl
+import matplotlib.pyplot as plt
 import naive_balance as naive
 import naive_gates
 import numpy as np
@@ -22,6 +24,8 @@ from moe_search.layers.stacked_experts import StackedExperts
 from moe_search.solvers.engine.stop import MaxIterations
 from moe_search.training.routing_statistics import RoutingStatistics
 from moe_search.training.search.permutation_search import PermutationSearch
+
+mpl.use("agg")
 
 FEATURES = 5
 GATES = {
@@ -162,6 +166,20 @@ def test_the_table_shows_every_expert_and_names_the_dead():
     shown = " ".join(console.file.getvalue().split())
     assert "expert 0 1,200 50.0% 300.0 25.0% expert 1 0 0.0% 0.0 0.0% expert 2 1,200 50.0% 900.0 75.0%" in shown
     assert "1,200 samples, 2.00 experts a sample; dead experts: 1; entropy 0.562 nats a sample, 0.562" in shown
+
+
+def test_the_plot_shows_the_shares_of_every_expert():
+    statistics = RoutingStatistics()
+    statistics.update(hand([[0.25, 0.0, 0.75]] * 1200), ExpertMap(3))
+    ax = statistics.summary().plot()
+    assert ax.get_title() == "1,200 samples, 2.00 experts a sample"
+    heights = [[bar.get_height() for bar in bars] for bars in ax.containers]
+    assert heights == [[0.5, 0.0, 0.5], [0.25, 0.0, 0.75]]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["even share", "load", "importance"]
+    given = plt.figure().subplots()
+    assert statistics.summary().plot(given) is given
+    assert given.get_title() == ""
+    plt.close("all")
 
 
 def test_what_update_accepts():

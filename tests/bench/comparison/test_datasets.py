@@ -49,7 +49,7 @@ def test_the_stored_problems_take_less_than_200_kilobytes():
 @needs_qaplib
 def test_qaplib_instances_come_with_their_best_known_value(load):
     data = load("qaplib", instance="nug12", folder=str(FOLDER))
-    value, permutation = read_qaplib_solution(FOLDER / "nug12.sln")
+    value, permutation = read_qaplib_solution(FOLDER / "nug12.sln", data["problem"])
     assert data["best_known"] == best_known()["nug12"] == value
     objective = Objective.get_instance(seconds=1.0)
     objective.set_data(**data)

@@ -146,7 +146,8 @@ def test_parts_of_a_fixed_gate_are_its_slots():
 
 
 @pytest.mark.parametrize(
-    "problem", [random_linear(5, seed=1, integral=False), random_mixture(20, 5, seed=2, loss="cross_entropy")]
+    "problem",
+    [random_linear(5, seed=1, integral=False), random_mixture(5, num_samples=20, seed=2, loss="cross_entropy")],
 )
 def test_exact_value_is_the_least_of_all(problem):
     values = [problem.value(np.array(p)) for p in itertools.permutations(range(5))]

@@ -117,7 +117,7 @@ def test_missing_data_says_how_to_get_them(tmp_path):
     ("arguments", "message"),
     [
         (("magic",), "an experiment must be one of scrambled-digits"),
-        (("hidden-groups", "--data", "/here"), "--data is for experiments that read files, hidden-groups reads none"),
+        (("hidden-groups", "--data", "/"), "--data is for experiments that read files, hidden-groups reads none"),
         (("hidden-groups", "--seeds", "0"), "seeds must be an integer >= 1, got 0"),
         (("hidden-groups", "--first-seed", "-1"), "first_seed must be an integer >= 0, got -1"),
         (("hidden-groups", "--jobs", "0"), "jobs must be 1 or more, or -1 for one a processor, got 0"),

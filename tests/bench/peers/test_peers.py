@@ -26,7 +26,7 @@ def test_scipy_refuses_what_it_does_not_know():
 
 
 def test_random_permutations_keep_the_best_of_what_they_drew():
-    problem = random_mixture(9, 4, 2, seed=0, num_selectors=2)
+    problem = random_mixture(4, 2, num_samples=9, seed=0, num_selectors=2)
     seen = []
     result = RandomPermutations().solve(problem, MaxIterations(200), seed=3, on_improvement=seen.append)
     rng = np.random.default_rng(3)

@@ -1,19 +1,21 @@
 import json
 import math
 import platform
+from dataclasses import replace
 
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
 from moe_search.problems import random_mixture, random_quadratic
 from moe_search.solvers import LocalSearch, MaxIterations, Result
-from moe_search.solvers.engine.result import relative_gap
+from moe_search.solvers.engine.result import Incumbent, relative_gap
 
 mpl.use("agg")
 
 
-@pytest.mark.parametrize("problem", [random_quadratic(8, seed=1), random_mixture(20, 6, seed=1)])
+@pytest.mark.parametrize("problem", [random_quadratic(8, seed=1), random_mixture(6, num_samples=20, seed=1)])
 def test_json_round_trip_loses_nothing(problem):
     result = LocalSearch().solve(problem, MaxIterations(2000), seed=4)
     again = Result.from_json(result.to_json())
@@ -42,15 +44,44 @@ def test_gap(value, bound, gap):
     assert relative_gap(value, bound) == gap
 
 
-def test_summary_plot_and_immutability():
+def test_summary_and_immutability():
     result = LocalSearch().solve(random_quadratic(8, seed=1), MaxIterations(2000), seed=4)
     assert f"value      {result.value:,}" in result.summary()
     assert "bound      none" in result.summary()
     assert f"versions   python {platform.python_version()}, moe-search " in result.summary()
-    ax = result.plot()
-    assert ax.get_xlabel() == "seconds"
-    assert ax.lines[0].get_ydata()[-1] == result.value
     with pytest.raises(AttributeError):
         result.value = 3
     with pytest.raises(ValueError, match="read-only"):
         result.permutation[0] = 3
+
+
+def test_a_result_is_shown_in_one_line_and_in_a_table():
+    found = LocalSearch().solve(random_quadratic(12, seed=1), MaxIterations(2000), seed=4)
+    result = replace(found, value=578, bound=493, iterations=1234, runtime=0.51234, solver="Mine(name='<b>')")
+    assert repr(result) == (
+        "Result(value=578, bound=493, gap=14.7%, status='feasible', iterations=1234, runtime=0.512, seed=4,"
+        " solver=\"Mine(name='<b>')\")"
+    )
+    assert repr(replace(result, bound=None)).startswith("Result(value=578, bound=None, gap=None, status=")
+    assert result.outcome() == "feasible: value 578, bound 493, gap 14.706 %"
+    table = result._repr_html_()
+    for text in ("14.706 %", "1,234", "Mine(name=&#x27;&lt;b&gt;&#x27;)"):
+        assert f">{text}</td></tr>" in table
+    incumbent = Incumbent(0.5, 12, 578, found.permutation)
+    assert repr(incumbent) == "Incumbent(seconds=0.5, iterations=12, value=578)"
+
+
+def test_the_plot_shows_value_and_bound_over_the_logarithm_of_time():
+    found = LocalSearch().solve(random_quadratic(8, seed=1), MaxIterations(2000), seed=4)
+    result = replace(found, bound=1, trajectory=(found.trajectory[0]._replace(seconds=0.0), *found.trajectory[1:]))
+    ax = result.plot()
+    assert (ax.get_xlabel(), ax.get_xscale(), ax.get_title()) == ("seconds", "log", result.outcome())
+    value, bound = ax.lines
+    assert min(value.get_xdata()) > 0
+    assert value.get_ydata().tolist() == [*(point.value for point in result.trajectory), result.value]
+    assert set(bound.get_ydata()) == {1}
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["LocalSearch", "bound"]
+    # On axes of the caller's, what stands there stays.
+    ax.set_title("mine")
+    assert replace(result, solver="Other()").plot(ax).get_title() == "mine"
+    plt.close("all")

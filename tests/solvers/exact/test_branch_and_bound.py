@@ -182,7 +182,7 @@ def test_integers_that_float64_cannot_hold_are_exact():
 @pytest.mark.parametrize(
     ("problem", "message"),
     [
-        (problems.random_mixture(3, 3, seed=0, loss="bce"), "its value is not a sum over pairs of slots"),
+        (problems.random_mixture(3, num_samples=3, seed=0, loss="bce"), "its value is not a sum over pairs of slots"),
         (problems.random_quadratic(200, seed=0), "a node would take 16,000,000 operations, 10,000,000 at most"),
         (problems.QuadraticAssignment([[0, 2**30], [1, 0]], [[0, 2**28], [1, 0]]), "overflows the arithmetic of"),
     ],

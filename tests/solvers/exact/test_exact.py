@@ -176,7 +176,7 @@ def test_cp_sat_solves_integers_up_to_its_limit_and_refuses_larger_ones():
 @pytest.mark.parametrize("grid", [cp_sat.COST_STEPS, 2.0**42])
 def test_cp_sat_proves_optima_of_mixtures_that_its_presolving_called_infeasible(monkeypatch, grid, seed):
     monkeypatch.setattr(cp_sat, "COST_STEPS", grid)
-    problem = problems.random_mixture(9, 4, 2, seed=seed, k=2, num_selectors=2)
+    problem = problems.random_mixture(4, 2, num_samples=9, seed=seed, k=2, num_selectors=2)
     result = CpSat().solve(problem, MaxRuntime(60.0))
     assert result.status == "optimal"
     assert result.value == pytest.approx(Enumeration().solve(problem, MaxRuntime(60.0)).value, rel=1e-9)
@@ -215,9 +215,13 @@ def test_enumeration_proves_nothing_before_its_end():
     [
         (Enumeration(), problems.random_quadratic(11, seed=0), "it has 11! permutations, enumeration takes 3,628,800"),
         (Hungarian(), problems.random_quadratic(3, seed=0), "it solves LinearAssignment only"),
-        (MinCostFlow(), problems.random_mixture(3, 3, seed=0), "it solves LinearAssignment only"),
+        (MinCostFlow(), problems.random_mixture(3, num_samples=3, seed=0), "it solves LinearAssignment only"),
         (MinCostFlow(), problems.LinearAssignment([[0, 2**59], [1, 0]]), "overflows the flow's arithmetic"),
-        (CpSat(), problems.random_mixture(3, 3, seed=0, loss="bce"), "its value is not a sum over pairs of slots"),
+        (
+            CpSat(),
+            problems.random_mixture(3, num_samples=3, seed=0, loss="bce"),
+            "its value is not a sum over pairs of slots",
+        ),
         (CpSat(), problems.random_quadratic(60, seed=0), "terms, 200,000 at most; LocalSearch takes any size"),
     ],
 )

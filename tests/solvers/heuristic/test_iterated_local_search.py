@@ -136,7 +136,7 @@ def test_slices_do_not_change_the_search(acceptance, neighborhood, monkeypatch):
 
 
 def test_floats_are_built_afresh_before_rounding_errors_add_up():
-    problem = random_mixture(12, 4, seed=1)
+    problem = random_mixture(4, num_samples=12, seed=1)
     result = IteratedLocalSearch().solve(problem, MaxIterations(600_000), seed=2)
     assert result.statistics["perturbations"] * problem.size > REFRESH_AFTER
     assert result.history[-1][1] == result.value == problem.value(result.permutation)

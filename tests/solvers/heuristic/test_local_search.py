@@ -69,7 +69,7 @@ def test_slices_do_not_change_the_search(neighborhood, monkeypatch):
 
 
 def test_floats_are_built_afresh_before_rounding_errors_add_up():
-    problem = random_mixture(12, 4, seed=1)
+    problem = random_mixture(4, num_samples=12, seed=1)
     result = LocalSearch().solve(problem, MaxIterations(600_000), seed=2)
     # Enough restarts for the state to have been built afresh at least once.
     assert result.restarts * problem.size > REFRESH_AFTER

@@ -79,7 +79,7 @@ def test_slices_do_not_change_the_search(monkeypatch):
 
 def test_floats_are_built_afresh_before_rounding_errors_add_up(monkeypatch):
     monkeypatch.setattr("moe_search.solvers.heuristic.simulated_annealing.REFRESH_AFTER", 1000)
-    problem = random_mixture(12, 4, seed=1)
+    problem = random_mixture(4, num_samples=12, seed=1)
     result = SimulatedAnnealing(hot=5.0, cold=5.0).solve(problem, MaxIterations(50_000), seed=2)
     assert result.moves > 3000
     assert result.history[-1][1] == result.value == problem.value(result.permutation)

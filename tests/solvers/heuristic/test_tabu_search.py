@@ -100,7 +100,7 @@ def test_slots_of_one_expert_are_never_swapped():
 
 def test_rounding_never_takes_a_swap_out_of_its_block():
     # The total drifts a rounding error below the incumbent's, which made a swap of two slots of one expert improve.
-    problem = random_mixture(9, 4, 2, seed=11, k=2, num_selectors=2).as_pairwise()
+    problem = random_mixture(4, 2, num_samples=9, seed=11, k=2, num_selectors=2).as_pairwise()
     result = TabuSearch().solve(problem, MaxIterations(70_000))
     assert result.value == problem.value(result.permutation)
 
