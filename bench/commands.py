@@ -66,7 +66,9 @@ def bench(
         list[Path] | None,
         typer.Option(help="File with a solver of your own, or a solver file of benchopt; may be repeated."),
     ] = None,
-    repetitions: Annotated[int, typer.Option(help="Runs of each solver on each data set.")] = 5,
+    repetitions: Annotated[
+        int | None, typer.Option(help="Runs of each solver on each data set. [default: those of the suite]")
+    ] = None,
     timeout: Annotated[float | None, typer.Option(help="Seconds a run may take. [default: those of the suite]")] = None,
     n_jobs: Annotated[int, typer.Option(help="Runs at a time.")] = 1,
     backend: Annotated[str, typer.Option(help="loky (processes of joblib) or dask.")] = "loky",

@@ -31,8 +31,8 @@ def make_report(comparison: Comparison, settings: ComparisonSettings, command: s
     runs = comparison.runs
     counts = runs["status"].value_counts()
     lead = (
-        f"{runs['solver'].nunique()} solvers on {runs['dataset'].nunique()} data sets, {settings.repetitions} "
-        f"repetition{'s' * (settings.repetitions != 1)} of {comparison.seconds:g} s each."
+        f"{runs['solver'].nunique()} solvers on {runs['dataset'].nunique()} data sets, {settings.runs_of_each} "
+        f"repetition{'s' * (settings.runs_of_each != 1)} of {comparison.seconds:g} s each."
     )
     told = ", ".join(
         f"{counts[status]} {status}" for status in ("done", "late", "failed", "skipped") if status in counts
