@@ -102,6 +102,9 @@ def bench(
     from rich.console import Console
 
     console = Console()
+    for headline in report.headlines:
+        console.print(headline, style="bold", highlight=False)
+    console.print()
     for section in report.sections:
         # The first table says how the solvers did, the others stand in the report.
         for table in section.tables[:1]:

@@ -11,7 +11,7 @@ import re
 import shutil
 import tempfile
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -34,6 +34,7 @@ from joblib.parallel import ParallelBackendBase
 import moe_search
 from moe_search.bench.comparison.run_log import QuietTerminal, RunLog, plan, skips
 from moe_search.bench.comparison.settings import ComparisonSettings
+from moe_search.bench.comparison.solver_files import AnytimeSolver
 from moe_search.solvers.engine.result import installed_versions
 
 # benchopt stops a run after so many points of its curve; our runs end by themselves.
@@ -176,6 +177,7 @@ def finish_runs(
     failures: dict[tuple[str, str, int], str] = {}
 
     log = RunLog(cells, settings.runs_of_each)
+    solvers = [solver for solver, installed in _list_parametrized_classes(*selected["solvers"]) if installed]
 
     def take(call: Call, outcome: Any | Died, is_cached: bool) -> None:
         meta = call["meta"]
@@ -189,7 +191,7 @@ def finish_runs(
             rows.extend(outcome[0])
         log.take(*key, failure=failures.get(key), is_cached=is_cached)
 
-    for call, outcome in completed(not_cached(), settings.n_jobs, settings.backend):
+    for call, outcome in completed(not_cached(), settings.n_jobs, settings.backend, solvers):
         while cached:
             take(*cached.popleft(), is_cached=True)
         take(call, outcome, is_cached=False)
@@ -221,20 +223,31 @@ def _cached(benchmark: Benchmark) -> Callable[..., Any]:
     return function
 
 
-def completed(calls: Iterable[Call], n_jobs: int, backend: str) -> Iterator[tuple[Call, Any | Died]]:
+def completed(
+    calls: Iterable[Call], n_jobs: int, backend: str, solvers: Sequence[Any] = ()
+) -> Iterator[tuple[Call, Any | Died]]:
     """Yield every call with what `run` returned for it, or `Died`, in the order of completion.
 
-    Calls are read as far as there are processes to take them: processes of joblib, each a pool of its own, or workers
-    of a local Dask cluster.
+    Calls are read as far as there are processes to take them: processes of joblib, each a pool of its own, which first
+    imports what the solvers need, or workers of a local Dask cluster.
     """
-    with _loky(n_jobs) if backend == "loky" else _dask(n_jobs) as launch:
+    with _loky(n_jobs, solvers) if backend == "loky" else _dask(n_jobs) as launch:
         # The threads only wait.
         threads = Parallel(n_jobs, backend="threading", return_as="generator_unordered", batch_size=1)
         yield from threads(delayed(lambda call: (call, launch(call)))(call) for call in calls)
 
 
+def _load(solvers: Sequence[Any]) -> None:
+    """Import what solvers import when they are made: to loky, torch in a later run is a leak, and ends the process."""
+    for solver in solvers:
+        if isinstance(solver, AnytimeSolver):
+            # What it raises belongs to its own runs.
+            with suppress(Exception):
+                solver.solver()
+
+
 @contextmanager
-def _loky(n_jobs: int) -> Iterator[Launch]:
+def _loky(n_jobs: int, solvers: Sequence[Any]) -> Iterator[Launch]:
     """Keep as many pools of one process each: loky ends all runs of a pool in which a process dies."""
     # Every process gets as many threads as joblib would give it.
     threads = str(max(cpu_count() // n_jobs, 1))
@@ -244,7 +257,9 @@ def _loky(n_jobs: int) -> Iterator[Launch]:
 
     def add() -> None:
         # Its process starts with the first run.
-        pools.append(ProcessPoolExecutor(1, timeout=IDLE_SECONDS, env=environment))
+        pools.append(
+            ProcessPoolExecutor(1, timeout=IDLE_SECONDS, env=environment, initializer=_load, initargs=(solvers,))
+        )
         idle.put(pools[-1])
 
     def launch(call: Call) -> Any | Died:

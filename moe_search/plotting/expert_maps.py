@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 from numpy.typing import NDArray
 
-from moe_search.plotting.palette import INK, MUTED, STYLE, expert_colours
+from moe_search.plotting.palette import MUTED, ON_LIGHT, STYLE, expert_colours
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,6 @@ def expert_maps(panels: Sequence[MapPanel], num_experts: int) -> Figure:
 
 
 def _on(colour: str) -> str:
-    """Text colour that can be read on a fill."""
+    """Text colour that can be read on a fill, whatever the colour of the page."""
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    return INK if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "white"
+    return ON_LIGHT if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "white"
