@@ -137,7 +137,13 @@ def experiment(
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(help="The --output of an experiment, or a folder of several.")],
+    folder: Annotated[
+        Path | None,
+        typer.Argument(
+            help="The --output of an experiment, or a folder of several. [default: moe-search-experiments, where "
+            "experiments go, those of --smoke too]"
+        ),
+    ] = None,
     page: Annotated[
         Path | None, typer.Option(help="Where the HTML page goes. [default: report.html in FOLDER]")
     ] = None,
@@ -145,8 +151,10 @@ def report(
     """Make one HTML page of the experiments in a folder: statistics, curves and maps."""
     with one_line_errors():
         from moe_search.bench.experiments.report import make_report, read_finished
+        from moe_search.bench.experiments.run import DEFAULT_FOLDER
         from moe_search.plotting.report import write_report
 
+        folder = DEFAULT_FOLDER if folder is None else folder
         finished = read_finished(folder)
         page = check_output_file(folder / "report.html" if page is None else page, "--page")
         write_report(make_report(finished, _command_line()), page)

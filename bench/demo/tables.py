@@ -78,6 +78,24 @@ def findings(result: ScenarioResult) -> tuple[str, ...]:
     return tuple(Comparison(by_gate[gate], by_gate[f"{gate}+"]).sentences() for gate in SEARCHED)
 
 
+def headline(result: ScenarioResult) -> str:
+    """Return what search did to the test losses, in one sentence; result is of a scenario with a scrambled map."""
+    by_gate = runs_by_gate(result)
+    told: dict[str, list[str]] = {"gain": [], "harm": [], "no clear difference": []}
+    for gate in SEARCHED:
+        comparison = Comparison(by_gate[gate], by_gate[f"{gate}+"])
+        without, found = (
+            mean_and_error([run.test.loss for run in runs]).mean for runs in (comparison.without, comparison.with_search)
+        )
+        told[comparison.verdict].append(f"{gate} ({without:.3f} without, {found:.3f} with)")
+    lines = (
+        ("search lowers the test loss of ", told["gain"]),
+        ("search raises the test loss of ", told["harm"]),
+        ("there is no clear difference for ", told["no clear difference"]),
+    )
+    return f"After the map was scrambled, {'; '.join(words + ', '.join(gates) for words, gates in lines if gates)}."
+
+
 @dataclass(frozen=True)
 class Comparison:
     """Runs of a gate with search against the same gate without, paired by seed; differences are with minus without."""

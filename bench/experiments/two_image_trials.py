@@ -103,7 +103,7 @@ def recovery_experiments(
         Experiment(
             name=f"{name}-{settings.source}",
             title=f"{title}, {settings.source}",
-            question=f"{question} A run that does not get there in {settings.steps:,} steps counts with these.",
+            question=f"{question} A run that does not get there in {{steps:,}} steps counts with these.",
             gates=gates,
             searches=SEARCHES,
             settings=settings,

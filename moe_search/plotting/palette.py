@@ -24,7 +24,9 @@ ON_LIGHT = "#000000"
 PAGE_COLOURS = {INK: "--ink", MUTED: "--muted", RULE: "--rule"}
 """The variables of the report's page that stand for a colour of text and rules, since its dark mode has others."""
 
-STYLE: dict[Any, Any] = {"font.size": 9, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": RULE}
+STYLE: dict[Any, Any] = {"font.size": 9, "axes.edgecolor": RULE} | dict.fromkeys(
+    ("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK
+)
 """The settings of matplotlib under which figures are drawn."""
 
 

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     import rich.console
     import rich.table
 
-GAP = 3
+GAP = 2
 """Characters between two columns of a table in the terminal."""
 
 
@@ -92,7 +92,14 @@ class Table:
         from rich.text import Text
 
         title = self.title if is_first else None
-        table = RichTable(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+        table = RichTable(
+            title=title,
+            title_justify="left",
+            title_style="bold",
+            box=box.SIMPLE_HEAD,
+            pad_edge=False,
+            collapse_padding=True,
+        )
         # Text, not str: neither a header nor a cell is ever markup.
         for index, width in widths.items():
             table.add_column(Text(self.columns[index]), justify="right" if index else "left", width=width)
