@@ -94,7 +94,7 @@ def collect(
         The points that benchopt recorded.
     settings
     failures : dict
-        Why a run failed, by data set, solver and repetition.
+        What a run raised, or how its process died, by data set, solver and repetition.
     """
     latest = settings.limit * (1 + LATE_SHARE) + LATE_SECONDS
     points = dict(iter(rows.groupby(["dataset_name", "solver_name", "idx_rep"])))
@@ -106,7 +106,7 @@ def collect(
             if cell["reason"] is not None:
                 run["status"] = "skipped"
             elif key not in points:
-                run |= {"status": "failed", "reason": failures[key]}
+                run |= {"status": "failed", "reason": failures.get(key, "it gave no answer")}
             else:
                 group = points[key]
                 run["bound"] = group["objective_bound"].astype(float).max()

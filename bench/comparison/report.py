@@ -200,7 +200,7 @@ def _solvers_table(comparison: Comparison, scores: Scores, ranking: Ranking) -> 
 
 def _excess_table(scores: Scores, ranking: Ranking) -> Table:
     """Return one row a solver: its median excess on every data set."""
-    medians = scores.by_dataset()
+    medians = scores.by_dataset().loc[scores.references.index]
     rows = tuple((solver, *map(_percent, medians[solver])) for solver in ranking.mean_ranks)
     note = "Median over the repetitions of (value - best known) / |best known|."
     return Table("Median excess by data set", ("solver", *map(str, medians.index)), rows, note=note)

@@ -29,14 +29,15 @@ def plan(cells: list[dict[str, Any]], repetitions: int, seconds: float, n_jobs: 
 
 
 def skips(cells: list[dict[str, Any]]) -> list[str]:
-    """Return a line for each solver and kind of reason for which it skips data sets; kinds differ in more than digits."""
+    """Return a line for each solver and kind of reason for which it skips data sets; digits make no kind."""
     datasets = len({cell["dataset"] for cell in cells})
     reasons: dict[tuple[str, str], list[str]] = {}
     for cell in cells:
         if cell["reason"] is not None:
             reasons.setdefault((cell["solver"], re.sub(r"\d[\d,.]*", "0", cell["reason"])), []).append(cell["reason"])
     return [
-        f"{solver} skips {len(found)} of {datasets} data sets: {found[0]}" for (solver, _), found in sorted(reasons.items())
+        f"{solver} skips {len(found)} of {datasets} data sets: {found[0]}"
+        for (solver, _), found in sorted(reasons.items())
     ]
 
 

@@ -29,13 +29,12 @@ class Suite(NamedTuple):
 
 
 # Tests are made over the data sets of a class, so a suite has many of them rather than many repetitions: with N of them
-# the least p-value is 2^(1 - N), and Holm multiplies it by the number of pairs, 66 for twelve solvers. They are so large
-# that the heuristics do not all end at the optimum. Solvers (but those that refuse some) x data sets x repetitions x
-# seconds, at most:
-#   small: (12 x 16 linear + 10 x 16 quadratic + 8 x 16 pairwise + 7 x 17 mixture) x 2 x 0.25 s = 300 s
-#   medium: (11 x 13 linear + 9 x 12 quadratic + 7 x 12 pairwise + 7 x 14 mixture) x 2 x 2 s = 29 min
-#   qaplib: 10 x 21 x 2 x 5 s = 35 min
-# over --n-jobs; starting the runs takes some minutes more.
+# the least p-value is 2^(1 - N), and Holm multiplies it by the number of pairs, 66 for twelve solvers. The data sets
+# are so large that not all heuristics end at the optimum. Solvers x data sets x repetitions x seconds, at most:
+#   small: (12 x 16 linear + 10 x 16 quadratic + 8 x 16 pairwise + 124 mixture) x 2 x 0.25 s = 5 min
+#   medium: (136 linear + 10 x 12 quadratic + 92 pairwise + 7 x 14 mixture) x 2 x 2 s = 30 min
+#   qaplib: (10 x 21 + 9) x 2 x 5 s = 37 min
+# over --n-jobs. To start the runs takes some minutes more, and to compile the kernels, the first time.
 SUITES = {
     "small": Suite(
         (

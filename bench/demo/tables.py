@@ -85,7 +85,8 @@ def headline(result: ScenarioResult) -> str:
     for gate in SEARCHED:
         comparison = Comparison(by_gate[gate], by_gate[f"{gate}+"])
         without, found = (
-            mean_and_error([run.test.loss for run in runs]).mean for runs in (comparison.without, comparison.with_search)
+            mean_and_error([run.test.loss for run in runs]).mean
+            for runs in (comparison.without, comparison.with_search)
         )
         told[comparison.verdict].append(f"{gate} ({without:.3f} without, {found:.3f} with)")
     lines = (

@@ -146,10 +146,10 @@ EXPERIMENTS = (
         question=(
             "A Top-k gate begins with all samples on the slots of three experts out of eight. Do maps under a load "
             "limit, without any auxiliary loss, give the same loss or a better one at a load of 1.25 times the mean? "
-            "Penalty: the auxiliary loss of Switch transformers, weight {penalty_weight}. Slow: a gate that learns three times "
-            "more slowly than all else; such a gate with LossFreeBalancing (biases), with "
-            "PermutationSearch(load_limit={load_limit}) in the first {images[schedule][until]} steps (maps), and with both "
-            "(search)."
+            "Penalty: the auxiliary loss of Switch transformers, weight {penalty_weight}. Slow: a gate that learns "
+            "three times more slowly than all else; such a gate with LossFreeBalancing (biases), with "
+            "PermutationSearch(load_limit={load_limit}) in the first {images[schedule][until]} steps (maps), and with "
+            "both (search)."
         ),
         gates=GATES,
         searches=SEARCHES,
