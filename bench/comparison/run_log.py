@@ -91,4 +91,4 @@ class QuietTerminal(TerminalOutput):
 
 
 def _told(counts: Counter[str]) -> str:
-    return ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
+    return ", ".join(f"{counts[what]:,} {what}" for what in ("done", "failed", "from the cache") if counts[what])

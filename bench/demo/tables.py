@@ -10,14 +10,14 @@ from itertools import groupby
 import numpy as np
 
 from moe_search.bench.demo.scenarios import ComparedSearch, ScenarioResult, TrainingRun
-from moe_search.bench.demo.settings import GATES, SEARCHED
+from moe_search.bench.demo.settings import SEARCHED, SHOWN
 from moe_search.bench.experiments.paired_statistics import MeanAndError, mean_and_error
 from moe_search.plotting.table import Table
 
 
 def runs_by_gate(result: ScenarioResult) -> dict[str, list[TrainingRun]]:
     """Return the runs of every gate in order of seeds, each gate followed by its plus version."""
-    names = [name for gate in GATES for name in ((gate, f"{gate}+") if gate in SEARCHED else (gate,))]
+    names = [name for gate in SHOWN for name in ((gate, f"{gate}+") if gate in SEARCHED else (gate,))]
     return {name: [run for run in result.runs if run.gate == name] for name in names}
 
 

@@ -79,7 +79,7 @@ def test_the_log_has_a_line_for_each_data_set_one_for_each_failure_and_a_total(c
         "7 of 8  three: 3 done, 1 failed",
         "8 of 8  two: 2 done",
     ]
-    assert re.fullmatch(r"8 runs in \d s: 7 done, 1 from the cache, 1 failed", lines[4])
+    assert re.fullmatch(r"8 runs in \d s: 7 done, 1 failed, 1 from the cache", lines[4])
     assert len(lines) == 5
 
 
