@@ -10,6 +10,7 @@ import jinja2
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from moe_search.plotting.palette import PAGE_COLOURS
 from moe_search.plotting.table import Table
 
 
@@ -35,21 +36,41 @@ class Section:
 
 @dataclass(frozen=True)
 class Report:
-    """All that stands on the page; its facts, such as command and versions, are what a reader needs to repeat it."""
+    """All that stands on the page.
+
+    Attributes
+    ----------
+    title, lead : str
+    sections : tuple of Section
+        The page lists their headings as its contents.
+    facts : dict of str to str
+        What a reader needs to repeat it, such as command and versions.
+    headlines : tuple of str
+        What came out, a sentence each, above everything else.
+    picture : ReportFigure, optional
+        What came out, beside the headlines.
+    """
 
     title: str
     lead: str
     sections: tuple[Section, ...]
     facts: dict[str, str] = field(default_factory=dict)
+    headlines: tuple[str, ...] = ()
+    picture: ReportFigure | None = None
 
 
 def figure_svg(figure: Figure, description: str) -> str:
-    """Return a figure as one inline ``<svg>`` element; the description is for readers who cannot see it."""
+    """Return a figure as one inline ``<svg>`` element; the description is for readers who cannot see it.
+
+    It has no background, and its text and rules take the colours of the page, light or dark.
+    """
     stream = io.StringIO()
     # Text stays text: it is small, sharp and can be searched.
     with mpl.rc_context({"svg.fonttype": "none"}):
-        figure.savefig(stream, format="svg", metadata={"Date": None}, bbox_inches="tight")
+        figure.savefig(stream, format="svg", metadata={"Date": None}, bbox_inches="tight", transparent=True)
     text = stream.getvalue()
+    for colour, variable in PAGE_COLOURS.items():
+        text = text.replace(f": {colour}", f": var({variable}, {colour})")
     element = text[text.index("<svg") :]
     label = html.escape(description, quote=True)
     return element.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)

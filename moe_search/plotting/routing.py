@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike
 
-from moe_search.plotting.palette import INK, MUTED, OKABE_ITO, RULE, STYLE, leave_base_line
+from moe_search.plotting.palette import MUTED, OKABE_ITO, ON_LIGHT, RULE, STYLE, leave_base_line
 
 
 def expert_loads(load: ArrayLike, importance: ArrayLike) -> Figure:
@@ -75,7 +75,7 @@ def co_activation(counts: ArrayLike) -> Figure:
         if n <= 16:
             for row, column in np.argwhere(np.isfinite(shares)).tolist():
                 share = shares[row, column]
-                colour = "white" if share > 0.6 else INK
+                colour = "white" if share > 0.6 else ON_LIGHT
                 axis.text(column, row, f"{100 * share:.0f}", ha="center", va="center", color=colour, fontsize=7)
         axis.set_xlabel("also at expert")
         axis.set_ylabel("samples of expert")
