@@ -21,8 +21,9 @@ class LightningSearch(Callback):
     """Search the expert map of a mixture layer while Lightning trains the model.
 
     It calls `PermutationSearch.step` after every optimizer step, with the batch (the last one, where gradients are
-    accumulated), and `PermutationSearch.finish` at the end. The state of the search is in Lightning's checkpoints;
-    those of a distributed run hold the batches kept by the first rank.
+    accumulated), and `PermutationSearch.finish` at the end. Each search is logged: the `SearchRecord.metrics` of it are
+    among the trainer's metrics, and all its loggers get them, whatever ``log_every_n_steps`` is. The state of the
+    search is in Lightning's checkpoints; those of a distributed run hold the batches kept by the first rank.
 
     Parameters
     ----------
@@ -86,12 +87,16 @@ class LightningSearch(Callback):
         """Count an optimizer step, and search if it is time."""
         if trainer.global_step > self._global_step and self.search is not None:
             self._global_step = trainer.global_step
-            self.search.step(*self._batch(batch))
+            record = self.search.step(*self._batch(batch))
+            if record is not None:
+                pl_module.log_dict(record.metrics(), logger=False)
+                _log(trainer, record)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Decide on a search under way."""
-        if self.search is not None:
-            self.search.finish()
+        record = None if self.search is None else self.search.finish()
+        if record is not None:
+            _log(trainer, record)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the search, for Lightning's checkpoint."""
@@ -100,3 +105,8 @@ class LightningSearch(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the state of a checkpoint when `fit` begins."""
         self._state = state_dict or None
+
+
+def _log(trainer: Trainer, record: SearchRecord) -> None:
+    for logger in trainer.loggers:
+        logger.log_metrics(record.metrics(), step=trainer.global_step)

@@ -24,6 +24,10 @@ class TransformersSearch(TrainerCallback):
 
     It calls `PermutationSearch.step` after every optimizer step, with what the model was first given in training mode
     in that step (in the last part of it, where gradients are accumulated), and `PermutationSearch.finish` at the end.
+    The `SearchRecord.metrics` of each search are an entry of the Trainer's ``log_history``, and go to the callbacks
+    behind this one with what is logged next; in front of ``trainer.callback_handler.callbacks``, it serves those of
+    ``report_to`` too.
+
     With every checkpoint, each process saves its state in the checkpoint's folder, as ``permutation_search-RANK.pt``; a
     run that resumes from a checkpoint in its ``output_dir`` takes it up.
 
@@ -64,6 +68,7 @@ class TransformersSearch(TrainerCallback):
         self._options = options
         self._batch: tuple[Tensor, Tensor] | None = None
         self._hook: Any = None
+        self._metrics: dict[str, float] = {}
         self.search: PermutationSearch | None = None
 
     @property
@@ -100,7 +105,20 @@ class TransformersSearch(TrainerCallback):
         """Count an optimizer step, and search if it is time."""
         batch, self._batch = self._batch, None
         if self.search is not None and batch is not None:
-            self.search.step(*batch)
+            self._log(state, self.search.step(*batch))
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Add what the last search did since the log before."""
+        if logs is not None:
+            logs.update(self._metrics)
+            self._metrics = {}
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Save the state of the search beside that of the Trainer."""
@@ -115,7 +133,12 @@ class TransformersSearch(TrainerCallback):
         """Decide on a search under way."""
         self._forget()
         if self.search is not None:
-            self.search.finish()
+            self._log(state, self.search.finish())
+
+    def _log(self, state: TrainerState, record: SearchRecord | None) -> None:
+        if record is not None:
+            self._metrics = record.metrics()
+            state.log_history.append({**self._metrics, "epoch": state.epoch or 0.0, "step": state.global_step})
 
     def _forget(self) -> None:
         if self._hook is not None:

@@ -44,14 +44,14 @@ def make_run(**options):
     return Module(setting), LightningSearch(setting.moe, setting.loss, **options)
 
 
-def fit(module, callback, folder, epochs=1, accumulate=1, resume=None):
+def fit(module, callback, folder, epochs=1, accumulate=1, resume=None, logger=False):
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     data = torch.utils.data.TensorDataset(module.setting.inputs, module.setting.targets)
     trainer = pl.Trainer(
         max_epochs=epochs,
         accelerator="cpu",
         callbacks=[callback],
-        logger=False,
+        logger=logger,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -130,3 +130,38 @@ def test_before_fit():
     _, callback = make_run()
     assert callback.history == []
     assert callback.state_dict() == {}
+
+
+class Kept(pl.loggers.Logger):
+    """A logger that keeps what it is given."""
+
+    name = version = "kept"
+
+    def __init__(self):
+        super().__init__()
+        self.given = []
+
+    def log_metrics(self, metrics, step=None):
+        self.given.append((step, metrics))
+
+    def log_hyperparams(self, *_):
+        pass
+
+
+def test_every_search_is_logged(tmp_path):
+    module, callback = make_run()
+    logger = Kept()
+    trainer = fit(module, callback, tmp_path, logger=logger)
+    given = [(step, metrics) for step, metrics in logger.given if "search/outcome" in metrics]
+    assert given == [(record.step, record.metrics()) for record in callback.history]
+    last = callback.history[-1].metrics()
+    assert {name: float(trainer.callback_metrics[name]) for name in last} == pytest.approx(last)
+    assert set(last) == {"search/outcome", "search/gain", "load/max", "load/dead"}
+
+
+def test_a_search_decided_at_the_end_is_logged(tmp_path):
+    module, callback = make_run(period=STEPS, asynchronous=True)
+    logger = Kept()
+    fit(module, callback, tmp_path, logger=logger)
+    [record] = callback.history
+    assert (STEPS, record.metrics()) in logger.given

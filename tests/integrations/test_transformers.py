@@ -50,7 +50,9 @@ def make_run(**options):
     return Model(setting), TransformersSearch(setting.moe, setting.loss, inputs="features", **options)
 
 
-def train(model, callback, folder, resume=None, steps=STEPS, save_steps=0, rows=None, accumulate=1, bf16=False):
+def train(
+    model, callback, folder, resume=None, steps=STEPS, save_steps=0, rows=None, accumulate=1, bf16=False, behind=()
+):
     arguments = transformers.TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
@@ -67,9 +69,10 @@ def train(model, callback, folder, resume=None, steps=STEPS, save_steps=0, rows=
         seed=3,
     )
     trainer = transformers.Trainer(
-        model=model, args=arguments, train_dataset=rows or Rows(model.setting), callbacks=[callback]
+        model=model, args=arguments, train_dataset=rows or Rows(model.setting), callbacks=[callback, *behind]
     )
     trainer.train(resume_from_checkpoint=resume)
+    return trainer
 
 
 def told(callback):
@@ -189,3 +192,24 @@ def test_models_that_take_or_return_something_else(tmp_path):
     callback = TransformersSearch(model.setting.moe, model.setting.loss, inputs="features", outputs="scores", period=2)
     with pytest.raises(ValueError, match="the model must return a dict with the key scores, got dict"):
         train(model, callback, tmp_path)
+
+
+@pytest.mark.parametrize(("asynchronous", "period", "count"), [(False, 3, 2), (True, STEPS, 1)])
+def test_every_search_is_logged(tmp_path, asynchronous, period, count):
+    class Kept(transformers.TrainerCallback):
+        given = None
+
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            self.given = dict(logs)
+
+    model, callback = make_run(asynchronous=asynchronous, period=period)
+    behind = Kept()
+    trainer = train(model, callback, tmp_path, behind=[behind])
+    logged = [entry for entry in trainer.state.log_history if "search/outcome" in entry]
+    steps = [record.step for record in callback.history]
+    assert [entry["step"] for entry in logged] == steps
+    assert len(logged) == count
+    for entry, record in zip(logged, callback.history, strict=True):
+        assert record.metrics().items() <= entry.items()
+    if not asynchronous:  # the last log of a run comes before its end
+        assert callback.history[-1].metrics().items() <= behind.given.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -34,6 +35,7 @@ from moe_search.training.search.candidate_map import (
     on_thread,
 )
 from moe_search.training.search.load_limit import LoadLimit, require_load_limit
+from moe_search.training.search.search_summary import FRUITLESS, SearchSummary, Settings, fruitless_for_the_first_time
 from moe_search.training.search.verification import Verification, verify
 
 OnSearch: TypeAlias = Callable[[SearchRecord, Lowering, Result], None]
@@ -46,6 +48,8 @@ SHARE = 0.07
 
 LEAST_SECONDS, MOST_SECONDS = 0.001, 0.05
 """What the solver gets at least and at most, by default."""
+
+logger = logging.getLogger("moe_search")
 
 STATE = ("step", "searches", "seed", "seconds", "history", "retained", "recognized", "underway", "map")
 
@@ -309,6 +313,39 @@ class PermutationSearch:
         assert record is not None
         return record
 
+    def summary(self) -> SearchSummary:
+        """Return what came of all searches so far, and what to try where few maps are committed; print it.
+
+        The logger ``moe_search`` has this as a warning, once a run: when ten searches in a row are refused, or none of
+        the first ten changes the map.
+
+        Examples
+        --------
+        Experts that are copies of one another:
+
+        >>> import torch
+        >>> import moe_search as ms
+        >>> _ = torch.manual_seed(0)
+        >>> one = torch.nn.Linear(4, 1)
+        >>> moe = ms.MixtureOfExperts([one, one, one], ms.TopK(in_features=4, num_experts=3, k=1))
+        >>> search = ms.PermutationSearch(moe, moe, loss=torch.nn.MSELoss(), period=2)
+        >>> for _ in range(2):
+        ...     record = search.step(torch.randn(20, 4), torch.randn(20, 1))
+        >>> summary = search.summary()
+        >>> summary.searches, summary.found, summary.advice[0][:18]
+        (1, 0, 'Experts are alike:')
+        """
+        settings = Settings(
+            step=self._step,
+            period=self._period,
+            until=self._until,
+            batches=self._batches,
+            max_samples=self._max_samples,
+            confidence=self._confidence,
+            load_limit=self._load_limit,
+        )
+        return SearchSummary.of(self.history, self.seconds, settings)
+
     def state_dict(self) -> dict[str, Any]:
         """Return all that is needed to go on as if the run had never stopped: plain numbers, strings and tensors.
 
@@ -484,15 +521,17 @@ class PermutationSearch:
             except NonFiniteLossError as error:
                 self._warn(error)
                 outcome = "not finite"
-            if outcome in ("committed", "enforced"):
-                self._tasks.expert_map.assign_permutation(permutation)
         record = replace(
             candidate.record,
             outcome=outcome,
             verified_gain=None if verification is None else verification.gain,
             standard_error=None if verification is None else verification.standard_error,
-            seconds=seconds + time.perf_counter() - start,
         )
+        if record.new_map:
+            assert permutation is not None
+            self._tasks.expert_map.assign_permutation(permutation)
+            record = replace(record, loads=candidate.loads)
+        record = replace(record, seconds=seconds + time.perf_counter() - start)
         self._record(record)
         if self._on_search is not None and found is not None:
             whole = found.result()
@@ -504,6 +543,8 @@ class PermutationSearch:
         self.history.append(record)
         self.seconds += record.seconds
         self._last_search = time.perf_counter()
+        if self._ranks.index == 0 and fruitless_for_the_first_time(self.history):
+            logger.warning("the last %d searches left the expert map as it was\n%s", FRUITLESS, self.summary())
         return record
 
     def _warn(self, error: NonFiniteLossError) -> None:
