@@ -126,6 +126,16 @@ def test_batches_of_another_form(tmp_path):
     assert [record.step for record in callback.history] == [3, 6]
 
 
+def test_a_last_batch_of_one_sample_ends_no_run(tmp_path):
+    module, callback = make_run(period=STEPS + 1)
+    setting = module.setting
+    for name in ("inputs", "targets"):
+        setattr(setting, name, torch.cat([getattr(setting, name), getattr(setting, name)[:1]]))
+    fit(module, callback, tmp_path, epochs=2)
+    assert [(record.step, record.outcome) for record in callback.history][:1] == [(STEPS + 1, "skipped")]
+    assert callback.history[1].step == 2 * (STEPS + 1)
+
+
 def test_before_fit():
     _, callback = make_run()
     assert callback.history == []

@@ -173,6 +173,14 @@ def test_a_search_on_a_thread_is_finished_at_the_end(tmp_path):
     assert [record.step for record in callback.history] == [STEPS]
 
 
+def test_a_last_batch_of_one_sample_ends_no_run(tmp_path):
+    model, callback = make_run(period=STEPS + 1)
+    for name in ("inputs", "targets"):
+        setattr(model.setting, name, torch.cat([getattr(model.setting, name), getattr(model.setting, name)[:1]]))
+    train(model, callback, tmp_path, steps=2 * STEPS + 1)
+    assert [(record.step, record.outcome) for record in callback.history] == [(STEPS + 1, "skipped")]
+
+
 def test_steps_are_those_of_the_optimizer(tmp_path):
     model, callback = make_run(period=2)
     train(model, callback, tmp_path, steps=4, accumulate=2)

@@ -24,7 +24,7 @@ from moe_search.training.lowering.lowering import Lowering
 from moe_search.training.saved_state import require_keys
 from moe_search.training.search.load_limit import LoadLimit, limit_load_if_possible, mean_load
 
-Outcome: TypeAlias = Literal["committed", "enforced", "refused", "no improvement", "not finite", "failed"]
+Outcome: TypeAlias = Literal["committed", "enforced", "refused", "no improvement", "not finite", "skipped", "failed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +44,10 @@ class SearchRecord:
         ``"committed"``: the new map is in the gate. ``"enforced"``: it is, without a confirmed gain, since the old one
         broke the load limit on the searched samples. ``"refused"``: the second batch did not confirm the gain, the map
         stayed. ``"no improvement"``: the solver found nothing better. ``"not finite"``: a loss was NaN or infinite, the
-        map stayed. ``"failed"``: the solver raised before the state was saved that this run was loaded from, the map
-        stayed.
+        map stayed. ``"skipped"``: no search can use this batch, the map stayed. ``"failed"``: the solver raised, before
+        the state was saved that this run was loaded from or under ``on_error="warn"``, the map stayed.
+    reason : str or None
+        What was wrong where the outcome is one of the last three.
     value_before, value_found : float or None
         Mean loss on the searched samples under the old and the found map (a prediction if ``linearized``).
     bound : float or None
@@ -76,6 +78,7 @@ class SearchRecord:
     problem: str | None = None
     solver: str | None = None
     outcome: Outcome
+    reason: str | None = None
     value_before: float | None = None
     value_found: float | None = None
     bound: float | None = None
@@ -103,7 +106,8 @@ class SearchRecord:
     @property
     def max_load(self) -> float | None:
         """The largest load of an expert, in multiples of the mean."""
-        return None if self.loads is None else max(self.loads) * len(self.loads) / sum(self.loads)
+        loads = self.loads or ()
+        return max(loads) * len(loads) / sum(loads) if any(loads) else None
 
     def metrics(self) -> dict[str, float]:
         """Return what loggers of training curves take.
@@ -277,8 +281,10 @@ class Underway:
         """
         found = None
         if self.found is not None:
-            record = SearchRecord(step=self.step, outcome="failed", num_samples=self.num_samples)
-            answer = CandidateMap(record, None) if self.found.exception() is not None else self.found.result()
+            error = self.found.exception()
+            reason = None if error is None else repr(error)
+            record = SearchRecord(step=self.step, outcome="failed", reason=reason, num_samples=self.num_samples)
+            answer = self.found.result() if error is None else CandidateMap(record, None)
             found = answer.state_dict()
         numbers = {"step": self.step, "num_samples": self.num_samples, "seconds": self.seconds}
         return {"batch": dict(self.batch.named()), **numbers, "found": found}

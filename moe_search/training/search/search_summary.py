@@ -147,11 +147,10 @@ def _of_errors(history: Sequence[SearchRecord]) -> Iterator[str]:
             f"The loss was NaN or infinite in {_searches(count)}: look at the learning rate, the loss scaling and the "
             "data."
         )
-    if count := outcomes.count("failed"):
-        yield (
-            f"The solver raised in {_searches(count)} before the run was resumed: asynchronous=False shows the error "
-            "where it happens."
-        )
+    for outcome, what in (("skipped", "No search could use the batch"), ("failed", "The solver raised")):
+        if count := outcomes.count(outcome):
+            reason = next(record.reason for record in reversed(history) if record.outcome == outcome)
+            yield f"{what} in {_searches(count)}, the last for this: {reason}."
 
 
 def _of_fruitless(history: Sequence[SearchRecord], settings: Settings) -> Iterator[str]:

@@ -86,6 +86,15 @@ def failed():
     return resumed
 
 
+def skipped():
+    setting = make("hash")
+    search = searching(setting, period=2)
+    step(search, setting)
+    with pytest.warns(RuntimeWarning, match="given up"):
+        step(search, setting, 0, 1)
+    return search
+
+
 def still_gaining():
     setting = make("top-2", samples=96)
     setting.scramble()
@@ -100,7 +109,11 @@ def still_gaining():
     [
         (lambda: run(make("top-2"), 1), ["No search has run yet: the first is due at step 2, and this is step 1."]),
         (not_finite, ["The loss was NaN or infinite in 2 searches: "]),
-        (failed, ["The solver raised in 1 search before the run was resumed: "]),
+        (failed, ["The solver raised in 1 search, the last for this: KeyError('no such move')."]),
+        (
+            skipped,
+            ["No search could use the batch in 1 search, the last for this: inputs must hold at least 2 samples"],
+        ),
         (alike, ["Experts are alike: giving every slot the next expert changes the loss by 0.0%, "]),
         (lambda: run(make("hash"), 4), ["The map is the best, proved in 2 searches, "]),
         (
