@@ -50,7 +50,7 @@ def fit(module, callback, folder, epochs=1, accumulate=1, resume=None, logger=Fa
     trainer = pl.Trainer(
         max_epochs=epochs,
         accelerator="cpu",
-        callbacks=[callback],
+        callbacks=callback,
         logger=logger,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -111,6 +111,34 @@ def test_a_run_goes_on_from_a_checkpoint(tmp_path):
     assert told(second_callback) == told(callback)
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(second.model.state_dict()[name], tensor), name
+
+
+def test_a_search_that_is_added_to_a_run_begins_afresh(tmp_path):
+    module, _ = make_run()
+    fit(module, pl.Callback(), tmp_path).save_checkpoint(tmp_path / "half.ckpt")
+    module, callback = make_run()
+    with pytest.warns(UserWarning, match=r"there is no state of a search in .*half.ckpt: it begins afresh"):
+        fit(module, callback, tmp_path, epochs=2, resume=tmp_path / "half.ckpt")
+    assert [record.step for record in callback.history] == [3, 6]
+
+
+def test_every_layer_has_a_state_of_its_own(tmp_path):
+    def run(epochs=1, resume=None):
+        module, callback = make_run(name="one")
+        setting = make("comet", samples=SAMPLES * STEPS)
+        module.other = setting.model
+        second = LightningSearch(
+            setting.moe, setting.loss, model=setting.model, period=5, stop=ms.MaxIterations(500), name="other"
+        )
+        trainer = fit(module, [callback, second], tmp_path, epochs=epochs, resume=resume)
+        return trainer, callback, second
+
+    trainer, *_ = run()
+    assert {"one/search/outcome", "other/search/outcome"} <= set(trainer.callback_metrics)
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    _, first, second = run(epochs=2, resume=tmp_path / "half.ckpt")
+    assert [record.step for record in first.history] == [3, 6, 9, 12, 15]
+    assert [record.step for record in second.history] == [5, 10, 15]
 
 
 def test_steps_are_those_of_the_optimizer(tmp_path):
