@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from moe_search.checks import require_integer
 from moe_search.gates.batch_checks import require_device, require_dtype, require_samples
 from moe_search.gates.expert_map import ExpertMap
+from moe_search.gates.fresh_start import reset_children
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +113,13 @@ class Gate(nn.Module, ABC):
         ValueError
             If there is no sample, or shape, dtype or device are not those of the gate.
         """
+
+    def reset_parameters(self) -> None:
+        """Start anew, with a fresh map and parameters drawn from torch's global generator.
+
+        A gate with parameters of its own, not in a submodule, adds them.
+        """
+        reset_children(self)
 
     def penalty(self, slot_weights: SlotWeights) -> Tensor:
         """Return what the gate adds to the training loss for these slot weights, a scalar; 0 by default."""
