@@ -59,6 +59,8 @@ class SearchRecord:
         there was nothing to verify.
     seconds, seconds_solving : float
         Time that training waited for the search, and time of the solver, which is part of it unless it ran on a thread.
+    compile_seconds : float
+        Time in which the solver's kernels were compiled or loaded, which is not part of `seconds_solving`.
     linearized : bool
         Whether the head was not affine, so that its linearization was searched.
     num_samples : int
@@ -87,6 +89,7 @@ class SearchRecord:
     standard_error: float | None = None
     seconds: float = 0.0
     seconds_solving: float = 0.0
+    compile_seconds: float = 0.0
     linearized: bool = False
     num_samples: int
     load_limit: float | tuple[float, ...] | None = None
@@ -221,7 +224,8 @@ def find_candidate(
         value_found=found,
         bound=None if result.bound is None else float(result.bound),
         gain=before - found,
-        seconds_solving=seconds,
+        seconds_solving=seconds - result.compile_seconds,
+        compile_seconds=result.compile_seconds,
         linearized=lowering.linearized,
         num_samples=lowering.num_samples,
         load_limit=limit,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moe_search.training.search.candidate_map import ROUNDING, SearchRecord
+from moe_search.training.search.candidate_map import ROUNDING, Outcome, SearchRecord
 from moe_search.training.search.load_limit import LoadLimit
 
 FRUITLESS = 10
@@ -53,7 +53,7 @@ class SearchSummary:
         looked at.
     max_load : float or None
         The largest load of an expert there, in multiples of the mean.
-    seconds, seconds_solving : float
+    seconds, seconds_solving, compile_seconds : float
         Time that training waited for searches, and time of the solvers.
     advice : tuple of str
         What to try, a sentence or two each; empty where there is nothing to change.
@@ -71,6 +71,7 @@ class SearchSummary:
     max_load: float | None
     seconds: float
     seconds_solving: float
+    compile_seconds: float
     advice: tuple[str, ...]
 
     @classmethod
@@ -94,6 +95,7 @@ class SearchSummary:
             max_load=None if last is None else last.max_load,
             seconds=seconds,
             seconds_solving=sum(record.seconds_solving for record in history),
+            compile_seconds=sum(record.compile_seconds for record in history),
             advice=tuple(_advice(history, settings)),
         )
 
@@ -112,7 +114,10 @@ class SearchSummary:
         if self.dead_experts is not None:
             dead = ", ".join(map(str, self.dead_experts)) or "none"
             rows["load"] = f"{self.max_load:.3g} times the mean at most; experts without a sample: {dead}"
-        rows["time"] = f"{self.seconds:.3g} s that training waited, {self.seconds_solving:.3g} s of the solver"
+        rows["time"] = (
+            f"{self.seconds:.3g} s that training waited, {self.seconds_solving:.3g} s of the solver, "
+            f"{self.compile_seconds:.3g} s of compilation"
+        )
         lines = [f"{name:<9} {text}" for name, text in rows.items()]
         return "\n".join(lines + [f"{'try' if not i else '':<9} {text}" for i, text in enumerate(self.advice)])
 
@@ -147,7 +152,11 @@ def _of_errors(history: Sequence[SearchRecord]) -> Iterator[str]:
             f"The loss was NaN or infinite in {_searches(count)}: look at the learning rate, the loss scaling and the "
             "data."
         )
-    for outcome, what in (("skipped", "No search could use the batch"), ("failed", "The solver raised")):
+    errors: tuple[tuple[Outcome, str], ...] = (
+        ("skipped", "No search could use the batch"),
+        ("failed", "The solver raised"),
+    )
+    for outcome, what in errors:
         if count := outcomes.count(outcome):
             reason = next(record.reason for record in reversed(history) if record.outcome == outcome)
             yield f"{what} in {_searches(count)}, the last for this: {reason}."
