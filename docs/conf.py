@@ -1,0 +1,84 @@
+"""How the site is built: `make docs` writes it to docs/_build."""
+
+import matplotlib
+
+import moe_search as ms
+
+matplotlib.use("agg")
+
+project = "moe-search"
+author = "The moe-search developers"
+copyright = "2026, the moe-search developers"
+version = release = ms.__version__
+
+extensions = [
+    "myst_parser",
+    "numpydoc",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.mathjax",
+    "sphinx_gallery.gen_gallery",
+]
+exclude_patterns = ["_build", "gallery"]
+templates_path = ["_templates"]
+suppress_warnings = ["config.cache"]  # the order of the gallery is a class
+
+# The public names of a package are those of its ``__all__``, which lazy_loader reads from the stub. Its ``__dir__``
+# does not list ``__all__`` itself, so that autosummary would take them for imported ones and leave them out.
+autosummary_generate = True
+autosummary_ignore_module_all = False
+autosummary_imported_members = True
+autodoc_default_options = {"members": True, "show-inheritance": True}
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # numpydoc's sections say what a parameter is
+numpydoc_show_class_members = False
+default_role = "py:obj"
+
+myst_enable_extensions = ["colon_fence", "dollarmath"]
+myst_heading_anchors = 3
+
+PACKAGES = ("problems", "solvers", "gates", "layers", "training", "plotting", "integrations")
+# Where a public name is documented: a docstring writes `TabuSearch`, whatever package it stands in.
+HOMES = {name: f"moe_search.{package}.{name}" for package in PACKAGES for name in getattr(ms, package).__all__}
+
+sphinx_gallery_conf = {
+    "examples_dirs": "gallery",
+    "gallery_dirs": "auto_gallery",
+    "filename_pattern": r"\.py",
+    "within_subsection_order": "FileNameSortKey",
+    "download_all_examples": False,
+    "show_memory": False,
+    "min_reported_time": 1,
+    "abort_on_example_error": False,
+    "plot_gallery": True,
+    "only_warn_on_example_error": False,
+    "show_signature": False,
+}
+
+html_theme = "pydata_sphinx_theme"
+html_title = "moe-search"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_show_sourcelink = False
+html_theme_options = {
+    "navbar_align": "left",
+    "show_prev_next": True,
+    "secondary_sidebar_items": ["page-toc"],
+    "footer_start": ["copyright"],
+    "footer_end": [],
+    "show_toc_level": 2,
+}
+
+
+def resolve_public_name(app, env, node, contnode):
+    """Lead a reference to a public name, with or without ``ms.`` or ``moe_search.`` before it, to where it is."""
+    name, *rest = node.get("reftarget", "").removeprefix("moe_search.").removeprefix("ms.").split(".")
+    if node.get("refdomain") != "py" or name not in HOMES:
+        return None
+    target = ".".join((HOMES[name], *rest))
+    return env.domains["py"].resolve_xref(env, node["refdoc"], app.builder, "obj", target, node, contnode)
+
+
+def setup(app):
+    """Let Sphinx ask for the names that it does not find."""
+    app.connect("missing-reference", resolve_public_name)
