@@ -64,6 +64,21 @@ class SearchRecord:
     load_limit : float, tuple of float or None
         The limit on the load of all experts, or of each, that was searched under, in multiples of the mean: more than
         what was asked for where no map keeps that, None if there was none.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import moe_search as ms
+    >>> _ = torch.manual_seed(0)
+    >>> moe = ms.MixtureOfExperts(ms.StackedExperts(4, 8, 3), ms.TopK(8, 4, k=1))
+    >>> inputs = torch.randn(64, 8)
+    >>> targets = moe(inputs).detach()  # so that the present map is the best one
+    >>> moe.gate.expert_map.scramble(torch.Generator().manual_seed(1))
+    >>> search = ms.PermutationSearch(moe, moe, loss=torch.nn.functional.mse_loss, period=2)
+    >>> _ = search.step(inputs[:32], targets[:32])  # kept, to search on
+    >>> record = search.step(inputs[32:], targets[32:])  # to verify on
+    >>> record.step, record.outcome, record.verified_gain > record.standard_error
+    (2, 'committed', True)
     """
 
     step: int
