@@ -13,7 +13,7 @@ export NUMBA_CACHE_DIR ?= $(CURDIR)/.numba_cache/$(KERNELS)
 # One thread a worker: those of several workers wait for each other, five times as long in k-means.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --dist loadgroup --no-loadscope-reorder
 
-.PHONY: demo check test release-check bench clean
+.PHONY: demo check test docs release-check bench clean
 
 demo: $(BIN)/moe-search
 	$(BIN)/moe-search demo $(DEMO_ARGS)
@@ -29,15 +29,23 @@ test: $(BIN)/pytest
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy & types=$$!; NUMBA_DISABLE_JIT=1 OMP_NUM_THREADS=1 $(BIN)/pytest -q tests/problems && wait $$types
 	$(PYTEST) $(TESTS)
+	$(MAKE) docs
+
+# The gallery is executed, warnings are errors; the page to open is docs/_build/index.html.
+docs: $(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -q -W --keep-going docs docs/_build
 
 release-check: test
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/twine check --strict dist/*
 	MOE_SEARCH_CLEAN_INSTALL=1 $(BIN)/pytest -q tests/test_distribution.py
 
 bench: $(BIN)/benchopt
 	$(BIN)/python -m moe_search.bench.speed $(BENCH_ARGS)
 
 clean:
-	rm -rf $(VENV) .numba_cache build dist *.egg-info
+	rm -rf $(VENV) .numba_cache build dist *.egg-info docs/_build docs/auto_gallery docs/generated
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
