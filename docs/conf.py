@@ -1,5 +1,7 @@
 """How the site is built: `make docs` writes it to docs/_build."""
 
+import re
+
 import matplotlib
 
 import moe_search as ms
@@ -17,12 +19,12 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.mathjax",
+    "sphinx_copybutton",
     "sphinx_design",
     "sphinx_gallery.gen_gallery",
 ]
 exclude_patterns = ["_build", "gallery"]
 templates_path = ["_templates"]
-suppress_warnings = ["config.cache"]  # the order of the gallery is a class
 
 # The public names of a package are those of its ``__all__``, which lazy_loader reads from the stub. Its ``__dir__``
 # does not list ``__all__`` itself, so that autosummary would take them for imported ones and leave them out.
@@ -42,17 +44,15 @@ PACKAGES = ("problems", "solvers", "gates", "layers", "training", "plotting", "i
 # Where a public name is documented: a docstring writes `TabuSearch`, whatever package it stands in.
 HOMES = {name: f"moe_search.{package}.{name}" for package in PACKAGES for name in getattr(ms, package).__all__}
 
+copybutton_prompt_text = r">>> |\.\.\. "
+copybutton_prompt_is_regexp = True
+
 sphinx_gallery_conf = {
     "examples_dirs": "gallery",
     "gallery_dirs": "auto_gallery",
-    "filename_pattern": r"\.py",
     "within_subsection_order": "FileNameSortKey",
     "download_all_examples": False,
-    "show_memory": False,
-    "min_reported_time": 1,
-    "abort_on_example_error": False,
-    "plot_gallery": True,
-    "only_warn_on_example_error": False,
+    "write_computation_times": False,
     "show_signature": False,
 }
 
@@ -80,6 +80,12 @@ def resolve_public_name(app, env, node, contnode):
     return env.domains["py"].resolve_xref(env, node["refdoc"], app.builder, "obj", target, node, contnode)
 
 
+def escape_initials(app, what, name, obj, options, lines):
+    """Keep a reference that begins with a name, such as "E. D. Taillard", from being read as a list A, B, C ..."""
+    lines[:] = [re.sub(r"^(\s*)([A-Z])\. ", r"\1\2\\. ", line) for line in lines]
+
+
 def setup(app):
-    """Let Sphinx ask for the names that it does not find."""
+    """Connect the two functions above."""
     app.connect("missing-reference", resolve_public_name)
+    app.connect("autodoc-process-docstring", escape_initials)
