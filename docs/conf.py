@@ -3,6 +3,8 @@
 import re
 
 import matplotlib
+from docutils import nodes
+from sphinx import addnodes
 
 import moe_search as ms
 
@@ -43,6 +45,7 @@ myst_heading_anchors = 3
 PACKAGES = ("problems", "solvers", "gates", "layers", "training", "plotting", "integrations")
 # Where a public name is documented: a docstring writes `TabuSearch`, whatever package it stands in.
 HOMES = {name: f"moe_search.{package}.{name}" for package in PACKAGES for name in getattr(ms, package).__all__}
+HOMES |= {name: f"moe_search.{name}" for name in ms.__all__ if name not in HOMES and name not in PACKAGES}
 
 copybutton_prompt_text = r">>> |\.\.\. "
 copybutton_prompt_is_regexp = True
@@ -85,7 +88,17 @@ def escape_initials(app, what, name, obj, options, lines):
     lines[:] = [re.sub(r"^(\s*)([A-Z])\. ", r"\1\2\\. ", line) for line in lines]
 
 
+def link_code(app, doctree):
+    """Lead the public names that stand as code in a page, such as ``ms.solve(problem)``, to their pages."""
+    for code in list(doctree.findall(nodes.literal)):
+        name = code.astext().split("(")[0].removeprefix("ms.")
+        if name in HOMES and not isinstance(code.parent, nodes.reference | addnodes.pending_xref):
+            where = {"refdomain": "py", "reftype": "obj", "reftarget": name, "refdoc": app.env.docname}
+            code.replace_self(addnodes.pending_xref("", code.deepcopy(), **where))
+
+
 def setup(app):
-    """Connect the two functions above."""
+    """Connect the functions above."""
     app.connect("missing-reference", resolve_public_name)
     app.connect("autodoc-process-docstring", escape_initials)
+    app.connect("doctree-read", link_code)
