@@ -31,8 +31,10 @@ test: $(BIN)/pytest
 	$(PYTEST) $(TESTS)
 	$(MAKE) docs
 
-# The gallery is executed, warnings are errors; the page to open is docs/_build/index.html.
+# The gallery is executed, warnings are errors; the page to open is docs/_build/index.html. The page of a name that is
+# gone would be one.
 docs: $(BIN)/pytest
+	rm -rf docs/generated
 	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -q -W --keep-going docs docs/_build
 
 release-check: test
