@@ -33,10 +33,11 @@ templates_path = ["_templates"]
 autosummary_generate = True
 autosummary_ignore_module_all = False
 autosummary_imported_members = True
-autodoc_default_options = {"members": True, "show-inheritance": True}
+autodoc_default_options = {"members": True}
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # numpydoc's sections say what a parameter is
 numpydoc_show_class_members = False
+toc_object_entries_show_parents = "hide"
 default_role = "py:obj"
 
 myst_enable_extensions = ["colon_fence", "dollarmath"]
@@ -57,6 +58,7 @@ sphinx_gallery_conf = {
     "download_all_examples": False,
     "write_computation_times": False,
     "show_signature": False,
+    "capture_repr": (),
 }
 
 html_theme = "pydata_sphinx_theme"
