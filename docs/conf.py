@@ -5,6 +5,8 @@ import re
 import matplotlib
 from docutils import nodes
 from sphinx import addnodes
+from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
 
 import moe_search as ms
 
@@ -76,7 +78,9 @@ html_theme_options = {
 }
 
 
-def resolve_public_name(app, env, node, contnode):
+def resolve_public_name(
+    app: Sphinx, env: BuildEnvironment, node: addnodes.pending_xref, contnode: nodes.TextElement
+) -> nodes.Element | None:
     """Lead a reference to a public name, with or without ``ms.`` or ``moe_search.`` before it, to where it is."""
     name, *rest = node.get("reftarget", "").removeprefix("moe_search.").removeprefix("ms.").split(".")
     if node.get("refdomain") != "py" or name not in HOMES:
@@ -85,12 +89,12 @@ def resolve_public_name(app, env, node, contnode):
     return env.domains["py"].resolve_xref(env, node["refdoc"], app.builder, "obj", target, node, contnode)
 
 
-def escape_initials(app, what, name, obj, options, lines):
+def escape_initials(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
     """Keep a reference that begins with a name, such as "E. D. Taillard", from being read as a list A, B, C ..."""
     lines[:] = [re.sub(r"^(\s*)([A-Z])\. ", r"\1\2\\. ", line) for line in lines]
 
 
-def link_code(app, doctree):
+def link_code(app: Sphinx, doctree: nodes.document) -> None:
     """Lead the public names that stand as code in a page, such as ``ms.solve(problem)``, to their pages."""
     for code in list(doctree.findall(nodes.literal)):
         name = code.astext().split("(")[0].removeprefix("ms.")
@@ -99,7 +103,7 @@ def link_code(app, doctree):
             code.replace_self(addnodes.pending_xref("", code.deepcopy(), **where))
 
 
-def setup(app):
+def setup(app: Sphinx) -> None:
     """Connect the functions above."""
     app.connect("missing-reference", resolve_public_name)
     app.connect("autodoc-process-docstring", escape_initials)

@@ -6,8 +6,6 @@ A random quadratic assignment problem with 30 facilities. `solve` picks tabu sea
 optimum lies between the two lines.
 """
 
-import matplotlib.pyplot as plt
-
 import moe_search as ms
 
 problem = ms.random_quadratic(30, seed=0)
@@ -16,15 +14,10 @@ print(f"value {result.value:,}, bound {result.bound:,}, gap {result.gap:.1%}, by
 print(f"last improvement after {result.trajectory[-1].seconds:.3f} of {result.runtime:.3f} seconds")
 
 # %%
-# The history holds every improvement of the incumbent. Most of it happens in the first milliseconds, hence the
-# logarithmic time.
+# The history of a result holds every improvement of the incumbent. Most of it happens in the first milliseconds, hence
+# the logarithmic time.
 
-seconds, values = zip(*result.history, strict=True)
-figure, axis = plt.subplots(figsize=(7, 3.5), layout="constrained")
-axis.step([max(s, 1e-5) for s in seconds] + [result.runtime], [*values, result.value], where="post", label="incumbent")
-axis.axhline(result.bound, linestyle="--", color="0.5", label="lower bound")
+axis = result.plot()
 axis.set_xscale("log")
-axis.set_xlabel("seconds")
-axis.set_ylabel("value")
-axis.set_title("Tabu search on a random problem, n = 30", loc="left")
-axis.legend(frameon=False)
+axis.set_title("A random problem, n = 30", loc="left")
+axis.figure.set_size_inches(7, 3.5)
