@@ -6,6 +6,8 @@ A random quadratic assignment problem with 30 facilities. `solve` picks tabu sea
 optimum lies between the two lines.
 """
 
+import matplotlib.pyplot as plt
+
 import moe_search as ms
 
 problem = ms.random_quadratic(30, seed=0)
@@ -17,7 +19,7 @@ print(f"last improvement after {result.trajectory[-1].seconds:.3f} of {result.ru
 # The history of a result holds every improvement of the incumbent. Most of it happens in the first milliseconds, hence
 # the logarithmic time.
 
-axis = result.plot()
+figure, axis = plt.subplots(figsize=(7, 3.5), layout="constrained")
+result.plot(axis)
 axis.set_xscale("log")
 axis.set_title("A random problem, n = 30", loc="left")
-axis.figure.set_size_inches(7, 3.5)
