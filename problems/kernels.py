@@ -15,27 +15,41 @@ from typing import Any
 
 import numpy as np
 from numba import njit, types
-from numba.core.caching import IndexDataCacheFile
+from numba.core.dispatcher import Dispatcher
 from numba.extending import overload
 
-
-class _Index(IndexDataCacheFile):  # type: ignore[misc]
-    """The list of what is kept on disk of a kernel, one entry for each class of problem that any program had."""
-
-    def _load_index(self) -> dict[Any, str]:
-        try:
-            return super()._load_index()
-        except (ImportError, AttributeError):
-            # It names a class of another program, which cannot be imported here: the kernel is compiled again.
-            return {}
+from moe_search.problems.kernel_cache import RESOLVERS, KernelCache
 
 
 def compiled(function: Callable[..., Any]) -> Any:
     """Declare a kernel; it may call others that stand below it in its file."""
-    dispatcher = njit(cache=True, nogil=True)(function)
-    if hasattr(dispatcher, "_cache"):
-        dispatcher._cache._cache_file.__class__ = _Index
+    dispatcher: Any = njit(nogil=True)(function)
+    if isinstance(dispatcher, Dispatcher):
+        # Numba has no public way to keep machine code elsewhere than in its own files, which go stale.
+        dispatcher._cache = KernelCache(function)  # type: ignore[attr-defined]
     return dispatcher
+
+
+def resolved(plain: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Declare what compiled code calls in place of a plain function, by the types of the arguments.
+
+    Parameters
+    ----------
+    plain : callable
+        The function as plain Python calls it.
+
+    Returns
+    -------
+    callable
+        A decorator of a function that is given Numba's types of the arguments and returns what to compile.
+    """
+
+    def register(resolve: Callable[..., Any]) -> Callable[..., Any]:
+        RESOLVERS[plain] = resolve
+        overload(plain, jit_options={"nogil": True})(resolve)
+        return resolve
+
+    return register
 
 
 def kernel(generic: Any, state_class: type | None = None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

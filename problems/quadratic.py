@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba.extending import overload
 
 from moe_search.problems.arrays import (
     largest_magnitude,
@@ -16,7 +15,7 @@ from moe_search.problems.arrays import (
     require_fits,
     square_matrix,
 )
-from moe_search.problems.kernels import compiled, kernel
+from moe_search.problems.kernels import compiled, kernel, resolved
 from moe_search.problems.moves import (
     DeltaMatrix,
     commit_swap,
@@ -225,7 +224,7 @@ def _linear_delta(linear: Any, permutation: Any, a: int, b: int) -> Any:
     return linear[a, j] - linear[a, i] + linear[b, i] - linear[b, j]
 
 
-@overload(linear_delta)
+@resolved(linear_delta)
 def _resolve_linear_delta(linear: Any, permutation: Any, a: int, b: int) -> Any:
     # Resolved by type, not by a branch at run time; see the symmetric swap delta.
     return _no_linear_delta if linear.ndim == 1 else _linear_delta
