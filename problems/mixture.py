@@ -62,6 +62,16 @@ class MixtureAssignment(PermutationProblem):
     Notes
     -----
     A swap of two slots touches only the samples with weight on either, each in O(D).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import moe_search as ms
+    >>> weights = np.eye(2)[:, None, :]  # sample b has slot b
+    >>> outputs = np.array([[[5.0], [1.0]], [[2.0], [6.0]]])  # of two experts on two samples
+    >>> problem = ms.MixtureAssignment(weights, outputs, targets=[[1.0], [2.0]], loss="squared")
+    >>> problem.value([0, 1]), problem.value([1, 0])
+    (16.0, 0.0)
     """
 
     slot_weights: npt.NDArray[np.float64]

@@ -47,6 +47,16 @@ class LightningSearch(Callback):
     ----------
     search : PermutationSearch or None
         The search; None before `fit`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import moe_search as ms
+    >>> from moe_search.integrations import LightningSearch
+    >>> moe = ms.MixtureOfExperts(ms.StackedExperts(4, 8, 3), ms.TopK(8, 4, k=2))
+    >>> callback = LightningSearch(moe, torch.nn.functional.cross_entropy, period=100)  # Trainer(callbacks=[callback])
+    >>> callback.history
+    []
     """
 
     def __init__(

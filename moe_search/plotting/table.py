@@ -28,6 +28,16 @@ class Table:
         Indices of rows below which a line is drawn.
     note : str
         How to read it, below the table.
+
+    Examples
+    --------
+    >>> from moe_search.plotting import Table
+    >>> print(Table("Loss", ("gate", "alone", "with search"), (("Top-k", "0.40", "0.28"),)).as_markdown(), end="")
+    **Loss**
+    <BLANKLINE>
+    | gate | alone | with search |
+    | --- | ---: | ---: |
+    | Top-k | 0.40 | 0.28 |
     """
 
     title: str

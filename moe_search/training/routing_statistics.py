@@ -39,6 +39,17 @@ class RoutingSummary:
         Shape [n + 1]: entry j is the number of samples with j experts.
     sample_entropy : float
         Mean over samples of ``-sum_e w log w``, in nats: 0 if every sample has one expert, log n at most.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import moe_search as ms
+    >>> gate, statistics = ms.HashRouting(3, vocabulary=6), ms.RoutingStatistics()
+    >>> ids = torch.arange(6)
+    >>> statistics.update(gate(torch.randn(6, 8), ids), gate.expert_map)
+    >>> summary = statistics.summary()
+    >>> summary.num_samples, summary.mean_experts, summary.dead_experts.tolist()
+    (6, 1.0, [])
     """
 
     num_samples: int

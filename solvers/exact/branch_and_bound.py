@@ -51,6 +51,13 @@ class BranchAndBound(Solver):
     P. C. Gilmore, "Optimal and suboptimal algorithms for the quadratic assignment problem", SIAM Journal 10 (1962),
     305-313; T. Mautor, C. Roucairol, "A new exact algorithm for the solution of quadratic assignment problems",
     Discrete Applied Mathematics 55 (1994), 281-293, for the branching and the symmetries.
+
+    Examples
+    --------
+    >>> import moe_search as ms
+    >>> result = ms.solve(ms.random_quadratic(9, seed=0), ms.BranchAndBound())
+    >>> result.status, result.gap
+    ('optimal', 0.0)
     """
 
     exact: ClassVar[bool] = True

@@ -73,6 +73,13 @@ class IteratedLocalSearch(CompiledSearch):
     ----------
     T. Stuetzle, "Iterated local search for the quadratic assignment problem", European Journal of Operational Research
     174 (2006), 1519-1539.
+
+    Examples
+    --------
+    >>> import moe_search as ms
+    >>> solver = ms.IteratedLocalSearch(strength=3)
+    >>> solver.solve(ms.random_quadratic(8, seed=1), ms.MaxIterations(10_000), seed=1).iterations
+    10000
     """
 
     neighborhood: Neighborhood = "swap"

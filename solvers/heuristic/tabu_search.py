@@ -52,6 +52,12 @@ class TabuSearch(CompiledSearch):
     References
     ----------
     E. D. Taillard, "Robust taboo search for the quadratic assignment problem", Parallel Computing 17 (1991), 443-455.
+
+    Examples
+    --------
+    >>> import moe_search as ms
+    >>> ms.TabuSearch().solve(ms.random_quadratic(8, seed=1), ms.MaxIterations(1_000), seed=1).moves
+    1000
     """
 
     tenure: tuple[float, float] = (0.0, 8.0)
