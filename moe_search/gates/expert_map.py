@@ -185,8 +185,11 @@ class ExpertMap(nn.Module):
         by_slot = slot_weights.sum(1) if self.shared else slot_weights.flatten(1)
         # Sorting slots by expert lines up equally many for each: a gather and a sum, the same on every device and run.
         # It also leaves autograd nothing to remember of the buffer, which may change before the backward pass.
-        order = self.experts.flatten().argsort(stable=True)
-        return by_slot[:, order].reshape(len(by_slot), self.num_experts, -1).sum(2)
+        experts = self.experts.flatten()
+        # The number of a slot decides among those of an expert: keys that differ need no stable sort, which is slow for
+        # large maps and which ONNX does not know.
+        keys = experts * experts.shape[0] + torch.arange(experts.shape[0], device=experts.device)
+        return by_slot[:, keys.argsort()].unflatten(1, (self.num_experts, -1)).sum(2)
 
     def extra_repr(self) -> str:
         """Return the sizes, for `repr`."""
@@ -233,7 +236,8 @@ class ExpertMap(nn.Module):
                 f"{name} must have shape {tuple(self.experts.shape)} for {self._what()}, "
                 f"got shape {tuple(experts.shape)}"
             )
-        for t, row in enumerate(experts.detach().cpu().numpy()):
+        # Inside of torch.func.grad a tensor has no memory that numpy could read.
+        for t, row in enumerate(np.array(experts.tolist())):
             if row.min() < 0 or row.max() >= self.num_experts:
                 raise ValueError(
                     f"{name} must hold the experts 0 .. {self.num_experts - 1}, got {row.min()} .. {row.max()}"
