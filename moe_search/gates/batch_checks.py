@@ -46,6 +46,12 @@ def is_exporting() -> bool:
     return torch.jit.is_tracing() or exporting()
 
 
+def is_recomputing() -> bool:
+    """Return whether a forward runs anew for a backward pass, as those under `torch.utils.checkpoint` do."""
+    # There is no public way to ask.
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() >= 0
+
+
 def cannot_read_values(*tensors: Tensor) -> bool:
     """Return whether no number can be read off one of some tensors.
 

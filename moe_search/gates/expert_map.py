@@ -43,7 +43,8 @@ class ExpertMap(nn.Module):
     The buffer is checked at the first forward, and after it was written to at the next one in eval mode, which the
     version that torch counts tells of: a look at the entries each time would wait for the device. After
     `torch.nn.Module.to_empty`, `reset_parameters` makes it a fresh map. ``AveragedModel(use_buffers=True)`` averages
-    it, and the mean of two maps is none; with ``use_buffers=False`` it takes over the map of the model, which is right.
+    it, as `EMAWeightAveraging` of Lightning does by default, and the mean of two maps is none; with
+    ``use_buffers=False`` the averaged model takes over the map of the model, which is right.
 
     Examples
     --------
@@ -217,7 +218,7 @@ class ExpertMap(nn.Module):
             raise ValueError(
                 f"the buffer of an expert map must be changed by the map alone, it was written to: {error} "
                 "(a module that was emptied, or made on the device meta, starts anew by reset_parameters; "
-                "torch.optim.swa_utils.AveragedModel averages the buffer unless use_buffers=False)"
+                "AveragedModel of torch and WeightAveraging of Lightning average buffers unless use_buffers=False)"
             ) from None
         self._checked = experts, experts._version
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_search.checks import require_choice
-from moe_search.gates.batch_checks import cannot_read_values, is_exporting, require_samples
+from moe_search.gates.batch_checks import cannot_read_values, is_exporting, is_recomputing, require_samples
 from moe_search.gates.gate import Gate, SlotWeights
 from moe_search.layers.dispatch import DISPATCHES, Dispatch, fastest_dispatch
 from moe_search.layers.stacked_experts import StackedExperts
@@ -139,8 +139,9 @@ class MixtureOfExperts(nn.Module):
         return mixture
 
     def _remember(self, routing: SlotWeights | None) -> None:
-        # While a module is exported, its tensors are stand-ins, which no later penalty can use.
-        if self.training and not is_exporting():
+        # While a module is exported, its tensors are stand-ins, which no later penalty can use; what runs anew under
+        # a checkpoint is no forward of its own.
+        if self.training and not is_exporting() and not is_recomputing():
             self.routing = routing
 
     def _mixture(self, inputs: Tensor, expert_weights: Tensor) -> Tensor:
@@ -215,9 +216,24 @@ class MixtureOfExperts(nn.Module):
         """Return the gate's penalty for the last forward in training mode, a scalar to be added to the loss.
 
         It is 0 in eval mode, and before any forward.
+
+        Raises
+        ------
+        ValueError
+            If that forward ran with gradients off, so that the penalty would have none: under `torch.no_grad`, or in a
+            `torch.utils.checkpoint` with ``use_reentrant=True``.
         """
         if self.training and self.routing is not None:
-            return self.gate.penalty(self.routing)
+            penalty = self.gate.penalty(self.routing)
+            lost = torch.is_grad_enabled() and not self.routing.weights.requires_grad and not penalty.requires_grad
+            # Some gates have nothing to learn.
+            if lost and any(parameter.requires_grad for parameter in self.gate.parameters()):
+                raise ValueError(
+                    "the last forward in training mode must run with gradients on for its penalty to have one, it ran "
+                    "with them off: under torch.no_grad, or in a torch.utils.checkpoint with use_reentrant=True, which "
+                    "use_reentrant=False mends"
+                )
+            return penalty
         return torch.zeros((), device=self.gate.expert_map.experts.device)
 
     def __getstate__(self) -> dict[str, Any]:
