@@ -166,8 +166,7 @@ class Gate(nn.Module, ABC):
                 f"got shape {tuple(inputs.shape)}"
             )
         require_device("inputs", inputs, self.expert_map.experts.device, "gate")
-        if dtype is not None:
-            require_dtype(inputs, dtype, "gate")
+        require_dtype(inputs, dtype, "gate")
         return inputs.flatten(1)
 
     def extra_repr(self) -> str:

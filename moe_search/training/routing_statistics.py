@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from moe_search.gates.batch_checks import is_recomputing
 from moe_search.gates.expert_map import ExpertMap
 from moe_search.gates.gate import SlotWeights
 from moe_search.plotting.table import Table
@@ -185,7 +186,8 @@ class RoutingStatistics:
     def watch(self, moe: Layer) -> Iterator[RoutingStatistics]:
         """Within the context, add every batch that goes through the gate of a layer, in training and in eval mode.
 
-        What a search of the layer's map runs through it, under maps that it may refuse, is left out. Compiled code runs
+        What a search of the layer's map runs through it, under maps that it may refuse, is left out, and so is what a
+        `torch.utils.checkpoint` runs anew for the backward pass. Compiled code runs
         as it was written, at its speed uncompiled, all of the process: what was compiled before calls no hook.
 
         Parameters
@@ -197,7 +199,7 @@ class RoutingStatistics:
         layers = mixtures_of(moe)
 
         def add(gate: Any, _: Any, slot_weights: SlotWeights) -> None:
-            if not searching():
+            if not searching() and not is_recomputing():
                 self.update(slot_weights, gate.expert_map)
 
         with ExitStack() as entered:
