@@ -17,7 +17,7 @@ from moe_search.training.lowering.frozen import as_written, searching
 from moe_search.training.lowering.tasks import Layer, mixtures_of
 
 if TYPE_CHECKING:
-    import rich.table
+    import rich.console
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +62,7 @@ class RoutingSummary:
         """The experts without any sample, int64, in order."""
         return (self.load == 0).nonzero().flatten()
 
-    def table(self) -> rich.table.Table:
+    def table(self) -> rich.console.Group:
         """Return load and importance of every expert for the terminal; print it with `rich.print`."""
         total, n = max(int(self.load.sum()), 1), self.num_samples
         columns = zip(self.load.tolist(), self.importance.tolist(), strict=True)
