@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from textwrap import wrap
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -91,9 +92,10 @@ class Table:
                 parts.append({0: whole[0]})
             parts[-1][index] = least[index]
         for part in parts:
-            for index in part:
-                spare = width - _width_of(part)
-                part[index] += max(0, min(whole[index] - part[index], spare))
+            # What is left goes to the header that takes the most lines.
+            for _ in range(width - _width_of(part)):
+                tallest = max(part, key=lambda index: len(wrap(self.columns[index], part[index])))
+                part[tallest] += part[tallest] < whole[tallest]
         return parts
 
     def _part(self, widths: dict[int, int], is_first: bool) -> rich.table.Table:
