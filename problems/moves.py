@@ -43,7 +43,7 @@ def copy_permutation(target: Any, source: Any) -> None:
     target[:] = source
 
 
-@overload(copy_permutation, jit_options={"nogil": True})
+@overload(copy_permutation, jit_options={"nogil": True, "no_cfunc_wrapper": True})
 def _copy_by_element(target: Any, source: Any) -> Any:
     # With target[:] = source Numba compiles a check of the shapes and its message, for four seconds in every kernel.
     def copy(target: Any, source: Any) -> None:

@@ -175,7 +175,7 @@ def visit(costs: Any, tree: Tree, depth: int) -> None:
     for b in range(count):
         duals.column[b] = tree.prices[above, free.seats[b]]
     bound = tree.fixed[depth]
-    first = np.int64(0)
+    first = 0
     while first < count:
         last_of_block = block_end(free.slots, first, count, tree.block_size)
         bound += assign(bounds, first, last_of_block, duals)
@@ -277,7 +277,7 @@ def branch(tree: Tree, depth: int, count: int, bound: Any) -> None:
     duals, bounds, free = tree.duals, tree.bounds, tree.free
     limit = tree.totals[BEST] - tree.totals[STEP]
     best_sum, best, by_slot = bounds.dtype.type(-1), 0, True
-    first = np.int64(0)
+    first = 0
     while first < count:
         last = block_end(free.slots, first, count, tree.block_size)
         for a in range(first, last):

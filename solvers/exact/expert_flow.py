@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from moe_search.problems.kernels import compiled
 
@@ -124,7 +124,7 @@ def flow_slice(flow: ExpertFlow, budget: int, capacity: int) -> int:
     return work
 
 
-@njit(cache=True, nogil=True, fastmath={"nnan", "nsz"})
+@partial(compiled, fastmath={"nnan", "nsz"})
 def least_elsewhere(cost: Any, price: Any, slot: int, without: int) -> Any:
     """Return the least cost with price of a slot over the experts, one of them left out (-1: none)."""
     # The matrix and not its row, whose view would cost two atomic operations.

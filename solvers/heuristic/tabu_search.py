@@ -195,7 +195,7 @@ def tabu_slice(state: Any, track: Track, budget: int, target: float, matrix: Del
     if work > 0 and counts.iterations % REFILL_AFTER == 0:
         if tabu.inexact:
             counts.stale = True
-            filled[:] = 0
+            filled[0] = filled[1] = 0
         if counts.iterations - tabu.base[0] > tabu.last_stamp:
             set_back(tabu.base, stamps, filled, tabu.last_stamp)
     return work * pairs
@@ -208,7 +208,7 @@ def set_back(base: Any, stamps: Any, filled: Any, last_stamp: int) -> None:
     for i in range(stamps.shape[0]):
         for j in range(stamps.shape[1]):
             stamps[i, j] = max(stamps[i, j], 0) - last_stamp
-    filled[:] = 0
+    filled[0] = filled[1] = 0
 
 
 @compiled
