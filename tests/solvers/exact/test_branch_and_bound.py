@@ -1,6 +1,7 @@
 """Branch and bound beyond the contract: published optima, symmetries, integers, what an early stop proves."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -64,12 +65,15 @@ def test_negative_entries_diagonals_and_ties_from_any_start(seed, symmetric, lin
 
 
 @pytest.mark.parametrize("name", ["quadratic general", "quadratic float", "pairwise", "pairwise float", "linear"])
-def test_the_tree_finds_the_optimum_without_a_heuristic(name, monkeypatch):
-    monkeypatch.setattr("moe_search.solvers.exact.branch_and_bound.HEURISTIC_OPERATIONS", 1)
+def test_the_optimum_is_found_with_and_without_a_heuristic(name, monkeypatch):
     for seed in range(5):
         problem = INSTANCES[name](seed)
         optimum = min(naive_value(problem, p) for p in permutations(problem.size, problem.block_size))
-        assert BranchAndBound().solve(problem, LONG, seed=seed).value == pytest.approx(optimum, rel=1e-12)
+        for dive_up_to, makes_moves in ((math.inf, False), (0, True)):
+            monkeypatch.setattr("moe_search.solvers.exact.branch_and_bound.DIVE_UP_TO", dive_up_to)
+            result = BranchAndBound().solve(problem, LONG, seed=seed)
+            assert result.value == pytest.approx(optimum, rel=1e-12)
+            assert (result.moves > 0) == makes_moves
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])

@@ -1,0 +1,112 @@
+"""The first solve after an installation: CPU seconds of a process that finds no compiled kernels, and of the next one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+
+import moe_search as ms
+
+TITLE = "A first solve with no compiled kernels kept, and the next process with them; CPU seconds"
+NOTES = """- A solve is `ms.solve(problem, solver, ms.MaxRuntime(0.1))`, with its bound; imports are not counted.
+- Each row is one process in an empty folder of its own, and a second one that finds what the first has kept there.
+"""
+TIMED = """
+import time
+import moe_search as ms
+problem, solver = {problem}, {solver}
+started = time.process_time()
+ms.solve(problem, solver, ms.MaxRuntime(0.1))
+print(time.process_time() - started)
+"""
+SOLVERS = {
+    "default": "None",
+    "Enumeration": "ms.Enumeration()",
+    "BranchAndBound": "ms.BranchAndBound()",
+    "CpSat": "ms.CpSat()",
+    "Hungarian": "ms.Hungarian()",
+    "MinCostFlow": "ms.MinCostFlow()",
+    "Transport": "ms.Transport()",
+    "TabuSearch": "ms.TabuSearch()",
+    "LocalSearch": "ms.LocalSearch()",
+    "LocalSearch, both": 'ms.LocalSearch("both")',
+    "IteratedLocalSearch": "ms.IteratedLocalSearch()",
+    "SimulatedAnnealing": "ms.SimulatedAnnealing()",
+    "FrankWolfe": "ms.FrankWolfe()",
+}
+# Of a size that all solvers take; what is compiled does not depend on it.
+PROBLEMS = {
+    "linear": "ms.random_linear(8, seed=0)",
+    "quadratic": "ms.random_quadratic(8, seed=0)",
+    "quadratic, both asymmetric": "ms.random_quadratic(8, seed=0, symmetric=False)",
+    "pairwise": "ms.random_pairwise(8, seed=0)",
+    "mixture, squared": 'ms.random_mixture(32, 8, seed=0, k=2, loss="squared")',
+    "mixture, cross-entropy": 'ms.random_mixture(32, 8, seed=0, k=2, loss="cross_entropy")',
+    "load-limited quadratic": "ms.LoadLimited(ms.random_quadratic(8, seed=0), range(8), 8)",
+}
+# What the default solver takes depends on the size.
+LARGER = {
+    "linear of 2048 slots, 16 experts": "ms.random_linear(2048, 16, seed=0)",
+    "quadratic of 11": "ms.random_quadratic(11, seed=0)",
+    "quadratic of 12": "ms.random_quadratic(12, seed=0)",
+    "quadratic of 30": "ms.random_quadratic(30, seed=0)",
+    "pairwise of 16": "ms.random_pairwise(16, seed=0)",
+    "mixture, squared, of 16": 'ms.random_mixture(32, 16, seed=0, k=2, loss="squared")',
+    "mixture, cross-entropy, of 16": 'ms.random_mixture(32, 16, seed=0, k=2, loss="cross_entropy")',
+    "load-limited quadratic of 16": "ms.LoadLimited(ms.random_quadratic(16, seed=0), range(16), 16)",
+}
+
+
+class Case(NamedTuple):
+    """A solver on a problem, both by their names above."""
+
+    solver: str
+    problem: str
+
+
+BARS = {
+    Case("default", "quadratic"): 8.0,
+    Case("default", "quadratic of 11"): 8.0,
+    Case("default", "quadratic of 12"): 8.0,
+    Case("default", "quadratic of 30"): 6.0,
+    Case("Transport", "linear"): 4.0,
+}
+
+
+def cases() -> list[Case]:
+    """Return every solver on every problem that it takes, the default one on the larger ones too."""
+    problems = {name: eval(text, {"ms": ms}) for name, text in PROBLEMS.items()}
+    solvers = {name: eval(text, {"ms": ms}) for name, text in SOLVERS.items()}
+    taken = [
+        Case(solver, problem)
+        for solver, its in solvers.items()
+        for problem, data in problems.items()
+        if its is None or its.refuses(data) is None
+    ]
+    return [Case("default", problem) for problem in LARGER] + taken
+
+
+def measure(qaplib: Path | None, seconds: float) -> pd.DataFrame:
+    """Return one row for each solver and class of problems; processes are counted, not seconds."""
+    rows = []
+    for case in cases():
+        with tempfile.TemporaryDirectory() as folder:
+            cold, warm = (cpu_seconds(case, folder) for _ in range(2))
+        bar = BARS.get(case)
+        row = {"solver": case.solver, "problem": case.problem, "cold": cold, "next process": warm}
+        rows.append(row | {"bar": bar, "met": None if bar is None else cold <= bar})
+    return pd.DataFrame(rows)
+
+
+def cpu_seconds(case: Case, folder: str) -> float:
+    """Return the CPU seconds of a solve in a process of its own that keeps its kernels in a folder."""
+    text = TIMED.format(problem=(PROBLEMS | LARGER)[case.problem], solver=SOLVERS[case.solver])
+    environment = os.environ | {"NUMBA_CACHE_DIR": folder}
+    command = [sys.executable, "-c", text]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout)
