@@ -40,10 +40,10 @@ def compiled(function: Callable[..., Any], fastmath: bool | set[str] = False) ->
 
 
 def _compile_once_for_kernels(dispatcher: Any, fastmath: bool | set[str]) -> None:
-    """Let other kernels call a kernel of their own kind: one that Python cannot call, which takes half as long to compile.
+    """Let kernels that call this one compile it for themselves, without what a call from Python needs.
 
-    It becomes a part of the kernels that call it, and is not kept by itself. Numbers in the code of these are arguments
-    like any others, where Numba would compile it once more for each of them.
+    It becomes a part of them and is not kept by itself. It is compiled once for all numbers that stand in their code,
+    where Numba would do so once for each number.
     """
     inside = njit(nogil=True, fastmath=fastmath, no_cfunc_wrapper=True, no_cpython_wrapper=True)(dispatcher.py_func)
 

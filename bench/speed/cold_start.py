@@ -1,4 +1,4 @@
-"""The first solve after an installation: CPU seconds of a process that finds no compiled kernels, and of the next one."""
+"""The first solve after an installation, in a process that finds no compiled kernels, and that of the next process."""
 
 from __future__ import annotations
 

@@ -48,7 +48,8 @@ class BranchAndBound(Solver):
     -----
     An iteration is one node bounded. Stopped early it returns the least bound of the open nodes. Values of integer
     problems are multiples of a common divisor of the data, to which bounds are rounded up. Squared mixtures are solved
-    as pairwise problems, linear ones as quadratic problems without flow. `seed` only draws the first permutation and what the tabu search does.
+    as pairwise problems, linear ones as quadratic problems without flow. `seed` only draws the first permutation, and
+    what the tabu search does.
 
     References
     ----------

@@ -73,11 +73,11 @@ def _twins(matrix: npt.NDArray[np.int64], color: npt.NDArray[np.int64]) -> npt.N
     """Return the previous twin of each index, exchanged with which matrix and colors are as they were, or -1."""
     previous = np.full(len(matrix), -1, dtype=np.int64)
     for i in range(1, len(matrix)):
-        alike = (matrix == matrix[i]) & (matrix.T == matrix[:, i])
+        row, column = matrix[i], matrix[:, i]
+        alike = (row == matrix) & (column == matrix.T)
         alike[:, i] = True
         np.fill_diagonal(alike, True)
-        twins = alike.all(axis=1) & (color == color[i]) & (np.diagonal(matrix) == matrix[i, i])
-        twins &= matrix[i] == matrix[:, i]
+        twins = alike.all(axis=1) & (color == color[i]) & (np.diagonal(matrix) == row[i]) & (row == column)
         earlier = np.flatnonzero(twins[:i])
         if earlier.size:
             previous[i] = earlier[-1]

@@ -146,8 +146,8 @@ def tabu_slice(state: Any, track: Track, budget: int, target: float, matrix: Del
     """Fill rows of deltas while any is missing, else move; return the work done in pairs of slots.
 
     Between two moves the deltas are those of the current permutation, and the masks those of its stamps. Slices end at
-    fixed iterations to build floats afresh and to set stamps back, whatever the clock says; all is then filled anew. They
-    end early at the target or with a full log.
+    fixed iterations to build floats afresh and to set stamps back, whatever the clock says; all is then filled anew.
+    They end early at the target or with a full log.
     """
     totals, counts, tolerance = track.totals, track.counts[0], track.tolerance
     deltas, masks, stamps, permutation = matrix.deltas, tabu.masks, tabu.stamps, state.permutation
