@@ -5,11 +5,6 @@ BENCH_ARGS ?=
 TESTS ?=
 BIN := $(VENV)/bin
 
-# Numba does not notice that a kernel which another one inlines was edited in its own file, and would go on with the old
-# one. So every state of such files has a cache of its own; an edit anywhere else, or of a comment, keeps the cache.
-KERNELS := $(shell $(PYTHON) tests/helpers/kernel_key.py)
-export NUMBA_CACHE_DIR ?= $(CURDIR)/.numba_cache/$(KERNELS)
-
 # One thread a worker: those of several workers wait for each other, five times as long in k-means.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --dist loadgroup --no-loadscope-reorder
 
@@ -37,7 +32,7 @@ bench: $(BIN)/benchopt
 	$(BIN)/python -m moe_search.bench.speed $(BENCH_ARGS)
 
 clean:
-	rm -rf $(VENV) .numba_cache build dist *.egg-info
+	rm -rf $(VENV) problems/__pycache__ build dist *.egg-info
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

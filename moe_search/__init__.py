@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     ["gates", "integrations", "layers", "plotting", "problems", "solvers", "training"],
-    {"api": ["solve"]}
+    {"api": ["solve"], "compilation": ["warm_up"]}
     | {
         package.__name__.removeprefix("moe_search."): package.__all__
         for package in (gates, layers, problems, solvers, training)

@@ -8,6 +8,7 @@ from . import (
     training as training,
 )
 from .api import solve as solve
+from .compilation import warm_up as warm_up
 from .gates import *
 from .layers import *
 from .problems import *

@@ -12,7 +12,7 @@ from moe_search.problems.linear import LinearAssignment
 from moe_search.problems.permutation_problem import PermutationProblem
 from moe_search.problems.problem import Problem
 from moe_search.solvers.bounds.linear_assignment import assignment_seconds
-from moe_search.solvers.bounds.lower_bounds import compile_bound, lower_bound
+from moe_search.solvers.bounds.lower_bounds import lower_bound
 from moe_search.solvers.engine.result import Result, reached
 from moe_search.solvers.engine.run import OnImprovement
 from moe_search.solvers.engine.solver import Solver, require_problem
@@ -90,12 +90,13 @@ def solve(
     seconds = stop.start().allowance(Progress()).seconds
     chosen = default_solver(problem, seconds) if solver is None else solver
     run = chosen.begin_run(problem, stop, seed, initial, on_improvement)
-    if not chosen.exact:
-        compile_bound(problem, run.clock)
-        run.aim(lower_bound(problem, min(BOUND_SHARE * seconds, MOST_BOUND_SECONDS)))
-        return chosen.search(run)
-    result = chosen.search(run)
-    if result.bound is not None:
+    try:
+        if not chosen.exact:
+            run.aim(lower_bound(problem, min(BOUND_SHARE * seconds, MOST_BOUND_SECONDS)))
+        result = chosen.search(run)
+    except KeyboardInterrupt:
+        return run.interrupt()
+    if not chosen.exact or result.bound is not None:
         return result
     # An exact solver that was stopped before it had a bound of its own gets a quick one.
     bound = lower_bound(problem, LATE_BOUND_SECONDS)

@@ -15,26 +15,18 @@ from typing import Any
 
 import numpy as np
 from numba import njit, types
-from numba.core.caching import IndexDataCacheFile
+from numba.core.dispatcher import Dispatcher
 from numba.extending import overload
 
-
-class _Index(IndexDataCacheFile):  # type: ignore[misc]
-    """The list of what is kept on disk of a kernel, one entry for each class of problem that any program had."""
-
-    def _load_index(self) -> dict[Any, str]:
-        try:
-            return super()._load_index()
-        except (ImportError, AttributeError):
-            # It names a class of another program, which cannot be imported here: the kernel is compiled again.
-            return {}
+from moe_search.problems.kernel_cache import RESOLVERS, KernelCache
 
 
 def compiled(function: Callable[..., Any], fastmath: bool | set[str] = False) -> Any:
     """Declare a kernel; it may call others that stand below it in its file."""
-    dispatcher = njit(cache=True, nogil=True, fastmath=fastmath, no_cfunc_wrapper=True)(function)
-    if hasattr(dispatcher, "_cache"):
-        dispatcher._cache._cache_file.__class__ = _Index
+    dispatcher: Any = njit(nogil=True, fastmath=fastmath, no_cfunc_wrapper=True)(function)
+    if isinstance(dispatcher, Dispatcher):
+        # Numba has no public way to keep machine code elsewhere than in its own files, which go stale.
+        dispatcher._cache = KernelCache(function)  # type: ignore[attr-defined]
         _compile_once_for_kernels(dispatcher, fastmath)
     return dispatcher
 
@@ -51,6 +43,28 @@ def _compile_once_for_kernels(dispatcher: Any, fastmath: bool | set[str]) -> Non
         return inside.get_call_template(tuple(map(types.unliteral, arguments)), keywords)
 
     dispatcher.get_call_template, dispatcher.get_overload = template, inside.get_overload
+
+
+def resolved(plain: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Declare what compiled code calls in place of a plain function, by the types of the arguments.
+
+    Parameters
+    ----------
+    plain : callable
+        The function as plain Python calls it.
+
+    Returns
+    -------
+    callable
+        A decorator of a function that is given Numba's types of the arguments and returns what to compile.
+    """
+
+    def register(resolve: Callable[..., Any]) -> Callable[..., Any]:
+        RESOLVERS[plain] = resolve
+        overload(plain, jit_options={"nogil": True, "no_cfunc_wrapper": True})(resolve)
+        return resolve
+
+    return register
 
 
 def kernel(generic: Any, state_class: type | None = None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

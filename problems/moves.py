@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba.extending import overload
 
-from moe_search.problems.kernels import compiled, kernel
+from moe_search.problems.kernels import compiled, kernel, resolved
 
 
 @singledispatch
@@ -43,7 +42,7 @@ def copy_permutation(target: Any, source: Any) -> None:
     target[:] = source
 
 
-@overload(copy_permutation, jit_options={"nogil": True, "no_cfunc_wrapper": True})
+@resolved(copy_permutation)
 def _copy_by_element(target: Any, source: Any) -> Any:
     # With target[:] = source Numba compiles a check of the shapes and its message, for four seconds in every kernel.
     def copy(target: Any, source: Any) -> None:

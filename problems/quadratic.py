@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba.extending import overload
 
 from moe_search.problems.arrays import (
     largest_magnitude,
@@ -16,7 +15,7 @@ from moe_search.problems.arrays import (
     require_fits,
     square_matrix,
 )
-from moe_search.problems.kernels import compiled, kernel
+from moe_search.problems.kernels import compiled, kernel, resolved
 from moe_search.problems.moves import (
     DeltaMatrix,
     commit_swap,
@@ -225,7 +224,7 @@ def _linear_delta(linear: Any, permutation: Any, a: int, b: int) -> Any:
     return linear[a, j] - linear[a, i] + linear[b, i] - linear[b, j]
 
 
-@overload(linear_delta, jit_options={"nogil": True, "no_cfunc_wrapper": True})
+@resolved(linear_delta)
 def _resolve_linear_delta(linear: Any, permutation: Any, a: int, b: int) -> Any:
     # Resolved by type, not by a branch at run time; see the symmetric swap delta.
     return _no_linear_delta if linear.ndim == 1 else _linear_delta
@@ -396,7 +395,7 @@ def _add_linear(potential: Any, linear: Any, permutation: Any, first: int, last:
             potential[i, j] = potential.dtype.type(potential[i, j] + linear[i, permutation[j]])
 
 
-@overload(add_linear, jit_options={"nogil": True, "no_cfunc_wrapper": True})
+@resolved(add_linear)
 def _resolve_add_linear(potential: Any, linear: Any, permutation: Any, first: int, last: int) -> Any:
     return _add_no_linear if linear.ndim == 1 else _add_linear
 

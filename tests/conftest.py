@@ -1,14 +1,9 @@
-"""Which tests run in one process where several run at a time, which are slow, and where compiled kernels are kept."""
+"""Which tests run in one process where several run at a time, and which are slow."""
 
 import inspect
-import os
 from pathlib import Path
 
-import kernel_key
 import pytest
-
-# Before Numba is imported. Else it would keep kernels beside their sources, and miss edits of those that they inline.
-os.environ.setdefault("NUMBA_CACHE_DIR", str(kernel_key.ROOT / ".numba_cache" / kernel_key.key()))
 
 TESTS = Path(__file__).parent
 PROCESSES = ("subprocess", "multiprocessing", "distributed")
@@ -52,7 +47,7 @@ def group_of(path):
     """Return the group of the tests of a file: for those of a solver, the one of the contract's tests of it."""
     words = path.stem.removeprefix("test_").split("_")
     solver = path.parts[-3:-1] in (("solvers", "heuristic"), ("solvers", "exact"))
-    return "".join(map(str.capitalize, words)) if solver else path.relative_to(kernel_key.ROOT).as_posix()
+    return "".join(map(str.capitalize, words)) if solver else path.relative_to(TESTS.parent).as_posix()
 
 
 def starts_processes(module):

@@ -18,6 +18,7 @@ FLOORS = (
     ("moe_search.solvers.heuristic",),
     ("moe_search.solvers",),
     ("moe_search.api", "moe_search.plotting"),
+    ("moe_search.compilation",),
     ("moe_search.gates",),
     ("moe_search.layers",),
     ("moe_search.training.lowering",),

@@ -3,6 +3,7 @@
 import typer
 
 from moe_search.cli.solve import solve as solve_command
+from moe_search.cli.warm_up import warm_up as warm_up_command
 
 app = typer.Typer(
     help="The discrete half of sparse mixture-of-experts models, solved as a combinatorial search problem.",
@@ -11,6 +12,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("solve")(solve_command)
+app.command("warm-up")(warm_up_command)
 
 
 @app.callback()

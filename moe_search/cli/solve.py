@@ -38,7 +38,7 @@ def solve(
             raise ValueError(f"--time must be a positive number of seconds, got {time:g}")
         if seed < 0:
             raise ValueError(f"--seed must be 0 or more, got {seed}")
-        chosen = _solver(solver)
+        chosen = solver_named(solver)
         if json is not None:
             check_output_file(json, "--json")
         from moe_search import solve as solve_problem
@@ -52,7 +52,7 @@ def solve(
     _print_result(file, problem, result, json)
 
 
-def _solver(name: str) -> Solver | None:
+def solver_named(name: str) -> Solver | None:
     """Return the solver of a name of the command line; None lets `moe_search.solve` choose."""
     if name == "auto":
         return None

@@ -11,8 +11,7 @@ from moe_search.problems.pair_costs import PairCosts
 from moe_search.problems.problem import Problem
 from moe_search.solvers.bounds.convex_relaxation import convex_relaxation
 from moe_search.solvers.bounds.gilmore_lawler import gilmore_lawler, pairwise_gilmore_lawler
-from moe_search.solvers.bounds.linear_assignment import assign, assignment_seconds, empty_duals, linear_bound
-from moe_search.solvers.engine.run import Clock
+from moe_search.solvers.bounds.linear_assignment import assignment_seconds, linear_bound
 
 
 @singledispatch
@@ -67,11 +66,3 @@ def _pair_bound(costs: PairCosts, seconds: float) -> int | float | None:
         bound = flow @ distance[::-1]
         return (bound if costs.linear is None else bound + costs.linear.min(axis=1).sum()).item()
     return None
-
-
-def compile_bound(problem: Problem, clock: Clock) -> None:
-    """Compile, off the clock, what the bound of a problem needs compiled, which only costs in factors do."""
-    costs = problem.pair_costs()
-    if costs is not None and costs.factors is not None:
-        dtype = np.int64 if costs.integral else np.float64
-        clock.compile(assign, np.zeros((1, 1), dtype), 0, 1, empty_duals(1, dtype))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -133,7 +132,6 @@ class CompiledSearch(Solver):
             improvements = zip(track.log_iterations[: counts.logged], track.log_values[: counts.logged], strict=True)
             return Slice(work, int(counts.iterations), improvements, bool(counts.done))
 
-        run.clock.compile(kernel, state, track, 0, -math.inf, *arguments)
         run.loop(advance, self.iteration_work(problem))
         return run.result(
             moves=int(counts.moves),

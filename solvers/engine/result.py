@@ -89,11 +89,13 @@ class Result:
     iterations, moves, restarts : int
         Work done (each solver says what an iteration is), moves committed, and descents begun after the first.
     runtime : float
-        Seconds, compilation apart.
+        Seconds, those of compilation apart.
     seed : int or None
         Seed of the run, None for a solver without randomness.
     solver : str
         The solver and its parameters.
+    compile_seconds : float
+        Seconds spent on compiling kernels or on loading compiled ones, which no limit of time counts.
     versions : dict of str to str
         Versions of what the result depends on.
     statistics : dict of str to int
@@ -116,6 +118,7 @@ class Result:
     runtime: float
     seed: int | None
     solver: str
+    compile_seconds: float = 0.0
     versions: dict[str, str] = field(default_factory=lambda: dict(installed_versions()))
     statistics: dict[str, int] = field(default_factory=dict)
     gap: float | None = field(init=False)
@@ -148,6 +151,7 @@ class Result:
             "moves": f"{self.moves:,}",
             "restarts": f"{self.restarts:,}",
             "runtime": f"{self.runtime:.3f} s",
+            "compiling": f"{self.compile_seconds:.3f} s",
             "last gain": f"{self.trajectory[-1].seconds:.3f} s" if self.trajectory else "-",
             "seed": "-" if self.seed is None else str(self.seed),
             "versions": versions,

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from moe_search.problems.kernel_cache import compile_time
 from moe_search.problems.problem import Problem
 from moe_search.solvers.engine.result import Incumbent, Result, Status, TrajectoryPoint, reached
 from moe_search.solvers.engine.stop import Allowance, AnyOf, Progress, StoppingCriterion, TargetValue
@@ -26,14 +27,20 @@ MAX_BUDGET = 1 << 40
 
 
 class Clock:
-    """Seconds since its creation, compilation apart."""
+    """Seconds since its creation, or since `started`, without those in which its thread compiled kernels."""
 
-    def __init__(self) -> None:
-        self.started = time.perf_counter()
+    def __init__(self, started: float | None = None) -> None:
+        self.started = time.perf_counter() if started is None else started
+        self._compile_time = compile_time()
+        self._compiled_before = self._compile_time.seconds
 
     def seconds(self) -> float:
         """Return the seconds on the clock."""
-        return time.perf_counter() - self.started
+        return time.perf_counter() - self.started - self.compile_seconds()
+
+    def compile_seconds(self) -> float:
+        """Return the seconds for compiling kernels, or for loading compiled ones."""
+        return self._compile_time.seconds - self._compiled_before
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
@@ -43,11 +50,6 @@ class Clock:
             yield
         finally:
             self.started += time.perf_counter() - before
-
-    def compile(self, dispatcher: Any, *arguments: Any) -> None:
-        """Call a kernel once, with arguments under which it does no work: what compiles it is kept off the clock."""
-        with self.stopped():
-            dispatcher(*arguments)
 
 
 @dataclass
@@ -269,6 +271,13 @@ class Run:
             self.interrupted = True
         return self.result(moves=0, seed=None)
 
+    def interrupt(self) -> Result:
+        """Return the result after Ctrl-C outside of `loop`: while kernels were compiled, or before there was any."""
+        self.interrupted = True
+        if self.incumbent is None:
+            self.take_initial()
+        return self.result(moves=0)
+
     def result(
         self,
         *,
@@ -311,6 +320,7 @@ class Run:
             "runtime": self.clock.seconds(),
             "seed": reported_seed(self.seed),
             "solver": self.solver,
+            "compile_seconds": self.clock.compile_seconds(),
             "statistics": dict(statistics or {}),
         }
         return Result(**fields | changes)

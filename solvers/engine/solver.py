@@ -36,6 +36,12 @@ class Solver(ABC):
         """Return why this solver cannot take a problem, or None if it can."""
         return None if isinstance(problem, self.takes) else f"it solves {self.takes.__name__} only"
 
+    @final
+    def reason_against(self, problem: Problem) -> str | None:
+        """Return why `solve` would refuse a problem, or None."""
+        # A solver that refuses more may forget what it takes.
+        return Solver.refuses(self, problem) or self.refuses(problem)
+
     @abstractmethod
     def search(self, run: Run) -> Result:
         """Solve the problem of a run, whose arguments `solve` has checked."""
@@ -80,7 +86,11 @@ class Solver(ABC):
         ValueError
             If `initial` is no solution of the problem, `seed` is negative, or the solver cannot take the problem.
         """
-        return self.search(self.begin_run(problem, stop, seed, initial, on_improvement))
+        run = self.begin_run(problem, stop, seed, initial, on_improvement)
+        try:
+            return self.search(run)
+        except KeyboardInterrupt:
+            return run.interrupt()
 
     @final
     def begin_run(
@@ -100,8 +110,7 @@ class Solver(ABC):
             raise TypeError(f"on_improvement must be a function of an Incumbent, got {type(on_improvement).__name__}")
         if initial is not None:
             initial = problem.start_from(problem.check_solution(initial, "initial"))
-        # A solver that refuses more may forget what it takes.
-        reason = Solver.refuses(self, problem) or self.refuses(problem)
+        reason = self.reason_against(problem)
         if reason is not None:
             raise ValueError(f"{type(self).__name__} cannot take this {type(problem).__name__}: {reason}")
         return Run(repr(self), problem, stop, seed, initial, on_improvement)

@@ -17,7 +17,7 @@ from moe_search.problems.problem import Problem
 from moe_search.solvers.bounds.gilmore_lawler import KoopmansBeckmann, Lawler
 from moe_search.solvers.bounds.linear_assignment import empty_duals
 from moe_search.solvers.engine.result import Incumbent, Result
-from moe_search.solvers.engine.run import Clock, Run, Slice
+from moe_search.solvers.engine.run import Run, Slice
 from moe_search.solvers.engine.solver import Solver
 from moe_search.solvers.engine.stop import AnyOf, MaxIterations
 from moe_search.solvers.exact.branching import branch_slice, empty_tree, open_bound
@@ -88,7 +88,7 @@ class BranchAndBound(Solver):
         else:
             # A squared mixture is searched as the pairwise problem that bounds it: its deltas take less time.
             moves = self._first_incumbent(run, problem if costs.pairwise is None else costs.pairwise)
-        relaxation = relax(costs, run.clock)
+        relaxation = relax(costs)
         scale = relaxation.scale
         # An improvement is one where all costs are zero too, or too small for their rounding to be a number.
         rounding = max(float(run.tolerance), 1e-14 * float(reach(costs)), math.ulp(0.0))
@@ -107,7 +107,6 @@ class BranchAndBound(Solver):
             improvements = zip(tree.log_nodes[: counts.logged], values, strict=True)
             return Slice(nodes * unit, int(counts.nodes), improvements, bool(counts.done))
 
-        run.clock.compile(branch_slice, relaxation.costs, tree, 0, -math.inf)
         if not run.interrupted:
             run.loop(advance, unit)
         if counts.proved:
@@ -151,7 +150,7 @@ class Relaxation(NamedTuple):
     seats: Symmetry
 
 
-def relax(costs: PairCosts, clock: Clock) -> Relaxation:
+def relax(costs: PairCosts) -> Relaxation:
     """Return the arrays of the bounds of a problem."""
     m = costs.shape[0]
     expert = expert_of_seat(m, costs.block_size, costs.capacity)
@@ -169,8 +168,8 @@ def relax(costs: PairCosts, clock: Clock) -> Relaxation:
     flow, distance = flow.copy(), distance.copy()
     np.fill_diagonal(flow, 0)
     np.fill_diagonal(distance, 0)
-    slots = symmetry_of(flow, linear, clock)
-    seats = symmetry_of(distance, linear.T, clock) if costs.factors else seats_of_experts(expert, costs.block_size)
+    slots = symmetry_of(flow, linear)
+    seats = symmetry_of(distance, linear.T) if costs.factors else seats_of_experts(expert, costs.block_size)
     step = 0
     if costs.integral:
         twice = 2 if np.array_equal(flow, flow.T) and np.array_equal(distance, distance.T) else 1

@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_search.problems.kernels import compiled
-from moe_search.solvers.engine.run import Clock
 
 MOST_AUTOMORPHISMS = 512
 MOST_STEPS = 200_000
@@ -24,7 +23,7 @@ class Symmetry(NamedTuple):
     previous_twin: npt.NDArray[np.int64]  # (n,): the last index before, exchanged with which it is one, or -1
 
 
-def symmetry_of(matrix: npt.NDArray[Any], colors: npt.NDArray[Any], clock: Clock) -> Symmetry:
+def symmetry_of(matrix: npt.NDArray[Any], colors: npt.NDArray[Any]) -> Symmetry:
     """Return the symmetries of a square matrix that map indices only to those of the same color.
 
     Parameters
@@ -33,8 +32,6 @@ def symmetry_of(matrix: npt.NDArray[Any], colors: npt.NDArray[Any], clock: Clock
         Symmetric or not.
     colors : ndarray, shape (n, k)
         Two indices are of one color if their rows are equal.
-    clock : Clock
-        Clock of the run, on which compilation does not count.
 
     Returns
     -------
@@ -53,7 +50,6 @@ def symmetry_of(matrix: npt.NDArray[Any], colors: npt.NDArray[Any], clock: Clock
         return Symmetry(np.empty((0, n), dtype=np.int64), np.full(n, -1, dtype=np.int64))
     maps = np.empty((MOST_AUTOMORPHISMS, n), dtype=np.int64)
     image, taken = np.full(n, -1, dtype=np.int64), np.zeros(n, dtype=np.bool_)
-    clock.compile(find_automorphisms, labels, color, maps, image, taken, 0)
     return Symmetry(maps[: find_automorphisms(labels, color, maps, image, taken, MOST_STEPS)], _twins(labels, color))
 
 

@@ -67,8 +67,6 @@ class Transport(Solver):
             iterations = sum(int(each.counts[0].iterations) for each in flows)
             return Slice(work, iterations, (), flows[-1].counts[0].phase == DONE)
 
-        run.clock.compile(flow_slice, flows[0], 0, 1)
-        run.clock.compile(place_rest, flows[0], len(flows[0].cost))
         run.loop(advance, first_budget=FIRST_LOOKS)
         flow = flows[-1]
         bound = None

@@ -112,7 +112,7 @@ def first_descent(run: Run, neighborhood: Neighborhood, improvement: Improvement
         get_args(Neighborhood).index(neighborhood),
         improvement == "best",
     )
-    run.clock.compile(enter, descent, INSERTION if neighborhood == "insertion" else SWAP)
+    enter(descent, INSERTION if neighborhood == "insertion" else SWAP)
     return descent
 
 

@@ -16,7 +16,7 @@ from moe_search.checks import require_integer
 from moe_search.problems.problem import Problem
 from moe_search.solvers.engine.background import run_watched
 from moe_search.solvers.engine.result import Incumbent, Result
-from moe_search.solvers.engine.run import Run
+from moe_search.solvers.engine.run import Clock, Run
 from moe_search.solvers.engine.solver import Solver
 from moe_search.solvers.engine.stop import Allowance, AnyOf, MaxRuntime, Progress, Stopper, StoppingCriterion
 
@@ -89,7 +89,7 @@ class MultiStart(Solver):
             stop = _limited(watched, share)
             own = self.solver.begin_run(run.problem, stop, seeds[number], run.initial, take)
             # It counts from the start of the whole, but for what it compiles.
-            own.clock.started = run.clock.started
+            own.clock = Clock(run.clock.started)
             return self.solver.search(own)
 
         def work() -> None:
@@ -126,6 +126,7 @@ def _joined(run: Run, results: Sequence[Result], before: float = 0.0) -> Result:
         moves=sum(result.moves for result in results),
         restarts=sum(result.restarts for result in results),
         statistics=statistics,
+        compile_seconds=max([run.clock.compile_seconds(), *(result.compile_seconds for result in results)]),
     )
 
 

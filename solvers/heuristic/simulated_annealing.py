@@ -128,7 +128,6 @@ def mean_delta(run: Run, state: Any) -> float:
     operations = max(2 * problem.sweep_cost // (problem.size * problem.block_size), problem.size)
     samples = min(max(SAMPLE_OPERATIONS // operations, LEAST_SAMPLES), MOST_SAMPLES)
     rng = random_state(run.seed)
-    run.clock.compile(kernel_for(state, sum_of_deltas), state, rng, problem.block_size, 0)
     total, nonzero = kernel_for(state, sum_of_deltas)(state, rng, problem.block_size, samples)
     return total / nonzero if nonzero else 0.0
 

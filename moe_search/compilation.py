@@ -1,0 +1,124 @@
+"""Compiling kernels before they are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from moe_search.api import default_solver
+from moe_search.problems.kernel_cache import compile_time
+from moe_search.problems.load_limited import LoadLimited
+from moe_search.problems.mixture import LossName, MixtureAssignment
+from moe_search.problems.permutation_problem import PermutationProblem
+from moe_search.problems.problem import Problem
+from moe_search.problems.random_instances import random_linear, random_mixture, random_pairwise, random_quadratic
+from moe_search.solvers.bounds.lower_bounds import lower_bound
+from moe_search.solvers.engine.solver import Solver
+from moe_search.solvers.engine.stop import AnyOf, MaxIterations, MaxRuntime
+
+# Stopped at once, some searches run what they else need not; after these iterations, they have run all the rest.
+ITERATIONS = (1, 2000)
+LONGEST_SECONDS = 1.0
+
+
+class Case(NamedTuple):
+    """A solver and a problem, whose kernels are compiled by a short search."""
+
+    solver: Solver
+    problem: Problem
+
+    def __str__(self) -> str:
+        return f"{type(self.solver).__name__} for {type(self.problem).__name__}"
+
+    def compile(self) -> None:
+        """Compile what the solver runs on this problem, or load what is compiled."""
+        for iterations in ITERATIONS:
+            self.solver.solve(self.problem, AnyOf(MaxIterations(iterations), MaxRuntime(LONGEST_SECONDS)))
+        if not self.solver.exact:
+            lower_bound(self.problem, LONGEST_SECONDS)
+
+
+def warm_up(*what: Problem | Solver) -> float:
+    """Compile kernels ahead, into the cache of all processes: in a container's build, or before a training run.
+
+    Parameters
+    ----------
+    *what : Problem or Solver
+        What is going to be solved, and by what. Problems alone: by the solver that `solve` takes for each. Solvers
+        alone: on all classes of this package that each takes. Nothing: all that `solve` and `PermutationSearch` take by
+        themselves. Machine code depends on the types of a problem's arrays and on which of them are given, not on its
+        size; what `solve` takes does.
+
+    Returns
+    -------
+    float
+        Seconds that compiling took, or loading what was compiled before.
+
+    Raises
+    ------
+    TypeError
+        If an argument is neither a problem nor a solver.
+    ValueError
+        If no solver given takes one of the problems given.
+
+    Examples
+    --------
+    >>> import moe_search as ms
+    >>> problem = ms.LinearAssignment([[4, 1], [2, 3]])
+    >>> ms.warm_up(problem, ms.Hungarian())  # has nothing to compile
+    0.0
+    """
+    spent = compile_time()
+    before = spent.seconds
+    for case in cases(*what):
+        case.compile()
+    return spent.seconds - before
+
+
+def cases(*what: Problem | Solver) -> list[Case]:
+    """Return the pairs whose kernels `warm_up` compiles."""
+    problems = [each for each in what if isinstance(each, Problem)]
+    solvers = [each for each in what if isinstance(each, Solver)]
+    for each in what:
+        if not isinstance(each, (Problem, Solver)):
+            raise TypeError(f"what to warm up must be a Problem or a Solver, got {type(each).__name__}")
+    if not solvers:
+        return [Case(default_solver(each, LONGEST_SECONDS), each) for each in problems] or [*usual_cases()]
+    found = [
+        Case(solver, problem)
+        for solver in solvers
+        for problem in problems or [*usual_problems()]
+        if solver.reason_against(problem) is None
+    ]
+    for problem in problems:
+        if all(case.problem is not problem for case in found):
+            reasons = "; ".join(f"{type(each).__name__}: {each.reason_against(problem)}" for each in solvers)
+            raise ValueError(f"no solver given can take this {type(problem).__name__}: {reasons}")
+    return found
+
+
+def usual_cases() -> Iterator[Case]:
+    """Yield what `solve` takes by itself, and `PermutationSearch`, whose limits are short."""
+    for problem in usual_problems():
+        yield Case(default_solver(problem, LONGEST_SECONDS), problem)
+        if isinstance(problem, (MixtureAssignment, LoadLimited)):
+            yield Case(default_solver(problem, 0.0), problem)
+
+
+def usual_problems() -> Iterator[PermutationProblem]:
+    """Yield a problem of every class, of the types that users have most, for every solver that a size calls for."""
+    for integral in (True, False):
+        yield random_linear(64, 4, seed=0, integral=integral)
+        for size in (7, 11, 30):
+            yield random_quadratic(size, seed=0, integral=integral)
+        for size in (6, 9, 24):
+            yield random_pairwise(size, seed=0, integral=integral)
+    yield random_quadratic(30, seed=0, symmetric=False)
+    losses: tuple[LossName, ...] = ("squared", "bce", "cross_entropy")
+    for loss in losses:
+        for size in (6, 24):
+            yield random_mixture(64, size, seed=0, loss=loss)
+    mixture = random_mixture(64, 24, 8, seed=0, loss="cross_entropy")
+    yield LoadLimited(mixture, np.ones(24), np.full(8, 4.0))
