@@ -359,31 +359,17 @@ def loss_of_sample(z: Any, target: Any, label: Any, x: int, loss: int) -> float:
 
 
 @compiled
-def move_mixtures(
-    start: Any,
-    sample: Any,
-    weight: Any,
-    outputs: Any,
-    target: Any,
-    label: Any,
-    sample_weight: Any,
-    prediction: Any,
-    sample_loss: Any,
-    trial: Any,
-    loss: int,
-    a: int,
-    b: int,
-    e: int,
-    f: int,
-    commit: bool,
-) -> float:
-    """Return the change in weighted loss when slot a goes from expert e to f and slot b from f to e.
-
-    With `commit` the mixtures and losses are written to the state.
-    """
+def exchange_experts(state: Any, a: int, b: int, commit: bool) -> float:
+    """Return the change in weighted loss when slots a and b exchange experts; write it to the state if `commit`."""
+    e, f = state.expert[a], state.expert[b]
+    if e == f:
+        return 0.0
+    sample, weight, outputs, target, label = state.sample, state.weight, state.outputs, state.target, state.label
+    sample_weight, prediction, sample_loss = state.sample_weight, state.prediction, state.sample_loss
+    trial, loss = state.trial, state.loss
     delta = 0.0
-    i, i_end = start[a], start[a + 1]
-    j, j_end = start[b], start[b + 1]
+    i, i_end = state.start[a], state.start[a + 1]
+    j, j_end = state.start[b], state.start[b + 1]
     while i < i_end or j < j_end:
         if j == j_end or (i < i_end and sample[i] < sample[j]):
             x = sample[i]
@@ -407,33 +393,6 @@ def move_mixtures(
             for d in range(trial.shape[0]):
                 prediction[x, d] = trial[d]
     return delta
-
-
-@compiled
-def exchange_experts(state: Any, a: int, b: int, commit: bool) -> float:
-    """Return the change in weighted loss when slots a and b exchange experts; write it to the state if `commit`."""
-    e = state.expert[a]
-    f = state.expert[b]
-    if e == f:
-        return 0.0
-    return move_mixtures(
-        state.start,
-        state.sample,
-        state.weight,
-        state.outputs,
-        state.target,
-        state.label,
-        state.sample_weight,
-        state.prediction,
-        state.sample_loss,
-        state.trial,
-        state.loss,
-        a,
-        b,
-        e,
-        f,
-        commit,
-    )
 
 
 @kernel(swap_delta, MixtureState)
