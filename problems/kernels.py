@@ -26,7 +26,7 @@ def compiled(function: Callable[..., Any], fastmath: bool | set[str] = False) ->
     dispatcher: Any = njit(nogil=True, fastmath=fastmath, no_cfunc_wrapper=True)(function)
     if isinstance(dispatcher, Dispatcher):
         # Numba has no public way to keep machine code elsewhere than in its own files, which go stale.
-        dispatcher._cache = KernelCache(function)  # type: ignore[attr-defined]
+        dispatcher._cache = KernelCache(dispatcher)  # type: ignore[attr-defined]
         _compile_once_for_kernels(dispatcher, fastmath)
     return dispatcher
 
