@@ -77,7 +77,9 @@ def bench(
         list[Path] | None,
         typer.Option(help="File with a solver of your own, or a solver file of benchopt; may be repeated."),
     ] = None,
-    repetitions: Annotated[int, typer.Option(help="Runs of each solver on each data set.")] = 5,
+    repetitions: Annotated[
+        int | None, typer.Option(help="Runs of each solver on each data set. [default: those of the suite]")
+    ] = None,
     timeout: Annotated[float | None, typer.Option(help="Seconds a run may take. [default: those of the suite]")] = None,
     n_jobs: Annotated[int, typer.Option(help="Runs at a time.")] = 1,
     backend: Annotated[str, typer.Option(help="loky (processes of joblib) or dask.")] = "loky",
@@ -118,6 +120,9 @@ def bench(
     from rich.console import Console
 
     console = Console()
+    for headline in report.headlines:
+        console.print(headline, style="bold", highlight=False)
+    console.print()
     for section in report.sections:
         # The first table says how the solvers did, the others stand in the report.
         for table in section.tables[:1]:
@@ -182,19 +187,25 @@ def experiment(
 @app.command()
 def report(
     folder: Annotated[
-        Path, typer.Argument(help="The --output of an experiment, or a folder of several.", metavar="FOLDER")
-    ],
+        Path | None,
+        typer.Argument(
+            help="The --output of an experiment, or a folder of several. [default: moe-search-experiments, where "
+            "experiments go, those of --smoke too]"
+        ),
+    ] = None,
     page: Annotated[
         Path | None, typer.Option(help="Where the HTML page goes. [default: report.html in FOLDER]")
     ] = None,
 ) -> None:
     """Make one HTML page of the experiments in a folder."""
     with one_line_errors():
-        if not folder.is_dir():
+        if folder is not None and not folder.is_dir():
             raise FileNotFoundError(f"FOLDER must be a folder that exists, got {folder}")
         from moe_search.bench.experiments.report import make_report, read_finished
+        from moe_search.bench.experiments.run import DEFAULT_FOLDER
         from moe_search.plotting.report import write_report
 
+        folder = DEFAULT_FOLDER if folder is None else folder
         finished = read_finished(folder)
         page = check_output_file(folder / "report.html" if page is None else page, "--page")
         write_report(make_report(finished, _command_line()), page)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from dataclasses import replace
 from functools import partial
@@ -11,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_search.checks import require_flag
+from moe_search.problems.kernel_cache import LOGGER
 from moe_search.problems.linear import LinearAssignment
 from moe_search.problems.permutation_problem import PermutationProblem
 from moe_search.problems.problem import Problem
@@ -22,12 +22,12 @@ from moe_search.solvers.engine.solver import Solver, require_problem
 from moe_search.solvers.engine.stop import MaxRuntime, Progress, StoppingCriterion, require_criterion
 from moe_search.solvers.exact.enumeration import Enumeration, number_of_permutations
 
-LOGGER = logging.getLogger("moe_search")
-
 BOUND_SHARE = 0.1
 MOST_BOUND_SECONDS = 5.0
 LATE_BOUND_SECONDS = 0.01
-HUNGARIAN_UP_TO = 256
+# Where an expert holds several slots. Up to here scipy's takes some hundredths of a second at worst, which is more than
+# Transport takes, and far less than its kernels take to compile.
+HUNGARIAN_UP_TO = 512
 ENUMERATE_UP_TO = math.factorial(8)
 # Within a fraction of a second random instances of these sizes are proved optimal; the next larger ones are not. Pairs
 # cost products of two factors, or what a table says.

@@ -9,14 +9,17 @@ import numpy as np
 
 from moe_search.api import default_solver
 from moe_search.problems.kernel_cache import compile_time
+from moe_search.problems.linear import LinearAssignment
 from moe_search.problems.load_limited import LoadLimited
-from moe_search.problems.mixture import LossName, MixtureAssignment
+from moe_search.problems.mixture import LossName
 from moe_search.problems.permutation_problem import PermutationProblem
 from moe_search.problems.problem import Problem
+from moe_search.problems.quadratic import QuadraticAssignment
 from moe_search.problems.random_instances import random_linear, random_mixture, random_pairwise, random_quadratic
 from moe_search.solvers.bounds.lower_bounds import lower_bound
 from moe_search.solvers.engine.solver import Solver
 from moe_search.solvers.engine.stop import AnyOf, MaxIterations, MaxRuntime
+from moe_search.solvers.heuristic.local_search import LocalSearch
 
 # Stopped at once, some searches run what they else need not; after these iterations, they have run all the rest.
 ITERATIONS = (1, 2000)
@@ -103,8 +106,8 @@ def usual_cases() -> Iterator[Case]:
     """Yield what `solve` takes by itself, and `PermutationSearch`, whose limits are short."""
     for problem in usual_problems():
         yield Case(default_solver(problem, LONGEST_SECONDS), problem)
-        if isinstance(problem, (MixtureAssignment, LoadLimited)):
-            yield Case(default_solver(problem, 0.0), problem)
+        if not isinstance(problem, (LinearAssignment, QuadraticAssignment)) and not problem.integral:
+            yield Case(LocalSearch(neighborhood="swap", restarts=True), problem)
 
 
 def usual_problems() -> Iterator[PermutationProblem]:

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from moe_search.problems.kernel_cache import CompileTime, compile_time
 from moe_search.solvers.engine.result import Result, format_gap, format_number, relative_gap
 from moe_search.solvers.engine.run import Run
 from moe_search.solvers.engine.stop import Progress
@@ -33,7 +32,7 @@ def displayed(run: Run, search: Callable[[], Result]) -> Result:
     from rich.console import Console
 
     console = Console(stderr=True)
-    watched = _Watched(run, run.stop.start().allowance(Progress()).seconds, compile_time())
+    watched = _Watched(run, run.stop.start().allowance(Progress()).seconds)
     if console.is_jupyter:
         return _in_notebook(watched, search)
     print(watched.headline, file=sys.stderr)
@@ -50,11 +49,10 @@ def _ending(result: Result) -> str:
 
 @dataclass(frozen=True)
 class _Watched:
-    """A run, the seconds that it may take, and what its thread spends on compiling."""
+    """A run, and the seconds that it may take."""
 
     run: Run
     limit: float
-    compiling: CompileTime
 
     @property
     def headline(self) -> str:
@@ -67,7 +65,7 @@ class _Watched:
         gap = relative_gap(value, bound) if has_value else None
         limit = f" / {self.limit:g}" if math.isfinite(self.limit) else ""
         return {
-            "time": "compiling" if self.compiling.depth else f"{self.run.clock.seconds():.1f}{limit} s",
+            "time": "compiling" if self.run.clock.compiles() else f"{self.run.clock.seconds():.1f}{limit} s",
             "value": format_number(value) if has_value else "-",
             "bound": "-" if bound is None else format_number(bound),
             "gap": "-" if gap is None else format_gap(gap),
@@ -96,7 +94,7 @@ def _bar(watched: _Watched, console: Console) -> Iterator[None]:
         row.add_column(ratio=1)
         for _ in texts:
             row.add_column(no_wrap=True, justify="right")
-        endless = bool(watched.compiling.depth) or math.isinf(watched.limit)
+        endless = watched.run.clock.compiles() or math.isinf(watched.limit)
         row.add_row(ProgressBar(None if endless else watched.limit, watched.run.clock.seconds(), pulse=endless), *texts)
         return row
 
@@ -108,7 +106,7 @@ def _bar(watched: _Watched, console: Console) -> Iterator[None]:
 def _lines(watched: _Watched) -> Iterator[None]:
     def show() -> None:
         # That kernels are compiled is logged.
-        if not watched.compiling.depth:
+        if not watched.run.clock.compiles():
             print("  ".join(f"{name} {text}" for name, text in watched.standing().items()), file=sys.stderr, flush=True)
 
     with _repeated(show, lambda: max(FIRST_LINE_AFTER, LINE_GROWTH * watched.run.clock.seconds())):

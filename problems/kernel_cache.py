@@ -47,9 +47,14 @@ _told: set[Any] = set()
 class CompileTime:
     """Seconds that a thread has spent on compiling kernels, or on loading compiled ones."""
 
-    seconds: float = 0.0
+    ended: float = 0.0
     depth: int = 0
     began: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Seconds spent so far, those of what is being compiled included."""
+        return self.ended + (time.perf_counter() - self.began if self.depth else 0.0)
 
 
 class _Threads(threading.local):
@@ -78,7 +83,7 @@ class _Watch(event.Listener):  # type: ignore[misc]
         spent = compile_time()
         spent.depth -= 1
         if spent.depth == 0:
-            spent.seconds += time.perf_counter() - spent.began
+            spent.ended += time.perf_counter() - spent.began
 
 
 event.register("numba:compiler_lock", _Watch())
@@ -89,13 +94,14 @@ class KernelCache(CompileResultCacheImpl):  # type: ignore[misc]
 
     Parameters
     ----------
-    function : function
-        The kernel before it is compiled.
+    dispatcher : Dispatcher
+        The kernel.
     """
 
     # Numba's constructor looks for a folder and fails where there is none; what is inherited needs none.
-    def __init__(self, function: Any) -> None:
-        self.function = function
+    def __init__(self, dispatcher: Any) -> None:
+        self.function = dispatcher.py_func
+        self.options = _options(dispatcher)
 
     def load_overload(self, signature: Any, target_context: Any) -> Any:
         """Return the kernel as it was compiled for a signature, None if no file can be used."""
@@ -183,7 +189,7 @@ class KernelCache(CompileResultCacheImpl):  # type: ignore[misc]
         parts = (
             re.sub(r"[^\w.]", "_", kernel),
             _hash(self.function.__code__.co_filename, *types_of, str(codegen.magic_tuple()), *_versions()),
-            _hash(*sources(self.function, classes)),
+            _hash(self.options, *sources(self.function, classes)),
         )
         return ".".join((*parts, "kernel"))
 
@@ -284,7 +290,15 @@ def _described(value: Any) -> str:
         return repr(value)
     if _is_named_tuple(value):
         return f"{value.__module__}.{value.__qualname__}{value._fields}"
+    if isinstance(value, Dispatcher):
+        return _options(value)
     return f"{type(value).__qualname__} {getattr(value, '__module__', '')}.{getattr(value, '__name__', '')}"
+
+
+def _options(dispatcher: Any) -> str:
+    """Return what a kernel was declared with; a set has another order in every process."""
+    options = dispatcher.targetoptions.items()
+    return str(sorted((name, sorted(value) if isinstance(value, set) else value) for name, value in options))
 
 
 def _is_named_tuple(value: Any) -> bool:

@@ -74,7 +74,7 @@ def run_comparison(settings: ComparisonSettings) -> Comparison:
             cells = find_cells(selected["solvers"], selected["datasets"], settings.limit)
         except (click.ClickException, ValueError) as error:
             raise ValueError(getattr(error, "message", str(error))) from error
-        rows, failures = finish_runs(benchmark, selected, settings, work / "runs")
+        rows, failures = finish_runs(benchmark, selected, cells, settings, work / "runs")
         return collect(cells, rows, settings, failures)
 
 
@@ -94,20 +94,19 @@ def collect(
         The points that benchopt recorded.
     settings
     failures : dict
-        Why a run failed, as far as it is known, by data set, solver and repetition.
+        What a run raised, or how its process died, by data set, solver and repetition.
     """
     latest = settings.limit * (1 + LATE_SHARE) + LATE_SECONDS
     points = dict(iter(rows.groupby(["dataset_name", "solver_name", "idx_rep"])))
     runs, curves = [], []
     for cell in cells:
-        for repetition in range(settings.repetitions):
+        for repetition in range(settings.runs_of_each):
             run = cell | {"repetition": repetition, "value": np.inf, "seconds": np.nan, "bound": np.nan}
             key = cell["dataset"], cell["solver"], repetition
             if cell["reason"] is not None:
                 run["status"] = "skipped"
             elif key not in points:
-                reason = failures.get(key, "it raised; its output says what")
-                run |= {"status": "failed", "reason": reason}
+                run |= {"status": "failed", "reason": failures.get(key, "it gave no answer")}
             else:
                 group = points[key]
                 run["bound"] = group["objective_bound"].astype(float).max()

@@ -1,8 +1,9 @@
-"""Curves of shares, one step curve a solver: performance profiles and distributions of the time to a target."""
+"""Step curves, one a solver: the excess over time, performance profiles and distributions of the time to a target."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -10,11 +11,12 @@ import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import FixedLocator, PercentFormatter
 
-from moe_search.plotting.palette import MUTED, OKABE_ITO, RULE, STYLE, leave_base_line
+from moe_search.plotting.palette import LINES, MUTED, RULE, STYLE, leave_base_line
 
 DASHES = ("-", "--", ":")
+EXCESS_TICKS = (0.0, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 SHORTEST = 1e-4
 """Seconds at which the curves of times begin."""
 
@@ -51,22 +53,39 @@ def share_steps(
     return x, np.concatenate([np.arange(len(finite) + 1), [len(finite)]]) / len(points)
 
 
-def profile_figure(times: pd.DataFrame, styles: Mapping[str, int]) -> Figure:
-    """Draw the profiles of times to a target: rows problems, columns solvers, seconds, infinite if it was not reached.
+def excess_figure(excess: Mapping[str, pd.DataFrame], styles: Mapping[str, int]) -> Figure:
+    """Draw one panel for each title: rows seconds, columns solvers, the excess by then, infinite before an answer.
 
-    The styles are numbers of line styles by solver.
+    The styles are numbers of line styles by solver; a solver keeps its own over all figures of a page.
     """
-    ratios = performance_ratios(times.clip(lower=1e-6).to_numpy())
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(7.2, 3.2), layout="constrained")
-        axis = figure.subplots()
-        finite = ratios[np.isfinite(ratios)]
-        right = max(2.0, float(finite.max(initial=1.0))) * 1.5
-        for index, name in enumerate(map(str, times.columns)):
-            _draw_steps(axis, ratios[:, index], name, styles[name], right)
+    figure, axes = _panels(excess)
+    for (title, table), axis in zip(excess.items(), axes, strict=True):
+        for name in map(str, table.columns):
+            axis.step(table.index, table[name], where="post", linewidth=1.6, label=name, **_style(styles[name]))
+        axis.set_yscale("symlog", linthresh=EXCESS_TICKS[1], linscale=0.4)
+        axis.set_ylim(-EXCESS_TICKS[1] / 10, max(EXCESS_TICKS[2], float(_finite(table).max(initial=0.0))))
+        axis.set_xlim(table.index[0], table.index[-1])
+        axis.yaxis.set_major_locator(FixedLocator(EXCESS_TICKS))
+        axis.yaxis.set_minor_locator(FixedLocator([]))
+        axis.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g}%")
+        _finish(axis, title, "seconds", "median excess")
+    return _with_legend(figure, axes)
+
+
+def profile_figure(times: Mapping[str, pd.DataFrame], styles: Mapping[str, int]) -> Figure:
+    """Draw one panel of performance profiles for each title, and the styles as in `excess_figure`.
+
+    The tables hold times to a target: rows problems, columns solvers, seconds, infinite if it was not reached.
+    """
+    figure, axes = _panels(times)
+    for (title, table), axis in zip(times.items(), axes, strict=True):
+        ratios = performance_ratios(table.clip(lower=1e-6).to_numpy())
+        right = max(2.0, float(_finite(ratios).max(initial=1.0))) * 1.5
+        for index, name in enumerate(map(str, table.columns)):
+            _draw_shares(axis, ratios[:, index], name, styles[name], right)
         axis.set_xlim(1.0, right)
-        _finish(axis, "time as a multiple of the fastest solver's", "share of the runs that reached the target")
-    return figure
+        _finish(axis, title, "time as a multiple of the fastest solver's", "share of the runs")
+    return _with_legend(figure, axes)
 
 
 def time_to_target_figure(times: Mapping[str, pd.DataFrame], limit: float, styles: Mapping[str, int]) -> Figure:
@@ -77,36 +96,57 @@ def time_to_target_figure(times: Mapping[str, pd.DataFrame], limit: float, style
     R. M. Aiex, M. G. C. Resende, C. C. Ribeiro, "TTT plots: a perl program to create time-to-target plots",
     Optimization Letters 1 (2007), 355-366.
     """
+    figure, axes = _panels(times)
+    for (target, table), axis in zip(times.items(), axes, strict=True):
+        for name in map(str, table.columns):
+            _draw_shares(axis, np.maximum(table[name].to_numpy(), SHORTEST), name, styles[name], limit)
+        axis.set_xlim(SHORTEST, limit)
+        _finish(axis, target, "seconds", "share of the runs")
+    return _with_legend(figure, axes)
+
+
+def _panels(titles: Collection[str]) -> tuple[Figure, list[Axes]]:
+    """Return a figure with a panel for each title, up to three in one row, or two in several."""
+    columns = len(titles) if len(titles) <= 3 else 2
+    rows = -(-len(titles) // columns)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(3.1 * len(times) + 1.6, 3.2), layout="constrained")
-        axes = figure.subplots(1, len(times), sharey=True, squeeze=False)[0]
-        for (target, table), axis in zip(times.items(), axes, strict=True):
-            for name in table.columns:
-                _draw_steps(axis, np.maximum(table[name].to_numpy(), SHORTEST), str(name), styles[name], limit)
-            axis.set_title(target, loc="left", fontweight="bold", fontsize=10)
-            axis.set_xlim(SHORTEST, limit)
-            _finish(axis, "seconds", "share of the runs" if axis is axes[0] else "", legend=axis is axes[-1])
-    return figure
+        figure = Figure(figsize=(1.8 + 3.2 * columns, 2.8 * rows + 0.9), layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
+    for axis in axes[len(titles) :]:
+        axis.set_visible(False)
+    return figure, axes[: len(titles)]
 
 
-def _draw_steps(axis: Axes, points: npt.NDArray[np.float64], label: str, style: int, right: float) -> None:
-    """Draw the steps of `share_steps`.
-
-    A style number gives a colour and a dash; a solver keeps its own over all figures of a page.
-    """
-    dash, colour = DASHES[style // len(OKABE_ITO) % len(DASHES)], OKABE_ITO[style % len(OKABE_ITO)]
-    axis.step(*share_steps(points, right), dash, where="post", color=colour, linewidth=1.6, label=label)
-
-
-def _finish(axis: Axes, x_label: str, y_label: str, legend: bool = True) -> None:
-    """Set scales, labels and the legend, which stands beside the axes."""
-    axis.set_xscale("log")
+def _draw_shares(axis: Axes, points: npt.NDArray[np.float64], label: str, style: int, right: float) -> None:
+    """Draw the steps of `share_steps`."""
+    axis.step(*share_steps(points, right), where="post", linewidth=1.6, label=label, **_style(style))
     axis.set_ylim(-0.02, 1.02)
     axis.yaxis.set_major_formatter(PercentFormatter(1.0))
+
+
+def _finite(values: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    array = np.asarray(values, dtype=np.float64)
+    return array[np.isfinite(array)]
+
+
+def _style(number: int) -> dict[str, Any]:
+    return {"color": LINES[number % len(LINES)], "linestyle": DASHES[number // len(LINES) % len(DASHES)]}
+
+
+def _finish(axis: Axes, title: str, x_label: str, y_label: str) -> None:
+    """Set the scale of the times and the labels."""
+    axis.set_xscale("log")
+    axis.set_title(title, loc="left", fontweight="bold", fontsize=10)
     axis.set_xlabel(x_label)
     axis.set_ylabel(y_label)
     axis.grid(color=RULE, linewidth=0.6)
     leave_base_line(axis)
     axis.tick_params(which="minor", length=0, colors=MUTED)
-    if legend:
-        axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
+
+
+def _with_legend(figure: Figure, axes: list[Axes]) -> Figure:
+    """Add one legend below all panels, in which every solver stands once."""
+    lines = {str(line.get_label()): line for axis in axes for line in axis.get_lines()}
+    with mpl.rc_context(STYLE):
+        figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=4, frameon=False)
+    return figure

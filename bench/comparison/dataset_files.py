@@ -16,7 +16,7 @@ from moe_search.problems.linear import LinearAssignment
 from moe_search.problems.mixture import MixtureAssignment
 from moe_search.problems.qaplib import read_qaplib
 
-GATES = Path(__file__).parent / "datasets"
+GATE_FILES = Path(__file__).parent / "datasets"
 DATASET_FILE = '''"""Written by `moe-search bench`."""
 
 from moe_search.bench.comparison.dataset_files import DATASETS, TableDataset
@@ -65,7 +65,7 @@ def dataset_files(folder: Path) -> list[Path]:
 
 def _trained_gate(gate: str) -> dict[str, Any]:
     """Return where to put the experts of a gate trained on two handwritten digits; see `lower_trained_gates`."""
-    path = GATES / f"{gate}.npz"
+    path = GATE_FILES / f"{gate}.npz"
     if not path.is_file():
         return {"reason": f"there is no file {path.name}"}
     with np.load(path, allow_pickle=False) as file:

@@ -37,7 +37,7 @@ CANVAS = 12
 FEATURES = 32
 BATCH = 128
 MIXTURE_SAMPLES = 80
-GATES: dict[str, tuple[int, Callable[[], Gate]]] = {
+TRAINED_GATES: dict[str, tuple[int, Callable[[], Gate]]] = {
     "top-k": (16, lambda: TopK(CANVAS**2, 16, k=2)),
     "comet": (16, lambda: COMET(CANVAS**2, 16, k=2)),
     "hash": (8, lambda: HashRouting(8, num_slots=64, in_features=CANVAS**2, seed=0)),
@@ -73,9 +73,9 @@ def arrays(problem: Problem) -> dict[str, npt.NDArray[Any]]:
 
 
 def write_problems(folder: Path, epochs: int = 20) -> None:
-    """Train and lower every gate of `GATES`, and write one file for each to a folder."""
+    """Train and lower every gate of `TRAINED_GATES`, and write one file for each to a folder."""
     data = to_tensors(load_two_digits(4000, 1000, 1000, canvas=CANVAS, seed=0), torch.device("cpu"))
-    for name, (num_experts, make) in GATES.items():
+    for name, (num_experts, make) in TRAINED_GATES.items():
         torch.manual_seed(0)
         model = train(make(), num_experts, data.train, epochs)
         count = len(data.validation) if name == "hash" else MIXTURE_SAMPLES

@@ -1,4 +1,4 @@
-"""The report of a comparison: one HTML page, the same in Markdown, and the tables as parquet."""
+"""The report of a comparison: one HTML page, the same in Markdown, its main figures, and the tables as parquet."""
 
 from __future__ import annotations
 
@@ -7,8 +7,16 @@ from pathlib import Path
 import numpy as np
 
 from moe_search.bench.comparison.comparison import Comparison
-from moe_search.bench.comparison.curves import profile_figure, time_to_target_figure
-from moe_search.bench.comparison.scores import Ranking, Scores, rank_solvers, scores, times_to_target, wins_ties_losses
+from moe_search.bench.comparison.curves import excess_figure, profile_figure, time_to_target_figure
+from moe_search.bench.comparison.scores import (
+    Ranking,
+    Scores,
+    excess_over_time,
+    rank_solvers,
+    scores,
+    times_to_target,
+    wins_ties_losses,
+)
 from moe_search.bench.comparison.settings import ComparisonSettings
 from moe_search.bench.machine_facts import machine_facts
 from moe_search.plotting.report import Report, ReportFigure, Section, figure_svg, write_report
@@ -16,7 +24,8 @@ from moe_search.plotting.table import Table
 from moe_search.solvers.engine.result import relative_gap
 
 NONE = "-"
-TARGETS = {"1 % above the best": 0.01, "0.1 % above the best": 0.001, "the best known value": 0.0}
+CLOSE = 0.01
+TARGETS = {"1 % above the best": CLOSE, "0.1 % above the best": 0.001, "the best known value": 0.0}
 
 HOW_TO_READ = (
     "Every solver ran on every data set it takes, with the same seeds. Excess is (value - best known) / |best known|; "
@@ -31,14 +40,15 @@ def make_report(comparison: Comparison, settings: ComparisonSettings, command: s
     runs = comparison.runs
     counts = runs["status"].value_counts()
     lead = (
-        f"{runs['solver'].nunique()} solvers on {runs['dataset'].nunique()} data sets, {settings.repetitions} "
-        f"repetition{'s' * (settings.repetitions != 1)} of {comparison.seconds:g} s each."
+        f"{runs['solver'].nunique()} solvers on {runs['dataset'].nunique()} data sets, {settings.runs_of_each} "
+        f"repetition{'s' * (settings.runs_of_each != 1)} of {comparison.seconds:g} s each."
     )
     told = ", ".join(
         f"{counts[status]} {status}" for status in ("done", "late", "failed", "skipped") if status in counts
     )
-    sections = [Section("How to read it", paragraphs=(HOW_TO_READ, f"Runs: {told}."))]
-    sections += [_section(comparison, each) for each in scores(comparison)]
+    judged = [(each, rank_solvers(each.by_dataset())) for each in scores(comparison)]
+    sections = [_section(comparison, each, ranking) for each, ranking in judged]
+    sections.append(Section("How to read it", paragraphs=(HOW_TO_READ, f"Runs: {told}.")))
     faults = _faults_table(comparison)
     if faults.rows:
         sections.append(Section("Failed and late runs", tables=(faults,)))
@@ -48,22 +58,35 @@ def make_report(comparison: Comparison, settings: ComparisonSettings, command: s
         "Seeds": "repetition k of every solver has the same seed, which depends on k alone",
         "Runs at a time": f"{settings.n_jobs} ({settings.backend})",
     }
-    return Report("Comparison of solvers", lead, tuple(sections), facts | machine_facts())
+    headlines = tuple(_headline(each, ranking) for each, ranking in judged if each.solvers)
+    return Report("Comparison of solvers", lead, tuple(sections), facts | machine_facts(), headlines)
 
 
 def write_comparison(comparison: Comparison, report: Report, folder: Path) -> list[Path]:
-    """Write report.html, report.md, runs.parquet and curves.parquet to a folder; return their paths."""
+    """Write report.html, report.md, runs.parquet, curves.parquet and two pictures to a folder; return their paths."""
     paths = [folder / name for name in ("report.html", "report.md", "runs.parquet", "curves.parquet")]
     write_report(report, paths[0])
     paths[1].write_text(as_markdown(report), encoding="utf-8")
     comparison.runs.to_parquet(paths[2])
     comparison.curves.to_parquet(paths[3])
+    judged = [each for each in scores(comparison) if each.solvers]
+    styles = _styles(comparison)
+    if judged:
+        over_time = {each.problem: excess_over_time(comparison, each) for each in judged}
+        close = {each.problem: times_to_target(comparison, each, CLOSE) for each in judged}
+        for name, figure in (
+            ("excess_over_time", excess_figure(over_time, styles)),
+            ("profiles", profile_figure(close, styles)),
+        ):
+            paths.append(folder / f"{name}.png")
+            # With a background, so that it can be read on any.
+            figure.savefig(paths[-1], dpi=100, facecolor="white")
     return paths
 
 
 def as_markdown(report: Report) -> str:
     """Return the words and tables of a report, its figures left out."""
-    parts = [f"# {report.title}\n", f"{report.lead}\n"]
+    parts = [f"# {report.title}\n", *(f"{headline}\n" for headline in report.headlines), f"{report.lead}\n"]
     for section in report.sections:
         parts.append(f"## {section.heading}\n")
         parts += [f"{paragraph}\n" for paragraph in section.paragraphs]
@@ -76,7 +99,22 @@ def as_markdown(report: Report) -> str:
     return "\n".join(parts)
 
 
-def _section(comparison: Comparison, scores: Scores) -> Section:
+def _headline(scores: Scores, ranking: Ranking) -> str:
+    """Return who came first on a class of problems, by how much, and what the tests say of it."""
+    ranks = ranking.mean_ranks
+    first, *others = [[name for name in ranks if ranks[name] == rank] for rank in sorted(set(ranks.values()))]
+
+    def told(names: list[str]) -> str:
+        above = f"{_percent(float(np.median(scores.excess[names])))} above the best"
+        return f"{', '.join(names)}, {'all ' * (len(names) > 1)}{above}"
+
+    words = f"{scores.problem}: first {told(first)}" + (f"; then {told(others[0])}" if others else "")
+    if ranking.pairs:
+        words += f". {len(ranking.told_apart)} of {len(ranking.pairs)} pairs of solvers are told apart"
+    return f"{words}."
+
+
+def _section(comparison: Comparison, scores: Scores, ranking: Ranking) -> Section:
     num_datasets = len(scores.references)
     heading = f"{scores.problem}: {num_datasets} data set{'s' * (num_datasets != 1)}"
     paragraphs = []
@@ -85,9 +123,8 @@ def _section(comparison: Comparison, scores: Scores) -> Section:
         paragraphs.append(f"Not judged here, since they do not take every data set: {reasons}.")
     if not scores.solvers:
         return Section(heading, (*paragraphs, "No solver took every data set."))
-    ranking = rank_solvers(scores.by_dataset())
-    tables = (_solvers_table(comparison, scores, ranking), _datasets_table(comparison, scores, ranking))
-    folded = []
+    tables = (_solvers_table(comparison, scores, ranking), _excess_table(scores, ranking))
+    folded = [_datasets_table(comparison, scores)]
     if len(scores.solvers) > 1:
         folded.append(_win_tie_loss_table(scores, ranking))
     if ranking.pairs:
@@ -96,13 +133,24 @@ def _section(comparison: Comparison, scores: Scores) -> Section:
     return Section(heading, tuple(paragraphs), tables, ranking.sentences, figures, tuple(folded))
 
 
+def _styles(comparison: Comparison) -> dict[str, int]:
+    """Return the number of the line style of every solver."""
+    return {str(name): number for number, name in enumerate(sorted(comparison.runs["solver"].unique()))}
+
+
 def _figures(comparison: Comparison, scores: Scores, ranking: Ranking) -> tuple[ReportFigure, ...]:
     order = list(ranking.mean_ranks)
-    styles = {str(name): number for number, name in enumerate(comparison.runs["solver"].unique())}
+    styles = _styles(comparison)
     times = {words: times_to_target(comparison, scores, target)[order] for words, target in TARGETS.items()}
     if not any(np.isfinite(table.to_numpy()).any() for table in times.values()):
         return ()
+    over_time = {"Excess over time": excess_over_time(comparison, scores)[order]}
     figures = [
+        ReportFigure(
+            figure_svg(excess_figure(over_time, styles), "median excess of the solvers over time"),
+            "Excess over time: the median over all runs of how far the best answer so far is above the best known "
+            "value. Lower and further left is better.",
+        ),
         ReportFigure(
             figure_svg(
                 time_to_target_figure(times, comparison.seconds, styles),
@@ -110,13 +158,13 @@ def _figures(comparison: Comparison, scores: Scores, ranking: Ranking) -> tuple[
             ),
             "Time to target: the share of all runs that were within the target after so many seconds. Higher and "
             "further left is better.",
-        )
+        ),
     ]
     close = times["1 % above the best"]
     if len(order) > 1 and np.isfinite(close.to_numpy()).any():
         figures.append(
             ReportFigure(
-                figure_svg(profile_figure(close, styles), "performance profiles of the solvers"),
+                figure_svg(profile_figure({"Within 1 %": close}, styles), "performance profiles of the solvers"),
                 "Performance profile (Dolan and More): the share of the runs in which a solver came within 1 % of the "
                 "best in at most so many times the time of the fastest solver on the same data set and seed.",
             )
@@ -126,7 +174,7 @@ def _figures(comparison: Comparison, scores: Scores, ranking: Ranking) -> tuple[
 
 def _solvers_table(comparison: Comparison, scores: Scores, ranking: Ranking) -> Table:
     """Return one row a solver, the best mean rank first."""
-    close, exact = (times_to_target(comparison, scores, target) for target in (0.01, 0.0))
+    close, exact = (times_to_target(comparison, scores, target) for target in (CLOSE, 0.0))
     rows = []
     for name, rank in ranking.mean_ranks.items():
         above = scores.excess[name].to_numpy()
@@ -150,9 +198,16 @@ def _solvers_table(comparison: Comparison, scores: Scores, ranking: Ranking) -> 
     return Table("Solvers", ("solver", *numbers), tuple(rows), note=note)
 
 
-def _datasets_table(comparison: Comparison, scores: Scores, ranking: Ranking) -> Table:
-    """Return one row a data set: what is known of it, and the median excess of every solver."""
-    medians = scores.by_dataset()
+def _excess_table(scores: Scores, ranking: Ranking) -> Table:
+    """Return one row a solver: its median excess on every data set."""
+    medians = scores.by_dataset().loc[scores.references.index]
+    rows = tuple((solver, *map(_percent, medians[solver])) for solver in ranking.mean_ranks)
+    note = "Median over the repetitions of (value - best known) / |best known|."
+    return Table("Median excess by data set", ("solver", *map(str, medians.index)), rows, note=note)
+
+
+def _datasets_table(comparison: Comparison, scores: Scores) -> Table:
+    """Return one row a data set: what is known of it."""
     rows = []
     for name, runs in comparison.runs[comparison.runs["problem"] == scores.problem].groupby("dataset", sort=False):
         reference = float(scores.references[name])
@@ -165,14 +220,13 @@ def _datasets_table(comparison: Comparison, scores: Scores, ranking: Ranking) ->
                 str(int(runs["size"].iloc[0])),
                 _number(reference) + ("" if known else " *"),
                 NONE if gap is None else _percent(gap),
-                *(_percent(float(medians.loc[name, solver])) for solver in ranking.mean_ranks),
             )
         )
     note = (
-        "Median over the repetitions of (value - best known) / |best known|. Gap: of the best known value to the best "
-        "bound that a solver proved here. * the best value found in this comparison, since none is published."
+        "Gap: of the best known value to the best bound that a solver proved here. * the best value found in this "
+        "comparison, since none is published."
     )
-    return Table("Data sets", ("data set", "size", "best known", "gap", *ranking.mean_ranks), tuple(rows), note=note)
+    return Table("Data sets", ("data set", "size", "best known", "gap"), tuple(rows), note=note)
 
 
 def _win_tie_loss_table(scores: Scores, ranking: Ranking) -> Table:

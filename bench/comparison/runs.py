@@ -11,7 +11,7 @@ import re
 import shutil
 import tempfile
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -23,17 +23,18 @@ import numpy as np
 import pandas as pd
 from benchopt._generate_runs import generate_run_kwargs
 from benchopt.benchmark import Benchmark, _list_parametrized_classes
-from benchopt.runner import FailedRun, run_one_to_cvg
+from benchopt.runner import FAILURE_STATUS, FailedRun, run_one_to_cvg
 from benchopt.utils.dynamic_modules import _load_class_from_module
 from benchopt.utils.run_context import RunContext, _sanitize_path_component
-from benchopt.utils.terminal_output import TerminalOutput
 from filelock import FileLock
 from joblib import Parallel, cpu_count, delayed
 from joblib.externals.loky import ProcessPoolExecutor
 from joblib.parallel import ParallelBackendBase
 
 import moe_search
+from moe_search.bench.comparison.run_log import QuietTerminal, RunLog, plan, skips
 from moe_search.bench.comparison.settings import ComparisonSettings
+from moe_search.bench.comparison.solver_files import AnytimeSolver
 from moe_search.solvers.engine.result import installed_versions
 
 # benchopt stops a run after so many points of its curve; our runs end by themselves.
@@ -120,7 +121,11 @@ class Died:
 
 
 def finish_runs(
-    benchmark: Benchmark, selected: dict[str, Any], settings: ComparisonSettings, folder: Path
+    benchmark: Benchmark,
+    selected: dict[str, Any],
+    cells: list[dict[str, Any]],
+    settings: ComparisonSettings,
+    folder: Path,
 ) -> tuple[pd.DataFrame, dict[tuple[str, str, int], str]]:
     """Do the runs that are not in the cache yet, and show how they go.
 
@@ -131,6 +136,8 @@ def finish_runs(
     benchmark
     selected : dict
         What the benchmark made of the patterns: its ``solvers``, ``datasets`` and ``objectives``.
+    cells : list of dict
+        What `find_cells` found among them.
     settings
     folder : Path
         Where the runs may leave files.
@@ -142,14 +149,16 @@ def finish_runs(
     failures : dict
         What a run raised, or how its process died, by data set, solver and repetition.
     """
-    terminal = TerminalOutput(settings.repetitions, show_progress=False)
+    skipped = {(cell["dataset"], cell["solver"]) for cell in cells if cell["reason"] is not None}
+    for line in (plan(cells, settings.runs_of_each, settings.limit, settings.n_jobs), *skips(cells)):
+        print(line, flush=True)
     calls = generate_run_kwargs(
         benchmark,
         **selected,
         forced_solvers=(),
-        n_repetitions=settings.repetitions,
+        n_repetitions=settings.runs_of_each,
         max_runs=MANY_POINTS,
-        terminal=terminal,
+        terminal=QuietTerminal(show_progress=False),
         run_context=RunContext(run_output_base=folder),
     )
     cached: deque[tuple[Call, Any]] = deque()
@@ -157,6 +166,8 @@ def finish_runs(
 
     def not_cached() -> Iterator[Call]:
         for call in calls:
+            if (call["meta"]["dataset_name"], call["meta"]["solver_name"]) in skipped:
+                continue
             if run_cached.check_call_in_cache(**call):  # type: ignore[attr-defined]
                 cached.append((call, run_cached(**call)))
             else:
@@ -165,25 +176,28 @@ def finish_runs(
     rows: list[dict[str, Any]] = []
     failures: dict[tuple[str, str, int], str] = {}
 
+    log = RunLog(cells, settings.runs_of_each)
+    solvers = [solver for solver, installed in _list_parametrized_classes(*selected["solvers"]) if installed]
+
     def take(call: Call, outcome: Any | Died, is_cached: bool) -> None:
         meta = call["meta"]
-        terminal.set(dataset=meta["dataset_name"], objective=meta["objective_name"], solver=meta["solver_name"])
         key = meta["dataset_name"], meta["solver_name"], meta["idx_rep"]
         if isinstance(outcome, Died):
             failures[key] = outcome.reason
-            outcome = [], None, "error", ""
-        elif (note := _error_file(folder, meta)).is_file():
-            failures[key] = note.read_text(encoding="utf-8")
-        points, _, status, reason = outcome
-        rows.extend(points)
-        terminal.show_status(status=status, reason=reason, cached=is_cached)
+        elif outcome[2] in FAILURE_STATUS:
+            note = _error_file(folder, meta)
+            failures[key] = note.read_text(encoding="utf-8") if note.is_file() else "it raised; its output says what"
+        else:
+            rows.extend(outcome[0])
+        log.take(*key, failure=failures.get(key), is_cached=is_cached)
 
-    for call, outcome in completed(not_cached(), settings.n_jobs, settings.backend):
+    for call, outcome in completed(not_cached(), settings.n_jobs, settings.backend, solvers):
         while cached:
             take(*cached.popleft(), is_cached=True)
         take(call, outcome, is_cached=False)
     while cached:
         take(*cached.popleft(), is_cached=True)
+    log.end()
     if not rows:
         return pd.DataFrame(columns=["dataset_name", "solver_name", "idx_rep", "time", "objective_value"]), failures
     return pd.DataFrame(rows), failures
@@ -209,20 +223,31 @@ def _cached(benchmark: Benchmark) -> Callable[..., Any]:
     return function
 
 
-def completed(calls: Iterable[Call], n_jobs: int, backend: str) -> Iterator[tuple[Call, Any | Died]]:
+def completed(
+    calls: Iterable[Call], n_jobs: int, backend: str, solvers: Sequence[Any] = ()
+) -> Iterator[tuple[Call, Any | Died]]:
     """Yield every call with what `run` returned for it, or `Died`, in the order of completion.
 
-    Calls are read as far as there are processes to take them: processes of joblib, each a pool of its own, or workers
-    of a local Dask cluster.
+    Calls are read as far as there are processes to take them: processes of joblib, each a pool of its own, which first
+    imports what the solvers need, or workers of a local Dask cluster.
     """
-    with _loky(n_jobs) if backend == "loky" else _dask(n_jobs) as launch:
+    with _loky(n_jobs, solvers) if backend == "loky" else _dask(n_jobs) as launch:
         # The threads only wait.
         threads = Parallel(n_jobs, backend="threading", return_as="generator_unordered", batch_size=1)
         yield from threads(delayed(lambda call: (call, launch(call)))(call) for call in calls)
 
 
+def _load(solvers: Sequence[Any]) -> None:
+    """Import what solvers import when they are made: to loky, torch in a later run is a leak, and ends the process."""
+    for solver in solvers:
+        if isinstance(solver, AnytimeSolver):
+            # What it raises belongs to its own runs.
+            with suppress(Exception):
+                solver.solver()
+
+
 @contextmanager
-def _loky(n_jobs: int) -> Iterator[Launch]:
+def _loky(n_jobs: int, solvers: Sequence[Any]) -> Iterator[Launch]:
     """Keep as many pools of one process each: loky ends all runs of a pool in which a process dies."""
     # Every process gets as many threads as joblib would give it.
     threads = str(max(cpu_count() // n_jobs, 1))
@@ -232,7 +257,9 @@ def _loky(n_jobs: int) -> Iterator[Launch]:
 
     def add() -> None:
         # Its process starts with the first run.
-        pools.append(ProcessPoolExecutor(1, timeout=IDLE_SECONDS, env=environment))
+        pools.append(
+            ProcessPoolExecutor(1, timeout=IDLE_SECONDS, env=environment, initializer=_load, initargs=(solvers,))
+        )
         idle.put(pools[-1])
 
     def launch(call: Call) -> Any | Died:

@@ -18,6 +18,9 @@ ROUNDING = 1e-9
 
 LEVEL = 0.05
 
+EARLIEST = 1e-3
+"""Part of the limit of a run at which a curve over time begins."""
+
 
 @dataclass(frozen=True, eq=False)
 class Scores:
@@ -74,6 +77,24 @@ def times_to_target(comparison: Comparison, scores: Scores, target: float) -> pd
     return times
 
 
+def excess_over_time(comparison: Comparison, scores: Scores, points: int = 200) -> pd.DataFrame:
+    """Return the median over the runs of the excess by a time: rows seconds up to the limit, columns solvers.
+
+    A run without an answer by then counts as infinite.
+    """
+    seconds = np.geomspace(EARLIEST * comparison.seconds, comparison.seconds, points)
+    known = {name: np.full((len(scores.excess), points), np.inf) for name in scores.solvers}
+    rows = {key: row for row, key in enumerate(scores.excess.index)}
+    curves = comparison.curves[comparison.curves["solver"].isin(scores.solvers)]
+    for (dataset, solver, repetition), curve in curves.groupby(["dataset", "solver", "repetition"]):
+        if (dataset, repetition) in rows:
+            reference = scores.references[dataset]
+            values = np.array([np.inf, *(excess(value, reference) for value in curve["value"])])
+            by_then = np.searchsorted(curve["seconds"].to_numpy(), seconds, side="right")
+            known[solver][rows[dataset, repetition]] = values[by_then]
+    return pd.DataFrame({name: np.median(table, axis=0) for name, table in known.items()}, index=seconds)
+
+
 @dataclass(frozen=True)
 class Pair:
     """Wilcoxon's signed-rank test of two solvers: its p-value, alone and corrected by Holm for all the pairs."""
@@ -104,6 +125,11 @@ class Ranking:
     friedman: float | None
     pairs: tuple[Pair, ...]
     sentences: tuple[str, ...]
+
+    @property
+    def told_apart(self) -> tuple[Pair, ...]:
+        """The pairs of which the corrected p-value is at most `LEVEL`."""
+        return tuple(pair for pair in self.pairs if pair.corrected <= LEVEL)
 
 
 def rank_solvers(values: pd.DataFrame) -> Ranking:

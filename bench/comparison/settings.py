@@ -12,39 +12,61 @@ from moe_search.checks import require_choice, require_integer, require_number
 
 
 class Suite(NamedTuple):
-    """Data sets, as patterns ``name[parameter=value]`` of benchopt, and the seconds that a run on them gets."""
+    """Data sets, as patterns ``name[parameter=value]`` of benchopt, and how they are run.
+
+    Attributes
+    ----------
+    datasets : tuple of str
+    seconds : float
+        Limit of a run.
+    repetitions : int
+        Runs of each solver on each data set.
+    """
 
     datasets: tuple[str, ...]
     seconds: float
+    repetitions: int
 
 
+# Tests are made over the data sets of a class, so a suite has many of them rather than many repetitions: with N of them
+# the least p-value is 2^(1 - N), and Holm multiplies it by the number of pairs, 66 for twelve solvers. The data sets
+# are so large that not all heuristics end at the optimum. Solvers x data sets x repetitions x seconds, at most:
+#   small: (12 x 16 linear + 10 x 16 quadratic + 8 x 16 pairwise + 124 mixture) x 2 x 0.25 s = 5 min
+#   medium: (136 linear + 10 x 12 quadratic + 92 pairwise + 7 x 14 mixture) x 2 x 2 s = 30 min
+#   qaplib: (10 x 21 + 9) x 2 x 5 s = 37 min
+# over --n-jobs. To start the runs takes some minutes more, and to compile the kernels, the first time.
 SUITES = {
     "small": Suite(
         (
-            "random-linear[num_experts=8,capacity=8,seed=[0,1]]",
-            "random-quadratic[size=[9,20,30],seed=[0,1]]",
-            "random-pairwise[num_experts=8,seed=[0,1]]",
-            "random-mixture[num_experts=12,num_samples=128,loss=[squared,cross_entropy]]",
+            f"random-linear[num_experts=16,capacity=8,seed={list(range(15))}]",
+            f"random-quadratic[size=[30,40,50,60],seed={list(range(4))}]",
+            f"random-pairwise[num_experts=30,seed={list(range(8))}]",
+            f"random-pairwise[num_experts=16,capacity=2,seed={list(range(8))}]",
+            f"random-mixture[num_experts=32,num_samples=128,loss=[squared,bce,cross_entropy],seed={list(range(5))}]",
             "trained-gate",
         ),
-        0.25,
+        seconds=0.25,
+        repetitions=2,
     ),
     "medium": Suite(
         (
-            "random-linear[num_experts=16,capacity=[16,64],seed=[0,1,2]]",
-            "random-quadratic[size=[30,50,80],seed=[0,1,2]]",
-            "random-pairwise[num_experts=[12,16],capacity=[1,2],seed=[0,1]]",
-            "random-mixture[num_experts=[16,32],num_samples=512,loss=[squared,bce,cross_entropy]]",
+            f"random-linear[num_experts=16,capacity=[16,64],seed={list(range(6))}]",
+            f"random-quadratic[size=[60,80,100],seed={list(range(4))}]",
+            f"random-pairwise[num_experts=32,seed={list(range(6))}]",
+            f"random-pairwise[num_experts=16,capacity=4,seed={list(range(6))}]",
+            f"random-mixture[num_experts=48,num_samples=512,loss=[squared,bce,cross_entropy],seed={list(range(4))}]",
             "trained-gate",
         ),
-        2.0,
+        seconds=2.0,
+        repetitions=2,
     ),
     "qaplib": Suite(
         (
             "qaplib[instance=[nug12,rou12,tai15a,chr15a,nug20,tai20a,scr20,lipa20a,bur26a,nug30,tai30a,kra30a,esc32a]]",
             "qaplib[instance=[ste36a,tho40,sko42,wil50,tai50a,tai50b,sko72,tai100a]]",
         ),
-        5.0,
+        seconds=5.0,
+        repetitions=2,
     ),
 }
 
@@ -61,8 +83,8 @@ class ComparisonSettings:
         benchopt's patterns; all solvers, and the data sets of the suite, if empty.
     solver_files : tuple of Path
         Files with solvers of the user's own, in addition.
-    repetitions : int
-        Runs of each solver on each data set, of different seeds.
+    repetitions : int, optional
+        Runs of each solver on each data set, of different seeds; by default those of the suite.
     seconds : float, optional
         Limit of a run; by default that of the suite.
     n_jobs : int
@@ -77,7 +99,7 @@ class ComparisonSettings:
     solvers: tuple[str, ...] = ()
     datasets: tuple[str, ...] = ()
     solver_files: tuple[Path, ...] = ()
-    repetitions: int = 5
+    repetitions: int | None = None
     seconds: float | None = None
     n_jobs: int = 1
     backend: Literal["loky", "dask"] = "loky"
@@ -85,7 +107,7 @@ class ComparisonSettings:
 
     def __post_init__(self) -> None:
         require_choice("suite", self.suite, tuple(SUITES))
-        require_integer("repetitions", self.repetitions)
+        require_integer("repetitions", self.runs_of_each)
         require_integer("n_jobs", self.n_jobs)
         require_number("timeout", self.limit, strict=True)
         require_choice("backend", self.backend, ("loky", "dask"))
@@ -93,6 +115,11 @@ class ComparisonSettings:
             raise ValueError(f"qaplib must be a folder of QAPLIB files, got {self.qaplib}")
         if self.suite == "qaplib" and not self.datasets and self.qaplib is None and VARIABLE not in os.environ:
             raise ValueError(f"suite qaplib needs QAPLIB files: give --qaplib FOLDER or set {VARIABLE}")
+
+    @property
+    def runs_of_each(self) -> int:
+        """Runs of each solver on each data set."""
+        return SUITES[self.suite].repetitions if self.repetitions is None else self.repetitions
 
     @property
     def limit(self) -> float:

@@ -11,7 +11,14 @@ from matplotlib.figure import Figure
 from moe_search.bench.datasets.two_images import load_two_digits
 from moe_search.bench.demo.scenarios import ScenarioResult
 from moe_search.bench.demo.settings import SEARCHED, DemoSettings
-from moe_search.bench.demo.tables import every_search_table, findings, results_table, runs_by_gate, searches_table
+from moe_search.bench.demo.tables import (
+    every_search_table,
+    findings,
+    headline,
+    results_table,
+    runs_by_gate,
+    searches_table,
+)
 from moe_search.bench.experiments.two_image_model import EXPERTS_PER_SAMPLE, NUM_EXPERTS
 from moe_search.bench.machine_facts import versions
 from moe_search.plotting.canvases import canvases
@@ -68,18 +75,9 @@ def make_report(result: DemoResult, command: str) -> Report:
             "Sparse mixtures of experts, trained on real images with and without permutation search, and every search "
             "held against the exact optimum of its problem."
         ),
+        headlines=(headline(bad),),
+        picture=_curves(bad),
         sections=(
-            _task(settings),
-            Section("How to read the results", paragraphs=(HOW_TO_READ, caution(settings.seeds))),
-            _section(
-                FROM_SCRATCH,
-                scratch,
-                (
-                    "All weights are fresh. With identical fresh experts a permutation only relabels them, so little "
-                    "is to be expected of search here. The gates with a plus search every "
-                    f"{scratch.schedule.period} steps up to step {scratch.schedule.until}."
-                ),
-            ),
             _section(
                 BAD_INITIALIZATION,
                 bad,
@@ -90,9 +88,22 @@ def make_report(result: DemoResult, command: str) -> Report:
                     f"search (every {bad.schedule.period} steps up to step {bad.schedule.until}) and once without. "
                     f"The learning rate is then {settings.tuning_learning_rate:g}, after {settings.learning_rate:g} "
                     "for the specialists: the faster the weights learn, the sooner they make up for a wrong map by "
-                    "themselves."
+                    "themselves. The curves stand on top of the page."
                 ),
+                (_maps(bad),),
             ),
+            _section(
+                FROM_SCRATCH,
+                scratch,
+                (
+                    "All weights are fresh. With identical fresh experts a permutation only relabels them, so little "
+                    "is to be expected of search here. The gates with a plus search every "
+                    f"{scratch.schedule.period} steps up to step {scratch.schedule.until}."
+                ),
+                (_curves(scratch), _maps(scratch)),
+            ),
+            _task(settings),
+            Section("How to read the results", paragraphs=(HOW_TO_READ, caution(settings.seeds))),
         ),
         facts={
             "Command": command,
@@ -157,28 +168,29 @@ def _task(settings: DemoSettings) -> Section:
     )
 
 
-def _section(heading: str, result: ScenarioResult, paragraph: str) -> Section:
+def _section(heading: str, result: ScenarioResult, paragraph: str, figures: tuple[ReportFigure, ...]) -> Section:
     return Section(
         heading,
         paragraphs=(paragraph,),
         tables=(results_table(result), searches_table(result)),
         findings=findings(result),
-        figures=_figures(result),
+        figures=figures,
         folded=(every_search_table(result),),
     )
 
 
-def _figures(result: ScenarioResult) -> tuple[ReportFigure, ...]:
+def _curves(result: ScenarioResult) -> ReportFigure:
     dashed = " The dashed line is the loss before the map was scrambled." if result.intact else ""
-    return (
-        ReportFigure(
-            figure_svg(validation_curves(result), "validation loss over epochs with and without search"),
-            f"Validation loss: the mean over the seeds, and each seed as a thin line.{dashed}",
-        ),
-        ReportFigure(
-            figure_svg(map_pictures(result), "the expert on every slot, by colour and number"),
-            "Which expert sits on which slot, seed 0, in the runs with search.",
-        ),
+    return ReportFigure(
+        figure_svg(validation_curves(result), "validation loss over epochs with and without search"),
+        f"Validation loss: the mean over the seeds, and each seed as a thin line.{dashed}",
+    )
+
+
+def _maps(result: ScenarioResult) -> ReportFigure:
+    return ReportFigure(
+        figure_svg(map_pictures(result), "the expert on every slot, by colour and number"),
+        "Which expert sits on which slot, seed 0, in the runs with search.",
     )
 
 

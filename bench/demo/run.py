@@ -23,7 +23,7 @@ from moe_search.bench.demo.page import (
 )
 from moe_search.bench.demo.scenarios import Scenario, ScenarioResult, count_ticks, exact_value
 from moe_search.bench.demo.settings import DemoSettings
-from moe_search.bench.demo.tables import findings, results_table, searches_table
+from moe_search.bench.demo.tables import findings, headline, results_table, searches_table
 from moe_search.bench.experiments.training import compile_once, one_thread
 from moe_search.plotting.report import write_report
 from moe_search.problems import random_linear, random_mixture
@@ -65,6 +65,7 @@ def run_demo(
     result = DemoResult(settings, from_scratch, bad_initialization, _name(device), time.perf_counter() - start)
     for title, scenario in ((FROM_SCRATCH, from_scratch), (BAD_INITIALIZATION, bad_initialization)):
         _print_scenario(title, scenario, console)
+    console.print(f"\n{headline(bad_initialization)}\n", style="bold", highlight=False)
     console.print(HOW_TO_READ, style="dim")
     console.print(caution(settings.seeds), style="dim")
     write_report(make_report(result, command), path)

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from moe_search.bench.datasets.two_images import load_two_digits
-from moe_search.bench.demo.settings import GATES, SEARCHED, DemoSettings
+from moe_search.bench.demo.settings import SEARCHED, SHOWN, DemoSettings
 from moe_search.bench.experiments.pretraining import parts_of, train_specialists
 from moe_search.bench.experiments.training import SearchSchedule, StepRun, batches_of, rows_by_epoch, train_by_steps
 from moe_search.bench.experiments.two_image_model import (
@@ -144,7 +144,7 @@ class Scenario:
         intact: list[Intact] = []
         for seed in range(self.settings.seeds):
             data = load_data(self.settings, seed, self.device)
-            for gate in GATES:
+            for gate in SHOWN:
                 model = make_model(gate, self.settings, seed).to(self.device)
                 if scrambled:
                     intact.append(self._scramble_specialists(model, gate, data, seed))
@@ -225,7 +225,7 @@ def count_ticks(settings: DemoSettings) -> int:
     """Return how often both scenarios together call `on_tick`."""
     schedules = (settings.from_scratch, settings.bad_initialization)
     searches = sum(schedule.count(settings.steps) for schedule in schedules) * len(SEARCHED)
-    epochs = 2 * settings.epochs * (len(GATES) + len(SEARCHED)) + settings.pretraining_epochs * len(GATES)
+    epochs = 2 * settings.epochs * (len(SHOWN) + len(SEARCHED)) + settings.pretraining_epochs * len(SHOWN)
     return settings.seeds * (searches + epochs)
 
 

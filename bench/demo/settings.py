@@ -7,13 +7,15 @@ from dataclasses import asdict, dataclass
 
 import torch
 
+from moe_search.bench.experiments.gates import SPARSE
 from moe_search.bench.experiments.training import SearchSchedule
 from moe_search.bench.experiments.two_image_model import SMOKE_SIZES, ModelSizes
 from moe_search.checks import require_choice, require_integer
 
-GATES = ("Softmax", "Hash", "Top-k", "COMET")
-SEARCHED = GATES[1:]
-"""The sparse gates, each of which is also trained with search."""
+SEARCHED = tuple(gate for gate in SPARSE if gate != "DSelect-k")
+"""The sparse gates, each of which is also trained with search: one gate with a smooth step is enough for a demo."""
+
+SHOWN = ("Softmax", *SEARCHED)
 
 LATE, EARLY = SearchSchedule(period=120, until=480), SearchSchedule(period=10, until=40)
 

@@ -10,14 +10,14 @@ from itertools import groupby
 import numpy as np
 
 from moe_search.bench.demo.scenarios import ComparedSearch, ScenarioResult, TrainingRun
-from moe_search.bench.demo.settings import GATES, SEARCHED
+from moe_search.bench.demo.settings import SEARCHED, SHOWN
 from moe_search.bench.experiments.paired_statistics import MeanAndError, mean_and_error
 from moe_search.plotting.table import Table
 
 
 def runs_by_gate(result: ScenarioResult) -> dict[str, list[TrainingRun]]:
     """Return the runs of every gate in order of seeds, each gate followed by its plus version."""
-    names = [name for gate in GATES for name in ((gate, f"{gate}+") if gate in SEARCHED else (gate,))]
+    names = [name for gate in SHOWN for name in ((gate, f"{gate}+") if gate in SEARCHED else (gate,))]
     return {name: [run for run in result.runs if run.gate == name] for name in names}
 
 
@@ -76,6 +76,25 @@ def findings(result: ScenarioResult) -> tuple[str, ...]:
     """Return one finding for each gate with and without search."""
     by_gate = runs_by_gate(result)
     return tuple(Comparison(by_gate[gate], by_gate[f"{gate}+"]).sentences() for gate in SEARCHED)
+
+
+def headline(result: ScenarioResult) -> str:
+    """Return what search did to the test losses, in one sentence; result is of a scenario with a scrambled map."""
+    by_gate = runs_by_gate(result)
+    told: dict[str, list[str]] = {"gain": [], "harm": [], "no clear difference": []}
+    for gate in SEARCHED:
+        comparison = Comparison(by_gate[gate], by_gate[f"{gate}+"])
+        without, found = (
+            mean_and_error([run.test.loss for run in runs]).mean
+            for runs in (comparison.without, comparison.with_search)
+        )
+        told[comparison.verdict].append(f"{gate} ({without:.3f} without, {found:.3f} with)")
+    lines = (
+        ("search lowers the test loss of ", told["gain"]),
+        ("search raises the test loss of ", told["harm"]),
+        ("there is no clear difference for ", told["no clear difference"]),
+    )
+    return f"After the map was scrambled, {'; '.join(words + ', '.join(gates) for words, gates in lines if gates)}."
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from moe_search.bench.experiments.experiment import Numbers
-from moe_search.bench.experiments.gates import ClusterGate
+from moe_search.bench.experiments.gates import TRAINED, ClusterGate
 from moe_search.bench.experiments.pretraining import branch_off, make_warm_gate, train_apart
 from moe_search.bench.experiments.two_image_model import (
     NUM_CLASSES,
@@ -30,7 +30,6 @@ from moe_search.bench.experiments.two_image_model import (
 from moe_search.bench.experiments.two_image_trials import (
     DIGITS,
     FASHION,
-    RECOVERY_GATES,
     SEEDS_APART,
     TwoImageSettings,
     load,
@@ -225,7 +224,7 @@ EXPERIMENTS = (
         title="Experts of domains under a gate of domains",
         question=f"{STYLES}, from weights of its own. {GATE}",
         run_trial=run_trial,
-        gates=(NEAREST_MEAN, *RECOVERY_GATES[1:]),
+        gates=(NEAREST_MEAN, *TRAINED),
         sizes=(sizes_of(DIGITS), sizes_of(FASHION)),
     ),
     *recovery_experiments(
@@ -233,7 +232,7 @@ EXPERIMENTS = (
         title="Experts branched off for domains, under a gate of domains",
         question=f"{STYLES}, from the weights of one that was trained on all of them. {GATE}",
         run_trial=run_trial,
-        gates=(NEAREST_MEAN, *RECOVERY_GATES[1:]),
+        gates=(NEAREST_MEAN, *TRAINED),
         sizes=(replace(sizes_of(DIGITS), seed_epochs=5),),
     ),
 )

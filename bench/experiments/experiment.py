@@ -84,7 +84,8 @@ class Experiment:
     Attributes
     ----------
     name, question : str
-        Its name on the command line, and what it is to find out.
+        Its name on the command line, and what it is to find out. Numbers of the settings stand in the question as
+        fields of ``str.format``, such as ``{steps}``: they are those of the run that is told of.
     gates, searches : tuple of str
         Each search is tried with every gate; the first search is the baseline of the others.
     settings, smoke : frozen dataclass

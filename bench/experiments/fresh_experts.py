@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from moe_search.bench.experiments.experiment import LOSS, Experiment, Measure, Numbers, require_libraries
-from moe_search.bench.experiments.gates import SMOOTH, make_gate
+from moe_search.bench.experiments.gates import GATES, SMOOTH, SPARSE, make_gate
 from moe_search.bench.experiments.journal import draw_parameters
 from moe_search.bench.experiments.training import SEARCHES, SearchSchedule
 from moe_search.bench.experiments.two_image_model import NUM_EXPERTS, TwoImageModel, make_model
@@ -28,8 +28,6 @@ from moe_search.bench.experiments.two_image_trials import (
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
-
-GATES = ("Softmax", "Hash", "Top-k", "DSelect-k", "COMET")
 
 LEARNING_RATES = (1e-4, 1e-2)
 BATCH_SIZES = (128, 256)
@@ -139,7 +137,7 @@ def tuning_experiment(name: str, title: str, question: str, num_slots: int | Non
         name=name,
         title=title,
         question=question,
-        gates=GATES[1:],
+        gates=SPARSE,
         searches=("none", "search"),
         settings=TuningSettings(
             replace(DIGITS, schedule=SearchSchedule(period=30, until=150, batches=4, iterations=2000)),

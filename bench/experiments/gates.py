@@ -11,7 +11,13 @@ from torch.nn import functional
 from moe_search.checks import require_choice
 from moe_search.gates import COMET, DSelectK, Gate, HashRouting, SlotWeights, Softmax, TopK
 
-GATES = ("Softmax", "Hash", "Top-k", "COMET", "DSelect-k")
+GATES = ("Softmax", "Hash", "Top-k", "DSelect-k", "COMET")
+SPARSE = GATES[1:]
+"""Those that give most experts no weight: which expert sits where matters to them."""
+
+TRAINED = SPARSE[1:]
+"""The sparse gates that learn: the table of Hash is drawn."""
+
 SMOOTH = {"COMET": COMET, "DSelect-k": DSelectK}
 """The gates with a smooth step, which take gamma and entropy."""
 

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from moe_search.bench.datasets.hidden_groups import make_hidden_groups
 from moe_search.bench.experiments.experiment import Experiment, Measure, Numbers
-from moe_search.bench.experiments.gates import TaskGate, make_task_gate
+from moe_search.bench.experiments.gates import GATES, TaskGate, make_task_gate
 from moe_search.bench.experiments.pretraining import warm_up
 from moe_search.bench.experiments.training import SearchSchedule, endless_batches, train_by_steps
 from moe_search.checks import require_choice
@@ -22,7 +22,6 @@ from moe_search.gates import Gate
 from moe_search.layers import MixtureOfExperts, StackedExperts
 from moe_search.training.lowering.batch import Batch
 
-GATES = ("Softmax", "Top-k", "DSelect-k", "COMET", "Hash")
 SEARCHES = ("none", "own slots", "sinkhorn", "search")
 """The gate alone from fresh weights; alone, from a start that gives every task a slot of its own; the published
 relaxation and ours, from that start."""

@@ -22,7 +22,7 @@ from moe_search.checks import require_choice
 from moe_search.solvers import Result
 from moe_search.training import LossFreeBalancing, Lowering, SearchRecord, load_balancing_loss
 
-GATES = ("Top-k",)
+GATE = "Top-k"
 SEARCHES = ("none", "penalty", "slow", "biases", "maps", "search")
 """The gate alone; with `load_balancing_loss`; a slow gate alone, with `LossFreeBalancing`, with
 `PermutationSearch(load_limit=...)` and with both."""
@@ -64,7 +64,7 @@ class LoadLimitSettings:
 
 def run_trial(settings: LoadLimitSettings, seed: int, gate: str, search: str) -> Numbers:
     """Train from fresh weights and a gate that begins with few experts for all samples."""
-    require_choice("gate", gate, GATES)
+    require_choice("gate", gate, (GATE,))
     require_choice("search", search, SEARCHES)
     images = settings.images
     data = load(images, seed)
@@ -146,11 +146,12 @@ EXPERIMENTS = (
         question=(
             "A Top-k gate begins with all samples on the slots of three experts out of eight. Do maps under a load "
             "limit, without any auxiliary loss, give the same loss or a better one at a load of 1.25 times the mean? "
-            "Penalty: the auxiliary loss of Switch transformers, weight 0.01. Slow: a gate that learns three times "
-            "more slowly than all else; such a gate with LossFreeBalancing (biases), with "
-            "PermutationSearch(load_limit=1.1) in the first 200 steps (maps), and with both (search)."
+            "Penalty: the auxiliary loss of Switch transformers, weight {penalty_weight}. Slow: a gate that learns "
+            "three times more slowly than all else; such a gate with LossFreeBalancing (biases), with "
+            "PermutationSearch(load_limit={load_limit}) in the first {images[schedule][until]} steps (maps), and with "
+            "both (search)."
         ),
-        gates=GATES,
+        gates=(GATE,),
         searches=SEARCHES,
         settings=LoadLimitSettings(
             replace(

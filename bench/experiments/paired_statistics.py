@@ -61,8 +61,8 @@ class PairedComparison:
     rank_biserial : float
         Rank sum of the positive less that of the negative differences, as a part of their total, in [-1, 1]; 0 if all
         are 0.
-    lower : int
-        Pairs in which the other is lower.
+    lower, higher : int
+        Pairs in which the other is lower, and in which it is higher.
     """
 
     pairs: int
@@ -72,6 +72,7 @@ class PairedComparison:
     standardized: float
     rank_biserial: float
     lower: int
+    higher: int
 
 
 def compare_differences(baseline: Sequence[float], other: Sequence[float]) -> PairedComparison:
@@ -130,7 +131,7 @@ def paired_table(
     adjusted = holm([row.comparison.p for row in rows])
     return Table(
         title,
-        (*columns, "pairs", *effect, test, "Holm", "d_z", "r", "lower in"),
+        (*columns, *effect, test, "Holm", "d_z", "r", f"{measure.better} in"),
         tuple(
             (row.label, *row.cells, *_comparison_cells(row.comparison, p, measure))
             for row, p in zip(rows, adjusted, strict=True)
@@ -214,6 +215,7 @@ def _compare(differences: NDArray[np.float64], centre: float, alternative: str) 
         standardized=float(differences.mean()) / spread if spread > 0 else math.nan,
         rank_biserial=float((np.sign(nonzero) * ranks).sum() / ranks.sum()) if len(nonzero) else 0.0,
         lower=int((differences < 0).sum()),
+        higher=int((differences > 0).sum()),
     )
 
 
@@ -241,10 +243,9 @@ def _comparison_cells(comparison: PairedComparison, adjusted: float, measure: Me
         effect = (f"{math.exp(-comparison.mean):.1f}", interval)
     standardized = "-" if math.isnan(comparison.standardized) else f"{comparison.standardized:.2f}"
     return (
-        str(comparison.pairs),
         *effect,
         *(f"{p:.4f}" if p >= LEAST_P else f"< {LEAST_P:g}" for p in (comparison.p, adjusted)),
         standardized,
         f"{comparison.rank_biserial:.2f}",
-        f"{comparison.lower} of {comparison.pairs}",
+        f"{comparison.lower if measure.better == 'lower' else comparison.higher} of {comparison.pairs}",
     )

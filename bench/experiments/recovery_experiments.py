@@ -15,14 +15,13 @@ import torch
 from torch import Tensor
 
 from moe_search.bench.experiments.experiment import Numbers
-from moe_search.bench.experiments.gates import ClusterGate
+from moe_search.bench.experiments.gates import TRAINED, ClusterGate
 from moe_search.bench.experiments.pretraining import clusters_of, make_warm_gate, parts_of, train_specialists
 from moe_search.bench.experiments.training import SearchSchedule
 from moe_search.bench.experiments.two_image_model import NUM_EXPERTS, TwoImageModel, evaluate, make_model
 from moe_search.bench.experiments.two_image_trials import (
     DIGITS,
     FASHION,
-    RECOVERY_GATES,
     SEEDS_APART,
     TwoImageSettings,
     load,
@@ -130,6 +129,6 @@ EXPERIMENTS = (
             "training steps does it take to get back to the validation loss under the old gate?"
         ),
         run_trial=attach,
-        gates=(CLUSTERS, *RECOVERY_GATES[1:]),
+        gates=(CLUSTERS, *TRAINED),
     ),
 )

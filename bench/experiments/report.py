@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections import defaultdict
 from collections.abc import Sequence
@@ -25,11 +26,13 @@ from moe_search.bench.experiments.experiment import (
 )
 from moe_search.bench.experiments.journal import FILE_NAMES, Entry, Journal, plain_settings, read_journal
 from moe_search.bench.experiments.paired_statistics import (
+    PairedComparison,
     PairedRow,
     TimedRun,
     compare_differences,
     compare_ratios,
     equal_time_table,
+    holm,
     mean_and_error,
     paired_table,
 )
@@ -40,6 +43,8 @@ from moe_search.plotting.report import Report, ReportFigure, Section, figure_svg
 from moe_search.plotting.table import Table
 
 MOST_SLOTS_DRAWN = 64
+SMOKE_WARNING = "These are the sizes of --smoke: they show that all works, and nothing else."
+LEVEL = 0.05
 
 HOW_TO_READ = (
     "Means over the seeds ± standard error. Comparisons are paired: trials of one seed share data, first weights and "
@@ -56,6 +61,16 @@ class Finished:
     experiment: Experiment
     journal: Journal
     entries: dict[Trial, Entry]
+
+    @property
+    def is_smoke(self) -> bool:
+        """Whether the trials have the sizes of ``--smoke``."""
+        return self.journal.header.get("settings") == plain_settings(self.experiment.smoke)
+
+    @property
+    def title(self) -> str:
+        """The title of the experiment, and whether it is but a trial run."""
+        return f"{self.experiment.title} (smoke)" if self.is_smoke else self.experiment.title
 
     def measured(self, gate: str, search: str) -> dict[int, Numbers]:
         """Return what the trials of a gate and search measured, by seed."""
@@ -122,30 +137,60 @@ def make_report(finished: Sequence[Finished], command: str) -> Report:
     facts = {"report": command}
     for each in finished:
         name = each.experiment.name
+        smoke = " --smoke" * each.is_smoke
         seeds = {trial.seed for trial in each.entries}
-        facts[name] = f"moe-search experiment {name} --first-seed {min(seeds)} --seeds {1 + max(seeds) - min(seeds)}"
-        facts[f"{name}, sizes"] = json.dumps(each.journal.header.get("settings"))
-        facts[f"{name}, versions"] = json.dumps(each.journal.header.get("versions"))
+        first, count = min(seeds), 1 + max(seeds) - min(seeds)
+        facts[f"{name}{smoke}"] = f"moe-search experiment {name}{smoke} --first-seed {first} --seeds {count}"
+        facts[f"{name}{smoke}, sizes"] = json.dumps(each.journal.header.get("settings"))
+        facts[f"{name}{smoke}, versions"] = json.dumps(each.journal.header.get("versions"))
     return Report(
         title="moe-search experiments",
         lead="Sparse gates with and without search of their expert map, paired by seed.",
         sections=(
-            Section("How to read the results", paragraphs=(HOW_TO_READ,)),
             *(section(each) for each in finished),
+            Section("How to read the results", paragraphs=(HOW_TO_READ,)),
         ),
         facts=facts,
+        headlines=tuple(headline for each in finished for headline in headlines(each)),
+    )
+
+
+def headlines(finished: Finished) -> tuple[str, ...]:
+    """Return what the first measure says of the last search against the baseline; nothing without a comparison."""
+    experiment = finished.experiment
+    compared = _comparisons(finished, experiment.measures[0])
+    search = experiment.searches[-1]
+    mine = [(gate, comparison, p) for (gate, other), comparison, p in compared if other == search]
+    if not mine:
+        return ()
+    measure = experiment.measures[0]
+    sign = -1 if measure.better == "lower" else 1
+    effects = [
+        f"{gate} {math.exp(-each.mean):.1f} times less"
+        if measure.factor is not None
+        else f"{gate} {each.mean:+.{measure.digits}f}"
+        for gate, each, _ in mine
+    ]
+    better, worse = (
+        sum(p <= LEVEL and direction * each.mean > 0 for _, each, p in mine) for direction in (sign, -sign)
+    )
+    # For a ratio, what is tested is more than that it is less.
+    tested = "" if measure.factor is None else f" more than {measure.factor:g} times"
+    return (
+        f"{finished.title}: {measure.title}, {search} against {experiment.searches[0]}: {', '.join(effects)}; "
+        f"{measure.better}{tested} at the {LEVEL:.0%} level for {better} of {len(mine)} gate{'s' * (len(mine) != 1)}"
+        + (f", the other way for {worse}." if worse else "."),
     )
 
 
 def section(finished: Finished) -> Section:
     """Return the part of the page about one experiment."""
-    experiment = finished.experiment
-    smoke = finished.journal.header.get("settings") == plain_settings(experiment.smoke)
-    warning = ("These are the sizes of --smoke: they show that all works, and nothing else.",) if smoke else ()
+    warning = (SMOKE_WARNING,) if finished.is_smoke else ()
+    question = finished.experiment.question.format(**finished.journal.header["settings"])
     figures = (*_curves(finished), *_best_of(finished), *_maps(finished))
     return Section(
-        experiment.title,
-        paragraphs=(experiment.question, *warning),
+        finished.title,
+        paragraphs=(question, *warning),
         tables=tables(finished),
         figures=figures,
     )
@@ -183,20 +228,27 @@ def results_table(finished: Finished) -> Table:
 
 def comparison_table(finished: Finished, measure: Measure) -> Table:
     """Return one row a gate and search that is not the baseline: a paired comparison with it."""
-    experiment = finished.experiment
-    rows = []
-    for gate in experiment.gates:
-        for search in experiment.searches[1:]:
+    rows = [
+        PairedRow(f"{gate}, {search}", comparison) for (gate, search), comparison, _ in _comparisons(finished, measure)
+    ]
+    title = f"{measure.title}: against {finished.experiment.searches[0]}, {measure.better} is better"
+    return paired_table(title, ("gate, search",), rows, measure)
+
+
+def _comparisons(finished: Finished, measure: Measure) -> list[tuple[tuple[str, str], PairedComparison, float]]:
+    """Return the gate and search, their comparison with the baseline, and its p-value adjusted for all of these."""
+    found = {}
+    for gate in finished.experiment.gates:
+        for search in finished.experiment.searches[1:]:
             baseline, other = finished.pairs(gate, search, measure.name)
             if baseline:
-                comparison = (
+                found[gate, search] = (
                     compare_differences(baseline, other)
                     if measure.factor is None
                     else compare_ratios(baseline, other, measure.factor)
                 )
-                rows.append(PairedRow(f"{gate}, {search}", comparison))
-    title = f"{measure.title}: against {experiment.searches[0]}, {measure.better} is better"
-    return paired_table(title, ("gate, search",), rows, measure)
+    adjusted = holm([comparison.p for comparison in found.values()])
+    return [(*pair, p) for pair, p in zip(found.items(), adjusted, strict=True)]
 
 
 def _equal_time(finished: Finished) -> tuple[Table, ...]:

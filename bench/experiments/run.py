@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields, replace
@@ -154,3 +155,4 @@ def run_with_progress(
     for table in tables(Finished(experiment, journal, journal.entries())):
         console.print(table.as_rich())
     console.print(f"Results: {(folder / RESULTS).resolve()}", soft_wrap=True, highlight=False)
+    console.print(f"Page: moe-search report {shlex.quote(str(folder))}", soft_wrap=True, highlight=False)

@@ -24,13 +24,13 @@ from moe_search.bench.experiments.token_teacher import (
 from moe_search.bench.experiments.training import SearchSchedule, StepRun, endless_rows, train
 from moe_search.checks import require_choice
 
-GATES = ("Hash", "Balanced hash")
+TABLES = ("Hash", "Balanced hash")
 """Equally many slots an expert, of all slots or of every group of about equally frequent ones."""
 
 
 def run_trial(settings: TokenTableSettings, seed: int, gate: str, search: str) -> Numbers:
     """Distill from the split teacher and a random table."""
-    require_choice("gate", gate, GATES)
+    require_choice("gate", gate, TABLES)
     teaching = teach(settings, seed)
     slots = token_slots(teaching.counts, settings.slots)
     student = TokenStudent(
@@ -40,7 +40,7 @@ def run_trial(settings: TokenTableSettings, seed: int, gate: str, search: str) -
         settings.slots,
     )
     loads = np.bincount(slots, teaching.counts, minlength=settings.slots).astype(np.int64)
-    strata = frequency_strata(loads, settings.experts) if gate == GATES[1] else [np.arange(settings.slots)]
+    strata = frequency_strata(loads, settings.experts) if gate == TABLES[1] else [np.arange(settings.slots)]
     generator = torch.Generator().manual_seed(seed)
     for layer in student.layers:
         layer.gate.expert_map.assign(random_table(strata, settings.experts, generator)[None])
@@ -126,7 +126,7 @@ EXPERIMENTS = (
             "sending every token to one of them. Does a table that is searched meanwhile come closer to the teacher "
             "than a random one?"
         ),
-        gates=GATES,
+        gates=TABLES,
         searches=("none", "search"),
         settings=TokenTableSettings(),
         smoke=TokenTableSettings(

@@ -11,6 +11,7 @@ import torch
 
 from moe_search.bench.datasets.two_images import load_two_digits, load_two_fashion
 from moe_search.bench.experiments.experiment import Experiment, Measure, Numbers, RunTrial
+from moe_search.bench.experiments.gates import SPARSE
 from moe_search.bench.experiments.training import SEARCHES, SearchSchedule, StepRun, endless_batches, train_by_steps
 from moe_search.bench.experiments.two_image_model import (
     SMOKE_SIZES,
@@ -32,7 +33,6 @@ FINAL_MEASURES = (
     Measure("accuracy", "test accuracy", better="higher"),
     Measure("training_seconds", "seconds of training", digits=2),
 )
-RECOVERY_GATES = ("Hash", "Top-k", "DSelect-k", "COMET")
 
 SCHEDULE = SearchSchedule(period=2, until=40, iterations=2000)
 
@@ -92,7 +92,7 @@ def recovery_experiments(
     title: str,
     question: str,
     run_trial: RunTrial,
-    gates: tuple[str, ...] = RECOVERY_GATES,
+    gates: tuple[str, ...] = SPARSE,
     sizes: Sequence[TwoImageSettings] = (DIGITS, FASHION),
 ) -> tuple[Experiment, ...]:
     """Return an experiment for each of some sizes, on the steps back to the loss of intact specialists.
@@ -103,7 +103,7 @@ def recovery_experiments(
         Experiment(
             name=f"{name}-{settings.source}",
             title=f"{title}, {settings.source}",
-            question=f"{question} A run that does not get there in {settings.steps:,} steps counts with these.",
+            question=f"{question} A run that does not get there in {{steps:,}} steps counts with these.",
             gates=gates,
             searches=SEARCHES,
             settings=settings,

@@ -1,6 +1,7 @@
 """Every speed benchmark of this folder, in one run: tables in the terminal, as parquet and as Markdown.
 
-Run ``python -m moe_search.bench.speed``, or ``make bench`` from a checkout; ``--only NAME`` runs one of them.
+Run ``python -m moe_search.bench.speed``, or ``make bench`` from a checkout; ``--only NAME`` runs one of them. What is
+checked in, in ``bench/results``, is written with ``--output bench/results`` only.
 
 A speed benchmark is a module of this folder with a ``TITLE`` and a function ``measure(qaplib, seconds)``, which returns
 a DataFrame, one row a measurement. It is given the folder of QAPLIB files, or None where there is none, and the seconds
@@ -59,7 +60,7 @@ def main(
     ] = None,
     seconds: Annotated[float, typer.Option(help="Seconds for each measurement.", min=0.01)] = 1.0,
     only: Annotated[list[str] | None, typer.Option(help="Name of a benchmark; may be repeated. [default: all]")] = None,
-    output: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("bench/results"),
+    output: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("moe-search-speed"),
 ) -> None:
     """Run the speed benchmarks one after the other. One that raises does not keep the others from running."""
     names = speed_benchmarks()

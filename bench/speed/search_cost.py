@@ -24,7 +24,7 @@ TITLE = "Time of the default permutation search over that of the training around
 
 BAR = 0.10
 FEATURES, CLASSES, BATCH = 64, 10, 256
-GATES: dict[str, Callable[[], ms.Gate]] = {
+WIDE_GATES: dict[str, Callable[[], ms.Gate]] = {
     "Top-2 of 64": lambda: ms.TopK(FEATURES, 64, 2),
     "Top-1 of 64": lambda: ms.TopK(FEATURES, 64, 1),
 }
@@ -58,7 +58,7 @@ def trained(case: Case, steps: int) -> tuple[float, ms.PermutationSearch]:
 
 def layer_of_64(gate: str) -> Case:
     """Return a model of 64 experts of width 64."""
-    moe = ms.MixtureOfExperts(ms.StackedExperts(64, FEATURES, FEATURES), GATES[gate]())
+    moe = ms.MixtureOfExperts(ms.StackedExperts(64, FEATURES, FEATURES), WIDE_GATES[gate]())
     model = nn.Sequential(moe, nn.Linear(FEATURES, CLASSES))
     inputs, targets = torch.randn(BATCH, FEATURES), torch.randint(CLASSES, (BATCH,))
     return Case(model, moe, functional.cross_entropy, inputs, targets)
@@ -78,7 +78,7 @@ def measure(qaplib: Path | None, seconds: float) -> pd.DataFrame:
 
     A row takes about `seconds`; at least two searches run in any case.
     """
-    builders = {gate: partial(layer_of_64, gate) for gate in GATES}
+    builders = {gate: partial(layer_of_64, gate) for gate in WIDE_GATES}
     builders |= {f"demo, {gate}": partial(demo_model, gate) for gate in SEARCHED}
     rows = []
     with one_thread():

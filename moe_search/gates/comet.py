@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from moe_search.checks import require_choice, require_integer, require_number
-from moe_search.gates.batch_checks import cannot_read_values
+from moe_search.gates.batch_checks import cannot_read_values, weight_dtype
+from moe_search.gates.fresh_start import is_loaded
 from moe_search.gates.gate import Gate, SlotWeights, require_k
 from moe_search.gates.smooth_step import entropy_terms, leaf_probabilities, live_leaves
 
@@ -65,6 +66,29 @@ CONVENTIONS = {
     ),
     "tensorflow": CometConvention(offset=1e-8, entropy_log_offset=1e-6, small_start=True),
 }
+
+
+class Nodes(nn.Linear):
+    """The affine functions of all nodes of k trees of m leaves, which start as a convention says."""
+
+    def __init__(self, in_features: int, k: int, num_slots: int, gamma: float, convention: CometConvention) -> None:
+        self.k, self.num_slots, self.gamma, self.convention = k, num_slots, gamma, convention
+        super().__init__(in_features, k * (2 * num_slots - 1), bias=convention.split_bias)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw fresh parameters from torch's global generator."""
+        super().reset_parameters()
+        if not self.convention.small_start:
+            return
+        # As the published versions do, with every leaf of every tree about equally likely.
+        for name, parameter in self.named_parameters():
+            if is_loaded(parameter):
+                continue
+            rows = parameter.view(self.k, -1, *parameter.shape[1:])
+            rows[:, : self.num_slots - 1].uniform_(-self.gamma / 100, self.gamma / 100)
+            if name == "weight" or self.convention.leaf_bias_start:
+                rows[:, self.num_slots - 1 :].uniform_(-0.05, 0.05)
 
 
 class COMET(Gate):
@@ -155,16 +179,20 @@ class COMET(Gate):
         require_choice("convention", convention, tuple(CONVENTIONS))
         self.convention = convention
         split_bias = CONVENTIONS[convention].split_bias
-        self.nodes = nn.Linear(in_features, self.k * (2 * self.num_slots - 1), bias=split_bias)
+        self.nodes = Nodes(in_features, self.k, self.num_slots, self.gamma, CONVENTIONS[convention])
         self.register_parameter("leaf_bias", None if split_bias else nn.Parameter(torch.zeros(self.k, self.num_slots)))
-        if CONVENTIONS[convention].small_start:
-            self._start_small()
+
+    def reset_parameters(self) -> None:
+        """Start anew, with a fresh map and parameters drawn from torch's global generator."""
+        super().reset_parameters()
+        if self.leaf_bias is not None:
+            nn.init.zeros_(self.leaf_bias)
 
     def forward(self, inputs: Tensor, ids: Tensor | None = None) -> SlotWeights:
         """Return the weights of the slots; see `Gate.forward`."""
-        dtype = self.nodes.weight.dtype
+        dtype = weight_dtype(self.nodes)
         # A path is a product of many factors: autocast or not, it keeps the precision of the weights.
-        nodes = self.nodes(self.features(inputs, dtype)).to(dtype).unflatten(1, (self.k, -1))
+        nodes = self.nodes(self.features(inputs, dtype)).to(dtype or inputs.dtype).unflatten(1, (self.k, -1))
         splits, logits = nodes.split([self.num_slots - 1, self.num_slots], dim=2)
         if self.leaf_bias is not None:
             logits = logits + self.leaf_bias
@@ -191,19 +219,10 @@ class COMET(Gate):
             self.num_slots >= DESCENT_SLOTS
             and not self.training
             and not torch.is_grad_enabled()
-            and len(splits) * self.k * self.num_slots >= DESCENT_LEAVES
+            and splits.shape[0] * self.k * self.num_slots >= DESCENT_LEAVES
             and splits.device.type == "cpu"
             and not cannot_read_values(splits)
         )
-
-    def _start_small(self) -> None:
-        """Start as the published versions do, with every leaf of every tree about equally likely."""
-        with torch.no_grad():
-            for name, parameter in self.nodes.named_parameters():
-                rows = parameter.view(self.k, -1, *parameter.shape[1:])
-                rows[:, : self.num_slots - 1].uniform_(-self.gamma / 100, self.gamma / 100)
-                if name == "weight" or CONVENTIONS[self.convention].leaf_bias_start:
-                    rows[:, self.num_slots - 1 :].uniform_(-0.05, 0.05)
 
     def extra_repr(self) -> str:
         """Return the sizes, for `repr`."""

@@ -6,12 +6,27 @@ import torch
 from torch import Tensor, nn
 
 from moe_search.checks import require_integer, require_number
-from moe_search.gates.batch_checks import require_device, require_dtype, require_samples
+from moe_search.gates.batch_checks import require_device, require_dtype, require_samples, weight_dtype
+from moe_search.gates.fresh_start import is_loaded
 from moe_search.gates.gate import Gate, SlotWeights, require_k
 from moe_search.gates.smooth_step import entropy_terms, smooth_step
 
 LEAST_REACHED = 1e-6
 """Part of a selector on the codes of slots below which its penalty grows no further."""
+
+
+class SmallLinear(nn.Linear):
+    """The affine function from inputs to the values of k selectors; it starts as published, near 0."""
+
+    def __init__(self, in_features: int, out_features: int, k: int, gamma: float) -> None:
+        self.k, self.gamma = k, gamma
+        super().__init__(in_features, out_features)
+
+    def reset_parameters(self) -> None:
+        """Draw fresh parameters from torch's global generator."""
+        super().reset_parameters()
+        for parameter in self.parameters():
+            _start_small(parameter, self.k, self.gamma)
 
 
 class DSelectK(Gate):
@@ -104,10 +119,10 @@ class DSelectK(Gate):
         if self.in_features is None:
             self.linear = None
             self.values = nn.Parameter(torch.empty(rows))
+            _start_small(self.values, self.k, self.gamma)
         else:
-            self.linear = nn.Linear(self.in_features, rows)
+            self.linear = SmallLinear(self.in_features, rows, self.k, self.gamma)
             self.register_parameter("values", None)
-        self.reset_parameters()
 
     @property
     def num_bits(self) -> int:
@@ -115,12 +130,10 @@ class DSelectK(Gate):
         return (self.num_slots - 1).bit_length()
 
     def reset_parameters(self) -> None:
-        """Draw fresh parameters from torch's global generator."""
-        with torch.no_grad():
-            for parameter in self.parameters():
-                rows = parameter.view(self.k, -1, *parameter.shape[1:])
-                rows[:, : self.num_bits].uniform_(-self.gamma / 100, self.gamma / 100)
-                rows[:, self.num_bits].uniform_(-0.05, 0.05)
+        """Start anew, with a fresh map and parameters drawn from torch's global generator."""
+        super().reset_parameters()
+        if self.values is not None:
+            _start_small(self.values, self.k, self.gamma)
 
     def forward(self, inputs: Tensor, ids: Tensor | None = None) -> SlotWeights:
         """Return the weights of the slots; see `Gate.forward`.
@@ -133,15 +146,15 @@ class DSelectK(Gate):
         total = weights.sum((1, 2), keepdim=True)
         lost = total < torch.finfo(total.dtype).tiny
         weights = (weights / total.masked_fill(lost, 1.0)).masked_fill(lost, 1.0 / (self.k * self.num_slots))
-        shape = (len(inputs), self.k, self.num_slots)
+        shape = (inputs.shape[0], self.k, self.num_slots)
         return SlotWeights(weights.expand(shape), None, p.expand(shape))
 
     def _values(self, inputs: Tensor) -> Tensor:
         """Return the values of bits and selectors of every sample, of one that stands for all in the static gate."""
         if self.linear is not None:
-            weight = self.linear.weight
+            dtype = weight_dtype(self.linear)
             # A row of bits is a product of many factors: autocast or not, it keeps the precision of the weights.
-            return self.linear(self.features(inputs, weight.dtype)).to(weight.dtype)
+            return self.linear(self.features(inputs, dtype)).to(dtype or inputs.dtype)
         assert self.values is not None
         require_samples(inputs)
         require_device("inputs", inputs, self.values.device, "gate")
@@ -162,6 +175,15 @@ class DSelectK(Gate):
             f"in_features={self.in_features}, k={self.k}, gamma={self.gamma:g}, "
             f"entropy={self.entropy:g}, zeta={self.zeta:g}"
         )
+
+
+@torch.no_grad()
+def _start_small(parameter: Tensor, k: int, gamma: float) -> None:
+    if not is_loaded(parameter):
+        # The last row of a selector is its own value, the others are its bits.
+        rows = parameter.view(k, -1, *parameter.shape[1:])
+        rows[:, :-1].uniform_(-gamma / 100, gamma / 100)
+        rows[:, -1].uniform_(-0.05, 0.05)
 
 
 def code_probabilities(bits: Tensor, gamma: float) -> Tensor:

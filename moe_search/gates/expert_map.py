@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from moe_search.checks import require_integer
 from moe_search.gates.batch_checks import cannot_read_values
+from moe_search.gates.fresh_start import is_loaded
 
 
 class ExpertMap(nn.Module):
@@ -39,9 +40,11 @@ class ExpertMap(nn.Module):
 
     Notes
     -----
-    What is written to the buffer is checked at the next forward in eval mode, which the version that torch counts tells
-    of: a look at the entries each time would wait for the device. ``AveragedModel(use_buffers=True)`` averages it, and
-    the mean of two maps is none; with ``use_buffers=False`` it takes over the map of the model, which is right.
+    The buffer is checked at the first forward, and after it was written to at the next one in eval mode, which the
+    version that torch counts tells of: a look at the entries each time would wait for the device. After
+    `torch.nn.Module.to_empty`, `reset_parameters` makes it a fresh map. ``AveragedModel(use_buffers=True)`` averages
+    it, as `EMAWeightAveraging` of Lightning does by default, and the mean of two maps is none; with
+    ``use_buffers=False`` the averaged model takes over the map of the model, which is right.
 
     Examples
     --------
@@ -73,6 +76,12 @@ class ExpertMap(nn.Module):
         self.capacity = self.num_slots // self.num_experts
         row = torch.arange(self.num_slots) // self.capacity
         self.register_buffer("experts", row.repeat(1 if self.shared else self.num_selectors, 1))
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Become a fresh map, which gives slot s to expert s // c."""
+        if not is_loaded(self.experts):
+            self.experts.copy_(torch.arange(self.num_slots, device=self.experts.device) // self.capacity)
 
     def assign(self, experts: Tensor | npt.ArrayLike) -> None:
         """Take over the expert of every slot.
@@ -166,11 +175,9 @@ class ExpertMap(nn.Module):
         Raises
         ------
         ValueError
-            If the shape is another, or, in eval mode, something else wrote to the buffer what is no map.
+            If the shape is another, or something else wrote to the buffer what is no map.
         """
-        # In training mode DistributedDataParallel writes to all buffers at every step.
-        if not self.training:
-            self._require_map()
+        self._require_map()
         if slot_weights.ndim != 3 or slot_weights.shape[1:] != (self.num_selectors, self.num_slots):
             raise ValueError(
                 f"slot_weights must have shape [B, {self.num_selectors}, {self.num_slots}], "
@@ -179,8 +186,11 @@ class ExpertMap(nn.Module):
         by_slot = slot_weights.sum(1) if self.shared else slot_weights.flatten(1)
         # Sorting slots by expert lines up equally many for each: a gather and a sum, the same on every device and run.
         # It also leaves autograd nothing to remember of the buffer, which may change before the backward pass.
-        order = self.experts.flatten().argsort(stable=True)
-        return by_slot[:, order].reshape(len(by_slot), self.num_experts, -1).sum(2)
+        experts = self.experts.flatten()
+        # The number of a slot decides among those of an expert: keys that differ need no stable sort, which is slow for
+        # large maps and which ONNX does not know.
+        keys = experts * experts.shape[0] + torch.arange(experts.shape[0], device=experts.device)
+        return by_slot[:, keys.argsort()].unflatten(1, (self.num_experts, -1)).sum(2)
 
     def extra_repr(self) -> str:
         """Return the sizes, for `repr`."""
@@ -190,11 +200,15 @@ class ExpertMap(nn.Module):
         )
 
     def _require_map(self) -> None:
-        """Raise ValueError if the buffer holds no map; it is looked at only after it was written to."""
+        """Raise ValueError if the buffer holds no map; it is looked at once, and in eval mode after it was written to.
+
+        In training mode DistributedDataParallel writes to all buffers at every step.
+        """
         experts = self.experts
         if cannot_read_values() or experts.is_inference():
             return
-        if self._checked is not None and self._checked[0] is experts and self._checked[1] == experts._version:
+        seen = self._checked is not None and self._checked[0] is experts
+        if seen and (self.training or self._checked[1] == experts._version):  # type: ignore[index]
             return
         if cannot_read_values(experts):
             return
@@ -203,7 +217,8 @@ class ExpertMap(nn.Module):
         except ValueError as error:
             raise ValueError(
                 f"the buffer of an expert map must be changed by the map alone, it was written to: {error} "
-                "(torch.optim.swa_utils.AveragedModel averages it unless use_buffers=False)"
+                "(a module that was emptied, or made on the device meta, starts anew by reset_parameters; "
+                "AveragedModel of torch and WeightAveraging of Lightning average buffers unless use_buffers=False)"
             ) from None
         self._checked = experts, experts._version
 
@@ -222,7 +237,8 @@ class ExpertMap(nn.Module):
                 f"{name} must have shape {tuple(self.experts.shape)} for {self._what()}, "
                 f"got shape {tuple(experts.shape)}"
             )
-        for t, row in enumerate(experts.detach().cpu().numpy()):
+        # Inside of torch.func.grad a tensor has no memory that numpy could read.
+        for t, row in enumerate(np.array(experts.tolist())):
             if row.min() < 0 or row.max() >= self.num_experts:
                 raise ValueError(
                     f"{name} must hold the experts 0 .. {self.num_experts - 1}, got {row.min()} .. {row.max()}"

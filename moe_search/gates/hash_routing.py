@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from moe_search.checks import require_integer
 from moe_search.gates.batch_checks import cannot_read_values, require_device, require_samples
+from moe_search.gates.fresh_start import is_loaded
 from moe_search.gates.gate import Gate, SlotWeights
 
 SPARE_BITS = 6
@@ -74,27 +75,44 @@ class HashRouting(Gate):
                 "exactly one of vocabulary and in_features must be given, "
                 f"got vocabulary={vocabulary} and in_features={in_features}"
             )
-        generator = torch.Generator().manual_seed(seed)
+        self._seed, self._given = seed, given
         self.vocabulary = None if vocabulary is None else require_integer("vocabulary", vocabulary)
         if given is not None and len(given) != self.vocabulary:
             raise ValueError(
                 f"table must give a slot to each id of a vocabulary, got {len(given)} entries for "
                 f"vocabulary={self.vocabulary} and in_features={in_features}"
             )
+        table, projections = self._start()
+        device = torch.get_default_device()
+        self.register_buffer("table", table.to(device, copy=True))
+        self.register_buffer("projections", None if projections is None else projections.to(device))
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Start anew, with a fresh map, and the table and the projections of the seed, or the table given."""
+        super().reset_parameters()
+        table, projections = self._start()
+        if not is_loaded(self.table):
+            self.table.copy_(table)
+        if self.projections is not None and projections is not None and not is_loaded(self.projections):
+            self.projections.copy_(projections)
+
+    def _start(self) -> tuple[Tensor, Tensor | None]:
+        """Return the table and the projections that the seed decides, on the CPU."""
+        generator = torch.Generator().manual_seed(self._seed)
+        projections = None
         if self.vocabulary is None:
             assert self.in_features is not None
             bits = (self.num_slots - 1).bit_length() + SPARE_BITS
             entries = 2**bits
-            projections = torch.randn(bits, self.in_features, generator=generator)
+            projections = torch.randn(bits, self.in_features, generator=generator, device="cpu")
             if self.in_features > 1:
                 # Inputs such as pixels, none negative, would else nearly all have the sign of the projection's sum.
                 projections -= projections.mean(1, keepdim=True)
         else:
             entries = self.vocabulary
-            projections = None
-        drawn = torch.randperm(entries, generator=generator) % self.num_slots
-        self.register_buffer("table", drawn if given is None else given)
-        self.register_buffer("projections", projections)
+        drawn = torch.randperm(entries, generator=generator, device="cpu") % self.num_slots
+        return drawn if self._given is None else self._given, projections
 
     def forward(self, inputs: Tensor, ids: Tensor | None = None) -> SlotWeights:
         """Return the weights of the slots; see `Gate.forward`.
@@ -111,7 +129,9 @@ class HashRouting(Gate):
         # Codes have the precision of the projections, autocast or not: a sample must not change its slot with it.
         with torch.autocast(features.device.type, enabled=False):
             bits = functional.linear(features.to(self.projections.dtype), self.projections) > 0
-        return (bits.long() << torch.arange(bits.shape[1], device=bits.device)).sum(1)
+        # Not by shifts, which ONNX has for unsigned integers only.
+        powers = torch.arange(bits.shape[1], dtype=torch.float64, device=bits.device).exp2().round().long()
+        return (bits.long() * powers).sum(1)
 
     def _ids(self, inputs: Tensor, ids: Tensor | None) -> Tensor:
         require_samples(inputs)

@@ -6,7 +6,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from moe_search.gates.batch_checks import weight_dtype
 from moe_search.gates.gate import Gate, SlotWeights, require_k
+
+
+class NoiseScale(nn.Linear):
+    """The linear function that the scale of the noise is made of; it starts at 0."""
+
+    def reset_parameters(self) -> None:
+        """Become 0."""
+        super().reset_parameters()
+        nn.init.zeros_(self.weight)
 
 
 class TopK(Gate):
@@ -51,13 +61,11 @@ class TopK(Gate):
         super().__init__(num_experts, num_slots, in_features=in_features)
         self.k = require_k(k, self.num_slots)
         self.linear = nn.Linear(in_features, self.num_slots)
-        self.noise = nn.Linear(in_features, self.num_slots, bias=False) if noise else None
-        if self.noise is not None:
-            nn.init.zeros_(self.noise.weight)
+        self.noise = NoiseScale(in_features, self.num_slots, bias=False) if noise else None
 
     def forward(self, inputs: Tensor, ids: Tensor | None = None) -> SlotWeights:
         """Return the weights of the slots; see `Gate.forward`."""
-        features = self.features(inputs, self.linear.weight.dtype)
+        features = self.features(inputs, weight_dtype(self.linear))
         logits = self.linear(features).unsqueeze(1)
         if self.noise is None or not self.training:
             return SlotWeights(self._weights(logits), logits)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from moe_search.training.lowering.process_group import ranks_of
 from moe_search.training.lowering.tasks import Layer, TaskLoss
 from moe_search.training.search.candidate_map import SearchRecord
 from moe_search.training.search.permutation_search import PermutationSearch
@@ -24,8 +28,14 @@ class TransformersSearch(TrainerCallback):
 
     It calls `PermutationSearch.step` after every optimizer step, with what the model was first given in training mode
     in that step (in the last part of it, where gradients are accumulated), and `PermutationSearch.finish` at the end.
-    With every checkpoint, each process saves its state in the checkpoint's folder, as ``permutation_search-RANK.pt``; a
-    run that resumes from a checkpoint in its ``output_dir`` takes it up.
+    The `SearchRecord.metrics` of each search are an entry of the Trainer's ``log_history``, and go to the callbacks
+    behind this one with what is logged next; in front of ``trainer.callback_handler.callbacks``, it serves those of
+    ``report_to`` too.
+
+    With every checkpoint, each process saves its state in the checkpoint's folder, as
+    ``permutation_search-LAYER-RANK.pt``, LAYER being the name of the layer in the model: several layers have a callback
+    each. A run that resumes from a checkpoint takes up the state in its folder, wherever that is. Where none is, as the
+    run was without a search, or of fewer processes, the search begins afresh, with a warning.
 
     Parameters
     ----------
@@ -45,6 +55,16 @@ class TransformersSearch(TrainerCallback):
     ----------
     search : PermutationSearch or None
         The search; None before training.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import moe_search as ms
+    >>> from moe_search.integrations import TransformersSearch
+    >>> moe = ms.MixtureOfExperts(ms.StackedExperts(4, 8, 3), ms.TopK(8, 4, k=2))
+    >>> callback = TransformersSearch(moe, torch.nn.functional.cross_entropy, inputs="features")
+    >>> callback.history  # one record a search, once Trainer(callbacks=[callback]) trains
+    []
     """
 
     def __init__(
@@ -64,6 +84,8 @@ class TransformersSearch(TrainerCallback):
         self._options = options
         self._batch: tuple[Tensor, Tensor] | None = None
         self._hook: Any = None
+        self._layer = ""
+        self._metrics: dict[str, float] = {}
         self.search: PermutationSearch | None = None
 
     @property
@@ -78,13 +100,18 @@ class TransformersSearch(TrainerCallback):
         model = kwargs["model"]
         outputs_only = _OutputsOnly(model, self._names[0], self._outputs)
         self.search = PermutationSearch(outputs_only, self._moe, loss=self._loss, **self._options)
+        self._layer = next(name for name, module in model.named_modules() if module is self._moe)
         if state.global_step > 0:
-            path = _path(args, state)
-            if not path.exists():
-                raise FileNotFoundError(
-                    f"a run that resumes at step {state.global_step} must find the state of its search in {path}"
+            path = _folder_resumed_from(args, state) / self._file(args)
+            ranks = ranks_of(self._options.get("process_group"), lambda: next(model.parameters()).device)
+            # Ranks with a state and ranks without would wait for each other.
+            if all(ranks.collect(path.exists())):
+                self.search.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
+            else:
+                warnings.warn(
+                    f"there is no state of a search in {path}: it begins afresh at step {state.global_step} of the run",
+                    stacklevel=2,
                 )
-            self.search.load_state_dict(torch.load(path, weights_only=True))
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -100,12 +127,25 @@ class TransformersSearch(TrainerCallback):
         """Count an optimizer step, and search if it is time."""
         batch, self._batch = self._batch, None
         if self.search is not None and batch is not None:
-            self.search.step(*batch)
+            self._log(state, self.search.step(*batch))
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Add what the last search did since the log before."""
+        if logs is not None:
+            logs.update(self._metrics)
+            self._metrics = {}
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Save the state of the search beside that of the Trainer."""
         if self.search is not None:
-            path = _path(args, state)
+            path = _folder(args, state) / self._file(args)
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.save(self.search.state_dict(), path)
 
@@ -115,7 +155,16 @@ class TransformersSearch(TrainerCallback):
         """Decide on a search under way."""
         self._forget()
         if self.search is not None:
-            self.search.finish()
+            self._log(state, self.search.finish())
+
+    def _log(self, state: TrainerState, record: SearchRecord | None) -> None:
+        if record is not None:
+            self._metrics = record.metrics()
+            state.log_history.append({**self._metrics, "epoch": state.epoch or 0.0, "step": state.global_step})
+
+    def _file(self, args: TrainingArguments) -> str:
+        layer = f"{self._layer}-" if self._layer else ""
+        return f"permutation_search-{layer}{args.process_index}.pt"
 
     def _forget(self) -> None:
         if self._hook is not None:
@@ -152,7 +201,17 @@ class _OutputsOnly(nn.Module):
         return answer[self.outputs]
 
 
-def _path(args: TrainingArguments, state: TrainerState) -> Path:
+def _folder(args: TrainingArguments, state: TrainerState) -> Path:
     # The Trainer has its checkpoint of this step there.
-    folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-    return folder / f"permutation_search-{args.process_index}.pt"
+    return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+
+
+def _folder_resumed_from(args: TrainingArguments, state: TrainerState) -> Path:
+    # It is an argument of Trainer.train, which tells it to no callback: it is read from the call that is under way.
+    frame = inspect.currentframe()
+    while frame is not None:
+        folder = frame.f_locals.get("resume_from_checkpoint")
+        if isinstance(folder, (str, os.PathLike)):
+            return Path(folder)
+        frame = frame.f_back
+    return _folder(args, state)

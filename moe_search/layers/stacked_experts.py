@@ -20,6 +20,24 @@ GROUPED_DTYPES = {"cpu": (torch.float32, torch.bfloat16, torch.float16), "cuda":
 """What `grouped_mm` takes, by type of device."""
 
 
+class Stack(nn.ParameterList):
+    """The weights or the biases of all experts, one entry for each affine map, of experts of some input widths."""
+
+    def __init__(self, shapes: Sequence[tuple[int, ...]], widths: Sequence[int]) -> None:
+        super().__init__([torch.empty(shape) for shape in shapes])
+        self.widths = tuple(widths)
+
+    def reset_parameters(self) -> None:
+        """Draw fresh parameters from torch's global generator."""
+        for i in range(len(self)):
+            self.reset(i)
+
+    def reset(self, i: int) -> None:
+        """Draw those of one affine map."""
+        bound = 1.0 / math.sqrt(self.widths[i])
+        nn.init.uniform_(self[i], -bound, bound)
+
+
 class StackedExperts(nn.Module):
     """n experts of the same shape: an affine map and an activation, or two affine maps with an activation between.
 
@@ -75,16 +93,15 @@ class StackedExperts(nn.Module):
         widths = [width for width in (self.in_features, self.hidden_features, self.out_features) if width is not None]
         shapes = [(self.num_experts, after, before) for before, after in itertools.pairwise(widths)]
         self.multiplications = sum(before * after for _, after, before in shapes)
-        self.weights = nn.ParameterList([torch.empty(shape) for shape in shapes])
-        self.biases = nn.ParameterList([torch.empty(shape[:2]) for shape in shapes])
+        self.weights = Stack(shapes, widths[:-1])
+        self.biases = Stack([shape[:2] for shape in shapes], widths[:-1])
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw fresh weights from torch's global generator."""
-        for weight, bias in zip(self.weights, self.biases, strict=True):
-            bound = 1.0 / math.sqrt(weight.shape[2])
-            nn.init.uniform_(weight, -bound, bound)
-            nn.init.uniform_(bias, -bound, bound)
+        for i in range(len(self.weights)):
+            self.weights.reset(i)
+            self.biases.reset(i)
 
     def __len__(self) -> int:
         """Return the number of experts."""

@@ -12,10 +12,21 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#8A8A8A")
+LINES = tuple(colour for colour in OKABE_ITO if colour != "#F0E442")
+"""Those that a thin line can have: yellow is not seen on white."""
+
 INK = "#1f2933"
-MUTED = "#7b8794"
+MUTED = "#616e7c"
 RULE = "#d9dee4"
-STYLE: dict[Any, Any] = {"font.size": 9, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": RULE}
+ON_LIGHT = "#000000"
+"""Text on a light fill, which is light on a dark page too."""
+
+PAGE_COLOURS = {INK: "--ink", MUTED: "--muted", RULE: "--rule"}
+"""The variables of the report's page that stand for a colour of text and rules, since its dark mode has others."""
+
+STYLE: dict[Any, Any] = {"font.size": 9, "axes.edgecolor": RULE} | dict.fromkeys(
+    ("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK
+)
 """The settings of matplotlib under which figures are drawn."""
 
 

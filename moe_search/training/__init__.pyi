@@ -21,4 +21,5 @@ from .saved_state import (
 from .search.candidate_map import SearchRecord as SearchRecord
 from .search.load_limit import limit_load as limit_load
 from .search.permutation_search import PermutationSearch as PermutationSearch
+from .search.search_summary import SearchSummary as SearchSummary
 from .sinkhorn import SinkhornPermutation as SinkhornPermutation

@@ -12,6 +12,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from moe_search.checks import require_integer, require_number
+from moe_search.gates.fresh_start import is_loaded
 from moe_search.gates.gate import Gate, SlotWeights
 from moe_search.layers.multi_gate_mixture_of_experts import share_submodule
 
@@ -128,6 +129,13 @@ class SinkhornPermutation(Gate):
         self._step = 0
         self.finished = False
         self._learned = True
+
+    def reset_parameters(self) -> None:
+        """Start anew, with a fresh gate and map, fresh logarithms, and at the first step."""
+        super().reset_parameters()
+        nn.init.uniform_(self.log_weights, -INITIAL_RANGE, INITIAL_RANGE)
+        if not is_loaded(self.log_weights):
+            self.set_extra_state(torch.zeros(2, dtype=torch.int64))
 
     @property
     def temperature(self) -> float:

@@ -42,6 +42,10 @@ class Clock:
         """Return the seconds for compiling kernels, or for loading compiled ones."""
         return self._compile_time.seconds - self._compiled_before
 
+    def compiles(self) -> bool:
+        """Return whether a kernel is being compiled, or loaded."""
+        return self._compile_time.depth > 0
+
     @contextmanager
     def stopped(self) -> Iterator[None]:
         """Keep the time of what is done inside off the clock."""

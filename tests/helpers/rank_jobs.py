@@ -1,5 +1,7 @@
 """What the processes of a group run in the tests of ranks; a module that a fresh process can import."""
 
+import warnings
+
 import pytest
 import torch
 from shared_map import make_shared
@@ -148,12 +150,37 @@ def one_rank_not_finite(rank, _):
 def one_rank_too_small(rank, _):
     setting = make_kind("top-2")
     search = PermutationSearch(setting.model, setting.moe, loss=setting.loss, period=2)
-    search.step(setting.inputs, setting.targets)
-    stop = 1 if rank == 1 else 20
+    for count in (SAMPLES, 1 if rank == 1 else 20, SAMPLES, SAMPLES):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            search.step(setting.inputs[:count], setting.targets[:count])
+    return [(record.outcome, record.reason) for record in search.history]
+
+
+def one_rank_unsearchable(rank, _):
+    setting = make_kind("top-2")
+    loss = torch.nn.MSELoss(reduction="sum" if rank == 1 else "mean")
+    search = PermutationSearch(setting.model, setting.moe, loss=loss, period=2)
     try:
-        search.step(setting.inputs[:stop], setting.targets[:stop])
+        search.step(setting.inputs, setting.targets)
     except (ValueError, RuntimeError) as error:
         return f"{type(error).__name__}: {error}"
+
+
+def solver_fails_with_a_warning(rank, _):
+    class Broken:
+        def solve(self, problem, stop, seed=0, initial=None):
+            raise KeyError("no such move")
+
+    setting = make_kind("top-2")
+    search = PermutationSearch(
+        setting.model, setting.moe, loss=setting.loss, period=2, solver=Broken(), on_error="warn"
+    )
+    for _ in range(4):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            search.step(setting.inputs, setting.targets)
+    return [(record.step, record.outcome) for record in search.history]
 
 
 def solver_fails(rank, _):
@@ -233,7 +260,9 @@ JOBS = [
     (balanced_run, None),
     (one_rank_not_finite, None),
     (one_rank_too_small, None),
+    (one_rank_unsearchable, None),
     (solver_fails, None),
+    (solver_fails_with_a_warning, None),
     (failed_and_resumed, None),
     (model_moves, "hash, any loss"),
     (explicit_group, None),

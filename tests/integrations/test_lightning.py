@@ -44,14 +44,14 @@ def make_run(**options):
     return Module(setting), LightningSearch(setting.moe, setting.loss, **options)
 
 
-def fit(module, callback, folder, epochs=1, accumulate=1, resume=None):
+def fit(module, callback, folder, epochs=1, accumulate=1, resume=None, logger=False):
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     data = torch.utils.data.TensorDataset(module.setting.inputs, module.setting.targets)
     trainer = pl.Trainer(
         max_epochs=epochs,
         accelerator="cpu",
-        callbacks=[callback],
-        logger=False,
+        callbacks=callback,
+        logger=logger,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -113,6 +113,34 @@ def test_a_run_goes_on_from_a_checkpoint(tmp_path):
         assert torch.equal(second.model.state_dict()[name], tensor), name
 
 
+def test_a_search_that_is_added_to_a_run_begins_afresh(tmp_path):
+    module, _ = make_run()
+    fit(module, pl.Callback(), tmp_path).save_checkpoint(tmp_path / "half.ckpt")
+    module, callback = make_run()
+    with pytest.warns(UserWarning, match=r"there is no state of a search in .*half.ckpt: it begins afresh"):
+        fit(module, callback, tmp_path, epochs=2, resume=tmp_path / "half.ckpt")
+    assert [record.step for record in callback.history] == [3, 6]
+
+
+def test_every_layer_has_a_state_of_its_own(tmp_path):
+    def run(epochs=1, resume=None):
+        module, callback = make_run(name="one")
+        setting = make("comet", samples=SAMPLES * STEPS)
+        module.other = setting.model
+        second = LightningSearch(
+            setting.moe, setting.loss, model=setting.model, period=5, stop=ms.MaxIterations(500), name="other"
+        )
+        trainer = fit(module, [callback, second], tmp_path, epochs=epochs, resume=resume)
+        return trainer, callback, second
+
+    trainer, *_ = run()
+    assert {"one/search/outcome", "other/search/outcome"} <= set(trainer.callback_metrics)
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    _, first, second = run(epochs=2, resume=tmp_path / "half.ckpt")
+    assert [record.step for record in first.history] == [3, 6, 9, 12, 15]
+    assert [record.step for record in second.history] == [5, 10, 15]
+
+
 def test_steps_are_those_of_the_optimizer(tmp_path):
     module, callback = make_run(period=2)
     fit(module, callback, tmp_path, accumulate=2)
@@ -126,7 +154,79 @@ def test_batches_of_another_form(tmp_path):
     assert [record.step for record in callback.history] == [3, 6]
 
 
+def test_a_last_batch_of_one_sample_ends_no_run(tmp_path):
+    module, callback = make_run(period=STEPS + 1)
+    setting = module.setting
+    for name in ("inputs", "targets"):
+        setattr(setting, name, torch.cat([getattr(setting, name), getattr(setting, name)[:1]]))
+    fit(module, callback, tmp_path, epochs=2)
+    assert [(record.step, record.outcome) for record in callback.history][:1] == [(STEPS + 1, "skipped")]
+    assert callback.history[1].step == 2 * (STEPS + 1)
+
+
+@pytest.mark.parametrize("use_buffers", [True, False])
+def test_a_model_that_is_averaged(tmp_path, use_buffers):
+    """Averaging is validated in the place of the model, under the model's own map."""
+    averaging = pytest.importorskip("lightning.pytorch.callbacks.weight_averaging", reason="of lightning >= 2.6")
+    module, callback = make_run()
+    fresh = module.setting.expert_map.experts.clone()
+    seen = []
+
+    class Validating(Module):
+        def validation_step(self, batch, _):
+            self(batch[0])
+            seen.append(self.setting.expert_map.experts.clone())
+
+        def val_dataloader(self):
+            return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(self.setting.inputs), batch_size=SAMPLES)
+
+    callbacks = [averaging.EMAWeightAveraging(use_buffers=use_buffers), callback]
+    if use_buffers:
+        with pytest.raises(ValueError, match="EMAWeightAveraging must have use_buffers=False"):
+            fit(Validating(module.setting), callbacks, tmp_path)
+        return
+    fit(Validating(module.setting), callbacks, tmp_path)
+    assert "committed" in [record.outcome for record in callback.history]
+    assert not torch.equal(seen[-1], fresh)
+    assert torch.equal(seen[-1], module.setting.expert_map.experts)
+
+
 def test_before_fit():
     _, callback = make_run()
     assert callback.history == []
     assert callback.state_dict() == {}
+
+
+class Kept(pl.loggers.Logger):
+    """A logger that keeps what it is given."""
+
+    name = version = "kept"
+
+    def __init__(self):
+        super().__init__()
+        self.given = []
+
+    def log_metrics(self, metrics, step=None):
+        self.given.append((step, metrics))
+
+    def log_hyperparams(self, *_):
+        pass
+
+
+def test_every_search_is_logged(tmp_path):
+    module, callback = make_run()
+    logger = Kept()
+    trainer = fit(module, callback, tmp_path, logger=logger)
+    given = [(step, metrics) for step, metrics in logger.given if "search/outcome" in metrics]
+    assert given == [(record.step, record.metrics()) for record in callback.history]
+    last = callback.history[-1].metrics()
+    assert {name: float(trainer.callback_metrics[name]) for name in last} == pytest.approx(last)
+    assert set(last) == {"search/outcome", "search/gain", "load/max", "load/dead"}
+
+
+def test_a_search_decided_at_the_end_is_logged(tmp_path):
+    module, callback = make_run(period=STEPS, asynchronous=True)
+    logger = Kept()
+    fit(module, callback, tmp_path, logger=logger)
+    [record] = callback.history
+    assert (STEPS, record.metrics()) in logger.given

@@ -50,7 +50,9 @@ def make_run(**options):
     return Model(setting), TransformersSearch(setting.moe, setting.loss, inputs="features", **options)
 
 
-def train(model, callback, folder, resume=None, steps=STEPS, save_steps=0, rows=None, accumulate=1, bf16=False):
+def train(
+    model, callback, folder, resume=None, steps=STEPS, save_steps=0, rows=None, accumulate=1, bf16=False, behind=()
+):
     arguments = transformers.TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
@@ -67,9 +69,10 @@ def train(model, callback, folder, resume=None, steps=STEPS, save_steps=0, rows=
         seed=3,
     )
     trainer = transformers.Trainer(
-        model=model, args=arguments, train_dataset=rows or Rows(model.setting), callbacks=[callback]
+        model=model, args=arguments, train_dataset=rows or Rows(model.setting), callbacks=[callback, *behind]
     )
     trainer.train(resume_from_checkpoint=resume)
+    return trainer
 
 
 def told(callback):
@@ -144,30 +147,85 @@ def test_several_tasks_over_a_shared_map(tmp_path):
     assert torch.equal(setting.expert_map.experts, best)
 
 
-def test_a_run_goes_on_from_a_checkpoint(tmp_path):
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_run_goes_on_from_a_checkpoint(tmp_path, moved):
     whole, callback = make_run(asynchronous=False)
     train(whole, callback, tmp_path / "whole")
     first, first_callback = make_run()
     train(first, first_callback, tmp_path / "run", save_steps=5, steps=5)
     second, second_callback = make_run()
-    train(second, second_callback, tmp_path / "run", resume=str(tmp_path / "run" / "checkpoint-5"))
+    checkpoint, folder = tmp_path / "run" / "checkpoint-5", tmp_path / "run"
+    if moved:
+        checkpoint, folder = checkpoint.rename(tmp_path / "kept"), tmp_path / "other"
+    train(second, second_callback, folder, resume=str(checkpoint))
     assert [record.step for record in second_callback.history] == [3, 6]
     assert told(second_callback) == told(callback)
     assert torch.equal(second.setting.expert_map.experts, whole.setting.expert_map.experts)
 
 
-def test_a_checkpoint_without_the_state_of_a_search(tmp_path):
+def test_a_run_goes_on_from_its_last_checkpoint(tmp_path):
     model, callback = make_run()
     train(model, callback, tmp_path, save_steps=5, steps=5)
-    (tmp_path / "checkpoint-5" / "permutation_search-0.pt").unlink()
-    with pytest.raises(FileNotFoundError, match="a run that resumes at step 5 must find the state of its search in"):
-        train(*make_run(), tmp_path, resume=str(tmp_path / "checkpoint-5"))
+    model, callback = make_run()
+    train(model, callback, tmp_path, resume=True)
+    assert [record.step for record in callback.history] == [3, 6]
+
+
+def test_a_search_that_is_added_to_a_run_begins_afresh(tmp_path):
+    model, _ = make_run()
+    train(model, transformers.TrainerCallback(), tmp_path, save_steps=3, steps=3)
+    model, callback = make_run()
+    with pytest.warns(UserWarning, match=r"no state of a search in .*permutation_search-model.moe-0.pt: it begins afr"):
+        train(model, callback, tmp_path, resume=str(tmp_path / "checkpoint-3"))
+    assert [record.step for record in callback.history] == [3]  # counted from the sixth step of the run
+    assert model.setting.true_loss() < 1
+
+
+class Two(nn.Module):
+    """A model of two layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.settings = [make("top-2", samples=SAMPLES * STEPS, seed=seed) for seed in (0, 1)]
+        self.first, self.second = (setting.model for setting in self.settings)
+
+    def forward(self, features=None, labels=None):
+        logits = self.first(features) + self.second(features)
+        return {
+            "logits": logits,
+            "loss": (logits - logits.detach() if labels is None else logits - labels).square().mean(),
+        }
+
+
+def test_every_layer_has_a_state_of_its_own(tmp_path):
+    def run(folder, **options):
+        model = Two()
+        callbacks = [
+            TransformersSearch(setting.moe, nn.MSELoss(), inputs="features", period=period, stop=ms.MaxIterations(500))
+            for setting, period in zip(model.settings, (2, 3), strict=True)
+        ]
+        train(model, callbacks[0], folder, rows=Rows(model.settings[0]), behind=callbacks[1:], **options)
+        return [told(callback) for callback in callbacks]
+
+    whole = run(tmp_path / "whole", steps=7)
+    run(tmp_path, save_steps=4, steps=4)
+    again = run(tmp_path, steps=7, resume=str(tmp_path / "checkpoint-4"))
+    assert [[record.step for record in history] for history in again] == [[2, 4, 6], [3, 6]]
+    assert again == whole
 
 
 def test_a_search_on_a_thread_is_finished_at_the_end(tmp_path):
     model, callback = make_run(asynchronous=True, period=STEPS)
     train(model, callback, tmp_path)
     assert [record.step for record in callback.history] == [STEPS]
+
+
+def test_a_last_batch_of_one_sample_ends_no_run(tmp_path):
+    model, callback = make_run(period=STEPS + 1)
+    for name in ("inputs", "targets"):
+        setattr(model.setting, name, torch.cat([getattr(model.setting, name), getattr(model.setting, name)[:1]]))
+    train(model, callback, tmp_path, steps=2 * STEPS + 1)
+    assert [(record.step, record.outcome) for record in callback.history] == [(STEPS + 1, "skipped")]
 
 
 def test_steps_are_those_of_the_optimizer(tmp_path):
@@ -189,3 +247,24 @@ def test_models_that_take_or_return_something_else(tmp_path):
     callback = TransformersSearch(model.setting.moe, model.setting.loss, inputs="features", outputs="scores", period=2)
     with pytest.raises(ValueError, match="the model must return a dict with the key scores, got dict"):
         train(model, callback, tmp_path)
+
+
+@pytest.mark.parametrize(("asynchronous", "period", "count"), [(False, 3, 2), (True, STEPS, 1)])
+def test_every_search_is_logged(tmp_path, asynchronous, period, count):
+    class Kept(transformers.TrainerCallback):
+        given = None
+
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            self.given = dict(logs)
+
+    model, callback = make_run(asynchronous=asynchronous, period=period)
+    behind = Kept()
+    trainer = train(model, callback, tmp_path, behind=[behind])
+    logged = [entry for entry in trainer.state.log_history if "search/outcome" in entry]
+    steps = [record.step for record in callback.history]
+    assert [entry["step"] for entry in logged] == steps
+    assert len(logged) == count
+    for entry, record in zip(logged, callback.history, strict=True):
+        assert record.metrics().items() <= entry.items()
+    if not asynchronous:  # the last log of a run comes before its end
+        assert callback.history[-1].metrics().items() <= behind.given.items()

@@ -214,6 +214,11 @@ def run_head(model: nn.Module, tasks: Tasks, batch: Batch, mixture: Tensor) -> T
     """Return the outputs of ``model`` when its layer returns ``mixture``, whatever it is given; both by rows."""
 
     def answer(*_args: Any, **_kwargs: Any) -> Tensor:
+        if mixture.requires_grad and not torch.is_grad_enabled():
+            raise ValueError(
+                "moe must run with gradients on where model is called with them, it runs with them off: under "
+                "torch.no_grad, or in a torch.utils.checkpoint with use_reentrant=True, which use_reentrant=False mends"
+            )
         # It is copied for heads that work in place.
         return tasks.by_sample(mixture).clone()
 

@@ -31,6 +31,10 @@ CHUNK_SIZE = 1024
 ProblemKind: TypeAlias = Literal["auto", "linear", "pairwise", "mixture"]
 
 
+class TooManySlotsError(ValueError):
+    """A problem that was asked for, or the only one for a loss, takes fewer slots a sample than the batch has."""
+
+
 @dataclass(frozen=True, eq=False)
 class Lowering:
     """A search problem made from a model, and what is known of how it was made.
@@ -53,6 +57,21 @@ class Lowering:
         What the loss of every task was recognized as, for a `MixtureAssignment`; None for the others, which take any.
     slot_loads : ndarray of int64
         Number of samples with weight on every slot, shape (size,); summed over tasks.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import moe_search as ms
+    >>> _ = torch.manual_seed(0)
+    >>> moe = ms.MixtureOfExperts(ms.StackedExperts(4, 8, 3), ms.TopK(8, 4, k=1))
+    >>> inputs = torch.randn(64, 8)
+    >>> targets = moe(inputs).detach()  # so that the present map is the best one
+    >>> moe.gate.expert_map.scramble(torch.Generator().manual_seed(1))
+    >>> lowering = ms.lower(moe, moe, inputs, targets, torch.nn.functional.mse_loss)
+    >>> type(lowering.problem).__name__, lowering.num_samples, lowering.linearized
+    ('LinearAssignment', 64, False)
+    >>> abs(lowering.problem.value(lowering.initial) - lowering.batch_loss) < 1e-6
+    True
     """
 
     problem: LinearAssignment | PairwiseAssignment | MixtureAssignment | LoadLimited
@@ -132,6 +151,20 @@ def lower(
         for, or if a pairwise problem would be too large.
     NonFiniteLossError
         If the loss, or what an expert answers, is NaN or infinite.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import moe_search as ms
+    >>> _ = torch.manual_seed(0)
+    >>> moe = ms.MixtureOfExperts(ms.StackedExperts(4, 8, 3), ms.TopK(8, 4, k=1))
+    >>> inputs = torch.randn(64, 8)
+    >>> targets = moe(inputs).detach()  # so that the present map is the best one
+    >>> moe.gate.expert_map.scramble(torch.Generator().manual_seed(1))
+    >>> lowering = ms.lower(moe, moe, inputs, targets, torch.nn.functional.mse_loss)
+    >>> result = ms.solve(lowering.problem)
+    >>> lowering.batch_loss > 0.1, abs(result.value) < 1e-6
+    (True, True)
     """
     check_model(model, moe)
     tasks = Tasks.of(moe, loss)
@@ -206,7 +239,7 @@ def lower_batches(
             made = PairwiseAssignment(ranks.sum(sums.costs) / num_samples, block_size=tasks.expert_map.num_slots)
         else:
             arrays = [each for of_rank in ranks.gather(sums.arrays) for each in of_rank]
-            made = mixture_problem(arrays) if arrays else None
+            made = ranks.agree(lambda: mixture_problem(arrays) if arrays else None)
             deviation = functools.reduce(Deviation.joined, (part.deviation for part in arrays), deviation)
     if made is None or ranks.index > 0:
         return None, recognized
@@ -262,8 +295,10 @@ def _choose(
         errors = [text for text in ranks.collect(None if error is None else str(error)) if text]
         if not errors:
             return "mixture", recognized
-        if problem == "mixture" or most > 2:
+        if problem == "mixture":
             raise error or ValueError(errors[0])
+        if most > 2:
+            raise TooManySlotsError(f"{errors[0]}, and up to {most} slots a sample where any other loss takes two")
         problem = "pairwise"
     _require_slots(problem, most, opened)
     return problem, None
@@ -273,12 +308,12 @@ def _require_slots(kind: ProblemKind, most: int, opened: Opened) -> None:
     """Raise ValueError if samples of up to ``most`` slots are too many for a kind of problem."""
     map_rows = len(opened.tasks.expert_map.experts)
     if kind == "linear" and (most > 1 or map_rows > 1):
-        raise ValueError(
+        raise TooManySlotsError(
             f"a linear problem must have one slot a sample and one row of slots, got up to {most} slots a sample "
             f"and {map_rows} rows"
         )
     if kind == "pairwise" and most > 2:
-        raise ValueError(f"a pairwise problem must have at most two slots a sample, got {most}")
+        raise TooManySlotsError(f"a pairwise problem must have at most two slots a sample, got {most}")
 
 
 def _recognize(opened: Opened, known: tuple[RecognizedLoss, ...] | None) -> tuple[RecognizedLoss, ...]:

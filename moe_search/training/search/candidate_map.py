@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -24,7 +24,7 @@ from moe_search.training.lowering.lowering import Lowering
 from moe_search.training.saved_state import require_keys
 from moe_search.training.search.load_limit import LoadLimit, limit_load_if_possible, mean_load
 
-Outcome: TypeAlias = Literal["committed", "enforced", "refused", "no improvement", "not finite", "failed"]
+Outcome: TypeAlias = Literal["committed", "enforced", "refused", "no improvement", "not finite", "skipped", "failed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +44,10 @@ class SearchRecord:
         ``"committed"``: the new map is in the gate. ``"enforced"``: it is, without a confirmed gain, since the old one
         broke the load limit on the searched samples. ``"refused"``: the second batch did not confirm the gain, the map
         stayed. ``"no improvement"``: the solver found nothing better. ``"not finite"``: a loss was NaN or infinite, the
-        map stayed. ``"failed"``: the solver raised before the state was saved that this run was loaded from, the map
-        stayed.
+        map stayed. ``"skipped"``: no search can use this batch, the map stayed. ``"failed"``: the solver raised, before
+        the state was saved that this run was loaded from or under ``on_error="warn"``, the map stayed.
+    reason : str or None
+        What was wrong where the outcome is one of the last three.
     value_before, value_found : float or None
         Mean loss on the searched samples under the old and the found map (a prediction if ``linearized``).
     bound : float or None
@@ -57,6 +59,8 @@ class SearchRecord:
         there was nothing to verify.
     seconds, seconds_solving : float
         Time that training waited for the search, and time of the solver, which is part of it unless it ran on a thread.
+    compile_seconds : float
+        Time in which the solver's kernels were compiled or loaded, which is not part of `seconds_solving`.
     linearized : bool
         Whether the head was not affine, so that its linearization was searched.
     num_samples : int
@@ -64,12 +68,34 @@ class SearchRecord:
     load_limit : float, tuple of float or None
         The limit on the load of all experts, or of each, that was searched under, in multiples of the mean: more than
         what was asked for where no map keeps that, None if there was none.
+    value_shifted : float or None
+        Mean loss on the searched samples if every slot had the expert after its own: near `value_before`, experts are
+        alike and their places matter little.
+    loads : tuple of int or None
+        Number of searched samples with weight on a slot of each expert, once for each such slot, under the map that
+        the search left.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import moe_search as ms
+    >>> _ = torch.manual_seed(0)
+    >>> moe = ms.MixtureOfExperts(ms.StackedExperts(4, 8, 3), ms.TopK(8, 4, k=1))
+    >>> inputs = torch.randn(64, 8)
+    >>> targets = moe(inputs).detach()  # so that the present map is the best one
+    >>> moe.gate.expert_map.scramble(torch.Generator().manual_seed(1))
+    >>> search = ms.PermutationSearch(moe, moe, loss=torch.nn.functional.mse_loss, period=2)
+    >>> _ = search.step(inputs[:32], targets[:32])  # kept, to search on
+    >>> record = search.step(inputs[32:], targets[32:])  # to verify on
+    >>> record.step, record.outcome, record.verified_gain > record.standard_error
+    (2, 'committed', True)
     """
 
     step: int
     problem: str | None = None
     solver: str | None = None
     outcome: Outcome
+    reason: str | None = None
     value_before: float | None = None
     value_found: float | None = None
     bound: float | None = None
@@ -78,9 +104,41 @@ class SearchRecord:
     standard_error: float | None = None
     seconds: float = 0.0
     seconds_solving: float = 0.0
+    compile_seconds: float = 0.0
     linearized: bool = False
     num_samples: int
     load_limit: float | tuple[float, ...] | None = None
+    value_shifted: float | None = None
+    loads: tuple[int, ...] | None = None
+
+    @property
+    def new_map(self) -> bool:
+        """Whether the search changed the map."""
+        return self.outcome in ("committed", "enforced")
+
+    @property
+    def dead_experts(self) -> tuple[int, ...]:
+        """The experts without a sample of those searched on."""
+        return tuple(e for e, load in enumerate(self.loads or ()) if load == 0)
+
+    @property
+    def max_load(self) -> float | None:
+        """The largest load of an expert, in multiples of the mean."""
+        loads = self.loads or ()
+        return max(loads) * len(loads) / sum(loads) if any(loads) else None
+
+    def metrics(self) -> dict[str, float]:
+        """Return what loggers of training curves take.
+
+        ``search/outcome`` is 1 if the search changed the map, else 0, and ``search/gain`` the verified decrease of the
+        loss by that change. ``load/max`` is the largest load of an expert in multiples of the mean, and ``load/dead``
+        the number of experts without a sample; they are left out where the search looked at no samples.
+        """
+        gain = self.verified_gain if self.new_map and self.verified_gain is not None else 0.0
+        metrics = {"search/outcome": float(self.new_map), "search/gain": gain}
+        if self.max_load is not None:
+            metrics |= {"load/max": self.max_load, "load/dead": float(len(self.dead_experts))}
+        return metrics
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as a plain dict of numbers and strings."""
@@ -89,9 +147,11 @@ class SearchRecord:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SearchRecord:
         """Return the record of ``to_dict``."""
-        require_keys("a search record", values, [field.name for field in fields(cls)])
-        limit = values["load_limit"]
-        return cls(**{**values, "load_limit": tuple(limit) if isinstance(limit, list) else limit})
+        # What later versions added is missing in what an earlier one saved.
+        defaults = {field.name: field.default for field in fields(cls) if field.default is not MISSING}
+        require_keys("a search record", {**defaults, **values}, [field.name for field in fields(cls)])
+        tuples = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+        return cls(**{**values, **tuples})
 
 
 ROUNDING = 1e-9
@@ -109,12 +169,15 @@ class CandidateMap:
         ``"enforced"`` if the present map breaks the load limit, else ``"no improvement"``.
     permutation : ndarray of int64 or None
         The map; None if it is no better on the samples searched than the present one, which keeps the limit.
+    loads : tuple of int or None
+        The loads of the record if this map is taken; None if there is none.
     lowering, result : Lowering, Result, optional
         Where it came from; it is there only on the rank that solved it, and not in a saved state.
     """
 
     record: SearchRecord
     permutation: NDArray[np.int64] | None
+    loads: tuple[int, ...] | None = None
     lowering: Lowering | None = None
     result: Result | None = None
 
@@ -125,13 +188,17 @@ class CandidateMap:
     def state_dict(self) -> dict[str, Any]:
         """Return plain numbers, strings and a tensor."""
         permutation = None if self.permutation is None else torch.from_numpy(self.permutation.copy())
-        return {"record": self.record.to_dict(), "permutation": permutation}
+        return {"record": self.record.to_dict(), "permutation": permutation, "loads": self.loads}
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> CandidateMap:
         """Return the map of `state_dict`."""
-        permutation = state["permutation"]
-        return cls(SearchRecord.from_dict(state["record"]), None if permutation is None else permutation.cpu().numpy())
+        permutation, loads = state["permutation"], state.get("loads")
+        return cls(
+            SearchRecord.from_dict(state["record"]),
+            None if permutation is None else permutation.cpu().numpy(),
+            None if loads is None else tuple(loads),
+        )
 
 
 def find_candidate(
@@ -144,6 +211,7 @@ def find_candidate(
 ) -> CandidateMap:
     """Solve a lowered layer from its present map, under a load limit if one is given."""
     kind, before = type(lowering.problem).__name__, float(lowering.problem.value(lowering.initial))
+    shifted = float(lowering.problem.value(_shifted(lowering)))
     limit: float | tuple[float, ...] | None = None
     enforced = False
     if load_limit is not None:
@@ -171,13 +239,31 @@ def find_candidate(
         value_found=found,
         bound=None if result.bound is None else float(result.bound),
         gain=before - found,
-        seconds_solving=seconds,
+        seconds_solving=seconds - result.compile_seconds,
+        compile_seconds=result.compile_seconds,
         linearized=lowering.linearized,
         num_samples=lowering.num_samples,
         load_limit=limit,
+        value_shifted=shifted,
+        loads=_loads(lowering, lowering.initial),
     )
-    better = before - found > ROUNDING * abs(before)
-    return CandidateMap(record, result.permutation if better or enforced else None, lowering, result)
+    if before - found > ROUNDING * abs(before) or enforced:
+        return CandidateMap(record, result.permutation, _loads(lowering, result.permutation), lowering, result)
+    return CandidateMap(record, None, None, lowering, result)
+
+
+def _shifted(lowering: Lowering) -> NDArray[np.int64]:
+    """Return the permutation that gives every slot the expert after its own."""
+    p, m = lowering.initial, lowering.problem.block_size
+    return p - p % m + (p + lowering.problem.capacity) % m
+
+
+def _loads(lowering: Lowering, permutation: NDArray[np.int64]) -> tuple[int, ...]:
+    problem = lowering.problem
+    experts = permutation % problem.block_size // problem.capacity
+    loads = np.zeros(problem.block_size // problem.capacity, np.int64)
+    np.add.at(loads, experts, lowering.slot_loads)
+    return tuple(loads.tolist())
 
 
 @dataclass(eq=False)
@@ -214,8 +300,10 @@ class Underway:
         """
         found = None
         if self.found is not None:
-            record = SearchRecord(step=self.step, outcome="failed", num_samples=self.num_samples)
-            answer = CandidateMap(record, None) if self.found.exception() is not None else self.found.result()
+            error = self.found.exception()
+            reason = None if error is None else repr(error)
+            record = SearchRecord(step=self.step, outcome="failed", reason=reason, num_samples=self.num_samples)
+            answer = self.found.result() if error is None else CandidateMap(record, None)
             found = answer.state_dict()
         numbers = {"step": self.step, "num_samples": self.num_samples, "seconds": self.seconds}
         return {"batch": dict(self.batch.named()), **numbers, "found": found}

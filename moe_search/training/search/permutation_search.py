@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import fields, replace
-from typing import Any, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 from torch import Tensor, nn
@@ -20,7 +21,13 @@ from moe_search.solvers.engine.stop import MaxRuntime, StoppingCriterion, requir
 from moe_search.training.lowering.batch import Batch, concatenate
 from moe_search.training.lowering.forward_pass import check_model
 from moe_search.training.lowering.losses import NonFiniteLossError, RecognizedLoss
-from moe_search.training.lowering.lowering import CHUNK_SIZE, Lowering, ProblemKind, lower_batches
+from moe_search.training.lowering.lowering import (
+    CHUNK_SIZE,
+    Lowering,
+    ProblemKind,
+    TooManySlotsError,
+    lower_batches,
+)
 from moe_search.training.lowering.process_group import ranks_of
 from moe_search.training.lowering.tasks import Layer, TaskLoss, Tasks
 from moe_search.training.saved_state import require_keys
@@ -34,6 +41,7 @@ from moe_search.training.search.candidate_map import (
     on_thread,
 )
 from moe_search.training.search.load_limit import LoadLimit, require_load_limit
+from moe_search.training.search.search_summary import FRUITLESS, SearchSummary, Settings, fruitless_for_the_first_time
 from moe_search.training.search.verification import Verification, verify
 
 OnSearch: TypeAlias = Callable[[SearchRecord, Lowering, Result], None]
@@ -46,6 +54,13 @@ SHARE = 0.07
 
 LEAST_SECONDS, MOST_SECONDS = 0.001, 0.05
 """What the solver gets at least and at most, by default."""
+
+TRIED = 64
+"""The most samples of the first batch that model and loss are tried on."""
+
+OnError: TypeAlias = Literal["raise", "warn"]
+
+logger = logging.getLogger("moe_search")
 
 STATE = ("step", "searches", "seed", "seconds", "history", "retained", "recognized", "underway", "map")
 
@@ -120,6 +135,10 @@ class PermutationSearch:
         How many of its standard errors the decrease of the mean loss on the second batch must exceed, at least 0. On
         random labels, where no map is better than another, 15 to 16 % of the maps found were committed at 1.0 and 2 %
         at 2.0 (4000 searches), as of normal deviates. The more it is, the larger a batch must be to confirm a gain.
+    on_error : {"raise", "warn"}
+        Whether what is wrong with model and loss, which the first step tells, and what the solver raises end the run by
+        an error, or are only warned of. What is wrong with a batch never ends it: such a search is recorded as
+        ``"skipped"``, with one warning a run.
 
     Attributes
     ----------
@@ -127,6 +146,21 @@ class PermutationSearch:
         One record for every search whose map is decided.
     seconds : float
         Time that training waited for searches, verification included.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import moe_search as ms
+    >>> _ = torch.manual_seed(0)
+    >>> moe = ms.MixtureOfExperts(ms.StackedExperts(4, 8, 3), ms.TopK(8, 4, k=1))
+    >>> inputs = torch.randn(64, 8)
+    >>> targets = moe(inputs).detach()  # so that the present map is the best one
+    >>> moe.gate.expert_map.scramble(torch.Generator().manual_seed(1))
+    >>> search = ms.PermutationSearch(moe, moe, loss=torch.nn.functional.mse_loss, period=2)
+    >>> for x, y in zip(inputs.split(32), targets.split(32)):
+    ...     _ = search.step(x, y)  # after the optimizer's step
+    >>> search.history[0].outcome, search.history[0].problem
+    ('committed', 'LinearAssignment')
     """
 
     def __init__(
@@ -149,6 +183,7 @@ class PermutationSearch:
         process_group: Any = None,
         load_limit: LoadLimit | None = None,
         confidence: float = 1.0,
+        on_error: OnError = "raise",
     ) -> None:
         if isinstance(model, DistributedDataParallel):
             model = model.module
@@ -180,6 +215,9 @@ class PermutationSearch:
         self._asynchronous = bool(asynchronous)
         self._load_limit: LoadLimit | None = tuple(load_limit) if isinstance(load_limit, Sequence) else load_limit
         self._confidence = require_number("confidence", confidence)
+        require_choice("on_error", on_error, get_args(OnError))
+        self._on_error = on_error
+        self._tried = False
         self._ranks = ranks_of(process_group, tasks.device)
         self._step = 0
         self._searches = 0
@@ -192,6 +230,11 @@ class PermutationSearch:
 
     def step(self, inputs: Tensor, targets: Tensor, ids: Tensor | None = None) -> SearchRecord | None:
         """Count a training step, and search if one is due.
+
+        The first call lowers some samples of its batch, so that what no search of this model and loss can get around
+        is known before hours have passed. A search that is due on a batch that no search can use (of less than 2
+        samples to verify on, or 3 if no earlier batch was kept, as with ``period=1``: the first half is then searched
+        and the second verifies; of samples of another shape than those kept) is skipped and recorded.
 
         Parameters
         ----------
@@ -207,10 +250,10 @@ class PermutationSearch:
 
         Raises
         ------
-        ValueError
-            If a search is due and there are too few samples to verify it on. It takes 2, or 3 if no earlier batch was
-            kept (``period=1``): the first half is then searched and the second verifies. Also whatever `lower` raises,
-            and an asynchronous solver. The map is then as it was.
+        Exception
+            At the first step, whatever `lower` raises, unless it is for a loss that is not finite, or for too many
+            slots a sample where the gate comes down to fewer. Later, whatever the solver raises. With
+            ``on_error="warn"`` neither. The map is then as it was.
         """
         step = self._step + 1
         if step > self._until and self._underway is None:
@@ -219,10 +262,12 @@ class PermutationSearch:
         if self._last_search is None:
             self._last_search = time.perf_counter()
         due = step <= self._until and step % self._period == 0
-        if due or self._underway is not None:
-            batch = self._ranks.agree(lambda: self._checked(inputs, targets, ids, due))
+        if due or not self._tried or self._underway is not None:
+            batch = self._ranks.agree(lambda: self._fitting(Batch(inputs, targets, ids)))
         else:
-            batch = self._checked(inputs, targets, ids, due)
+            batch = self._fitting(Batch(inputs, targets, ids))
+        if not self._tried:
+            self._try(batch)
 
         self._step = step
         record = None
@@ -249,10 +294,15 @@ class PermutationSearch:
         Raises
         ------
         Exception
-            What the solver raised on its thread. The map is then as it was.
+            What the solver raised on its thread, unless ``on_error="warn"``. The map is then as it was.
         """
         underway, self._underway = self._underway, None
-        return None if underway is None else self._decide(underway.found, [underway.batch], underway.seconds)
+        if underway is None:
+            return None
+        searched = SearchRecord(
+            step=underway.step, outcome="failed", num_samples=underway.num_samples, seconds=underway.seconds
+        )
+        return self._decide(underway.found, [underway.batch], searched, in_step=True)
 
     def search_batches(self, batches: Iterable[Samples], *, verify: Iterable[Samples]) -> SearchRecord:
         """Search on all of some batches now, such as those of a whole data set, whatever step it is.
@@ -308,6 +358,39 @@ class PermutationSearch:
         record = self._search_on(self._given(batches), self._given(verify), time.perf_counter(), in_step=False)
         assert record is not None
         return record
+
+    def summary(self) -> SearchSummary:
+        """Return what came of all searches so far, and what to try where few maps are committed; print it.
+
+        The logger ``moe_search`` has this as a warning, once a run: when ten searches in a row are refused, or none of
+        the first ten changes the map.
+
+        Examples
+        --------
+        Experts that are copies of one another:
+
+        >>> import torch
+        >>> import moe_search as ms
+        >>> _ = torch.manual_seed(0)
+        >>> one = torch.nn.Linear(4, 1)
+        >>> moe = ms.MixtureOfExperts([one, one, one], ms.TopK(in_features=4, num_experts=3, k=1))
+        >>> search = ms.PermutationSearch(moe, moe, loss=torch.nn.MSELoss(), period=2)
+        >>> for _ in range(2):
+        ...     record = search.step(torch.randn(20, 4), torch.randn(20, 1))
+        >>> summary = search.summary()
+        >>> summary.searches, summary.found, summary.advice[0][:18]
+        (1, 0, 'Experts are alike:')
+        """
+        settings = Settings(
+            step=self._step,
+            period=self._period,
+            until=self._until,
+            batches=self._batches,
+            max_samples=self._max_samples,
+            confidence=self._confidence,
+            load_limit=self._load_limit,
+        )
+        return SearchSummary.of(self.history, self.seconds, settings)
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that is needed to go on as if the run had never stopped: plain numbers, strings and tensors.
@@ -370,18 +453,35 @@ class PermutationSearch:
         sizes = {"experts": expert_map.num_experts, "rows": rows, "slots of a row": expert_map.num_slots}
         return sizes if self._tasks.count == 1 else sizes | {"tasks": self._tasks.count}
 
-    def _checked(self, inputs: Tensor, targets: Tensor, ids: Tensor | None, due: bool) -> Batch:
-        batch = Batch(inputs, targets, ids)
-        if not due:
-            return self._fitting(batch, 1)
-        if self._retained:
-            return self._fitting(batch, 2, " to verify a search")
-        return self._fitting(batch, 3, " to be searched and verified by halves, no earlier batch being kept")
+    def _try(self, batch: Batch) -> None:
+        """Find out by some samples what no search can get around; nothing of it is kept."""
+        self._tried = True
+        some = batch.part(0, min(len(batch), TRIED))
+
+        def lower_some() -> None:
+            if not len(some):
+                return
+            try:
+                lower_batches(self._model, self._tasks, [some], self._problem, self._chunk_size)
+            except NonFiniteLossError:
+                pass
+            except TooManySlotsError:
+                # Some gates have fewer slots a sample in the end than at the start.
+                most = 1 if self._problem == "linear" else 2
+                if any(getattr(gate, "k", most + 1) > most for gate in self._tasks.gates):
+                    raise
+
+        try:
+            self._ranks.agree(lower_some)
+        except Exception as error:
+            if self._on_error == "raise":
+                raise
+            warnings.warn(f"no search of this model and loss can run: {error}", RuntimeWarning, stacklevel=3)
 
     def _retain(self, batch: Batch) -> None:
         due = (self._step // self._period + 1) * self._period
         if due <= self._until and due - self._step <= self._batches:
-            self._retained = [*self._retained, batch][-self._batches :]
+            self._retained = [*self._retained, *([batch] if len(batch) else [])][-self._batches :]
         else:
             self._retained = []
 
@@ -396,25 +496,33 @@ class PermutationSearch:
                     "a batch must be (inputs, targets), (inputs, targets, ids) or (inputs, targets, ids, groups), "
                     f"got {type(samples).__name__}"
                 )
-            yield self._fitting(given, 1)
+            given.require(1)
+            yield self._fitting(given)
 
-    def _fitting(self, batch: Batch, least: int, purpose: str = "") -> Batch:
+    def _fitting(self, batch: Batch) -> Batch:
         batch = batch.detach()
-        batch.require(least, purpose)
         batch.check_device(self._model)
         self._tasks.rows("targets", batch.targets)
         return batch
 
     def _search(self, batch: Batch) -> SearchRecord | None:
         start = time.perf_counter()
+        try:
+            searched, verified = self._ranks.agree(lambda: self._parts(batch))
+        except Exception as error:
+            return self._give_up(SearchRecord(step=self._step, outcome="skipped", num_samples=0), error, start)
+        return self._search_on([searched], [verified], start, in_step=True)
+
+    def _parts(self, batch: Batch) -> tuple[Batch, Batch]:
+        """Return the samples to search on and those that verify."""
         if self._retained:
+            batch.require(2, " to verify a search")
             searched, verified = concatenate(self._retained), batch
         else:
+            batch.require(3, " to be searched and verified by halves, no earlier batch being kept")
             half = len(batch) // 2
             searched, verified = batch.part(0, half), batch.part(half, len(batch))
-        if self._max_samples is not None:
-            searched = searched.last(self._max_samples)
-        return self._search_on([searched], [verified], start, in_step=True)
+        return searched if self._max_samples is None else searched.last(self._max_samples), verified
 
     def _search_on(
         self, searched: Iterable[Batch], verified: Iterable[Batch], start: float, *, in_step: bool
@@ -429,6 +537,10 @@ class PermutationSearch:
                 num_samples += len(batch)
                 yield batch
 
+        def record(outcome: Outcome) -> SearchRecord:
+            seconds = time.perf_counter() - start
+            return SearchRecord(step=step, outcome=outcome, num_samples=num_samples, seconds=seconds)
+
         try:
             lowering, recognized = lower_batches(
                 self._model,
@@ -440,9 +552,12 @@ class PermutationSearch:
                 self._ranks,
             )
         except NonFiniteLossError as error:
-            self._warn(error)
-            seconds = time.perf_counter() - start
-            return self._record(SearchRecord(step=step, outcome="not finite", num_samples=num_samples, seconds=seconds))
+            return self._give_up(record("not finite"), error)
+        except Exception as error:
+            # The first step told what is wrong with model and loss: it is the batch.
+            if not in_step:
+                raise
+            return self._give_up(record("skipped"), error)
         if recognized is not None:
             # The targets are those of the first batch, and not kept.
             self._recognized = tuple(replace(one, targets=np.empty(0)) for one in recognized)
@@ -452,12 +567,11 @@ class PermutationSearch:
             stop = self._stop or MaxRuntime(self._solving_seconds(start, in_step))
             run = on_thread if asynchronous else at_once
             found = run(lambda: find_candidate(lowering, self._solver, stop, seed, step, self._load_limit))
-        seconds = time.perf_counter() - start
         if asynchronous:
             [batch] = verified
-            self._underway = Underway(batch, step, num_samples, seconds, found)
+            self._underway = Underway(batch, step, num_samples, time.perf_counter() - start, found)
             return None
-        return self._decide(found, verified, seconds)
+        return self._decide(found, verified, record("failed"), in_step)
 
     def _solving_seconds(self, start: float, in_step: bool) -> float:
         lowering = time.perf_counter() - start
@@ -467,13 +581,23 @@ class PermutationSearch:
             return MOST_SECONDS
         return min(max(SHARE * (start - self._last_search) - lowering, LEAST_SECONDS), MOST_SECONDS)
 
-    def _decide(self, found: Future[CandidateMap] | None, batches: Iterable[Batch], seconds: float) -> SearchRecord:
-        """Decide on the map that was found, None on ranks that wait for the first, by the losses of other samples."""
+    def _decide(
+        self, found: Future[CandidateMap] | None, batches: Iterable[Batch], searched: SearchRecord, in_step: bool
+    ) -> SearchRecord:
+        """Decide on the map that was found, None on ranks that wait for the first, by the losses of other samples.
+
+        ``searched`` is the record if the solver failed.
+        """
         start = time.perf_counter()
-        candidate = self._ranks.from_first(lambda: _answer(found).bare())
+        try:
+            candidate = self._ranks.from_first(lambda: _answer(found).bare())
+        except Exception as error:
+            if self._on_error == "raise":
+                raise
+            return self._give_up(searched, error)
         permutation = candidate.permutation
         verification: Verification | None = None
-        outcome: Outcome = candidate.record.outcome
+        outcome, reason = candidate.record.outcome, candidate.record.reason
         if permutation is not None:
             try:
                 verification = verify(self._model, self._tasks, permutation, batches, self._chunk_size, self._ranks)
@@ -481,18 +605,24 @@ class PermutationSearch:
                     outcome = "committed"
                 elif outcome != "enforced":
                     outcome = "refused"
-            except NonFiniteLossError as error:
-                self._warn(error)
-                outcome = "not finite"
-            if outcome in ("committed", "enforced"):
-                self._tasks.expert_map.assign_permutation(permutation)
+            except Exception as error:
+                finite = not isinstance(error, NonFiniteLossError)
+                if finite and not in_step:
+                    raise
+                outcome, reason = "skipped" if finite else "not finite", str(error)
+                self._warn(outcome, reason)
         record = replace(
             candidate.record,
             outcome=outcome,
+            reason=reason,
             verified_gain=None if verification is None else verification.gain,
             standard_error=None if verification is None else verification.standard_error,
-            seconds=seconds + time.perf_counter() - start,
         )
+        if record.new_map:
+            assert permutation is not None
+            self._tasks.expert_map.assign_permutation(permutation)
+            record = replace(record, loads=candidate.loads)
+        record = replace(record, seconds=searched.seconds + time.perf_counter() - start)
         self._record(record)
         if self._on_search is not None and found is not None:
             whole = found.result()
@@ -504,14 +634,22 @@ class PermutationSearch:
         self.history.append(record)
         self.seconds += record.seconds
         self._last_search = time.perf_counter()
+        if self._ranks.index == 0 and fruitless_for_the_first_time(self.history):
+            logger.warning("the last %d searches left the expert map as it was\n%s", FRUITLESS, self.summary())
         return record
 
-    def _warn(self, error: NonFiniteLossError) -> None:
-        # It warns once a run: a loss that is not finite mostly stays so.
-        if all(record.outcome != "not finite" for record in self.history):
+    def _give_up(self, record: SearchRecord, error: Exception, start: float | None = None) -> SearchRecord:
+        reason = str(error) or type(error).__name__
+        self._warn(record.outcome, reason)
+        seconds = record.seconds if start is None else time.perf_counter() - start
+        return self._record(replace(record, reason=reason, seconds=seconds))
+
+    def _warn(self, outcome: Outcome, reason: str) -> None:
+        # It warns once a run: a loss that is not finite mostly stays so, and the last batch of an epoch comes again.
+        if all(record.outcome != outcome for record in self.history):
             warnings.warn(
-                f"the search at step {self._step} was given up and the expert map left as it is: {error} "
-                "(later searches of this run are given up without a warning, see their records)",
+                f"the search at step {self._step} was given up and the expert map left as it is: {reason} "
+                f"(later searches that end as {outcome!r} do so without a warning, see their records)",
                 RuntimeWarning,
                 stacklevel=5,
             )

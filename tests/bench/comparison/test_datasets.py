@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from qaplib_files import FOLDER, best_known, needs_qaplib
 
-from moe_search.bench.comparison.dataset_files import DATASETS, GATES, dataset_files
+from moe_search.bench.comparison.dataset_files import DATASETS, GATE_FILES, dataset_files
 from moe_search.bench.comparison.objective import Objective
 from moe_search.bench.comparison.scores import excess
 from moe_search.problems import LinearAssignment, MixtureAssignment
@@ -38,12 +38,12 @@ def test_the_problems_of_trained_gates_are_small_and_real(load, gate, kind):
     here = problem.value(np.arange(problem.size))
     random = [problem.value(problem.random_solution(np.random.default_rng(seed))) for seed in range(5)]
     assert LocalSearch().solve(problem, MaxIterations(20_000), seed=0).value <= min(here, *random)
-    with np.load(GATES / f"{gate}.npz", allow_pickle=False) as file:
+    with np.load(GATE_FILES / f"{gate}.npz", allow_pickle=False) as file:
         assert all(array.dtype.kind in "fiU" for array in dict(file).values())
 
 
 def test_the_stored_problems_take_less_than_200_kilobytes():
-    assert 0 < sum(path.stat().st_size for path in GATES.glob("*.npz")) < 200_000
+    assert 0 < sum(path.stat().st_size for path in GATE_FILES.glob("*.npz")) < 200_000
 
 
 @needs_qaplib

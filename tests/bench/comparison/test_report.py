@@ -1,8 +1,10 @@
 """The report of a comparison, from hand-made runs; and in a real browser."""
 
+import json
 import re
 import shutil
 import subprocess
+from html import escape, unescape
 from itertools import product
 
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 
 from moe_search.bench.comparison.comparison import Comparison, collect
 from moe_search.bench.comparison.report import as_markdown, make_report, write_comparison
-from moe_search.bench.comparison.scores import scores, times_to_target
+from moe_search.bench.comparison.scores import excess_over_time, scores, times_to_target
 from moe_search.bench.comparison.settings import ComparisonSettings
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -122,38 +124,80 @@ def test_degenerate_comparisons_give_sentences(values, sentence):
 def test_the_files_are_written(tmp_path):
     made, settings = comparison(THREE)
     paths = write_comparison(made, make_report(made, settings, "moe-search bench"), tmp_path)
-    assert [path.name for path in paths] == ["report.html", "report.md", "runs.parquet", "curves.parquet"]
+    tables = ["report.html", "report.md", "runs.parquet", "curves.parquet"]
+    assert [path.name for path in paths] == [*tables, "excess_over_time.png", "profiles.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths[4:])
     pd.testing.assert_frame_equal(pd.read_parquet(paths[2]), made.runs)
     again = Comparison(pd.read_parquet(paths[2]), pd.read_parquet(paths[3]), made.seconds)
     assert page((again, settings)) == page((made, settings))
 
 
+# Measures what was laid out, and tells it to the page around; it stands in a copy, for the report itself has no script.
+MEASURE = """<script>
+const all = (names) => [...document.querySelectorAll(names)];
+const lines = (node, start, end) => {
+  const range = document.createRange();
+  range.setStart(node, start);
+  range.setEnd(node, end);
+  return new Set([...range.getClientRects()].map((each) => each.top)).size;
+};
+const words = all("th").flatMap((cell) => [...cell.firstChild.data.matchAll(/[^\\s-]+/g)].map((word) =>
+  lines(cell.firstChild, word.index, word.index + word[0].length)));
+const wide = all("details").map((each) => each.open = true) && all(".wide");
+parent.document.body.setAttribute(`data-at-${innerWidth}`, JSON.stringify({
+  page: document.documentElement.scrollWidth > innerWidth,
+  hidden: all("figure svg").filter((each) => each.getBoundingClientRect().height < 100).length,
+  cut: all("p, li, h2, h3, th, td").filter((each) => each.scrollWidth > each.clientWidth + 1).length,
+  broken: words.filter((count) => count > 1).length,
+  words: words.length > 100,
+  scrolls: wide.some((each) => each.scrollWidth > each.clientWidth),
+  sticky: all("th:first-child").every((each) => getComputedStyle(each).position == "sticky"),
+  figures: all("figure svg").length,
+}));
+</script></body>"""
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed")
-def test_a_browser_shows_the_report(tmp_path):
+def test_a_browser_shows_the_report_on_a_desk_and_on_a_telephone(tmp_path):
     # Names as long as those of our solvers: a header that does not fit runs into the next one.
     made, settings = comparison(THREE | {"IteratedLocalSearch": THREE["quick"], "SimulatedAnnealing": THREE["slow"]})
-    html, *_ = write_comparison(made, make_report(made, settings, "moe-search bench"), tmp_path)
+    path, *_ = write_comparison(made, make_report(made, settings, "moe-search bench"), tmp_path)
+    report = path.read_text(encoding="utf-8")
+    framed = escape(report.replace("</body>", MEASURE))
+    both = tmp_path / "both.html"
+    # A window cannot be as narrow as a telephone, a frame can.
+    frames = (f'<iframe srcdoc="{framed}" width="{width}" height="2400"></iframe>' for width in (1280, 390))
+    both.write_text(f'<meta charset="utf-8"><body>{"".join(frames)}</body>', encoding="utf-8")
     quiet = ["--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", *quiet, "--timeout=20000"]
-    profile, picture = tmp_path / "profile", tmp_path / "report.png"
-    # The script measures what was laid out; it stands in a copy, since the report itself has none.
-    script = """<script>
-    const wide = document.documentElement.scrollWidth > window.innerWidth;
-    const hidden = [...document.querySelectorAll("figure svg")].filter(e => e.getBoundingClientRect().height < 100);
-    const cut = [...document.querySelectorAll("p, li, h2, th, td")].filter(e => e.scrollWidth > e.clientWidth + 1);
-    document.body.dataset.laidOut = JSON.stringify([wide, hidden.length, cut.length,
-      document.querySelectorAll("figure svg").length, document.querySelectorAll("tbody tr").length]);
-    </script></body>"""
-    copy = tmp_path / "measured.html"
-    copy.write_text(html.read_text(encoding="utf-8").replace("</body>", script), encoding="utf-8")
-    size = ["--window-size=1200,2400", f"--user-data-dir={profile}"]
-    shown = [f"--screenshot={picture}", "--dump-dom", copy.as_uri()]
-    done = subprocess.run([*command, *size, *shown], capture_output=True, text=True, timeout=100)
-    assert picture.stat().st_size > 20_000, done.stderr
-    if "data-laid-out" not in done.stdout:
-        done = subprocess.run(
-            [*command, *size, "--dump-dom", copy.as_uri()], capture_output=True, text=True, timeout=100
-        )
-    assert 'data-laid-out="[false,0,0,2,' in done.stdout
-    assert "Friedman" in done.stdout
-    assert not re.search(r"(src|href)=.?https?://", html.read_text(encoding="utf-8").split("<body>")[1])
+    size = ["--window-size=1800,2400", f"--user-data-dir={tmp_path / 'profile'}"]
+    done = subprocess.run([*command, *size, "--dump-dom", both.as_uri()], capture_output=True, text=True, timeout=100)
+    measured = {
+        int(width): json.loads(unescape(text))
+        for width, text in re.findall(r'data-at-(\d+)="([^"]*)"', done.stdout.split("<iframe")[0])
+    }
+    laid_out = {"page": False, "hidden": 0, "cut": 0, "broken": 0, "words": True, "sticky": True, "figures": 3}
+    assert measured == {1280: laid_out | {"scrolls": False}, 390: laid_out | {"scrolls": True}}
+    assert not re.search(r"(src|href)=.?https?://", report.split("<body>")[1])
+
+
+def test_the_page_begins_with_who_came_first_and_the_peers_are_rows():
+    made, settings = comparison(THREE)
+    report = make_report(made, settings, "moe-search bench")
+    (headline,) = report.headlines
+    assert headline == (
+        "QuadraticAssignment: first quick, 0 % above the best; then slow, 1.250 % above the best. "
+        "0 of 3 pairs of solvers are told apart."
+    )
+    table = next(table for table in report.sections[0].tables if table.title == "Median excess by data set")
+    assert table.columns == ("solver", "one", "two", "three", "four")
+    assert [row[0] for row in table.rows] == ["quick", "slow", "failing"]
+
+
+def test_the_excess_over_time_by_hand():
+    made, _ = comparison({"a": {"one": [20, 10]}, "b": {"one": [30, 15, 10]}}, repetitions=1)
+    (mine,) = scores(made)
+    over_time = excess_over_time(made, mine)
+    assert over_time.index[-1] == pytest.approx(1.0)
+    for seconds, expected in ((0.05, [np.inf, np.inf]), (0.15, [1.0, 2.0]), (0.25, [0.0, 0.5]), (0.5, [0.0, 0.0])):
+        assert over_time[over_time.index >= seconds].iloc[0].tolist() == expected

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from moe_search.bench.demo.scenarios import Scenario, count_ticks, exact_value, load_data, train
-from moe_search.bench.demo.settings import GATES, DemoSettings, find_device, smoke_settings
+from moe_search.bench.demo.settings import SHOWN, DemoSettings, find_device, smoke_settings
 from moe_search.bench.experiments.gates import make_gate
 from moe_search.bench.experiments.pretraining import parts_of, train_specialists
 from moe_search.bench.experiments.training import SearchSchedule
@@ -67,7 +67,7 @@ def test_every_search_is_held_against_its_optimum(results):
 def test_bad_initialization_starts_from_a_scrambled_map(results):
     scratch, bad = results
     assert scratch.intact == ()
-    assert len(bad.intact) == 2 * len(GATES)
+    assert len(bad.intact) == 2 * len(SHOWN)
     for run in bad.runs:
         (intact,) = (each for each in bad.intact if (each.gate, each.seed) == (run.gate.rstrip("+"), run.seed))
         assert np.array_equal(intact.expert_map, np.arange(8))
@@ -164,7 +164,7 @@ def test_two_task_loss_is_the_mean_of_both_tasks():
 
 
 def test_unknown_names():
-    with pytest.raises(ValueError, match="gate must be one of Softmax, Hash, Top-k, COMET, DSelect-k, got 'Magic'"):
+    with pytest.raises(ValueError, match="gate must be one of Softmax, Hash, Top-k, DSelect-k, COMET, got 'Magic'"):
         make_gate("Magic", 4, 8)
     with pytest.raises(ValueError, match="device must be one of auto, cpu, cuda, got 'tpu'"):
         find_device("tpu")

@@ -1,12 +1,16 @@
 import re
+from dataclasses import replace
 
 import pytest
 from toy_experiment import TOY, ToySettings
+from typer.testing import CliRunner
 
+from moe_search.bench.commands import app
 from moe_search.bench.experiments import report as page
 from moe_search.bench.experiments.experiment import HOMES, find_experiment
-from moe_search.bench.experiments.report import comparison_table, make_report, read_finished, results_table
-from moe_search.bench.experiments.run import run_experiment
+from moe_search.bench.experiments.journal import plain_settings
+from moe_search.bench.experiments.report import comparison_table, make_report, read_finished, results_table, section
+from moe_search.bench.experiments.run import run_experiment, run_with_progress
 from moe_search.plotting.report import render_report
 
 
@@ -34,7 +38,7 @@ def test_comparison_of_differences(finished):
     table = comparison_table(finished, TOY.measures[1])
     assert table.title == "test loss: against none, lower is better"
     row = dict(zip(table.columns, table.rows[0], strict=True))
-    assert (row["gate, search"], row["pairs"], row["lower in"], row["r"]) == ("Hash, search", "3", "3 of 3", "-1.00")
+    assert (row["gate, search"], row["lower in"], row["r"]) == ("Hash, search", "3 of 3", "-1.00")
     assert row["difference"].startswith("-0.250 ± 0.000")
     assert (row["p"], row["Holm"]) == ("0.2500", "0.5000")
 
@@ -53,9 +57,9 @@ def test_pairs_are_of_seeds_that_ended_under_both(tmp_path):
     lines = journal.read_text().splitlines()
     journal.write_text("\n".join(lines[:-1]) + "\n")  # seed 1, Top-k, search did not end
     (found,) = read_finished(tmp_path)
-    assert [row[1] for row in comparison_table(found, TOY.measures[1]).rows] == ["2", "1"]
+    assert [row[-1] for row in comparison_table(found, TOY.measures[1]).rows] == ["2 of 2", "1 of 1"]
     assert [row[1] for row in results_table(found).rows] == ["2", "2", "2", "1"]
-    assert comparison_table(found, TOY.measures[0]).rows[1][3] == "-"
+    assert comparison_table(found, TOY.measures[0]).rows[1][2] == "-"
 
 
 def test_page_is_self_contained(finished):
@@ -72,6 +76,44 @@ def test_smoke_sizes_are_called_so(tmp_path):
     run_experiment(TOY, tmp_path, settings=ToySettings(size=1), seeds=1)
     text = render_report(make_report(read_finished(tmp_path), "moe-search report"))
     assert "they show that all works, and nothing else" in text
+    assert "A toy (smoke)" in text
+    assert "moe-search experiment toy --smoke --first-seed 0 --seeds 1" in text
+
+
+def test_the_report_looks_where_smoke_runs_go(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("moe_search.bench.experiments.run.find_experiment", lambda _: TOY)
+    run_with_progress("toy", smoke=True, seeds=None, first_seed=0, jobs=1, output=None, data=None)
+    run_with_progress("toy", smoke=False, seeds=1, first_seed=0, jobs=1, output=None, data=None)
+    done = CliRunner().invoke(app, ["report"])
+    assert done.exit_code == 0, done.output
+    text = (tmp_path / "moe-search-experiments" / "report.html").read_text(encoding="utf-8")
+    assert re.findall("<h2>(A toy.*?)</h2>", text) == ["A toy", "A toy (smoke)"]
+
+
+def test_the_page_begins_with_what_came_out(finished):
+    (headline,) = make_report([finished], "moe-search report").headlines
+    assert headline.startswith(
+        "A toy: steps needed, search against none: Hash 20.2 times less, Top-k 20.2 times less; "
+    )
+    assert headline.endswith("lower more than 10 times at the 5% level for 0 of 2 gates.")
+
+
+def test_the_question_tells_the_numbers_of_the_run_and_columns_count_the_better_side(tmp_path, monkeypatch):
+    higher = replace(TOY, question="Within {size} steps?", measures=(replace(TOY.measures[0], better="higher"),))
+    monkeypatch.setattr(page, "find_experiment", lambda _: higher)
+    run_experiment(higher, tmp_path, settings=ToySettings(size=12), seeds=2)
+    (found,) = read_finished(tmp_path)
+    assert section(found).paragraphs[0] == "Within 12 steps?"
+    table = comparison_table(found, higher.measures[0])
+    assert (table.columns[-1], table.rows[0][-1]) == ("higher in", "0 of 2")
+
+
+@pytest.mark.parametrize("name", HOMES)
+def test_every_question_can_be_told_for_both_sizes(name):
+    experiment = find_experiment(name)
+    for settings in (experiment.settings, experiment.smoke):
+        assert "{" not in experiment.question.format(**plain_settings(settings))
 
 
 def test_several_experiments_on_one_page(tmp_path):

@@ -84,12 +84,22 @@ def test_a_loss_that_is_not_finite_on_one_rank_ends_the_search_on_all(found):
 
 
 def test_what_is_raised_on_one_rank_is_raised_on_all(found):
-    other, own = found["one_rank_too_small", None]
-    assert own.startswith("ValueError: inputs must hold at least 2 samples to verify a search, got 1")
+    other, own = found["one_rank_unsearchable", None]
+    assert own.startswith("ValueError: loss must be the mean over the samples")
     assert other == f"RuntimeError: the search failed on another rank: {own}"
     own, other = found["solver_fails", None]
     assert own == "KeyError: 'no such move'"
     assert other == f"RuntimeError: the search failed on another rank: {own}"
+
+
+def test_a_batch_too_small_on_one_rank_is_skipped_by_all(found):
+    for rank in found["one_rank_too_small", None]:
+        assert [outcome == "skipped" for outcome, _ in rank] == [True, False]
+        assert "inputs must hold at least 2 samples to verify a search, got 1" in rank[0][1]
+
+
+def test_a_solver_that_raises_may_be_only_warned_of_on_all_ranks(found):
+    assert found["solver_fails_with_a_warning", None] == ([(2, "failed"), (4, "failed")],) * 2
 
 
 def test_ranks_agree_on_a_saved_search_whose_solver_failed(found):
