@@ -57,6 +57,18 @@ class SearchSummary:
         Time that training waited for searches, and time of the solvers.
     advice : tuple of str
         What to try, a sentence or two each; empty where there is nothing to change.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import moe_search as ms
+    >>> _ = torch.manual_seed(0)
+    >>> moe = ms.MixtureOfExperts(ms.StackedExperts(4, 8, 1), ms.TopK(in_features=8, num_experts=4, k=1))
+    >>> search = ms.PermutationSearch(moe, moe, loss=torch.nn.functional.mse_loss)
+    >>> _ = search.step(torch.randn(32, 8), torch.randn(32, 1))
+    >>> summary = search.summary()
+    >>> summary.steps, summary.searches
+    (1, 0)
     """
 
     steps: int
