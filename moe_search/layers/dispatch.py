@@ -67,7 +67,7 @@ class Dispatch:
         return outputs.new_zeros(self.num_samples, *outputs.shape[1:]).index_add(0, self.samples, weights * outputs)
 
     def mix_part(self, expert_weights: Tensor, outputs: Tensor) -> Tensor:
-        """Add up by sample like `scatter`, with other weights of the experts, of shape [B, n], for these pairs or fewer.
+        """Add up by sample like `scatter`, with other weights of experts, shape [B, n], for these pairs or fewer.
 
         Pairs of weight 0 are left out, not multiplied by it: outputs that another weight asked for may be infinite.
         """
