@@ -39,7 +39,8 @@ class RoutingSummary:
     experts_per_sample : Tensor of int64
         Shape [n + 1]: entry j is the number of samples with j experts.
     sample_entropy : float
-        Mean over samples of ``-sum_e w log w``, in nats: 0 if every sample has one expert, log n at most.
+        Mean over samples of ``-sum_e w log w``, in nats, w in parts of all weight of the sample: 0 if every sample has
+        one expert, log n at most.
 
     Examples
     --------
@@ -67,8 +68,8 @@ class RoutingSummary:
 
     @property
     def mean_entropy(self) -> float:
-        """Entropy of the mean weights ``importance / B``, in nats: log n if experts are used evenly."""
-        return float(torch.special.entr(self.importance / self.num_samples).sum())
+        """Entropy of the importance in parts of its sum, in nats: log n if experts are used evenly."""
+        return float(torch.special.entr(self.importance / self.importance.sum()).sum())
 
     @property
     def dead_experts(self) -> Tensor:
@@ -100,10 +101,10 @@ class RoutingSummary:
 
     def table(self) -> rich.console.Group:
         """Return load and importance of every expert for the terminal; print it with `rich.print`."""
-        total, n = max(int(self.load.sum()), 1), self.num_samples
+        total, weight = max(int(self.load.sum()), 1), float(self.importance.sum())
         columns = zip(self.load.tolist(), self.importance.tolist(), strict=True)
         rows = tuple(
-            (f"expert {e}", f"{load:,}", f"{load / total:.1%}", f"{importance:,.1f}", f"{importance / n:.1%}")
+            (f"expert {e}", f"{load:,}", f"{load / total:.1%}", f"{importance:,.1f}", f"{importance / weight:.1%}")
             for e, (load, importance) in enumerate(columns)
         )
         dead = ", ".join(map(str, self.dead_experts.tolist())) or "none"
@@ -177,7 +178,7 @@ class RoutingStatistics:
             weights.sum(0),
             together.long(),
             torch.bincount(active.sum(1), minlength=n + 1),
-            torch.special.entr(weights).sum(),
+            torch.special.entr(weights / weights.sum(1, keepdim=True)).sum(),
         )
         self._sums = tuple(old + new for old, new in zip(self._sums, sums, strict=True)) if self._sums else sums
         self._num_samples += len(weights)

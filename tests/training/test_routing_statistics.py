@@ -71,9 +71,10 @@ def test_statistics_of_batches_are_the_naive_ones_of_all_samples(name, n, capaci
     assert summary.co_activation.tolist() == naive.co_activation(weights)
     assert summary.experts_per_sample.tolist() == [counts.count(j) for j in range(n + 1)]
     assert summary.mean_experts == pytest.approx(sum(counts) / len(counts))
-    expected = sum(naive.entropy(sample) for sample in weights) / len(weights)
+    shares = [[w / sum(sample) for w in sample] for sample in weights]
+    expected = sum(naive.entropy(sample) for sample in shares) / len(weights)
     assert summary.sample_entropy == pytest.approx(expected, abs=1e-12)
-    assert summary.mean_entropy == pytest.approx(naive.entropy([i / len(weights) for i in importance]), abs=1e-12)
+    assert summary.mean_entropy == pytest.approx(naive.entropy([i / sum(importance) for i in importance]), abs=1e-12)
     assert summary.dead_experts.tolist() == [e for e in range(n) if load[e] == 0]
 
 
