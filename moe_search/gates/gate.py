@@ -22,8 +22,9 @@ class SlotWeights:
     Parameters
     ----------
     weights : Tensor
-        g[b, t, s], shape [B, T, m]: of slot s of selector t, not negative, summing to 1 over t and s for every sample.
-        A slot left out has weight exactly 0.
+        g[b, t, s], shape [B, T, m]: of slot s of selector t, not negative, summing to 1 over t and s for every sample
+        unless the gate says otherwise, as `TopK` does where weights are not renormalized. A slot left out has weight
+        exactly 0.
     logits : Tensor or None
         Shape [B, T, m]: what the gate computes at every slot, affine in the inputs, before any slot is left out and
         without noise. They are finite for finite inputs, and None for a gate that computes nothing at its slots.

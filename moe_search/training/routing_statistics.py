@@ -39,6 +39,8 @@ class RoutingSummary:
         Shape [n + 1]: entry j is the number of samples with j experts.
     sample_entropy : float
         Mean over samples of ``-sum_e w log w``, in nats: 0 if every sample has one expert, log n at most.
+    k : int or None
+        How many slots a sample should come down to, by the gate that was watched; None if it does not say.
     """
 
     num_samples: int
@@ -47,6 +49,7 @@ class RoutingSummary:
     co_activation: Tensor
     experts_per_sample: Tensor
     sample_entropy: float
+    k: int | None = None
 
     @property
     def mean_experts(self) -> float:
@@ -72,9 +75,10 @@ class RoutingSummary:
             for e, (load, importance) in enumerate(columns)
         )
         dead = ", ".join(map(str, self.dead_experts.tolist())) or "none"
+        of_k = "" if self.k is None else f" for k = {self.k}"
         note = (
-            f"{self.num_samples:,} samples, {self.mean_experts:.2f} experts a sample; dead experts: {dead}; entropy"
-            f" {self.sample_entropy:.3f} nats a sample, {self.mean_entropy:.3f} of the mean weights"
+            f"{self.num_samples:,} samples, {self.mean_experts:.2f} experts a sample{of_k}; dead experts: {dead}; "
+            f"entropy {self.sample_entropy:.3f} nats a sample, {self.mean_entropy:.3f} of the mean weights"
         )
         return Table(
             "Routing", ("", "load", "share of load", "importance", "share of weight"), rows, note=note
@@ -107,6 +111,7 @@ class RoutingStatistics:
     def reset(self) -> None:
         """Forget all batches."""
         self._num_samples = 0
+        self._k: set[int | None] = set()
         self._sums: tuple[Tensor, ...] = ()
 
     @torch.no_grad()
@@ -165,6 +170,7 @@ class RoutingStatistics:
 
         def add(gate: Any, _: Any, slot_weights: SlotWeights) -> None:
             if not searching() and not is_recomputing():
+                self._k.add(getattr(gate, "k", None))
                 self.update(slot_weights, gate.expert_map)
 
         with ExitStack() as entered:
@@ -187,4 +193,5 @@ class RoutingStatistics:
             co_activation=together,
             experts_per_sample=experts,
             sample_entropy=float(entropy) / self._num_samples,
+            k=next(iter(self._k)) if len(self._k) == 1 else None,
         )

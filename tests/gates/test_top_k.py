@@ -8,9 +8,9 @@ from hypothesis import given, settings, strategies as st
 from moe_search.gates.top_k import TopK
 
 
-def gate_with_logits(logits, n, k):
+def gate_with_logits(logits, n, k, **options):
     """A gate that takes no notice of its single feature."""
-    gate = TopK(1, n, k, len(logits)).double()
+    gate = TopK(1, n, k, len(logits), **{"renormalize": True, **options}).double()
     with torch.no_grad():
         gate.linear.weight.zero_()
         gate.linear.bias.copy_(torch.tensor(logits, dtype=torch.float64))
@@ -38,6 +38,65 @@ def test_formula(logits, k):
     routing = gate_with_logits(logits, 4, k)(torch.zeros(1, 1, dtype=torch.float64))
     assert routing.weights[0, 0].tolist() == pytest.approx(naive_gates.top_k(logits, k), abs=1e-12)
     assert routing.logits[0, 0].tolist() == logits
+
+
+@settings(deadline=None, max_examples=80)
+@given(
+    st.lists(st.floats(-5, 5), min_size=4, max_size=4, unique=True),
+    st.integers(1, 4),
+    st.sampled_from(["softmax", "sigmoid"]),
+    st.booleans(),
+)
+def test_formulas_of_the_routers_in_use(logits, k, scores, renormalize):
+    gate = gate_with_logits(logits, 4, k, scores=scores, renormalize=renormalize)
+    weights = gate(torch.zeros(1, 1, dtype=torch.float64)).weights[0, 0].tolist()
+    total = sum(math.exp(a) for a in logits)
+    of_slots = [math.exp(a) / total if scores == "softmax" else 1 / (1 + math.exp(-a)) for a in logits]
+    kept = sorted(range(4), key=lambda s: -logits[s])[:k]
+    share = sum(of_slots[s] for s in kept) if renormalize else 1.0
+    assert weights == pytest.approx([of_slots[s] / share if s in kept else 0.0 for s in range(4)], abs=1e-12)
+
+
+@pytest.mark.parametrize("scores", ["softmax", "sigmoid"])
+def test_logits_far_below_all_others(scores):
+    for renormalize in (True, False):
+        gate = gate_with_logits([-800.0, -801.0, -900.0], 3, 2, scores=scores, renormalize=renormalize)
+        weights = gate(torch.zeros(1, 1, dtype=torch.float64)).weights
+        assert bool(weights.isfinite().all())
+        if renormalize:
+            assert weights[0, 0].tolist() == pytest.approx([1 / (1 + math.exp(-1)), 1 / (1 + math.e), 0.0])
+
+
+@pytest.mark.parametrize("scores", ["softmax", "sigmoid"])
+def test_a_gate_of_one_slot_learns_by_default(scores):
+    """Two experts, of which one is right for each sign of the feature."""
+    torch.manual_seed(0)
+    losses = {}
+    for renormalize in (None, True):
+        gate = TopK(1, 2, 1, scores=scores, renormalize=renormalize)
+        with torch.no_grad():
+            gate.linear.weight.copy_(torch.tensor([[0.1], [-0.1]]))  # the wrong way round
+            gate.linear.bias.zero_()
+        optimizer = torch.optim.Adam(gate.parameters(), lr=0.05)
+        inputs = torch.randn(200, 1)
+        answers = torch.cat([-inputs.sign(), inputs.sign()], 1)
+        for _ in range(300):
+            weights = gate.expert_map(gate(inputs).weights)
+            loss = ((weights * answers).sum(1) - inputs.sign()[:, 0]).square().mean()
+            optimizer.zero_grad()
+            if loss.requires_grad:
+                loss.backward()
+            optimizer.step()
+        losses[renormalize] = float(loss.detach())
+    assert losses[None] < 0.5 * losses[True]
+
+
+def test_what_scores_and_renormalize_may_be():
+    assert [TopK(2, 3, k).renormalize for k in (1, 2)] == [False, True]
+    with pytest.raises(ValueError, match="scores must be one of softmax, sigmoid, got 'relu'"):
+        TopK(2, 3, 1, scores="relu")
+    with pytest.raises(TypeError, match="renormalize must be True or False, got 1"):
+        TopK(2, 3, 1, renormalize=1)
 
 
 def test_k_equal_to_the_number_of_slots_is_the_softmax():

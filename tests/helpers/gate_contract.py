@@ -20,6 +20,10 @@ GATES = {
     "HashRouting-ids": lambda n, m: HashRouting(n, m, vocabulary=VOCABULARY),
     "HashRouting-features": lambda n, m: HashRouting(n, m, in_features=FEATURES),
     "HashRouting-table": lambda n, m: HashRouting(n, m, table=[i * i % (m or n) for i in range(VOCABULARY)]),
+    "TopK-1-renormalized": lambda n, m: TopK(FEATURES, n, 1, m, renormalize=True),
+    "TopK-2-softmax": lambda n, m: TopK(FEATURES, n, min(2, m), m, renormalize=False),
+    "TopK-2-sigmoid": lambda n, m: TopK(FEATURES, n, min(2, m), m, scores="sigmoid", renormalize=True),
+    "TopK-1-sigmoid": lambda n, m: TopK(FEATURES, n, 1, m, scores="sigmoid"),
     "TopK-noise": lambda n, m: TopK(FEATURES, n, min(2, m), m, noise=True),
     "COMET-1": lambda n, m: COMET(FEATURES, n, 1, m),
     "COMET-2": lambda n, m: COMET(FEATURES, n, min(2, m), m, entropy=0.0),
@@ -40,6 +44,11 @@ def batch(size=7, seed=0, dtype=torch.float32, scale=1.0):
     generator = torch.Generator().manual_seed(seed)
     inputs = torch.randn(size, FEATURES, generator=generator, dtype=torch.float64) * scale
     return inputs.to(dtype), torch.randint(VOCABULARY, (size,), generator=generator)
+
+
+def sums_to_one(gate):
+    """Whether the weights of a sample do."""
+    return getattr(gate, "renormalize", True)
 
 
 def make_seeded(make, n=3, m=6, seed=0):

@@ -6,14 +6,18 @@ import math
 import numpy as np
 
 
-def linear_cost(slots, num_slots, experts, head, loss, inputs, targets):
-    """cost[s, e]: the loss of the samples of slot s if expert e answers, over the number of all samples."""
+def linear_cost(weights, experts, head, loss, inputs, targets):
+    """cost[s, e]: the loss of the samples of slot s if expert e answers, over the number of all samples.
+
+    The weights, [B, m], are other than 0 for one slot of every sample.
+    """
+    num_slots = weights.shape[1]
     cost = np.zeros((num_slots, len(experts)))
     for b in range(len(inputs)):
         for s in range(num_slots):
             for e in range(len(experts)):
-                if slots[b] == s:
-                    answer = head(experts[e](inputs[b : b + 1]))
+                if weights[b, s] > 0:
+                    answer = head(weights[b, s] * experts[e](inputs[b : b + 1]))
                     cost[s, e] += float(loss(answer, targets[b : b + 1])) / len(inputs)
     return cost
 
@@ -50,7 +54,7 @@ def mixture_loss(weights, expert_of_slot, experts, head, loss, inputs, targets):
 
 
 def folded_output(head, mixture, expert_output, step=1e-4):
-    """o(z0) + J (f - z0) for one sample, the directional derivative by central differences."""
+    """o(z0) + J (f - z0) for one sample whose weights sum to 1, the directional derivative by central differences."""
     direction = expert_output - mixture
     slope = (head(mixture + step * direction) - head(mixture - step * direction)) / (2 * step)
     return head(mixture) + slope

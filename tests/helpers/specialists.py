@@ -82,6 +82,8 @@ def make_gate(name, n, m):
         return Softmax(FEATURES, n, m)
     if name in ("comet", "comet-shared"):
         return COMET(FEATURES, n, k=2, num_slots=m, gamma=0.5, shared_map=name == "comet-shared")
+    if name.endswith("-scores"):  # weights that sum to less or more than 1
+        return TopK(FEATURES, n, k=2, num_slots=m, scores=name.removesuffix("-scores"), renormalize=False)
     return TopK(FEATURES, n, k={"top-1": 1, "top-2": 2}[name], num_slots=m)
 
 

@@ -164,6 +164,22 @@ def test_the_table_shows_every_expert_and_names_the_dead():
     assert "1,200 samples, 2.00 experts a sample; dead experts: 1; entropy 0.562 nats a sample, 0.562" in shown
 
 
+def test_k_is_that_of_the_gate_watched():
+    statistics, layers = RoutingStatistics(), {}
+    for name in ("top-1", "top-2", "softmax"):
+        layers[name] = MixtureOfExperts(StackedExperts(4, FEATURES, 3), GATES[name](4, 8))
+        with statistics.watch(layers[name]):
+            layers[name](torch.randn(5, FEATURES))
+        assert statistics.summary().k == {"top-1": 1}.get(name)  # of several, none is that of all
+    statistics.reset()
+    with statistics.watch(layers["top-2"]):
+        layers["top-2"](torch.randn(5, FEATURES))
+    assert statistics.summary().k == 2
+    console = Console(width=100, file=io.StringIO())
+    console.print(statistics.summary().table())
+    assert "experts a sample for k = 2;" in " ".join(console.file.getvalue().split())
+
+
 def test_what_update_accepts():
     statistics = RoutingStatistics()
     with pytest.raises(TypeError, match="slot_weights must be SlotWeights, got Tensor"):

@@ -60,8 +60,8 @@ class Chunk:
         What the layer took, shape [B, ...].
     slot_weights : Tensor
         What its gates returned, shape [R, map rows, m]: one map for all selectors cannot tell the same slot of two
-        selectors apart, so their weights are added. They are float32 where they came in less, and sum to 1 as before
-        they were rounded.
+        selectors apart, so their weights are added. They are float32 where they came in less, and sum to 1 if they
+        did before they were rounded.
     autocast : Autocast
         The state of autocast that its gates ran in: a model may enter it on its way to the layer.
     mixture : Tensor
@@ -271,7 +271,8 @@ def _open_chunk(model: nn.Module, tasks: Tasks, batch: Batch, start: int) -> Chu
     weights = at_least_single(given)
     if weights is not given:
         # In half precision they sum to 1 within some thousandths, and the folded outputs of a row would be off by it.
-        weights = weights / weights.sum((1, 2), keepdim=True)
+        sums = weights.sum((1, 2), keepdim=True)
+        weights = weights / torch.where((sums - 1).abs() <= 2 * torch.finfo(given.dtype).eps, sums, 1.0)
     return Chunk(
         start,
         batch,

@@ -82,6 +82,11 @@ def mixture_arrays(opened: Opened, losses: tuple[RecognizedLoss, ...]) -> Mixtur
         deviations = [old.joined(new) for old, new in zip(deviations, here, strict=True)]
         shape = (*folded.shape[:2], *chunk.outputs.shape[1:])
         flat, of_slots = losses[0].flatten(as_numpy(folded).reshape(shape), leading=2), as_numpy(chunk.slot_weights)
+        unrouted = ~of_slots.any((1, 2))
+        if unrouted.any():
+            # Their outputs are the same for all experts.
+            of_slots = of_slots.copy()
+            of_slots[unrouted, 0, 0] = 1.0
         if slot_weights is None or outputs is None:
             slot_weights = np.empty((opened.num_rows, *of_slots.shape[1:]), of_slots.dtype)
             outputs = np.empty((opened.num_rows, *flat.shape[1:]), flat.dtype)
@@ -112,10 +117,11 @@ def mixture_problem(parts: Sequence[MixtureArrays]) -> MixtureAssignment:
 def fold_head(opened: Opened, chunk: Chunk, expert_weights: Tensor, expert_outputs: Tensor) -> Tensor:
     """Fold the head, linearized around the mixture, into the outputs of the experts.
 
-    With the head o(z) of a row and its mixture z0, expert e is given o(z0) + J (f_e - sum_e w_e f_e), where J is the
-    Jacobian of o at z0. Because the weights w of a row sum to 1, mixing these is the same as the linearized head of the
-    mixed f_e: exact for an affine head. The sum is z0 but for rounding; with the sum itself, the present weights mix
-    what experts are given to o(z0) in half precision too.
+    With the head o(z) of a row and its mixture z0, expert e is given o(z0) / W + J (f_e - sum_e w_e f_e / W), where J
+    is the Jacobian of o at z0 and W the sum of the weights w of the row, which is mostly 1 and the same under any map.
+    Mixing these is the same as the linearized head of the mixed f_e: exact for an affine head. The sum of w_e f_e is z0
+    but for rounding; with the sum itself, the present weights mix what experts are given to o(z0) in half precision
+    too. A row without weight is given o(z0) for all.
 
     The weights w of the present map have shape [rows, n], and f_e shape [rows, n, ...]. The result has shape
     [rows, n, C], the axes of an output flattened to C, and is float32 where the outputs have less.
@@ -126,8 +132,12 @@ def fold_head(opened: Opened, chunk: Chunk, expert_weights: Tensor, expert_outpu
         totals = run_head(opened.model, opened.tasks, chunk.batch, point).reshape(len(point), -1).sum(0)
     with torch.autocast(point.device.type, enabled=False):
         answers = at_least_single(expert_outputs).flatten(2)
-        directions = answers - torch.einsum("bn,bnd->bd", expert_weights.to(answers.dtype), answers).unsqueeze(1)
+        total = _totals(expert_weights)
+        mixed = torch.einsum("bn,bnd->bd", expert_weights.to(answers.dtype), answers).unsqueeze(1)
+        directions = answers - mixed / total.to(answers.dtype)
+        directions = directions.masked_fill((expert_weights.sum(1) == 0)[:, None, None], 0)
         folded = at_least_single(chunk.outputs).reshape(len(point), 1, -1).repeat(1, answers.shape[1], 1)
+        folded = folded / total.to(folded.dtype)
         # As many at once as there are experts take no more memory than their outputs.
         for some in torch.split(torch.arange(len(totals), device=totals.device), answers.shape[1]):
             jacobians = _gradients(totals, point, some).flatten(2).to(directions.dtype)
@@ -149,9 +159,18 @@ def _deviations(opened: Opened, chunk: Chunk, answers: Tensor, folded: Tensor) -
     true = run_head(opened.model, opened.tasks, chunk.batch, mixture).flatten(1)
     with torch.autocast(true.device.type, enabled=False):
         predicted = torch.einsum("bn,bnc->bc", expert_weights.to(folded.dtype), folded)
+        unrouted = (expert_weights.sum(1) == 0).unsqueeze(1)
+        predicted = torch.where(unrouted, folded[:, 0], predicted)
     error, change, size = (true - predicted).abs(), (true - chunk.outputs.flatten(1)).abs(), true.abs()
     rows = [opened.tasks.of_task(t) for t in range(opened.tasks.count)]
     return [Deviation(float(error[r].max()), float(change[r].max()), float(size[r].max()), chunk.eps) for r in rows]
+
+
+def _totals(expert_weights: Tensor) -> Tensor:
+    """Return the sum of the weights of every row, shape [R, 1, 1]; 1 where it is that but for rounding, or 0."""
+    total = expert_weights.sum(1)
+    other = ((total - 1).abs() > 1e-4) & (total > 0)
+    return torch.where(other, total, 1.0)[:, None, None]
 
 
 def _expert_weights(slot_weights: Tensor, experts: Tensor, n: int) -> Tensor:

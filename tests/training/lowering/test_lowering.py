@@ -1,3 +1,5 @@
+import dataclasses
+
 import naive_training
 import numpy as np
 import pytest
@@ -46,8 +48,7 @@ def test_linear_cost_is_that_of_a_triple_loop(gate, head, n, m, loss):
     assert isinstance(lowering.problem, LinearAssignment)
     assert not lowering.linearized
     expected = naive_training.linear_cost(
-        slot_weights(setting)[:, 0].argmax(1).tolist(),
-        m,
+        slot_weights(setting)[:, 0],
         [evaluated(expert) for expert in setting.moe.experts],
         evaluated(setting.model.head),
         loss,
@@ -451,3 +452,27 @@ def test_a_model_on_cuda(gate):
     assert found.linearized == expected.linearized
     with pytest.raises(ValueError, match=r"inputs must be on the device of the model \(cuda:0\), got cpu"):
         lower(setting.model, setting.moe, setting.inputs.cpu(), setting.targets, setting.loss)
+
+
+@pytest.mark.parametrize("head", ["linear", "deep"])
+@pytest.mark.parametrize("gate", ["top-1", "top-2", "softmax-scores", "sigmoid-scores", "unrouted"])
+def test_the_value_of_the_present_map_is_the_loss_whatever_weights_sum_to(gate, head):
+    setting = make("sigmoid-scores" if gate == "unrouted" else gate, head)
+    if gate == "unrouted":
+        forward = setting.moe.gate.forward
+
+        def dropping(inputs, ids=None):
+            routing = forward(inputs, ids)
+            return dataclasses.replace(routing, weights=routing.weights * (inputs[:, 0] > 0)[:, None, None])
+
+        setting.moe.gate.forward = dropping
+    setting.scramble()
+    lowering = lowered(setting, problem="mixture")
+    assert isinstance(lowering.problem, MixtureAssignment)
+    assert lowering.linearized is (head == "deep")
+    assert lowering.problem.value(lowering.initial) == pytest.approx(setting.true_loss(), rel=1e-9)
+    rng = np.random.default_rng(1)
+    for _ in range(3 if head == "linear" else 0):
+        permutation = random_permutation(lowering.problem, rng)
+        setting.expert_map.assign_permutation(permutation)
+        assert lowering.problem.value(permutation) == pytest.approx(setting.true_loss(), rel=1e-9)

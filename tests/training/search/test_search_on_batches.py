@@ -43,7 +43,8 @@ def test_a_table_is_the_best_of_all_by_the_losses_of_all_batches():
     slots = setting.moe.gate.table[setting.ids[:60]].tolist()
     with torch.no_grad():
         data = setting.inputs[:60], setting.targets[:60]
-        cost = linear_cost(slots, 6, list(setting.moe.experts), setting.model.head, setting.loss, *data)
+        weights = np.eye(6)[slots]
+        cost = linear_cost(weights, list(setting.moe.experts), setting.model.head, setting.loss, *data)
     np.testing.assert_allclose(lowering.problem.cost, cost, rtol=1e-9)
     assert lowering.slot_loads.tolist() == np.bincount(slots, minlength=6).tolist()
     tables = [table for table in itertools.product(range(2), repeat=6) if sum(table) == 3]
