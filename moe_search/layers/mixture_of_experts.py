@@ -158,7 +158,7 @@ class MixtureOfExperts(nn.Module):
         # "auto" remains where no number can be read off the weights: all experts run on all samples then.
         if path in ("dense", "auto"):
             mixture = self.combine(expert_weights, self.expert_outputs(inputs))
-            if not choosing or _finite(mixture):
+            if not choosing or is_finite(mixture):
                 return mixture
             # What is infinite may be an expert on samples that give it weight 0, and 0 times infinity is NaN.
             path = "sorted"
@@ -260,7 +260,7 @@ def outputs_of_pairs(
     return torch.cat(_outputs((e, expert, part) for e, (expert, part) in enumerate(parts) if len(part)))
 
 
-def _finite(mixture: Tensor) -> bool:
+def is_finite(mixture: Tensor) -> bool:
     """Return whether no entry is NaN or infinite, by their sum: one number to read, at 1 to 3 % of a small layer."""
     # The sum is of single precision, whatever the entries are: if it overflows, they are only computed anew.
     return math.isfinite(mixture.sum(dtype=torch.float32).item())

@@ -9,18 +9,19 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from moe_search.checks import require_choice
 from moe_search.gates.batch_checks import cannot_read_values, require_samples
 from moe_search.gates.gate import Gate, SlotWeights
-from moe_search.layers.dispatch import Dispatch
-from moe_search.layers.mixture_of_experts import MixtureOfExperts, outputs_of_pairs
+from moe_search.layers.dispatch import DISPATCHES, Dispatch, fastest_dispatch
+from moe_search.layers.mixture_of_experts import MixtureOfExperts, is_finite, outputs_of_pairs
 from moe_search.layers.stacked_experts import StackedExperts
 
 
 class MultiGateMixtureOfExperts(nn.Module):
     """Mixes the same experts once for each task: ``sum_e w[b, t, e] f_e(x_b)``, the weights of task t by its own gate.
 
-    An expert runs once, on the samples that any of the gates gives it weight for. Inside of compiled code and of
-    `torch.func.vmap`, where no choice can be made, it runs on all.
+    An expert runs once: by default on the samples that any of the gates gives it weight for. Inside of compiled code
+    and of `torch.func.vmap`, where no choice can be made, it runs on all.
 
     Parameters
     ----------
@@ -33,6 +34,8 @@ class MultiGateMixtureOfExperts(nn.Module):
         the same sizes: a `SinkhornPermutation` learns one for its gate alone, and a gate of another layer with a shared
         map has none any more. `PermutationSearch` takes this layer if it is shared, and searches it for all tasks
         together.
+    dispatch : {"sorted", "grouped", "dense", "auto"}
+        How samples reach their experts, as in `MixtureOfExperts`, for all tasks at once.
 
     Attributes
     ----------
@@ -61,7 +64,11 @@ class MultiGateMixtureOfExperts(nn.Module):
     experts: StackedExperts | nn.ModuleList
 
     def __init__(
-        self, experts: StackedExperts | Iterable[nn.Module], gates: Iterable[Gate], shared_map: bool = False
+        self,
+        experts: StackedExperts | Iterable[nn.Module],
+        gates: Iterable[Gate],
+        shared_map: bool = False,
+        dispatch: str = "sorted",
     ) -> None:
         super().__init__()
         if isinstance(gates, Gate) or not isinstance(gates, Iterable):
@@ -71,7 +78,8 @@ class MultiGateMixtureOfExperts(nn.Module):
             raise ValueError("gates must hold one gate for each task, got none")
         if len({id(gate) for gate in of_tasks}) < len(of_tasks):
             raise ValueError("gates must be different modules, one for each task, got one of them twice")
-        self.experts = MixtureOfExperts(experts, of_tasks[0]).experts
+        self.experts = MixtureOfExperts(experts, of_tasks[0], dispatch).experts
+        self.dispatch = dispatch
         self.tasks = nn.ModuleList(TaskMixture(self.experts, gate) for gate in of_tasks)
         self.shared_map = bool(shared_map)
         if self.shared_map:
@@ -114,13 +122,23 @@ class MultiGateMixtureOfExperts(nn.Module):
 
     def _mixtures(self, inputs: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
         """Return the mixture of every task, for its weights of the experts of shape [B, n]."""
-        if cannot_read_values(inputs, *weights):
-            # Sizes that depend on the weights cannot be told.
-            outputs = self.expert_outputs(inputs)
-            return [cast(TaskMixture, self.tasks[0]).combine(w, outputs) for w in weights]
+        # The attribute may have been set to anything since.
+        require_choice("dispatch", self.dispatch, DISPATCHES)
+        # Sizes that depend on the weights cannot always be told.
+        readable = not cannot_read_values(inputs, *weights)
         # All experts that any task needs for a sample, each once.
-        union = Dispatch.of(torch.stack([w != 0 for w in weights]).any(0))
-        outputs = outputs_of_pairs(self.experts, union.gather(inputs), union.counts)
+        needed = torch.stack([w != 0 for w in weights]).any(0)
+        path = self.dispatch if readable else "dense"
+        if path == "auto":
+            path = fastest_dispatch(self.experts, needed) if isinstance(self.experts, StackedExperts) else "sorted"
+        if path == "dense":
+            outputs = self.expert_outputs(inputs)
+            mixtures = [cast(TaskMixture, self.tasks[0]).combine(w, outputs) for w in weights]
+            if self.dispatch != "auto" or not readable or all(map(is_finite, mixtures)):
+                return mixtures
+            path = "sorted"
+        union = Dispatch.of(needed)
+        outputs = outputs_of_pairs(self.experts, union.gather(inputs), union.counts, grouped=path == "grouped")
         counts = torch.tensor(union.counts, device=union.samples.device)
         experts = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
         mixtures = []

@@ -338,3 +338,44 @@ def test_wrong_inputs():
         multi(torch.zeros(0, FEATURES).double(), torch.zeros(0).long())
     with pytest.raises(ValueError, match="ids must be given"):
         multi(batch()[0])
+
+
+@pytest.mark.parametrize("readable", [True, False])
+@pytest.mark.parametrize("stacked", [True, False])
+def test_all_dispatches_agree(stacked, readable):
+    torch.manual_seed(0)
+    experts = StackedExperts(4, 8, 4, 8) if stacked else [nn.Linear(8, 4) for _ in range(4)]
+    multi = MultiGateMixtureOfExperts(experts, [TopK(8, 4, 1), TopK(8, 4, 2)])
+    inputs = torch.randn(40, 8)
+    found = {}
+    for dispatch in ("sorted", "dense", "auto", "grouped")[: 4 if stacked else 3]:
+        multi.dispatch = dispatch
+        multi.zero_grad()
+        mixtures = multi(inputs) if readable else torch.func.vmap(multi)(inputs.unsqueeze(1)).squeeze(1)
+        mixtures.square().sum().backward()
+        found[dispatch] = [mixtures, *(p.grad.clone() for p in multi.parameters())]
+    for dispatch, tensors in found.items():
+        for tensor, expected in zip(tensors, found["sorted"], strict=True):
+            torch.testing.assert_close(tensor, expected, msg=dispatch)
+
+
+def test_an_expert_that_overflows_spoils_no_other_sample():
+    multi = MultiGateMixtureOfExperts(StackedExperts(2, 3, 2), [TopK(3, 2, 1), TopK(3, 2, 1)], dispatch="auto")
+    with torch.no_grad():
+        multi.experts.weights[0][0] = torch.inf
+        for task in multi.tasks:
+            task.gate.linear.weight.zero_()
+            task.gate.linear.bias.copy_(torch.tensor([0.0, 1.0]))
+    assert bool(multi(torch.rand(5, 3)).isfinite().all())
+
+
+def test_what_dispatch_may_be():
+    gates = [TopK(3, 2, 1), TopK(3, 2, 1)]
+    with pytest.raises(ValueError, match="dispatch must be one of auto, dense, sorted, grouped, got 'fast'"):
+        MultiGateMixtureOfExperts(StackedExperts(2, 3, 2), gates, dispatch="fast")
+    with pytest.raises(ValueError, match='dispatch="grouped" needs StackedExperts'):
+        MultiGateMixtureOfExperts([nn.Linear(3, 2) for _ in range(2)], gates, dispatch="grouped")
+    multi = MultiGateMixtureOfExperts(StackedExperts(2, 3, 2), gates)
+    multi.dispatch = "fast"
+    with pytest.raises(ValueError, match="dispatch must be one of"):
+        multi(torch.rand(5, 3))
