@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moe_search.training.search.candidate_map import ROUNDING, SearchRecord
+from moe_search.training.search.candidate_map import ROUNDING, Outcome, SearchRecord
 from moe_search.training.search.load_limit import LoadLimit
 
 FRUITLESS = 10
@@ -161,7 +161,8 @@ def _of_errors(history: Sequence[SearchRecord]) -> Iterator[str]:
             f"The loss was NaN or infinite in {_searches(count)}: look at the learning rate, the loss scaling and the "
             "data."
         )
-    for outcome, what in (("skipped", "No search could use the batch"), ("failed", "The solver raised")):
+    reasons: dict[Outcome, str] = {"skipped": "No search could use the batch", "failed": "The solver raised"}
+    for outcome, what in reasons.items():
         if count := outcomes.count(outcome):
             reason = next(record.reason for record in reversed(history) if record.outcome == outcome)
             yield f"{what} in {_searches(count)}, the last for this: {reason}."
