@@ -300,7 +300,7 @@ def test_autocast(make):
         weights = gate(inputs, ids).weights
     # A sample near the edge of a split may change its slots: the mean may not.
     assert torch.allclose(weights.float().sum((1, 2)), expected.sum((1, 2)), rtol=0.02)
-    assert (weights.float() - expected).abs().mean() < 0.05
+    assert (weights.float() - expected).abs().mean() < 0.05 * expected.sum((1, 2)).mean()
 
 
 @every_gate
