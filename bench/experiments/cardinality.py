@@ -116,7 +116,7 @@ EXPERIMENTS = (
         title="Experts a sample, digits",
         question=(
             f"COMET with {EXPERTS_PER_SAMPLE} trees, DSelect-k with {EXPERTS_PER_SAMPLE} selectors, {NUM_EXPERTS} "
-            "experts: how many does a sample have in the end, and at what loss? Defaults: gamma is 1, the weight of the "
+            "experts: how many has a sample in the end, and at what loss? Defaults: gamma is 1, the weight of the "
             "entropy 0.01. Annealed: gamma falls from 1 to 0.01 in the first 80 % of the steps, with this entropy and "
             "without any. "
             f"An expert is in use if it has at least {IN_USE:.0%} of the samples."

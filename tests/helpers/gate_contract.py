@@ -13,15 +13,6 @@ from moe_search.training.sinkhorn import SinkhornPermutation
 
 FEATURES, VOCABULARY = 5, 30
 
-
-def annealed(gate):
-    """A gate amid its schedule."""
-    gate = GammaAnnealing(gate, steps=9)
-    for _ in range(3):
-        gate.step()
-    return gate
-
-
 # A function of the numbers of experts and slots makes a gate of FEATURES features or of VOCABULARY ids.
 GATES = {
     "Softmax": lambda n, m: Softmax(FEATURES, n, m),
@@ -41,8 +32,8 @@ GATES = {
     "COMET-shared": lambda n, m: COMET(FEATURES, n, min(3, m), m, gamma=0.2, shared_map=True),
     "Sinkhorn-TopK-2": lambda n, m: SinkhornPermutation(TopK(FEATURES, n, min(2, m), m), steps=9),
     "Sinkhorn-COMET-2": lambda n, m: SinkhornPermutation(COMET(FEATURES, n, min(2, m), m, entropy=0.0), steps=9),
-    "Annealed-COMET-2": lambda n, m: annealed(COMET(FEATURES, n, min(2, m), m)),
-    "Annealed-DSelectK-2": lambda n, m: annealed(DSelectK(FEATURES, n, min(2, m), m)),
+    "Annealed-COMET-2": lambda n, m: GammaAnnealing(COMET(FEATURES, n, min(2, m), m), steps=9),
+    "Annealed-DSelectK-2": lambda n, m: GammaAnnealing(DSelectK(FEATURES, n, min(2, m), m), steps=9),
     "COMET-torch": lambda n, m: COMET(FEATURES, n, min(2, m), m, convention="torch"),
     "COMET-tensorflow": lambda n, m: COMET(FEATURES, n, min(2, m), m, convention="tensorflow"),
     "DSelectK-static": lambda n, m: DSelectK(None, n, min(2, m), m),
