@@ -29,7 +29,7 @@ class TopK(Gate):
     With a the logits, affine in the inputs, C the k slots chosen, and sigma the logistic function, slot s of C has
 
     =============  ==========================================  ====================================
-    `normalize`    True                                        False
+    `renormalize`  True                                        False
     =============  ==========================================  ====================================
     "softmax"      ``scale exp(a_s) / sum_(C) exp(a)``         ``scale exp(a_s) / sum_(all) exp(a)``
     "sigmoid"      ``scale sigma(a_s) / sum_(C) sigma(a)``     ``scale sigma(a_s)``
@@ -39,7 +39,7 @@ class TopK(Gate):
     routers in these words, with k, the number of experts of a sample:
 
     =====================================  =====  ===========  =============  ================================
-    router                                 k      `scores`     `normalize`    further
+    router                                 k      `scores`     `renormalize`  further
     =====================================  =====  ===========  =============  ================================
     Shazeer et al. (2017), eqs. 3 to 5     >= 2   "softmax"    True           ``noise=True``
     Switch (Fedus et al. 2022), eq. 2      1      "softmax"    False
@@ -53,9 +53,9 @@ class TopK(Gate):
     Exactly k slots are taken also where logits are equal. A weight that rounds to 0, of a logit more than 100 below the
     largest in float32 (or below 0, by "sigmoid"), is 0 all the same.
 
-    With k = 1 and ``normalize=True``, the weight is `scale` whatever the logits are: no loss that is made of the
+    With k = 1 and ``renormalize=True``, the weight is `scale` whatever the logits are: no loss that is made of the
     mixture has a gradient for them, and the gate stays as it was drawn, unless a penalty such as `load_balancing_loss`
-    moves it. This is why one slot is not normalized by default.
+    moves it. This is why one slot is not renormalized by default.
 
     With noise, the slots are chosen, and weighted, by
 
@@ -73,7 +73,7 @@ class TopK(Gate):
         Whether logits get noise in training mode; torch's global generator of the inputs' device draws it.
     scores : {"softmax", "sigmoid"}
         What makes scores of logits.
-    normalize : bool, optional
+    renormalize : bool, optional
         Whether the weights of a sample sum to `scale`. By default they do for k > 1, and do not for k = 1.
     scale : float
         Factor of all weights.
@@ -114,7 +114,7 @@ class TopK(Gate):
         num_slots: int | None = None,
         noise: bool = False,
         scores: str = "softmax",
-        normalize: bool | None = None,
+        renormalize: bool | None = None,
         scale: float = 1.0,
         choice_bias: bool = False,
     ) -> None:
@@ -122,7 +122,7 @@ class TopK(Gate):
         self.k = require_k(k, self.num_slots)
         require_choice("scores", scores, SCORES)
         self.scores = scores
-        self.normalize = self.k > 1 if normalize is None else bool(normalize)
+        self.renormalize = self.k > 1 if renormalize is None else bool(renormalize)
         self.scale = require_number("scale", scale, strict=True)
         self.linear = nn.Linear(in_features, self.num_slots)
         self.noise = NoiseScale(in_features, self.num_slots, bias=False) if noise else None
@@ -152,7 +152,7 @@ class TopK(Gate):
             slots = (scores + self.choice_bias).topk(self.k, dim=2, sorted=False).indices
             largest = logits.gather(2, slots)
         # Autocast raises the softmax, but not the logits, to float32.
-        if self.normalize:
+        if self.renormalize:
             # Scores divided by their sum: a softmax of their logarithms, which no small score upsets.
             weights = (largest if self.scores == "softmax" else functional.logsigmoid(largest)).softmax(2)
         elif self.scores == "softmax":
@@ -164,6 +164,6 @@ class TopK(Gate):
     def extra_repr(self) -> str:
         """Return the sizes and the router, for `repr`."""
         return (
-            f"{super().extra_repr()}, k={self.k}, scores={self.scores}, normalize={self.normalize}, "
+            f"{super().extra_repr()}, k={self.k}, scores={self.scores}, renormalize={self.renormalize}, "
             f"scale={self.scale:g}"
         )

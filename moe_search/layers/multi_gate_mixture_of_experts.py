@@ -82,6 +82,16 @@ class MultiGateMixtureOfExperts(nn.Module):
             for gate in of_tasks[1:]:
                 share_submodule(gate, "expert_map", of_tasks[0].expert_map)
 
+    @property
+    def dispatch(self) -> str:
+        """How samples reach their experts, in all tasks together and in each alone."""
+        return cast(TaskMixture, self.tasks[0]).dispatch
+
+    @dispatch.setter
+    def dispatch(self, dispatch: str) -> None:
+        for task in self.tasks:
+            cast(TaskMixture, task).dispatch = dispatch
+
     def forward(self, inputs: Tensor, ids: Tensor | None = None) -> Tensor:
         """Return the mixture of every sample for every task.
 

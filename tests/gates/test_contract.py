@@ -26,7 +26,7 @@ def total_weights(gate, routing):
     size, dtype = len(routing.weights), routing.weights.dtype
     if not isinstance(gate, TopK):
         return torch.ones(size, dtype=dtype)
-    if gate.normalize:
+    if gate.renormalize:
         return torch.full((size,), gate.scale, dtype=dtype)
     scores = routing.logits.softmax(2) if gate.scores == "softmax" else routing.logits.sigmoid()
     return gate.scale * (scores * (routing.weights > 0)).sum((1, 2))
@@ -246,7 +246,7 @@ def test_every_row_of_every_parameter_is_moved_by_the_weights_alone(make, n, m):
 def test_one_slot_that_is_normalized_learns_nothing():
     """As the documentation says: the reason why it is not by default."""
     for scores in ("softmax", "sigmoid"):
-        gate = TopK(FEATURES, 4, 1, scores=scores, normalize=True).double()
+        gate = TopK(FEATURES, 4, 1, scores=scores, renormalize=True).double()
         assert never_moved(gate) == {"linear.weight": 4, "linear.bias": 4}
 
 

@@ -24,7 +24,7 @@ def test_exactly_k_slots_have_weight_also_under_ties(data):
     m = n * capacity
     k = data.draw(st.integers(1, m))
     logits = data.draw(st.lists(st.sampled_from([-1.0, 0.0, 0.5]), min_size=m, max_size=m))
-    weights = gate_with_logits(logits, n, k, normalize=True)(torch.zeros(2, 1, dtype=torch.float64)).weights
+    weights = gate_with_logits(logits, n, k, renormalize=True)(torch.zeros(2, 1, dtype=torch.float64)).weights
     assert (weights != 0).sum((1, 2)).tolist() == [k, k]
     # Which slots of equal logits are taken is open, the weights are not.
     expected = sorted(naive_gates.softmax(sorted(logits)[m - k :]))
@@ -35,7 +35,7 @@ def test_exactly_k_slots_have_weight_also_under_ties(data):
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.floats(-5, 5), min_size=4, max_size=4, unique=True), st.integers(1, 4))
 def test_formula(logits, k):
-    routing = gate_with_logits(logits, 4, k, normalize=True)(torch.zeros(1, 1, dtype=torch.float64))
+    routing = gate_with_logits(logits, 4, k, renormalize=True)(torch.zeros(1, 1, dtype=torch.float64))
     assert routing.weights[0, 0].tolist() == pytest.approx(naive_gates.top_k(logits, k), abs=1e-12)
     assert routing.logits[0, 0].tolist() == logits
 
@@ -50,14 +50,14 @@ ROUTERS = {
 }
 
 
-@pytest.mark.parametrize(("k", "scores", "normalize", "scale"), ROUTERS.values(), ids=ROUTERS)
+@pytest.mark.parametrize(("k", "scores", "renormalize", "scale"), ROUTERS.values(), ids=ROUTERS)
 @settings(deadline=None, max_examples=40)
 @given(
     st.lists(st.integers(-50, 50).map(lambda a: a / 10), min_size=4, max_size=4, unique=True),
     st.lists(st.floats(-0.3, 0.3), min_size=4, max_size=4),
 )
-def test_published_routers(k, scores, normalize, scale, logits, bias):
-    options = {"scores": scores, "normalize": normalize, "scale": scale}
+def test_published_routers(k, scores, renormalize, scale, logits, bias):
+    options = {"scores": scores, "renormalize": renormalize, "scale": scale}
     gate = gate_with_logits(logits, 4, k, **options)
     inputs = torch.zeros(1, 1, dtype=torch.float64)
     expected = naive_gates.router(logits, k, *options.values(), [0.0] * 4)
@@ -73,8 +73,8 @@ def test_published_routers(k, scores, normalize, scale, logits, bias):
 
 
 def test_one_slot_is_weighted_by_its_probability_by_default():
-    assert [TopK(3, 4, k).normalize for k in (1, 2, 4)] == [False, True, True]
-    assert TopK(3, 4, 1, normalize=True).normalize
+    assert [TopK(3, 4, k).renormalize for k in (1, 2, 4)] == [False, True, True]
+    assert TopK(3, 4, 1, renormalize=True).renormalize
 
 
 def test_small_scores_are_no_nan():

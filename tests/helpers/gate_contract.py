@@ -18,10 +18,10 @@ GATES = {
     "Softmax": lambda n, m: Softmax(FEATURES, n, m),
     "TopK-1": lambda n, m: TopK(FEATURES, n, 1, m),
     "TopK-2": lambda n, m: TopK(FEATURES, n, min(2, m), m),
-    "TopK-OLMoE": lambda n, m: TopK(FEATURES, n, min(2, m), m, normalize=False),
+    "TopK-OLMoE": lambda n, m: TopK(FEATURES, n, min(2, m), m, renormalize=False),
     "TopK-sigmoid-1": lambda n, m: TopK(FEATURES, n, 1, m, scores="sigmoid"),
     "TopK-DeepSeek": lambda n, m: TopK(
-        FEATURES, n, min(2, m), m, scores="sigmoid", normalize=True, scale=2.5, choice_bias=True
+        FEATURES, n, min(2, m), m, scores="sigmoid", renormalize=True, scale=2.5, choice_bias=True
     ),
     "HashRouting-ids": lambda n, m: HashRouting(n, m, vocabulary=VOCABULARY),
     "HashRouting-features": lambda n, m: HashRouting(n, m, in_features=FEATURES),

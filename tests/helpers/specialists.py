@@ -20,8 +20,8 @@ from moe_search.training.search.permutation_search import PermutationSearch
 FEATURES, OUTPUTS, VOCABULARY = 6, 4, 40
 ROUTERS: dict[str, dict[str, Any]] = {
     "top": {},
-    "olmoe": {"normalize": False},
-    "sigmoid": {"scores": "sigmoid", "normalize": False},
+    "olmoe": {"renormalize": False},
+    "sigmoid": {"scores": "sigmoid", "renormalize": False},
     "deepseek": {"scores": "sigmoid", "scale": 2.5, "choice_bias": True},
 }
 

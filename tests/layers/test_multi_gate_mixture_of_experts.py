@@ -137,6 +137,12 @@ def test_wrong_dispatch():
     multi = MultiGateMixtureOfExperts(StackedExperts(3, 5, 2), [TopK(5, 3, 1)], dispatch="grouped")
     with pytest.raises(ValueError, match="grouped"):
         multi(torch.randn(4, 5))
+    multi.dispatch = "fast"  # it may be set to anything
+    with pytest.raises(ValueError, match="dispatch must be one of"):
+        multi(torch.randn(4, 5))
+    multi.dispatch = "dense"
+    assert [task.dispatch for task in multi.tasks] == ["dense"]
+    multi(torch.randn(4, 5))
 
 
 def test_an_expert_that_no_task_needs_is_not_called():
