@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ from moe_search.checks import require_choice
 from moe_search.gates import COMET, DSelectK
 from moe_search.training import GammaAnnealing, RoutingStatistics, RoutingSummary, importance_loss
 
-VARIANTS: dict[str, dict[str, float]] = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "defaults": {},
     "annealed": {},
     "annealed, no entropy": {"entropy": 0.0},
