@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from moe_search.bench.experiments.experiment import Experiment, Measure, Numbers
 from moe_search.bench.experiments.gates import SMOOTH, make_gate
@@ -25,14 +27,19 @@ from moe_search.bench.experiments.two_image_trials import (
 )
 from moe_search.checks import require_choice
 from moe_search.gates import COMET, DSelectK
-from moe_search.training import GammaAnnealing, RoutingStatistics, RoutingSummary
+from moe_search.training import GammaAnnealing, RoutingStatistics, RoutingSummary, importance_loss
 
-VARIANTS: dict[str, dict[str, float]] = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "defaults": {},
     "annealed": {},
     "annealed, no entropy": {"entropy": 0.0},
+    "annealed, balanced": {},
 }
-"""What the gates are given beside their defaults; the last two have a `GammaAnnealing` around them."""
+"""What the gates are given beside their defaults; all but the first have a `GammaAnnealing` around them, and the last
+has `importance_loss` beside it."""
+
+BALANCE = 0.1
+"""The factor of `importance_loss`, as published."""
 
 IN_USE = 0.01
 """An expert of a smaller part of the samples is not in use."""
@@ -63,6 +70,11 @@ def run_trial(settings: CardinalitySettings, seed: int, gate: str, variant: str)
     model, on_step = fresh_model(images, seed, gate, variant, annealed)
     rest = images.steps - annealed
     steps = {images.steps - rest * i // LAST_EVALUATIONS for i in range(LAST_EVALUATIONS)}
+
+    def penalty() -> Tensor:
+        assert model.moe.routing is not None
+        return BALANCE * importance_loss(model.moe.routing, model.moe.gate.expert_map)
+
     _, numbers = train_on_images(
         model,
         load(images, seed),
@@ -74,6 +86,7 @@ def run_trial(settings: CardinalitySettings, seed: int, gate: str, variant: str)
         schedule=images.schedule,
         evaluated=(0, *sorted(steps)),
         on_step=on_step,
+        penalty=penalty if variant == "annealed, balanced" else None,
     )
     routing = routing_of(model, load(images, seed).test.inputs)
     shares = routing.experts_per_sample.double() / routing.num_samples
@@ -102,7 +115,7 @@ def fresh_model(
 
 
 @torch.no_grad()
-def routing_of(model: TwoImageModel, inputs: torch.Tensor) -> RoutingSummary:
+def routing_of(model: TwoImageModel, inputs: Tensor) -> RoutingSummary:
     """Return how samples are spread over the experts; the model is left in eval mode."""
     statistics = RoutingStatistics()
     with statistics.watch(model.eval().moe):
@@ -118,7 +131,7 @@ EXPERIMENTS = (
             f"COMET with {EXPERTS_PER_SAMPLE} trees, DSelect-k with {EXPERTS_PER_SAMPLE} selectors, {NUM_EXPERTS} "
             "experts: how many has a sample in the end, and at what loss? Defaults: gamma is 1, the weight of the "
             "entropy 0.01. Annealed: gamma falls from 1 to 0.01 in the first 80 % of the steps, with this entropy and "
-            "without any. "
+            "without any. Balanced: with it, and with a penalty on uneven importance of the experts besides. "
             f"An expert is in use if it has at least {IN_USE:.0%} of the samples."
         ),
         gates=tuple(SMOOTH),
