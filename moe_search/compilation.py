@@ -38,7 +38,9 @@ class Case(NamedTuple):
     def compile(self) -> None:
         """Compile what the solver runs on this problem, or load what is compiled."""
         for iterations in ITERATIONS:
-            self.solver.solve(self.problem, AnyOf(MaxIterations(iterations), MaxRuntime(LONGEST_SECONDS)))
+            result = self.solver.solve(self.problem, AnyOf(MaxIterations(iterations), MaxRuntime(LONGEST_SECONDS)))
+            if result.status == "interrupted":
+                raise KeyboardInterrupt
         if not self.solver.exact:
             lower_bound(self.problem, LONGEST_SECONDS)
 

@@ -13,6 +13,9 @@ import os
 import pickle
 import platform
 import re
+import signal
+import sys
+import tempfile
 import threading
 import time
 import uuid
@@ -36,6 +39,7 @@ from numba.core.serialize import dumps
 LOGGER = logging.getLogger("moe_search")
 HERE = Path(__file__).resolve().parent
 DIGEST_BYTES = 32
+STARTED = time.time()
 
 RESOLVERS: dict[Callable[..., Any], Callable[..., Any]] = {}
 """What compiled code calls in place of a plain function: given the types of the arguments, it returns the kernel."""
@@ -71,12 +75,24 @@ def compile_time() -> CompileTime:
 
 
 class _Watch(event.Listener):  # type: ignore[misc]
-    """Adds up the time under Numba's lock, under which a kernel is looked for, compiled and kept."""
+    """Adds up the time under Numba's lock, under which a kernel is looked for, compiled and kept.
+
+    Ctrl-C has to wait for the end of the innermost one: LLVM calls Python back, where an exception would be lost and
+    leave half a kernel.
+    """
+
+    def __init__(self) -> None:
+        self.handler: Any = None
+        self.interrupts: list[tuple[Any, Any]] = []
 
     def on_start(self, event: Any) -> None:
         spent = compile_time()
         if spent.depth == 0:
             spent.began = time.perf_counter()
+            if threading.current_thread() is threading.main_thread():
+                self.handler = signal.getsignal(signal.SIGINT)
+                if callable(self.handler):
+                    signal.signal(signal.SIGINT, lambda *given: self.interrupts.append(given))
         spent.depth += 1
 
     def on_end(self, event: Any) -> None:
@@ -84,6 +100,13 @@ class _Watch(event.Listener):  # type: ignore[misc]
         spent.depth -= 1
         if spent.depth == 0:
             spent.ended += time.perf_counter() - spent.began
+        if threading.current_thread() is threading.main_thread() and callable(self.handler):
+            if spent.depth == 0:
+                signal.signal(signal.SIGINT, self.handler)
+            if self.interrupts:
+                given = self.interrupts.pop()
+                self.interrupts.clear()
+                self.handler(*given)
 
 
 event.register("numba:compiler_lock", _Watch())
@@ -112,7 +135,7 @@ class KernelCache(CompileResultCacheImpl):  # type: ignore[misc]
                 found = self._load(folder / name, target_context)
                 if found is not None:
                     return found
-        self._announce(signature)
+        self._announce(signature, kept=name is not None)
         return None
 
     def save_overload(self, signature: Any, compiled: Any) -> None:
@@ -121,12 +144,13 @@ class KernelCache(CompileResultCacheImpl):  # type: ignore[misc]
         # Addresses in the machine code mean nothing to another process.
         if name is None or compiled.library.has_dynamic_globals:
             return
-        payload = dumps(self.reduce(compiled))
         reasons = []
         for folder in cache_folders():
             try:
+                payload = dumps(self.reduce(compiled))
                 write_file(folder, name, hashlib.sha256(payload).digest() + payload)
-            except OSError as error:
+            except Exception as error:
+                # Whatever is raised on the way to the disk, the kernel itself is compiled.
                 reasons.append(str(error))
             else:
                 return
@@ -154,7 +178,7 @@ class KernelCache(CompileResultCacheImpl):  # type: ignore[misc]
             )
             return None
 
-    def _announce(self, signature: Any) -> None:
+    def _announce(self, signature: Any, kept: bool) -> None:
         """Log that a kernel is compiled; the first one of a process is shown by default."""
         # Those that it calls are compiled within.
         if compile_time().depth > 1:
@@ -167,7 +191,10 @@ class KernelCache(CompileResultCacheImpl):  # type: ignore[misc]
             "moe_search compiles the kernel %s%s%s",
             self.function.__name__,
             f" for {states}" if states else "",
-            " and others: some seconds, once per installation; moe_search.warm_up() does it ahead" * first,
+            f" and others: some seconds, {'once per installation' if kept else 'in every process'}; "
+            "moe_search.warm_up() does it ahead"
+            if first
+            else "",
         )
 
     def _file_name(self, signature: Any, codegen: Any) -> str | None:
@@ -185,7 +212,8 @@ class KernelCache(CompileResultCacheImpl):  # type: ignore[misc]
                 )
                 return None
         kernel = f"{self.function.__module__}.{self.function.__qualname__}"
-        types_of = [str(signature), *(f"{each.__module__}.{each.__qualname__}" for each in classes)]
+        # Numba's names of types tell neither modules nor fields.
+        types_of = [str(signature), *map(_described, classes)]
         parts = (
             re.sub(r"[^\w.]", "_", kernel),
             _hash(self.function.__code__.co_filename, *types_of, str(codegen.magic_tuple()), *_versions()),
@@ -202,6 +230,18 @@ def cache_folders() -> list[Path]:
     folders = [HERE / "__pycache__" / "kernels"]
     cached = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
     return [*folders, cached / "moe_search"] if cached.is_absolute() else folders
+
+
+def folder_to_write() -> Path | None:
+    """Return the folder in which kernels are kept, None if there is none that can be written to."""
+    for folder in cache_folders():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                return folder
+        except OSError:
+            continue
+    return None
 
 
 def write_file(folder: Path, name: str, data: bytes) -> None:
@@ -238,7 +278,7 @@ def sources(function: Any, states: list[type]) -> Iterator[str]:
 
     Of the kernels registered for a generic function, those count which are registered for all states, for the states
     that the kernel is called with, and for NamedTuple classes that it names. Of a plain function, which compiled code
-    may replace by a way that is not known here, the whole file counts.
+    may replace by a way that is not known here, and of classes such as enums, the whole file counts, too.
     """
     classes: list[type] = [object, *states]
     generics: list[Any] = []
@@ -258,26 +298,37 @@ def sources(function: Any, states: list[type]) -> Iterator[str]:
                 generics.append(value)
             elif isinstance(value, FunctionType) and value in RESOLVERS:
                 pending.append(RESOLVERS[value])
-            elif isinstance(value, FunctionType) and each in RESOLVERS.values():
-                pending.append(value)
             elif isinstance(value, FunctionType):
-                yield _text_of_file(value.__code__.co_filename)
+                pending.append(value)
+                if each not in RESOLVERS.values():
+                    yield _text_of_file(value.__code__.co_filename)
             elif _is_named_tuple(value):
                 classes.append(value)
         pending += [generic.registry[each] for generic in generics for each in classes if each in generic.registry]
 
 
-def _values_named(function: FunctionType) -> Iterator[tuple[str, Any]]:
+def _values_named(function: Any) -> Iterator[tuple[str, Any]]:
     """Yield what a function takes from its module, from modules that it names, and from the functions around it."""
     names = sorted({name for code in _codes(function.__code__) for name in code.co_names})
-    for name in names:
-        value = function.__globals__.get(name)
+    outside = [(name, function.__globals__[name]) for name in names if name in function.__globals__]
+    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+    outside += [(name, cell.cell_contents) for name, cell in cells]
+    modules: list[ModuleType] = []
+    for name, value in outside:
         if isinstance(value, ModuleType):
-            yield from ((f"{name}.{each}", getattr(value, each)) for each in names if hasattr(value, each))
-        elif name in function.__globals__:
+            # What a module holds may be a module.
+            if value not in modules and not _is_versioned(value.__name__):
+                modules.append(value)
+                outside += [(f"{name}.{each}", getattr(value, each)) for each in names if hasattr(value, each)]
+        elif isinstance(value, tuple):
+            outside += [(f"{name}[{i}]", each) for i, each in enumerate(value)]
+        if not (isinstance(value, (FunctionType, type)) and _is_versioned(value.__module__)):
             yield name, value
-    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-        yield name, cell.cell_contents
+
+
+def _is_versioned(module: str) -> bool:
+    """Return whether a module is one of those whose versions are part of the name of every file."""
+    return module.partition(".")[0] in ("builtins", "math", "numba", "numpy", "llvmlite")
 
 
 def _described(value: Any) -> str:
@@ -292,7 +343,12 @@ def _described(value: Any) -> str:
         return f"{value.__module__}.{value.__qualname__}{value._fields}"
     if isinstance(value, Dispatcher):
         return _options(value)
-    return f"{type(value).__qualname__} {getattr(value, '__module__', '')}.{getattr(value, '__name__', '')}"
+    kind = value if isinstance(value, (FunctionType, type)) else type(value)
+    text = f"{type(value).__qualname__} {kind.__module__}.{kind.__qualname__} {getattr(value, '__name__', '')}"
+    if isinstance(value, FunctionType) or _is_versioned(kind.__module__):
+        return text
+    # What an enum or an object of another kind compiles to, its file decides.
+    return text + _text_of_file(getattr(sys.modules.get(kind.__module__), "__file__", None) or "")
 
 
 def _options(dispatcher: Any) -> str:
@@ -324,8 +380,10 @@ def _code_text(function: FunctionType) -> str:
 
 @cache
 def _text_of_file(path: str) -> str:
+    """Return what a file holds; something that no other process has, if it may have changed since it was imported."""
     try:
-        return Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8")
+        return text if Path(path).stat().st_mtime < STARTED else uuid.uuid4().hex
     except (OSError, UnicodeDecodeError):
         return path
 

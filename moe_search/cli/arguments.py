@@ -9,6 +9,9 @@ from pathlib import Path
 
 import typer
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moe_search.cli.arguments import check_output_file, one_line_errors
+from moe_search.cli.arguments import INTERRUPTED, check_output_file, one_line_errors
 
 if TYPE_CHECKING:
     from moe_search.problems.permutation_problem import Permutation, PermutationProblem
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from moe_search.solvers.engine.solver import Solver
 
 LONGEST_PRINTED_PERMUTATION = 40
-INTERRUPTED = 130
 """The exit code of what Ctrl-C has ended, by the custom of shells: 128 and the number of the signal."""
 
 

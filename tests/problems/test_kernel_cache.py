@@ -60,7 +60,8 @@ def project(tmp_path):
 
 def run(project, code="from own import slid\n" + REPORT, **environment):
     """Return the lines that a process of its own prints: what it computes, what it compiles, and its warnings."""
-    environment = os.environ | {"NUMBA_CACHE_DIR": str(project / "cache"), "PYTHONDONTWRITEBYTECODE": "1"} | environment
+    defaults = {"NUMBA_CACHE_DIR": str(project / "cache"), "PYTHONDONTWRITEBYTECODE": "1", "NUMBA_DISABLE_JIT": "0"}
+    environment = os.environ | defaults | environment
     environment = {name: value for name, value in environment.items() if value is not None}
     done = subprocess.run([sys.executable, "-c", code], cwd=project, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
@@ -95,6 +96,62 @@ def test_a_kernel_is_compiled_anew_when_any_source_of_it_was_edited_and_only_the
     left = [path.name for path in cache.iterdir() if not path.name.startswith("other.")]
     assert len(left) == len(files) + 1  # `slide` for the other class
     assert not list(cache.glob("*.part"))
+
+
+def test_the_order_of_the_fields_of_a_state_counts(project):
+    run(project)
+    edit(project / "own.py", "permutation: Any\n    order: Any", "order: Any\n    permutation: Any")
+    assert run(project)[:2] == (SLID, ["slide"])
+
+
+FORMS = {
+    "forms.py": """
+import numpy as np
+import pk.inner
+from moe_search.problems.kernels import compiled
+from numba.extending import register_jitable
+from pk.kinds import Kind
+from pk.others import second, third
+LEAST = np.int64(1000)
+SEVERAL = (second,)
+
+@register_jitable
+def helper(x):
+    return third(x)
+
+@compiled
+def total(x):
+    return pk.inner.first(x) + Kind.A + SEVERAL[0](x) + helper(x) + LEAST
+
+def slid():
+    return total(0)
+""",
+    "pk/__init__.py": "",
+    "pk/inner.py": "from numba import njit\n\n@njit\ndef first(x):\n    return x + 1\n",
+    "pk/kinds.py": "from enum import IntEnum\n\nclass Kind(IntEnum):\n    A = 20\n",
+    "pk/others.py": "from numba import njit\n\n@njit\ndef second(x):\n    return x + 300\n\n"
+    "@njit\ndef third(x):\n    return x + 4000\n",
+}
+
+
+def test_whatever_a_kernel_takes_from_elsewhere_counts(tmp_path):
+    (tmp_path / "pk").mkdir()
+    for name, text in FORMS.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    code = "from forms import slid\n" + REPORT
+    assert run(tmp_path, code)[0] == 5321
+    assert run(tmp_path, code)[:2] == (5321, [])
+    expected = 5321
+    for name, old, new, change in (
+        ("pk/inner.py", "x + 1", "x + 2", 1),  # of a module in a module
+        ("pk/kinds.py", "20", "30", 10),
+        ("pk/others.py", "300", "500", 200),  # of a tuple
+        ("pk/others.py", "4000", "7000", 3000),  # of a function that Numba may inline
+        ("forms.py", "np.int64(1000)", "np.int64(1003)", 3),
+    ):
+        edit(tmp_path / name, old, new)
+        expected += change
+        assert run(tmp_path, code)[0] == expected
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-7], lambda data: b"", lambda data: data[:-1] + b"x"])
@@ -203,6 +260,6 @@ def test_control_c_while_compiling_returns_the_incumbent(project, kernel, solve)
         [sys.executable, "-c", INTERRUPTED.format(kernel=kernel, solve=solve)],
         capture_output=True,
         text=True,
-        env=os.environ | {"NUMBA_CACHE_DIR": str(project / "cache")},
+        env=os.environ | {"NUMBA_CACHE_DIR": str(project / "cache"), "NUMBA_DISABLE_JIT": "0"},
     )
     assert done.stdout == "True\n", done.stderr
