@@ -49,11 +49,24 @@ _told: set[Any] = set()
 
 @dataclass
 class CompileTime:
-    """Seconds that a thread has spent on compiling kernels, or on loading compiled ones."""
+    """Seconds that a thread has spent on what only a first call does: compile or load kernels, and import.
+
+    As a context it counts what is done inside.
+    """
 
     ended: float = 0.0
     depth: int = 0
     began: float = 0.0
+
+    def __enter__(self) -> None:
+        if self.depth == 0:
+            self.began = time.perf_counter()
+        self.depth += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.depth -= 1
+        if self.depth == 0:
+            self.ended += time.perf_counter() - self.began
 
     @property
     def seconds(self) -> float:
@@ -86,22 +99,16 @@ class _Watch(event.Listener):  # type: ignore[misc]
         self.interrupts: list[tuple[Any, Any]] = []
 
     def on_start(self, event: Any) -> None:
-        spent = compile_time()
-        if spent.depth == 0:
-            spent.began = time.perf_counter()
-            if threading.current_thread() is threading.main_thread():
-                self.handler = signal.getsignal(signal.SIGINT)
-                if callable(self.handler):
-                    signal.signal(signal.SIGINT, lambda *given: self.interrupts.append(given))
-        spent.depth += 1
+        if compile_time().depth == 0 and threading.current_thread() is threading.main_thread():
+            self.handler = signal.getsignal(signal.SIGINT)
+            if callable(self.handler):
+                signal.signal(signal.SIGINT, lambda *given: self.interrupts.append(given))
+        compile_time().__enter__()
 
     def on_end(self, event: Any) -> None:
-        spent = compile_time()
-        spent.depth -= 1
-        if spent.depth == 0:
-            spent.ended += time.perf_counter() - spent.began
+        compile_time().__exit__()
         if threading.current_thread() is threading.main_thread() and callable(self.handler):
-            if spent.depth == 0:
+            if compile_time().depth == 0:
                 signal.signal(signal.SIGINT, self.handler)
             if self.interrupts:
                 given = self.interrupts.pop()

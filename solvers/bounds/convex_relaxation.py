@@ -7,6 +7,7 @@ import time
 import numpy as np
 import numpy.typing as npt
 
+from moe_search.problems.kernel_cache import compile_time
 from moe_search.problems.mixture import MixtureAssignment
 from moe_search.solvers.bounds.linear_assignment import solve_dense
 
@@ -39,7 +40,8 @@ def convex_relaxation(
     M. Jaggi, "Revisiting Frank-Wolfe", ICML 2013, for the gap.
     """
     # Imported here: it takes longer than many a search that needs none of it.
-    from scipy.optimize import minimize_scalar
+    with compile_time():
+        from scipy.optimize import minimize_scalar
 
     deadline = time.perf_counter() + seconds
     weights = problem.slot_weights.reshape(len(problem.slot_weights), -1)

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_search.problems.arrays import EXACT_IN_FLOAT64
+from moe_search.problems.kernel_cache import compile_time
 from moe_search.problems.kernels import compiled
 from moe_search.problems.permutation_problem import Permutation
 
@@ -15,7 +16,8 @@ from moe_search.problems.permutation_problem import Permutation
 def solve_dense(cost: npt.NDArray[Any], capacity: int) -> Permutation:
     """Return an optimal permutation for costs of shape (m, n) with m = n * capacity."""
     # Imported here: it takes longer than many a search that needs none of it.
-    from scipy.optimize import linear_sum_assignment
+    with compile_time():
+        from scipy.optimize import linear_sum_assignment
 
     # Subtracting the minimum of a row changes no comparison and keeps large integers within float64.
     reduced = cost - cost.min(axis=1, keepdims=True)

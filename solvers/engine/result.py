@@ -115,7 +115,8 @@ class Result:
     solver : str
         The solver and its parameters.
     compile_seconds : float
-        Seconds spent on compiling kernels or on loading compiled ones, which no limit of time counts.
+        Seconds spent on what only a first call does, which no limit of time counts: compiling kernels or loading
+        compiled ones, and imports.
     versions : dict of str to str
         Versions of what the result depends on.
     statistics : dict of str to int

@@ -6,8 +6,7 @@ import math
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -39,21 +38,12 @@ class Clock:
         return time.perf_counter() - self.started - self.compile_seconds()
 
     def compile_seconds(self) -> float:
-        """Return the seconds for compiling kernels, or for loading compiled ones."""
+        """Return the seconds for what only a first call does: compiling or loading kernels, imports."""
         return self._compile_time.seconds - self._compiled_before
 
     def compiles(self) -> bool:
         """Return whether a kernel is being compiled, or loaded."""
         return self._compile_time.depth > 0
-
-    @contextmanager
-    def stopped(self) -> Iterator[None]:
-        """Keep the time of what is done inside off the clock."""
-        before = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.started += time.perf_counter() - before
 
 
 @dataclass

@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from moe_search.problems.arrays import grid_scale
+from moe_search.problems.kernel_cache import compile_time
 from moe_search.problems.linear import LinearAssignment
 from moe_search.problems.permutation_problem import seats_by_expert
 from moe_search.problems.problem import Problem
@@ -50,7 +51,8 @@ class MinCostFlow(Solver):
 
     def search(self, run: Run) -> Result:
         """Solve; see `Solver.search`."""
-        from ortools.graph.python.min_cost_flow import SimpleMinCostFlow
+        with compile_time():
+            from ortools.graph.python.min_cost_flow import SimpleMinCostFlow
 
         problem = run.problem
         assert isinstance(problem, LinearAssignment)

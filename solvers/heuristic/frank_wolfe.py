@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from moe_search.checks import require_integer
+from moe_search.problems.kernel_cache import compile_time
 from moe_search.problems.permutation_problem import Permutation, PermutationProblem
 from moe_search.problems.problem import Problem
 from moe_search.problems.quadratic import QuadraticAssignment
@@ -70,7 +71,8 @@ class FrankWolfe(Proposer):
     def proposals(self, problem: PermutationProblem, rng: np.random.Generator) -> Iterator[Permutation]:
         """Yield the permutation that each start ends at, the first from the barycenter."""
         # Imported here: it takes longer than many a search that needs none of it.
-        from scipy.optimize import quadratic_assignment
+        with compile_time():
+            from scipy.optimize import quadratic_assignment
 
         assert isinstance(problem, QuadraticAssignment)
         # Scipy multiplies in the type of the matrices, where integers could overflow.
