@@ -16,6 +16,8 @@ from moe_search.problems.problem import Problem
 
 # A largest load of this part above its limit costs as much as to migrate all slots of a layer.
 LIMIT_UNIT = 1e-3
+# Bounds are found up to this part.
+ROUNDING = 2e-9
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -103,7 +105,7 @@ class Rebalancing(Problem):
     def limits(self) -> npt.NDArray[np.float64]:
         """Up to which largest load a layer costs its migrations alone."""
         bounds = self.placement.load_bounds
-        return np.zeros_like(bounds) if self.tolerance is None else (1 + self.tolerance) * bounds
+        return np.zeros_like(bounds) if self.tolerance is None else (1 + self.tolerance + ROUNDING) * bounds
 
     @property
     def slopes(self) -> npt.NDArray[np.float64]:

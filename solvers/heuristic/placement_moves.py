@@ -294,16 +294,18 @@ def descend(
 
 
 @compiled
-def go_back(board: Board, w: Any, was: Any, limit: float, moved: int) -> int:
-    """Undo migrations as long as no load exceeds `limit` or the largest there is; return those left."""
+def go_back(board: Board, w: Any, was: Any, target: float, moved: int, worth: float) -> int:
+    """Undo migrations that load no device above `target`, or above the largest load and `worth`; return those left."""
     first, place, copies, slot = board.first, board.place, board.copies, board.slot
     share, load = board.share, board.load
-    for g in range(load.shape[0]):
-        limit = max(limit, load[g])
     changed = True
     while changed and moved > 0:
         changed = False
         for h in range(load.shape[0]):
+            limit = 0.0
+            for g in range(load.shape[0]):
+                limit = max(limit, load[g])
+            limit = max(limit + worth, target)
             for j in range(first[h], first[h + 1]):
                 c = place[j]
                 if was[c, h]:
@@ -328,6 +330,8 @@ def go_back(board: Board, w: Any, was: Any, limit: float, moved: int) -> int:
                             break
                     if place[j] != c:
                         break
+                if place[j] != c:
+                    break
     return moved
 
 

@@ -33,7 +33,7 @@ from moe_search.solvers.heuristic.placement_moves import (
 # This part of the turns exchanges two groups of experts instead of kicking.
 GROUP_SHARE = 0.25
 # After this many failures of a layer, ever worse local optima are gone on from, at last those this part above the best.
-WORST_ACCEPTED = 0.02
+WORST_ACCEPTED = 0.05
 TRACE_LENGTH = 1024
 
 
@@ -282,17 +282,18 @@ def search_slice(
         for phase in range(3):
             moved = settle(board, w, was)
             if phase == 0 and not layers.fresh[layer]:
-                if not counts and board.regions.shape[0] > 2 and random_unit(rng) < GROUP_SHARE:
+                if board.regions.shape[0] > 2 and random_unit(rng) < GROUP_SHARE:
                     exchange_groups(board, layers.ranked[layer], rng)
                 else:
                     kick(board, w, rng)
             elif phase == 1:
+                worth = layers.price / slope
                 allowed = layers.moved[layer] + standing.spare
                 if layers.fresh[layer]:
                     allowed = layers.most_moved[layer]
-                moved = descend(board, w, was, aim, moved, allowed, layers.price / slope, counts, layers.trace)
+                moved = descend(board, w, was, aim, moved, allowed, worth, counts, layers.trace)
                 if counts:
-                    go_back(board, w, was, aim, moved)
+                    go_back(board, w, was, aim, moved, worth)
         load = 0.0
         for g in range(board.load.shape[0]):
             load = max(load, board.load[g])
