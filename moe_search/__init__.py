@@ -4,7 +4,7 @@ import lazy_loader
 
 from moe_search import gates, layers, problems, solvers, training
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # A name is listed once, in the stub of its package, and imported when it is first asked for, so that a solver's user
 # waits for no torch and no matplotlib.

@@ -27,7 +27,9 @@ from moe_search.solvers.exact.enumeration import Enumeration, number_of_permutat
 BOUND_SHARE = 0.1
 MOST_BOUND_SECONDS = 5.0
 LATE_BOUND_SECONDS = 0.01
-HUNGARIAN_UP_TO = 256
+# Where an expert holds several slots. Up to here scipy's takes some hundredths of a second at worst, which is more than
+# Transport takes, and far less than its kernels take to compile.
+HUNGARIAN_UP_TO = 512
 ENUMERATE_UP_TO = math.factorial(8)
 # Within a fraction of a second random instances of these sizes are proved optimal; the next larger ones are not. Pairs
 # cost products of two factors, or what a table says.

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from moe_search.solvers.engine.result import Result, format_gap, format_number, relative_gap
@@ -31,38 +32,45 @@ def displayed(run: Run, search: Callable[[], Result]) -> Result:
     from rich.console import Console
 
     console = Console(stderr=True)
-    limit = run.stop.start().allowance(Progress()).seconds
+    watched = _Watched(run, run.stop.start().allowance(Progress()).seconds)
     if console.is_jupyter:
-        return _in_notebook(run, limit, search)
-    print(_headline(run), file=sys.stderr)
+        return _in_notebook(watched, search)
+    print(watched.headline, file=sys.stderr)
     on_terminal = console.is_terminal and not console.is_dumb_terminal and sys.stderr.isatty()
-    with _bar(run, limit, console) if on_terminal else _lines(run, limit):
+    with _bar(watched, console) if on_terminal else _lines(watched):
         result = search()
     print(_ending(result), file=sys.stderr)
     return result
-
-
-def _headline(run: Run) -> str:
-    return f"{run.problem!r}\nby {run.solver}"
 
 
 def _ending(result: Result) -> str:
     return f"{result.outcome()}, {result.iterations:,} iterations in {result.runtime:.3f} s"
 
 
-def _standing(run: Run, limit: float) -> dict[str, str]:
-    """Return where a run of `limit` seconds stands; it goes on meanwhile, so a value may be newer than the time."""
-    value, bound = run.value, run.bound
-    has_value = math.isfinite(value)
-    gap = relative_gap(value, bound) if has_value else None
-    time = f"{run.clock.seconds():.1f}{f' / {limit:g}' if math.isfinite(limit) else ''} s"
-    return {
-        "time": "compiling" if run.clock.compiles() else time,
-        "value": format_number(value) if has_value else "-",
-        "bound": "-" if bound is None else format_number(bound),
-        "gap": "-" if gap is None else format_gap(gap),
-        "iterations": _rounded(run.iterations),
-    }
+@dataclass(frozen=True)
+class _Watched:
+    """A run, and the seconds that it may take."""
+
+    run: Run
+    limit: float
+
+    @property
+    def headline(self) -> str:
+        return f"{self.run.problem!r}\nby {self.run.solver}"
+
+    def standing(self) -> dict[str, str]:
+        """Return where the run stands; it goes on meanwhile, so that a value may be newer than the time."""
+        value, bound = self.run.value, self.run.bound
+        has_value = math.isfinite(value)
+        gap = relative_gap(value, bound) if has_value else None
+        limit = f" / {self.limit:g}" if math.isfinite(self.limit) else ""
+        return {
+            "time": "compiling" if self.run.clock.compiles() else f"{self.run.clock.seconds():.1f}{limit} s",
+            "value": format_number(value) if has_value else "-",
+            "bound": "-" if bound is None else format_number(bound),
+            "gap": "-" if gap is None else format_gap(gap),
+            "iterations": _rounded(self.run.iterations),
+        }
 
 
 def _rounded(count: int) -> str:
@@ -74,22 +82,20 @@ def _rounded(count: int) -> str:
 
 
 @contextmanager
-def _bar(run: Run, limit: float, console: Console) -> Iterator[None]:
+def _bar(watched: _Watched, console: Console) -> Iterator[None]:
     from rich.live import Live
     from rich.progress_bar import ProgressBar
     from rich.table import Table
 
     def line() -> RenderableType:
-        standing = _standing(run, limit)
-        time, iterations = standing.pop("time"), standing.pop("iterations")
-        texts = [time, *(f"[dim]{name}[/dim] {text}" for name, text in standing.items()), f"{iterations} iterations"]
+        time, *parts, (_, iterations) = watched.standing().items()
+        texts = [time[1], *(f"[dim]{name}[/dim] {text}" for name, text in parts), f"{iterations} iterations"]
         row = Table.grid(padding=(0, 2, 0, 0), expand=True)
         row.add_column(ratio=1)
         for _ in texts:
             row.add_column(no_wrap=True, justify="right")
-        endless = math.isinf(limit) or time == "compiling"
-        bar = ProgressBar(None, pulse=True) if endless else ProgressBar(limit, run.clock.seconds())
-        row.add_row(bar, *texts)
+        endless = watched.run.clock.compiles() or math.isinf(watched.limit)
+        row.add_row(ProgressBar(None if endless else watched.limit, watched.run.clock.seconds(), pulse=endless), *texts)
         return row
 
     with Live(get_renderable=line, console=console, refresh_per_second=1 / REDRAWN_EVERY, transient=True):
@@ -97,24 +103,26 @@ def _bar(run: Run, limit: float, console: Console) -> Iterator[None]:
 
 
 @contextmanager
-def _lines(run: Run, limit: float) -> Iterator[None]:
+def _lines(watched: _Watched) -> Iterator[None]:
     def show() -> None:
-        print("  ".join(f"{name} {text}" for name, text in _standing(run, limit).items()), file=sys.stderr, flush=True)
+        # That kernels are compiled is logged.
+        if not watched.run.clock.compiles():
+            print("  ".join(f"{name} {text}" for name, text in watched.standing().items()), file=sys.stderr, flush=True)
 
-    with _repeated(show, lambda passed: max(FIRST_LINE_AFTER, LINE_GROWTH * passed), run):
+    with _repeated(show, lambda: max(FIRST_LINE_AFTER, LINE_GROWTH * watched.run.clock.seconds())):
         yield
 
 
-def _in_notebook(run: Run, limit: float, search: Callable[[], Result]) -> Result:
+def _in_notebook(watched: _Watched, search: Callable[[], Result]) -> Result:
     from IPython.display import display
 
     def standing() -> dict[str, str]:
-        return _in_both_forms(_headline(run), _standing(run, limit))
+        return _in_both_forms(watched.headline, watched.standing())
 
     shown: Any = display(standing(), raw=True, display_id=True)
-    with _repeated(lambda: shown.update(standing(), raw=True), lambda passed: REDRAWN_EVERY, run):
+    with _repeated(lambda: shown.update(standing(), raw=True), lambda: REDRAWN_EVERY):
         result = search()
-    shown.update(_in_both_forms(_headline(run), {"": _ending(result)}), raw=True)
+    shown.update(_in_both_forms(watched.headline, {"": _ending(result)}), raw=True)
     return result
 
 
@@ -130,12 +138,12 @@ def _in_both_forms(headline: str, row: dict[str, str]) -> dict[str, str]:
 
 
 @contextmanager
-def _repeated(show: Callable[[], object], pause: Callable[[float], float], run: Run) -> Iterator[None]:
+def _repeated(show: Callable[[], object], pause: Callable[[], float]) -> Iterator[None]:
     """Call `show` in a thread after a pause, again and again, within the context."""
     over = threading.Event()
 
     def repeat() -> None:
-        while not over.wait(pause(run.clock.seconds())):
+        while not over.wait(pause()):
             show()
 
     thread = threading.Thread(target=repeat, daemon=True)

@@ -94,13 +94,14 @@ class KernelCache(CompileResultCacheImpl):  # type: ignore[misc]
 
     Parameters
     ----------
-    function : function
-        The kernel before it is compiled.
+    dispatcher : Dispatcher
+        The kernel.
     """
 
     # Numba's constructor looks for a folder and fails where there is none; what is inherited needs none.
-    def __init__(self, function: Any) -> None:
-        self.function = function
+    def __init__(self, dispatcher: Any) -> None:
+        self.function = dispatcher.py_func
+        self.options = _options(dispatcher)
 
     def load_overload(self, signature: Any, target_context: Any) -> Any:
         """Return the kernel as it was compiled for a signature, None if no file can be used."""
@@ -188,7 +189,7 @@ class KernelCache(CompileResultCacheImpl):  # type: ignore[misc]
         parts = (
             re.sub(r"[^\w.]", "_", kernel),
             _hash(self.function.__code__.co_filename, *types_of, str(codegen.magic_tuple()), *_versions()),
-            _hash(*sources(self.function, classes)),
+            _hash(self.options, *sources(self.function, classes)),
         )
         return ".".join((*parts, "kernel"))
 
@@ -289,7 +290,15 @@ def _described(value: Any) -> str:
         return repr(value)
     if _is_named_tuple(value):
         return f"{value.__module__}.{value.__qualname__}{value._fields}"
+    if isinstance(value, Dispatcher):
+        return _options(value)
     return f"{type(value).__qualname__} {getattr(value, '__module__', '')}.{getattr(value, '__name__', '')}"
+
+
+def _options(dispatcher: Any) -> str:
+    """Return what a kernel was declared with; a set has another order in every process."""
+    options = dispatcher.targetoptions.items()
+    return str(sorted((name, sorted(value) if isinstance(value, set) else value) for name, value in options))
 
 
 def _is_named_tuple(value: Any) -> bool:

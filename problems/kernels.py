@@ -21,13 +21,28 @@ from numba.extending import overload
 from moe_search.problems.kernel_cache import RESOLVERS, KernelCache
 
 
-def compiled(function: Callable[..., Any]) -> Any:
+def compiled(function: Callable[..., Any], fastmath: bool | set[str] = False) -> Any:
     """Declare a kernel; it may call others that stand below it in its file."""
-    dispatcher: Any = njit(nogil=True)(function)
+    dispatcher: Any = njit(nogil=True, fastmath=fastmath, no_cfunc_wrapper=True)(function)
     if isinstance(dispatcher, Dispatcher):
         # Numba has no public way to keep machine code elsewhere than in its own files, which go stale.
-        dispatcher._cache = KernelCache(function)  # type: ignore[attr-defined]
+        dispatcher._cache = KernelCache(dispatcher)  # type: ignore[attr-defined]
+        _compile_once_for_kernels(dispatcher, fastmath)
     return dispatcher
+
+
+def _compile_once_for_kernels(dispatcher: Any, fastmath: bool | set[str]) -> None:
+    """Let kernels that call this one compile it for themselves, without what a call from Python needs.
+
+    It becomes a part of them and is not kept by itself. It is compiled once for all numbers that stand in their code,
+    where Numba would do so once for each number.
+    """
+    inside = njit(nogil=True, fastmath=fastmath, no_cfunc_wrapper=True, no_cpython_wrapper=True)(dispatcher.py_func)
+
+    def template(arguments: Any, keywords: Any) -> Any:
+        return inside.get_call_template(tuple(map(types.unliteral, arguments)), keywords)
+
+    dispatcher.get_call_template, dispatcher.get_overload = template, inside.get_overload
 
 
 def resolved(plain: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -46,7 +61,7 @@ def resolved(plain: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callab
 
     def register(resolve: Callable[..., Any]) -> Callable[..., Any]:
         RESOLVERS[plain] = resolve
-        overload(plain, jit_options={"nogil": True})(resolve)
+        overload(plain, jit_options={"nogil": True, "no_cfunc_wrapper": True})(resolve)
         return resolve
 
     return register
@@ -83,7 +98,7 @@ def kernel(generic: Any, state_class: type | None = None) -> Callable[[Callable[
 
         # Numba asks for equal signatures and counts the annotations in.
         resolve.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
-        overload(generic, jit_options={"nogil": True})(resolve)
+        overload(generic, jit_options={"nogil": True, "no_cfunc_wrapper": True})(resolve)
         return function
 
     return register

@@ -19,7 +19,18 @@ ROUNDS = 10
 
 
 class InfeasibleLimitsError(ValueError):
-    """No permutation is within the load limits, or none was found."""
+    """No permutation is within the load limits, or none was found.
+
+    Examples
+    --------
+    >>> import moe_search as ms
+    >>> problem = ms.LinearAssignment([[4, 1], [2, 3]])
+    >>> try:
+    ...     ms.LoadLimited(problem, slot_loads=[5, 1], limits=[3, 3])
+    ... except ms.InfeasibleLimitsError as error:
+    ...     print(error)
+    limits must hold one of at least 5, the load of slot 0, got 3 at most
+    """
 
 
 @dataclass(frozen=True, eq=False)

@@ -62,6 +62,16 @@ class MixtureAssignment(PermutationProblem):
     Notes
     -----
     A swap of two slots touches only the samples with weight on either, each in O(D).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import moe_search as ms
+    >>> weights = np.eye(2)[:, None, :]  # sample b has slot b
+    >>> outputs = np.array([[[5.0], [1.0]], [[2.0], [6.0]]])  # of two experts on two samples
+    >>> problem = ms.MixtureAssignment(weights, outputs, targets=[[1.0], [2.0]], loss="squared")
+    >>> problem.value([0, 1]), problem.value([1, 0])
+    (16.0, 0.0)
     """
 
     slot_weights: npt.NDArray[np.float64]
@@ -349,31 +359,17 @@ def loss_of_sample(z: Any, target: Any, label: Any, x: int, loss: int) -> float:
 
 
 @compiled
-def move_mixtures(
-    start: Any,
-    sample: Any,
-    weight: Any,
-    outputs: Any,
-    target: Any,
-    label: Any,
-    sample_weight: Any,
-    prediction: Any,
-    sample_loss: Any,
-    trial: Any,
-    loss: int,
-    a: int,
-    b: int,
-    e: int,
-    f: int,
-    commit: bool,
-) -> float:
-    """Return the change in weighted loss when slot a goes from expert e to f and slot b from f to e.
-
-    With `commit` the mixtures and losses are written to the state.
-    """
+def exchange_experts(state: Any, a: int, b: int, commit: bool) -> float:
+    """Return the change in weighted loss when slots a and b exchange experts; write it to the state if `commit`."""
+    e, f = state.expert[a], state.expert[b]
+    if e == f:
+        return 0.0
+    sample, weight, outputs, target, label = state.sample, state.weight, state.outputs, state.target, state.label
+    sample_weight, prediction, sample_loss = state.sample_weight, state.prediction, state.sample_loss
+    trial, loss = state.trial, state.loss
     delta = 0.0
-    i, i_end = start[a], start[a + 1]
-    j, j_end = start[b], start[b + 1]
+    i, i_end = state.start[a], state.start[a + 1]
+    j, j_end = state.start[b], state.start[b + 1]
     while i < i_end or j < j_end:
         if j == j_end or (i < i_end and sample[i] < sample[j]):
             x = sample[i]
@@ -397,33 +393,6 @@ def move_mixtures(
             for d in range(trial.shape[0]):
                 prediction[x, d] = trial[d]
     return delta
-
-
-@compiled
-def exchange_experts(state: Any, a: int, b: int, commit: bool) -> float:
-    """Return the change in weighted loss when slots a and b exchange experts; write it to the state if `commit`."""
-    e = state.expert[a]
-    f = state.expert[b]
-    if e == f:
-        return 0.0
-    return move_mixtures(
-        state.start,
-        state.sample,
-        state.weight,
-        state.outputs,
-        state.target,
-        state.label,
-        state.sample_weight,
-        state.prediction,
-        state.sample_loss,
-        state.trial,
-        state.loss,
-        a,
-        b,
-        e,
-        f,
-        commit,
-    )
 
 
 @kernel(swap_delta, MixtureState)

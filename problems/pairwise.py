@@ -38,6 +38,16 @@ class PairwiseAssignment(PermutationProblem):
     -----
     The class of a gate that sends each sample to two experts, under any loss, and of any gate under squared error. The
     kernels keep the potential of every slot under every expert, so a delta takes O(1) and a commit O(m n).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import moe_search as ms
+    >>> cost = np.zeros((2, 2, 2, 2), dtype=int)
+    >>> cost[0, 1, 0, 1] = 7  # what slots 0 and 1 pay together where they have experts 0 and 1
+    >>> problem = ms.PairwiseAssignment(cost)
+    >>> problem.value([0, 1]), problem.value([1, 0])
+    (7, 0)
     """
 
     cost: npt.NDArray[Any]

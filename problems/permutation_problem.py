@@ -23,6 +23,15 @@ class PermutationProblem(Problem):
     block t, one for each selector of a gate, and a slot only ever takes a seat of its own block. A new problem class
     gives `size`, `block_size`, `integral`, `value` and `state`, and registers the kernels `swap_delta` and
     `commit_swap` for the NamedTuple that `state` returns (see `moe_search.problems.moves`).
+
+    Examples
+    --------
+    >>> import moe_search as ms
+    >>> problem: ms.PermutationProblem = ms.LinearAssignment([[4, 1], [2, 3], [0, 5], [1, 1]])
+    >>> problem.size, problem.num_experts, problem.capacity
+    (4, 2, 2)
+    >>> problem.experts([2, 0, 1, 3]).tolist()  # seats 0 and 1 are of expert 0, seats 2 and 3 of expert 1
+    [1, 0, 0, 1]
     """
 
     def __repr__(self) -> str:

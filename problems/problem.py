@@ -17,6 +17,13 @@ class Problem(ABC):
 
     This is all that `moe_search.solve`, results, stopping criteria and bounds need to know. What a solution is, a kind
     of problem says: those of `moe_search.problems.permutation_problem.PermutationProblem` are permutations.
+
+    Examples
+    --------
+    >>> import moe_search as ms
+    >>> problem: ms.Problem = ms.LinearAssignment([[4, 1], [2, 3]])
+    >>> problem.value([1, 0]), problem.value_range(), problem.integral
+    (3, (3, 7), True)
     """
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> Any:

@@ -42,6 +42,13 @@ def read_qaplib(path: str | os.PathLike[str]) -> QuadraticAssignment:
     ----------
     R. E. Burkard, S. E. Karisch, F. Rendl, "QAPLIB - a quadratic assignment problem library", Journal of Global
     Optimization 10 (1997), 391-403.
+
+    Examples
+    --------
+    >>> import moe_search as ms
+    >>> ms.write_qaplib("three.dat", ms.random_quadratic(3, seed=0))
+    >>> ms.read_qaplib("three.dat").size
+    3
     """
     n, numbers = _read(path)
     two, three = (1 + matrices * n * n for matrices in (2, 3))
@@ -64,6 +71,14 @@ def write_qaplib(path: str | os.PathLike[str], problem: QuadraticAssignment) -> 
     ------
     ValueError
         If the problem is not integral.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> import moe_search as ms
+    >>> ms.write_qaplib("two.dat", ms.QuadraticAssignment([[0, 1], [1, 0]], [[0, 5], [5, 0]]))
+    >>> Path("two.dat").read_text().split()
+    ['2', '0', '1', '1', '0', '0', '5', '5', '0']
     """
     if not problem.integral:
         raise ValueError("problem must hold integers to be written as a QAPLIB file, got floats")
@@ -105,6 +120,15 @@ def read_qaplib_solution(path: str | os.PathLike[str], problem: QuadraticAssignm
     -----
     UserWarning
         If the file holds the inverse.
+
+    Examples
+    --------
+    >>> import moe_search as ms
+    >>> problem = ms.QuadraticAssignment([[0, 3, 1], [3, 0, 2], [1, 2, 0]], [[0, 4, 1], [4, 0, 6], [1, 6, 0]])
+    >>> ms.write_qaplib_solution("three.sln", problem.value([2, 0, 1]), [2, 0, 1])
+    >>> value, permutation = ms.read_qaplib_solution("three.sln", problem)
+    >>> value, permutation.tolist()
+    (34, [2, 0, 1])
     """
     n, numbers = _read(path)
     if len(numbers) != n + 2:
@@ -140,6 +164,15 @@ def write_qaplib_solution(path: str | os.PathLike[str], value: int, permutation:
         If `permutation` is no permutation of 0 .. n - 1.
     OSError
         If the file cannot be written.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> import moe_search as ms
+    >>> ms.write_qaplib_solution("three.sln", 34, [2, 0, 1])
+    >>> print(Path("three.sln").read_text(), end="")
+    3 34
+    3 1 2
     """
     p = np.asarray(permutation)
     if p.ndim != 1 or not np.array_equal(np.sort(p), np.arange(p.size)):

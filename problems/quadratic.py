@@ -321,52 +321,55 @@ def _symmetric_fill(
     state: SymmetricQuadraticState, matrix: DeltaMatrix, block_size: int, first: int, last: int
 ) -> None:
     for i in range(first, last):
-        row_of_deltas(matrix, state.flow, state.distance, state.factor, i)
+        row_of_deltas(matrix.deltas, matrix.potential, state.flow, state.distance, state.factor, i)
 
 
 @kernel(fill_deltas, GeneralQuadraticState)
 def _general_fill(state: GeneralQuadraticState, matrix: DeltaMatrix, block_size: int, first: int, last: int) -> None:
     for i in range(first, last):
-        general_row_of_deltas(matrix, state, i)
+        general_row_of_deltas(matrix.deltas, matrix.potential, state.flow, state.distance, i)
 
 
 @kernel(commit_swap_and_deltas, SymmetricQuadraticState)
 def _symmetric_commit(state: SymmetricQuadraticState, matrix: DeltaMatrix, block_size: int, a: int, b: int) -> None:
-    difference(matrix.scratch, 0, state.flow, a, b, state.factor)
-    difference(matrix.scratch, 1, state.distance, b, a, 1)
+    deltas, potential, flow, distance = matrix.deltas, matrix.potential, state.flow, state.distance
+    x, y = matrix.scratch[0], matrix.scratch[1]
+    difference(x, flow, a, b, state.factor)
+    difference(y, distance, b, a, 1)
     # What the exchange of the columns leaves to correct; the columns themselves take no part in the update.
-    pair = matrix.scratch.dtype.type(state.distance[a, b])
-    matrix.scratch[1, a] = 0
-    matrix.scratch[1, b] = 0
-    add_rank_one(matrix.potential, matrix.scratch[0], matrix.scratch[1])
-    exchange_columns(matrix.potential, matrix.scratch[0], a, b, pair, pair)
-    subtract_differences(matrix.deltas, matrix.scratch[0], matrix.scratch[1])
+    pair = x.dtype.type(distance[a, b])
+    y[a] = 0
+    y[b] = 0
+    add_rank_one(potential, x, y)
+    exchange_columns(potential, x, a, b, pair, pair)
+    subtract_differences(deltas, x, y)
     commit_swap(state, a, b)
-    row_of_deltas(matrix, state.flow, state.distance, state.factor, a)
-    row_of_deltas(matrix, state.flow, state.distance, state.factor, b)
+    row_of_deltas(deltas, potential, flow, distance, state.factor, a)
+    row_of_deltas(deltas, potential, flow, distance, state.factor, b)
 
 
 @kernel(commit_swap_and_deltas, GeneralQuadraticState)
 def _general_commit(state: GeneralQuadraticState, matrix: DeltaMatrix, block_size: int, a: int, b: int) -> None:
-    scratch = matrix.scratch
-    difference(scratch, 0, state.flow_transposed, a, b, 1)
-    difference(scratch, 1, state.distance_transposed, b, a, 1)
-    difference(scratch, 2, state.flow, a, b, 1)
-    difference(scratch, 3, state.distance, b, a, 1)
-    forth = scratch.dtype.type(state.distance[a, b])
-    back = scratch.dtype.type(state.distance[b, a])
-    for row in (1, 3):
-        scratch[row, a] = 0
-        scratch[row, b] = 0
-    add_rank_one(matrix.potential, scratch[0], scratch[1])
-    add_rank_one(matrix.potential, scratch[2], scratch[3])
-    exchange_columns(matrix.potential, scratch[0], a, b, back, forth)
-    correct_columns(matrix.potential, scratch[2], a, b, forth, back)
-    subtract_differences(matrix.deltas, scratch[0], scratch[1])
-    subtract_differences(matrix.deltas, scratch[2], scratch[3])
+    deltas, potential, flow, distance = matrix.deltas, matrix.potential, state.flow, state.distance
+    x, y, u, v = matrix.scratch[0], matrix.scratch[1], matrix.scratch[2], matrix.scratch[3]
+    difference(x, state.flow_transposed, a, b, 1)
+    difference(y, state.distance_transposed, b, a, 1)
+    difference(u, flow, a, b, 1)
+    difference(v, distance, b, a, 1)
+    forth = x.dtype.type(distance[a, b])
+    back = x.dtype.type(distance[b, a])
+    for each in (y, v):
+        each[a] = 0
+        each[b] = 0
+    add_rank_one(potential, x, y)
+    add_rank_one(potential, u, v)
+    exchange_columns(potential, x, a, b, back, forth)
+    correct_columns(potential, u, a, b, forth, back)
+    subtract_differences(deltas, x, y)
+    subtract_differences(deltas, u, v)
     commit_swap(state, a, b)
-    general_row_of_deltas(matrix, state, a)
-    general_row_of_deltas(matrix, state, b)
+    general_row_of_deltas(deltas, potential, flow, distance, a)
+    general_row_of_deltas(deltas, potential, flow, distance, b)
 
 
 @compiled
@@ -381,22 +384,33 @@ def add_products(potential: Any, a: Any, c: Any, factor: int, first: int, last: 
             potential[i, j] = cast(potential[i, j] + cast(total * cast(factor)))
 
 
-@compiled
 def add_linear(potential: Any, linear: Any, permutation: Any, first: int, last: int) -> None:
-    """Add the linear cost of every facility at the location of every other."""
-    # One row for each facility, none where there is no linear term; a vector has no second index.
-    matrix = linear.reshape((-1, permutation.shape[0]))
-    for i in range(first, min(last, matrix.shape[0])):
-        for j in range(matrix.shape[1]):
-            potential[i, j] = potential.dtype.type(potential[i, j] + matrix[i, permutation[j]])
+    """Add the linear cost of every facility at the location of every other; nothing for an empty vector."""
+    if linear.ndim == 2:
+        _add_linear(potential, linear, permutation, first, last)
+
+
+def _add_no_linear(potential: Any, linear: Any, permutation: Any, first: int, last: int) -> None:
+    pass
+
+
+def _add_linear(potential: Any, linear: Any, permutation: Any, first: int, last: int) -> None:
+    for i in range(first, last):
+        for j in range(permutation.shape[0]):
+            potential[i, j] = potential.dtype.type(potential[i, j] + linear[i, permutation[j]])
+
+
+@resolved(add_linear)
+def _resolve_add_linear(potential: Any, linear: Any, permutation: Any, first: int, last: int) -> Any:
+    return _add_no_linear if linear.ndim == 1 else _add_linear
 
 
 @compiled
-def difference(scratch: Any, row: int, matrix: Any, a: int, b: int, factor: int) -> None:
-    """Write ``factor * (matrix[a] - matrix[b])`` to a row of the scratch space."""
-    cast = scratch.dtype.type
+def difference(x: Any, matrix: Any, a: int, b: int, factor: int) -> None:
+    """Write ``factor * (matrix[a] - matrix[b])``."""
+    cast = x.dtype.type
     for k in range(matrix.shape[0]):
-        scratch[row, k] = cast(cast(cast(matrix[a, k]) - cast(matrix[b, k])) * cast(factor))
+        x[k] = cast(cast(cast(matrix[a, k]) - cast(matrix[b, k])) * cast(factor))
 
 
 @compiled
@@ -439,29 +453,27 @@ def subtract_differences(deltas: Any, x: Any, y: Any) -> None:
 
 
 @compiled
-def row_of_deltas(matrix: DeltaMatrix, flow: Any, distance: Any, factor: int, i: int) -> None:
+def row_of_deltas(deltas: Any, potential: Any, flow: Any, distance: Any, factor: int, i: int) -> None:
     """Compute the deltas of all swaps with slot i of a symmetric problem."""
-    potential = matrix.potential
     cast = potential.dtype.type
     for j in range(flow.shape[0]):
         pair = cast(cast(cast(flow[i, j]) * cast(distance[i, j])) * cast(2 * factor))
         delta = cast(pair + cast(potential[i, j] + potential[j, i]) - cast(potential[i, i] + potential[j, j]))
         if j < i:
-            matrix.deltas[j, i] = delta
+            deltas[j, i] = delta
         else:
-            matrix.deltas[i, j] = delta
+            deltas[i, j] = delta
 
 
 @compiled
-def general_row_of_deltas(matrix: DeltaMatrix, state: GeneralQuadraticState, i: int) -> None:
+def general_row_of_deltas(deltas: Any, potential: Any, flow: Any, distance: Any, i: int) -> None:
     """Compute the deltas of all swaps with slot i of an asymmetric problem."""
-    flow, distance, potential = state.flow, state.distance, matrix.potential
     cast = potential.dtype.type
     for j in range(flow.shape[0]):
         flows = cast(cast(flow[i, j]) + cast(flow[j, i]))
         pair = cast(flows * cast(cast(distance[i, j]) + cast(distance[j, i])))
         delta = cast(pair + cast(potential[i, j] + potential[j, i]) - cast(potential[i, i] + potential[j, j]))
         if j < i:
-            matrix.deltas[j, i] = delta
+            deltas[j, i] = delta
         else:
-            matrix.deltas[i, j] = delta
+            deltas[i, j] = delta

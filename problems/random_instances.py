@@ -32,6 +32,13 @@ def random_linear(
         Source of the randomness.
     integral : bool, default True
         Integers or floats.
+
+    Examples
+    --------
+    >>> import moe_search as ms
+    >>> problem = ms.random_linear(6, 3, seed=0)
+    >>> problem.size, problem.num_experts
+    (6, 3)
     """
     rng = np.random.default_rng(seed)
     return LinearAssignment(_entries(rng, (num_slots, num_experts or num_slots), integral))
@@ -60,6 +67,14 @@ def random_quadratic(
     References
     ----------
     E. D. Taillard, "Robust taboo search for the quadratic assignment problem", Parallel Computing 17 (1991), 443-455.
+
+    Examples
+    --------
+    >>> import moe_search as ms
+    >>> ms.random_quadratic(3, seed=0).flow
+    array([[ 0, 63, 51],
+           [63,  0,  4],
+           [51,  4,  0]])
     """
     rng = np.random.default_rng(seed)
     matrices = []
@@ -88,6 +103,12 @@ def random_pairwise(
         Integers or floats.
     num_selectors : int, default 1
         Number of blocks of m slots.
+
+    Examples
+    --------
+    >>> import moe_search as ms
+    >>> ms.random_pairwise(4, 2, seed=0).cost.shape
+    (4, 4, 2, 2)
     """
     rng = np.random.default_rng(seed)
     m, n = num_slots * num_selectors, num_experts or num_slots
@@ -123,6 +144,13 @@ def random_mixture(
         Number T of blocks of m slots.
     loss : {"squared", "bce", "cross_entropy"}
         The loss; targets are Gaussian, uniform in {0, 1}, or uniform classes.
+
+    Examples
+    --------
+    >>> import moe_search as ms
+    >>> problem = ms.random_mixture(4, num_samples=20, seed=0, k=2)
+    >>> problem.slot_weights.shape, problem.outputs.shape
+    ((20, 1, 4), (20, 4, 3))
     """
     rng = np.random.default_rng(seed)
     logits = rng.standard_normal((num_samples, num_selectors, num_slots))

@@ -11,13 +11,13 @@ FOLDERS = ("moe_search", "problems", "solvers", "bench")
 
 # From the ground up: a module imports those on its own floor and below.
 FLOORS = (
-    ("moe_search.checks", "moe_search.installation"),
+    ("moe_search.checks",),
     ("moe_search.problems",),
     ("moe_search.solvers.engine",),
     ("moe_search.solvers.bounds",),
     ("moe_search.solvers.heuristic",),
     ("moe_search.solvers",),
-    ("moe_search.display",),
+    ("moe_search.display", "moe_search.installation"),
     ("moe_search.api", "moe_search.plotting"),
     ("moe_search.compilation",),
     ("moe_search.gates",),

@@ -6,16 +6,38 @@ wheel is built in isolation, and what it requires is installed from the index, w
 
 import json
 import os
+import re
 import subprocess
 import sys
 import sysconfig
 import tarfile
 import venv
 import zipfile
+from itertools import chain
 from pathlib import Path
 
 import pytest
 
+ON_TOP = {
+    "CHANGELOG.md",
+    "CITATION.cff",
+    "CONTRIBUTING.md",
+    "LICENSE",
+    "MANIFEST.in",
+    "Makefile",
+    "README.md",
+    "constraints.txt",
+    "pyproject.toml",
+}
+SOURCES = ("**/*.py", "**/*.pyi", "**/*.typed", "**/*.html")
+TOP_FOLDERS = {
+    "bench": (*SOURCES, "comparison/datasets/*.npz", "results/*.md"),
+    "docs": ("*.*", "_static/*", "_templates/**/*.rst", "gallery/*.*"),
+    "moe_search": SOURCES,
+    "problems": SOURCES,
+    "solvers": SOURCES,
+    "tests": ("**/*.py", "**/*.json"),
+}
 CLEAN_INSTALL = os.environ.get("MOE_SEARCH_CLEAN_INSTALL") == "1"
 ROOT = Path(__file__).parents[1]
 FOLDERS = {"moe_search": ROOT / "moe_search"} | {
@@ -23,17 +45,18 @@ FOLDERS = {"moe_search": ROOT / "moe_search"} | {
 }
 
 SOLVE = """
-import json, sys
+import json, logging
 import problems, solvers
 import moe_search as ms
-from moe_search.solvers.heuristic import local_search
+told = []
+logging.getLogger("moe_search").addFilter(told.append)
 result = ms.solve(ms.random_quadratic(12, seed=0), ms.LocalSearch(), ms.MaxIterations(50_000))
 print(json.dumps({
     "file": ms.__file__,
     "own": [problems.MINE, solvers.MINE],
     "status": result.status,
     "gap": result.gap,
-    "compiled": sum(local_search.search_slice.stats.cache_misses.values()),
+    "compiled": len(told),
 }))
 """
 
@@ -109,17 +132,27 @@ def test_the_wheel_holds_every_source_file_and_nothing_else(wheel):
     assert names == sources() | {"moe_search/py.typed"}
 
 
-def test_the_source_distribution_holds_the_folders_once(distributions):
+def test_the_source_distribution_holds_sources_tests_and_pages_and_nothing_else(distributions):
     (path,) = distributions.glob("*.tar.gz")
     with tarfile.open(path) as archive:
-        names = {name.split("/", 1)[-1] for name in archive.getnames()}
-    assert {
-        "problems/linear.py",
-        "solvers/heuristic/local_search.py",
-        "moe_search/py.typed",
-        "LICENSE",
-        "README.md",
-    } <= names
+        names = {name.split("/", 1)[-1] for name in archive.getnames() if not archive.getmember(name).isdir()}
+    expected = set(ON_TOP)
+    for folder, patterns in TOP_FOLDERS.items():
+        files = chain.from_iterable((ROOT / folder).glob(pattern) for pattern in patterns)
+        expected |= {file.relative_to(ROOT).as_posix() for file in files}
+    made = {name for name in names if name.startswith("moe_search.egg-info/")} | {"PKG-INFO", "setup.cfg"}
+    assert names - made == expected
+
+
+def test_there_is_one_version():
+    told = {
+        "pyproject.toml": r'^version = "(.*)"$',
+        "moe_search/__init__.py": r'^__version__ = "(.*)"$',
+        "CITATION.cff": r"^version: (.*)$",
+        "CHANGELOG.md": r"^## \[(\d.*)\] - ",
+    }
+    found = {name: re.search(pattern, (ROOT / name).read_text(), re.MULTILINE)[1] for name, pattern in told.items()}
+    assert len(set(found.values())) == 1, found
 
 
 def test_nothing_of_ours_is_at_the_top_of_site_packages_but_the_package(clean):

@@ -11,7 +11,7 @@ def test_a_report_of_a_bug_names_system_packages_threads_and_cache(capsys, monke
     ms.show_versions()
     rows = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert rows["python"] == f"{platform.python_version()}, {sys.executable}"
-    assert rows["kernels"] == "kept in /somewhere"
+    assert rows["kernels"] == "kept in /somewhere/moe_search"
     assert "OMP_NUM_THREADS=3" in rows["threads"]
     assert {"moe-search", "numpy", "numba", "scipy", "ortools", "torch", "cuda", "processor", "platform"} <= set(rows)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -128,7 +129,7 @@ def _finite(values: npt.ArrayLike) -> npt.NDArray[np.float64]:
     return array[np.isfinite(array)]
 
 
-def _style(number: int) -> dict[str, str]:
+def _style(number: int) -> dict[str, Any]:
     return {"color": LINES[number % len(LINES)], "linestyle": DASHES[number // len(LINES) % len(DASHES)]}
 
 
@@ -145,7 +146,7 @@ def _finish(axis: Axes, title: str, x_label: str, y_label: str) -> None:
 
 def _with_legend(figure: Figure, axes: list[Axes]) -> Figure:
     """Add one legend below all panels, in which every solver stands once."""
-    lines = {line.get_label(): line for axis in axes for line in axis.get_lines()}
+    lines = {str(line.get_label()): line for axis in axes for line in axis.get_lines()}
     with mpl.rc_context(STYLE):
         figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=4, frameon=False)
     return figure

@@ -17,7 +17,10 @@ def warm_up(
     ] = None,
     all_solvers: Annotated[bool, typer.Option("--all", help="All solvers, which takes some minutes.")] = False,
 ) -> None:
-    """Compile kernels ahead, once for all processes: by default those that `solve` and training take by themselves."""
+    """Compile kernels ahead, once for all processes.
+
+    By default those that solve and training take by themselves.
+    """
     with one_line_errors():
         names = [*solver_kinds()] if all_solvers else solver or []
         chosen = [named for named in map(solver_named, names) if named is not None]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_search.checks import require_choice, require_integer, require_number
-from moe_search.gates.batch_checks import cannot_read_values
+from moe_search.gates.batch_checks import cannot_read_values, weight_dtype
 from moe_search.gates.fresh_start import is_loaded
 from moe_search.gates.gate import Gate, SlotWeights, require_k
 from moe_search.gates.smooth_step import entropy_terms, leaf_probabilities, live_leaves
@@ -190,9 +190,9 @@ class COMET(Gate):
 
     def forward(self, inputs: Tensor, ids: Tensor | None = None) -> SlotWeights:
         """Return the weights of the slots; see `Gate.forward`."""
-        dtype = self.nodes.weight.dtype
+        dtype = weight_dtype(self.nodes)
         # A path is a product of many factors: autocast or not, it keeps the precision of the weights.
-        nodes = self.nodes(self.features(inputs, dtype)).to(dtype).unflatten(1, (self.k, -1))
+        nodes = self.nodes(self.features(inputs, dtype)).to(dtype or inputs.dtype).unflatten(1, (self.k, -1))
         splits, logits = nodes.split([self.num_slots - 1, self.num_slots], dim=2)
         if self.leaf_bias is not None:
             logits = logits + self.leaf_bias
@@ -219,7 +219,7 @@ class COMET(Gate):
             self.num_slots >= DESCENT_SLOTS
             and not self.training
             and not torch.is_grad_enabled()
-            and len(splits) * self.k * self.num_slots >= DESCENT_LEAVES
+            and splits.shape[0] * self.k * self.num_slots >= DESCENT_LEAVES
             and splits.device.type == "cpu"
             and not cannot_read_values(splits)
         )

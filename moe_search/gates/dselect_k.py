@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_search.checks import require_integer, require_number
-from moe_search.gates.batch_checks import require_device, require_dtype, require_samples
+from moe_search.gates.batch_checks import require_device, require_dtype, require_samples, weight_dtype
 from moe_search.gates.fresh_start import is_loaded
 from moe_search.gates.gate import Gate, SlotWeights, require_k
 from moe_search.gates.smooth_step import entropy_terms, smooth_step
@@ -146,15 +146,15 @@ class DSelectK(Gate):
         total = weights.sum((1, 2), keepdim=True)
         lost = total < torch.finfo(total.dtype).tiny
         weights = (weights / total.masked_fill(lost, 1.0)).masked_fill(lost, 1.0 / (self.k * self.num_slots))
-        shape = (len(inputs), self.k, self.num_slots)
+        shape = (inputs.shape[0], self.k, self.num_slots)
         return SlotWeights(weights.expand(shape), None, p.expand(shape))
 
     def _values(self, inputs: Tensor) -> Tensor:
         """Return the values of bits and selectors of every sample, of one that stands for all in the static gate."""
         if self.linear is not None:
-            weight = self.linear.weight
+            dtype = weight_dtype(self.linear)
             # A row of bits is a product of many factors: autocast or not, it keeps the precision of the weights.
-            return self.linear(self.features(inputs, weight.dtype)).to(weight.dtype)
+            return self.linear(self.features(inputs, dtype)).to(dtype or inputs.dtype)
         assert self.values is not None
         require_samples(inputs)
         require_device("inputs", inputs, self.values.device, "gate")

@@ -43,7 +43,8 @@ class ExpertMap(nn.Module):
     The buffer is checked at the first forward, and after it was written to at the next one in eval mode, which the
     version that torch counts tells of: a look at the entries each time would wait for the device. After
     `torch.nn.Module.to_empty`, `reset_parameters` makes it a fresh map. ``AveragedModel(use_buffers=True)`` averages
-    it, and the mean of two maps is none; with ``use_buffers=False`` it takes over the map of the model, which is right.
+    it, as `EMAWeightAveraging` of Lightning does by default, and the mean of two maps is none; with
+    ``use_buffers=False`` the averaged model takes over the map of the model, which is right.
 
     Examples
     --------
@@ -185,8 +186,11 @@ class ExpertMap(nn.Module):
         by_slot = slot_weights.sum(1) if self.shared else slot_weights.flatten(1)
         # Sorting slots by expert lines up equally many for each: a gather and a sum, the same on every device and run.
         # It also leaves autograd nothing to remember of the buffer, which may change before the backward pass.
-        order = self.experts.flatten().argsort(stable=True)
-        return by_slot[:, order].reshape(len(by_slot), self.num_experts, -1).sum(2)
+        experts = self.experts.flatten()
+        # The number of a slot decides among those of an expert: keys that differ need no stable sort, which is slow for
+        # large maps and which ONNX does not know.
+        keys = experts * experts.shape[0] + torch.arange(experts.shape[0], device=experts.device)
+        return by_slot[:, keys.argsort()].unflatten(1, (self.num_experts, -1)).sum(2)
 
     def extra_repr(self) -> str:
         """Return the sizes, for `repr`."""
@@ -214,7 +218,7 @@ class ExpertMap(nn.Module):
             raise ValueError(
                 f"the buffer of an expert map must be changed by the map alone, it was written to: {error} "
                 "(a module that was emptied, or made on the device meta, starts anew by reset_parameters; "
-                "torch.optim.swa_utils.AveragedModel averages the buffer unless use_buffers=False)"
+                "AveragedModel of torch and WeightAveraging of Lightning average buffers unless use_buffers=False)"
             ) from None
         self._checked = experts, experts._version
 
@@ -233,7 +237,8 @@ class ExpertMap(nn.Module):
                 f"{name} must have shape {tuple(self.experts.shape)} for {self._what()}, "
                 f"got shape {tuple(experts.shape)}"
             )
-        for t, row in enumerate(experts.detach().cpu().numpy()):
+        # Inside of torch.func.grad a tensor has no memory that numpy could read.
+        for t, row in enumerate(np.array(experts.tolist())):
             if row.min() < 0 or row.max() >= self.num_experts:
                 raise ValueError(
                     f"{name} must hold the experts 0 .. {self.num_experts - 1}, got {row.min()} .. {row.max()}"

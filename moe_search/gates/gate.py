@@ -35,6 +35,14 @@ class SlotWeights:
         Shape [B, T, m]: the logits that a gate with noise chose slots by, and the standard deviation of the noise in
         each, greater than 0. The probability that a slot would be chosen again under fresh noise, which load penalties
         are made of, follows from these and `logits`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import moe_search as ms
+    >>> slot_weights = ms.TopK(8, 4, k=2)(torch.randn(5, 8))
+    >>> slot_weights.weights.shape, (slot_weights.weights > 0).sum(2).flatten().tolist()
+    (torch.Size([5, 1, 4]), [2, 2, 2, 2, 2])
     """
 
     weights: Tensor
@@ -72,6 +80,17 @@ class Gate(nn.Module, ABC):
     Attributes
     ----------
     expert_map : ExpertMap
+
+    Examples
+    --------
+    >>> import torch
+    >>> import moe_search as ms
+    >>> class Even(ms.Gate):
+    ...     def forward(self, inputs, ids=None):
+    ...         weights = torch.full((len(inputs), 1, self.num_slots), 1 / self.num_slots)
+    ...         return ms.SlotWeights(weights, logits=None)
+    >>> ms.MixtureOfExperts(ms.StackedExperts(4, 8, 3), Even(4))(torch.randn(5, 8)).shape
+    torch.Size([5, 3])
     """
 
     def __init__(
@@ -147,8 +166,7 @@ class Gate(nn.Module, ABC):
                 f"got shape {tuple(inputs.shape)}"
             )
         require_device("inputs", inputs, self.expert_map.experts.device, "gate")
-        if dtype is not None:
-            require_dtype(inputs, dtype, "gate")
+        require_dtype(inputs, dtype, "gate")
         return inputs.flatten(1)
 
     def extra_repr(self) -> str:

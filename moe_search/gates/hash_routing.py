@@ -129,7 +129,9 @@ class HashRouting(Gate):
         # Codes have the precision of the projections, autocast or not: a sample must not change its slot with it.
         with torch.autocast(features.device.type, enabled=False):
             bits = functional.linear(features.to(self.projections.dtype), self.projections) > 0
-        return (bits.long() << torch.arange(bits.shape[1], device=bits.device)).sum(1)
+        # Not by shifts, which ONNX has for unsigned integers only.
+        powers = torch.arange(bits.shape[1], dtype=torch.float64, device=bits.device).exp2().round().long()
+        return (bits.long() * powers).sum(1)
 
     def _ids(self, inputs: Tensor, ids: Tensor | None) -> Tensor:
         require_samples(inputs)

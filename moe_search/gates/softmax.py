@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from moe_search.gates.batch_checks import weight_dtype
 from moe_search.gates.gate import Gate, SlotWeights
 
 
@@ -34,5 +35,5 @@ class Softmax(Gate):
 
     def forward(self, inputs: Tensor, ids: Tensor | None = None) -> SlotWeights:
         """Return the weights of the slots; see `Gate.forward`."""
-        logits = self.linear(self.features(inputs, self.linear.weight.dtype)).unsqueeze(1)
+        logits = self.linear(self.features(inputs, weight_dtype(self.linear))).unsqueeze(1)
         return SlotWeights(logits.softmax(2), logits)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from moe_search.gates.batch_checks import weight_dtype
 from moe_search.gates.gate import Gate, SlotWeights, require_k
 
 
@@ -64,7 +65,7 @@ class TopK(Gate):
 
     def forward(self, inputs: Tensor, ids: Tensor | None = None) -> SlotWeights:
         """Return the weights of the slots; see `Gate.forward`."""
-        features = self.features(inputs, self.linear.weight.dtype)
+        features = self.features(inputs, weight_dtype(self.linear))
         logits = self.linear(features).unsqueeze(1)
         if self.noise is None or not self.training:
             return SlotWeights(self._weights(logits), logits)

@@ -13,9 +13,11 @@ from moe_search.training.search.candidate_map import SearchRecord
 from moe_search.training.search.permutation_search import PermutationSearch
 
 try:
-    from lightning.pytorch import Callback, LightningModule, Trainer
+    from lightning.pytorch import Callback, LightningModule, Trainer, callbacks
 except ImportError as error:
     raise ImportError('the callback of Lightning takes pip install "moe-search[lightning]"') from error
+
+_AVERAGING = getattr(callbacks, "WeightAveraging", ())  # since Lightning 2.6
 
 
 class LightningSearch(Callback):
@@ -47,6 +49,16 @@ class LightningSearch(Callback):
     ----------
     search : PermutationSearch or None
         The search; None before `fit`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import moe_search as ms
+    >>> from moe_search.integrations import LightningSearch
+    >>> moe = ms.MixtureOfExperts(ms.StackedExperts(4, 8, 3), ms.TopK(8, 4, k=2))
+    >>> callback = LightningSearch(moe, torch.nn.functional.cross_entropy, period=100)  # Trainer(callbacks=[callback])
+    >>> callback.history
+    []
     """
 
     def __init__(
@@ -82,6 +94,13 @@ class LightningSearch(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin, or go on from a checkpoint; process groups exist only now."""
+        for callback in trainer.callbacks:
+            # There is no public way to ask.
+            if isinstance(callback, _AVERAGING) and getattr(callback, "_use_buffers", False):
+                raise ValueError(
+                    f"{type(callback).__name__} must have use_buffers=False, or it makes of two expert maps a mean, "
+                    "which is none; it then takes over buffers as they are"
+                )
         model = pl_module if self._model is None else self._model
         self.search = PermutationSearch(model, self._moe, loss=self._loss, **self._options)
         if self._state is not None:

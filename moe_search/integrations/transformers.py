@@ -55,6 +55,16 @@ class TransformersSearch(TrainerCallback):
     ----------
     search : PermutationSearch or None
         The search; None before training.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import moe_search as ms
+    >>> from moe_search.integrations import TransformersSearch
+    >>> moe = ms.MixtureOfExperts(ms.StackedExperts(4, 8, 3), ms.TopK(8, 4, k=2))
+    >>> callback = TransformersSearch(moe, torch.nn.functional.cross_entropy, inputs="features")
+    >>> callback.history  # one record a search, once Trainer(callbacks=[callback]) trains
+    []
     """
 
     def __init__(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_search.checks import require_choice
-from moe_search.gates.batch_checks import cannot_read_values, require_samples
+from moe_search.gates.batch_checks import cannot_read_values, is_exporting, is_recomputing, require_samples
 from moe_search.gates.gate import Gate, SlotWeights
 from moe_search.layers.dispatch import DISPATCHES, Dispatch, fastest_dispatch
 from moe_search.layers.stacked_experts import StackedExperts
@@ -60,7 +60,8 @@ class MixtureOfExperts(nn.Module):
     -----
     Sorting takes sizes that depend on the weights, which `torch.compile` cannot trace: "auto" is "dense" inside of
     compiled code, one graph without breaks, while "sorted" and "grouped" break it. It is "dense" inside of
-    `torch.func.vmap` too, which takes no such sizes either.
+    `torch.func.vmap` too, which takes no such sizes either. What is exported, by `torch.export`, `torch.onnx` or
+    `torch.jit.trace`, is always "dense".
 
     An expert of modules of their own that no sample of a batch goes to gets no gradient: `DistributedDataParallel` then
     needs ``find_unused_parameters=True``. With `StackedExperts` it does not. No gradient is made up for such an expert:
@@ -134,15 +135,21 @@ class MixtureOfExperts(nn.Module):
             self.experts.check_grouped()
         routing = self.gate(inputs, ids)
         mixture = self._mixture(inputs, self.gate.expert_map(routing.weights))
-        if self.training:
-            self.routing = routing
+        self._remember(routing)
         return mixture
+
+    def _remember(self, routing: SlotWeights | None) -> None:
+        # While a module is exported, its tensors are stand-ins, which no later penalty can use; what runs anew under
+        # a checkpoint is no forward of its own.
+        if self.training and not is_exporting() and not is_recomputing():
+            self.routing = routing
 
     def _mixture(self, inputs: Tensor, expert_weights: Tensor) -> Tensor:
         # The attribute may have been set to anything since.
         require_choice("dispatch", self.dispatch, DISPATCHES)
         choosing = self.dispatch == "auto" and not cannot_read_values(inputs, expert_weights)
-        path = self.dispatch
+        # No exported graph holds sizes that depend on the weights.
+        path = "dense" if is_exporting() else self.dispatch
         if choosing and isinstance(self.experts, StackedExperts):
             path = fastest_dispatch(self.experts, expert_weights)
         elif choosing:
@@ -197,8 +204,8 @@ class MixtureOfExperts(nn.Module):
         ValueError
             If the shapes do not fit.
         """
-        batch, n = len(expert_weights), len(self.experts)
-        if expert_weights.shape != (batch, n) or expert_outputs.shape[:2] != (batch, n):
+        n = len(self.experts)
+        if expert_weights.shape[1:] != (n,) or expert_outputs.shape[:2] != expert_weights.shape:
             raise ValueError(
                 f"expert_weights and expert_outputs must have shapes [B, {n}] and [B, {n}, ...], "
                 f"got {tuple(expert_weights.shape)} and {tuple(expert_outputs.shape)}"
@@ -209,9 +216,24 @@ class MixtureOfExperts(nn.Module):
         """Return the gate's penalty for the last forward in training mode, a scalar to be added to the loss.
 
         It is 0 in eval mode, and before any forward.
+
+        Raises
+        ------
+        ValueError
+            If that forward ran with gradients off, so that the penalty would have none: under `torch.no_grad`, or in a
+            `torch.utils.checkpoint` with ``use_reentrant=True``.
         """
         if self.training and self.routing is not None:
-            return self.gate.penalty(self.routing)
+            penalty = self.gate.penalty(self.routing)
+            lost = torch.is_grad_enabled() and not self.routing.weights.requires_grad and not penalty.requires_grad
+            # Some gates have nothing to learn.
+            if lost and any(parameter.requires_grad for parameter in self.gate.parameters()):
+                raise ValueError(
+                    "the last forward in training mode must run with gradients on for its penalty to have one, it ran "
+                    "with them off: under torch.no_grad, or in a torch.utils.checkpoint with use_reentrant=True, which "
+                    "use_reentrant=False mends"
+                )
+            return penalty
         return torch.zeros((), device=self.gate.expert_map.experts.device)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -251,7 +273,7 @@ def _outputs(calls: Iterable[tuple[int, nn.Module, Tensor]]) -> list[Tensor]:
         output = expert(inputs)
         if not isinstance(output, Tensor):
             raise TypeError(f"experts must return tensors, got {type(output).__name__} from expert {e}")
-        if output.ndim == 0 or len(output) != len(inputs):
+        if output.ndim == 0 or output.shape[0] != inputs.shape[0]:
             raise ValueError(
                 f"experts must return one output for each of their {len(inputs)} samples, "
                 f"got shape {tuple(output.shape)} from expert {e}"

@@ -189,8 +189,7 @@ class TaskMixture(MixtureOfExperts):
         """
         if mixture is None:
             return super().forward(inputs, ids)
-        if self.training:
-            self.routing = routing
+        self._remember(routing)
         return mixture
 
 

@@ -75,6 +75,17 @@ def split_feed_forward(
         Returns the module between, as for `StackedExperts`.
     neurons : Tensor of integers
         Shape [n, d]: the neurons of every expert, as from `deal_neurons`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import moe_search as ms
+    >>> first, second = torch.nn.Linear(8, 16), torch.nn.Linear(16, 3)
+    >>> experts = ms.split_feed_forward(first, second, torch.nn.ReLU, torch.arange(16).view(2, 8))
+    >>> x = torch.randn(5, 8)
+    >>> whole = second(first(x).relu())
+    >>> torch.allclose(experts(x).sum(1) - second.bias, whole, atol=1e-6)  # each expert has the whole bias
+    True
     """
     if first.bias is None or second.bias is None:
         raise ValueError("first and second must have a bias, got one without")

@@ -9,7 +9,14 @@ from moe_search.plotting.palette import RULE, STYLE
 
 
 def canvases(images: NDArray[np.float32], captions: list[str]) -> Figure:
-    """Draw images in one row, each with its caption below."""
+    """Draw images in one row, each with its caption below.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from moe_search.plotting import canvases
+    >>> canvases(np.zeros((2, 8, 8), dtype=np.float32), ["3 and 5", "0 and 7"]).savefig("images.svg")
+    """
     if not len(images) or len(images) != len(captions):
         raise ValueError(f"images and captions must be as many, at least one, got {len(images)} and {len(captions)}")
     with mpl.rc_context(STYLE):

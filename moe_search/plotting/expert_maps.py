@@ -14,7 +14,15 @@ from moe_search.plotting.palette import MUTED, ON_LIGHT, STYLE, expert_colours
 
 @dataclass(frozen=True)
 class NamedMap:
-    """One row of the picture: the expert of every slot of one selector, shape (m,)."""
+    """One row of the picture: the expert of every slot of one selector, shape (m,).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from moe_search.plotting import NamedMap
+    >>> NamedMap("after search", np.array([2, 0, 1])).label
+    'after search'
+    """
 
     label: str
     experts: NDArray[np.int64]
@@ -22,14 +30,30 @@ class NamedMap:
 
 @dataclass(frozen=True)
 class MapPanel:
-    """The rows of one run."""
+    """The rows of one run.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from moe_search.plotting import MapPanel, NamedMap
+    >>> MapPanel("Top-k", (NamedMap("start", np.arange(3)), NamedMap("after search", np.array([2, 0, 1])))).title
+    'Top-k'
+    """
 
     title: str
     rows: tuple[NamedMap, ...]
 
 
 def expert_maps(panels: Sequence[MapPanel], num_experts: int) -> Figure:
-    """Draw expert maps as rows of coloured, numbered cells, a column for each slot; the rows of a panel are as long."""
+    """Draw expert maps as rows of coloured, numbered cells, a column for each slot; the rows of a panel are as long.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from moe_search.plotting import MapPanel, NamedMap, expert_maps
+    >>> rows = NamedMap("start", np.arange(3)), NamedMap("after search", np.array([2, 0, 1]))
+    >>> expert_maps([MapPanel("Top-k", rows)], num_experts=3).savefig("maps.svg")
+    """
     if not panels or any(not panel.rows for panel in panels):
         raise ValueError("panels must hold at least one panel, each with at least one row")
     for panel in panels:

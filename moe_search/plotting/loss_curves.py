@@ -23,6 +23,13 @@ class LossCurve:
         Entry 0 is the loss before the first step.
     positions : ndarray of float, shape (epochs + 1,), optional
         Where the losses stand on the horizontal axis; at 0, 1, 2 ... by default.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from moe_search.plotting import LossCurve
+    >>> LossCurve("with search", np.array([[1.0, 0.4, 0.3]]), "#0072B2").losses.shape
+    (1, 3)
     """
 
     label: str
@@ -34,7 +41,15 @@ class LossCurve:
 
 @dataclass(frozen=True)
 class LossPanel:
-    """Curves that share one pair of axes."""
+    """Curves that share one pair of axes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from moe_search.plotting import LossCurve, LossPanel
+    >>> LossPanel("Top-k", (LossCurve("with search", np.array([[1.0, 0.4, 0.3]]), "#0072B2"),)).title
+    'Top-k'
+    """
 
     title: str
     curves: tuple[LossCurve, ...]
@@ -49,6 +64,13 @@ def loss_curves(
     """Draw mean losses as lines and each seed as a thin line behind, on one common scale.
 
     The names are the labels of the axes. A logarithmic horizontal axis begins at 1, with 0 beside it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from moe_search.plotting import LossCurve, LossPanel, loss_curves
+    >>> curve = LossCurve("with search", np.array([[1.0, 0.4, 0.3], [1.0, 0.5, 0.3]]), "#0072B2")
+    >>> loss_curves([LossPanel("Top-k", (curve,))]).savefig("losses.svg")
     """
     if not panels:
         raise ValueError("panels must hold at least one panel, got none")

@@ -16,7 +16,14 @@ from moe_search.plotting.table import Table
 
 @dataclass(frozen=True)
 class ReportFigure:
-    """A figure as inline SVG (see `figure_svg`) and what it shows."""
+    """A figure as inline SVG (see `figure_svg`) and what it shows.
+
+    Examples
+    --------
+    >>> from moe_search.plotting import ReportFigure
+    >>> ReportFigure("<svg></svg>", "What the figure shows.").caption
+    'What the figure shows.'
+    """
 
     svg: str
     caption: str
@@ -24,7 +31,14 @@ class ReportFigure:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page, shown in this order: paragraphs, tables, findings, figures, folded tables."""
+    """A part of the page, shown in this order: paragraphs, tables, findings, figures, folded tables.
+
+    Examples
+    --------
+    >>> from moe_search.plotting import Section
+    >>> Section("Losses", paragraphs=("All runs got there.",)).heading
+    'Losses'
+    """
 
     heading: str
     paragraphs: tuple[str, ...] = ()
@@ -49,6 +63,12 @@ class Report:
         What came out, a sentence each, above everything else.
     picture : ReportFigure, optional
         What came out, beside the headlines.
+
+    Examples
+    --------
+    >>> from moe_search.plotting import Report, Section
+    >>> Report("One run", "What came of it.", (Section("Losses"),), {"seed": "0"}).title
+    'One run'
     """
 
     title: str
@@ -77,7 +97,15 @@ def figure_svg(figure: Figure, description: str) -> str:
 
 
 def render_report(report: Report) -> str:
-    """Return the page as HTML text that loads nothing from elsewhere."""
+    """Return the page as HTML text that loads nothing from elsewhere.
+
+    Examples
+    --------
+    >>> from moe_search.plotting import Report, Section, render_report
+    >>> report = Report("One run", "Lead", (Section("Losses", ("All runs got there.",)),))
+    >>> "All runs got there." in render_report(report)
+    True
+    """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("moe_search.plotting", package_path=""),
         autoescape=True,
@@ -89,5 +117,11 @@ def render_report(report: Report) -> str:
 
 
 def write_report(report: Report, path: str | os.PathLike[str]) -> None:
-    """Write the page to a file."""
+    """Write the page to a file.
+
+    Examples
+    --------
+    >>> from moe_search.plotting import Report, Section, write_report
+    >>> write_report(Report("One run", "Lead", (Section("Losses", ("All runs got there.",)),)), "report.html")
+    """
     Path(path).write_text(render_report(report), encoding="utf-8")

@@ -17,6 +17,11 @@ def expert_loads(load: ArrayLike, importance: ArrayLike) -> Figure:
     ----------
     load, importance : array_like, shape (n,)
         Not negative, such as those of a `RoutingSummary`.
+
+    Examples
+    --------
+    >>> from moe_search.plotting import expert_loads
+    >>> expert_loads(load=[30, 10, 20], importance=[25.0, 12.0, 23.0]).savefig("loads.svg")
     """
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(max(3.4, 1.2 + 0.32 * min(np.size(load), 40)), 2.7), layout="constrained")
@@ -58,6 +63,11 @@ def co_activation(counts: ArrayLike) -> Figure:
     counts : array_like, shape (n, n)
         Samples that both experts have, on the diagonal those of an expert, such as the co-activation of a
         `RoutingSummary`. The row of an expert without samples stays empty.
+
+    Examples
+    --------
+    >>> from moe_search.plotting import co_activation
+    >>> co_activation([[30, 5], [5, 20]]).savefig("pairs.svg")
     """
     matrix = np.asarray(counts, dtype=np.float64)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not matrix.size:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from textwrap import wrap
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -28,6 +29,16 @@ class Table:
         Indices of rows below which a line is drawn.
     note : str
         How to read it, below the table.
+
+    Examples
+    --------
+    >>> from moe_search.plotting import Table
+    >>> print(Table("Loss", ("gate", "alone", "with search"), (("Top-k", "0.40", "0.28"),)).as_markdown(), end="")
+    **Loss**
+    <BLANKLINE>
+    | gate | alone | with search |
+    | --- | ---: | ---: |
+    | Top-k | 0.40 | 0.28 |
     """
 
     title: str
@@ -81,9 +92,10 @@ class Table:
                 parts.append({0: whole[0]})
             parts[-1][index] = least[index]
         for part in parts:
-            for index in part:
-                spare = width - _width_of(part)
-                part[index] += max(0, min(whole[index] - part[index], spare))
+            # What is left goes to the header that takes the most lines.
+            for _ in range(width - _width_of(part)):
+                tallest = max(part, key=lambda index: len(wrap(self.columns[index], part[index])))
+                part[tallest] += part[tallest] < whole[tallest]
         return parts
 
     def _part(self, widths: dict[int, int], is_first: bool) -> rich.table.Table:

@@ -88,6 +88,15 @@ def smooth_load_loss(slot_weights: SlotWeights, expert_map: ExpertMap, k: int) -
     References
     ----------
     Shazeer et al. (2017), Outrageously large neural networks, appendix A.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import moe_search as ms
+    >>> gate = ms.TopK(8, 4, k=2, noise=True)
+    >>> loss = ms.smooth_load_loss(gate(torch.randn(32, 8)), gate.expert_map, k=2)
+    >>> loss.ndim, bool(loss >= 0)
+    (0, True)
     """
     logits, noisy, scale = slot_weights.logits, slot_weights.noisy_logits, slot_weights.noise_scale
     if logits is None or noisy is None or scale is None:
@@ -133,6 +142,15 @@ def load_balancing_loss(slot_weights: SlotWeights, expert_map: ExpertMap) -> Ten
     References
     ----------
     Fedus, Zoph and Shazeer (2022), Switch transformers, equations 4 to 6, where every sample has one expert.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import moe_search as ms
+    >>> gate = ms.TopK(8, 4, k=2)
+    >>> loss = ms.load_balancing_loss(gate(torch.randn(32, 8)), gate.expert_map)
+    >>> loss.ndim, bool(loss > 0)
+    (0, True)
     """
     logits = _required_logits(slot_weights)
     pairs = (expert_map(slot_weights.weights.detach()) > 0).sum(0)
@@ -164,6 +182,14 @@ def router_z_loss(slot_weights: SlotWeights) -> Tensor:
     References
     ----------
     Zoph et al. (2022), ST-MoE: designing stable and transferable sparse expert models, equation 5.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import moe_search as ms
+    >>> weights = torch.full((5, 1, 4), 0.25)
+    >>> round(float(ms.router_z_loss(ms.SlotWeights(weights, logits=torch.zeros(5, 1, 4)))), 4)  # log(4) squared
+    1.9218
     """
     return _required_logits(slot_weights).logsumexp(2).square().mean()
 

@@ -43,6 +43,17 @@ def neuron_importance(
     pruning. No gradient of a weight is formed: with z the neurons before the activation and a after it,
     ``w1_j . dL/dw1_j`` is ``sum (z_j - b_j) dL/dz_j`` and ``w2_j . dL/dw2_j`` is ``sum a_j dL/da_j``, the sums going
     over the tokens of a sample.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import moe_search as ms
+    >>> first, second = torch.nn.Linear(8, 16), torch.nn.Linear(16, 3)
+    >>> def losses(batch):
+    ...     return second(first(batch).relu()).square().sum(1)
+    >>> [importance] = ms.neuron_importance([(first, second)], losses, [torch.randn(32, 8)])
+    >>> importance.shape, bool((importance >= 0).all())
+    (torch.Size([16]), True)
     """
     if not layers:
         raise ValueError("layers must hold at least one pair, got none")

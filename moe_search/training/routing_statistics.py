@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from moe_search.gates.batch_checks import is_recomputing
 from moe_search.gates.expert_map import ExpertMap
 from moe_search.gates.gate import SlotWeights
 from moe_search.plotting.table import Table
@@ -39,6 +40,17 @@ class RoutingSummary:
         Shape [n + 1]: entry j is the number of samples with j experts.
     sample_entropy : float
         Mean over samples of ``-sum_e w log w``, in nats: 0 if every sample has one expert, log n at most.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import moe_search as ms
+    >>> gate, statistics = ms.HashRouting(3, vocabulary=6), ms.RoutingStatistics()
+    >>> ids = torch.arange(6)
+    >>> statistics.update(gate(torch.randn(6, 8), ids), gate.expert_map)
+    >>> summary = statistics.summary()
+    >>> summary.num_samples, summary.mean_experts, summary.dead_experts.tolist()
+    (6, 1.0, [])
     """
 
     num_samples: int
@@ -174,7 +186,8 @@ class RoutingStatistics:
     def watch(self, moe: Layer) -> Iterator[RoutingStatistics]:
         """Within the context, add every batch that goes through the gate of a layer, in training and in eval mode.
 
-        What a search of the layer's map runs through it, under maps that it may refuse, is left out. Compiled code runs
+        What a search of the layer's map runs through it, under maps that it may refuse, is left out, and so is what a
+        `torch.utils.checkpoint` runs anew for the backward pass. Compiled code runs
         as it was written, at its speed uncompiled, all of the process: what was compiled before calls no hook.
 
         Parameters
@@ -186,7 +199,7 @@ class RoutingStatistics:
         layers = mixtures_of(moe)
 
         def add(gate: Any, _: Any, slot_weights: SlotWeights) -> None:
-            if not searching():
+            if not searching() and not is_recomputing():
                 self.update(slot_weights, gate.expert_map)
 
         with ExitStack() as entered:

@@ -43,6 +43,15 @@ def save_state(state: Any, path: str | os.PathLike[str]) -> None:
         If there is something else in it; the message names where.
     ImportError
         If safetensors is not installed.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import moe_search as ms
+    >>> gate = ms.TopK(8, 4, k=2)
+    >>> ms.save_state({"gate": gate.state_dict(), "step": 100}, "checkpoint.safetensors")
+    >>> ms.load_state("checkpoint.safetensors")["step"]
+    100
     """
     safetensors = _safetensors()
     tensors: dict[str, Tensor] = {}
@@ -59,6 +68,16 @@ def load_state(path: str | os.PathLike[str]) -> Any:
         If the file was not written by `save_state`.
     ImportError
         If safetensors is not installed.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import moe_search as ms
+    >>> gate = ms.TopK(8, 4, k=2)
+    >>> ms.save_state({"gate": gate.state_dict(), "step": 100}, "checkpoint.safetensors")
+    >>> state = ms.load_state("checkpoint.safetensors")
+    >>> gate.load_state_dict(state["gate"])
+    <All keys matched successfully>
     """
     with _safetensors().safe_open(os.fspath(path), framework="pt") as file:
         text = (file.metadata() or {}).get(KEY)

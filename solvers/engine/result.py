@@ -24,7 +24,16 @@ LEAST_DRAWN_SECONDS = 1e-6
 
 
 class TrajectoryPoint(NamedTuple):
-    """One improvement of the incumbent: seconds since the start, value, and the iteration at which it came."""
+    """One improvement of the incumbent: seconds since the start, value, and the iteration at which it came.
+
+    Examples
+    --------
+    >>> import moe_search as ms
+    >>> result = ms.FrankWolfe().solve(ms.random_quadratic(8, seed=0), ms.MaxIterations(3))
+    >>> last = result.trajectory[-1]
+    >>> last.value == result.value, last.iteration <= 3
+    (True, True)
+    """
 
     seconds: float
     value: int | float
@@ -45,6 +54,14 @@ class Incumbent:
         Its value; floats up to the rounding errors of the deltas that led there.
     solution : ndarray of int64, shape (size,)
         The solution; a permutation is a copy of its own, read-only.
+
+    Examples
+    --------
+    >>> import moe_search as ms
+    >>> shown = []
+    >>> result = ms.FrankWolfe().solve(ms.random_quadratic(8, seed=0), ms.MaxIterations(3), on_improvement=shown.append)
+    >>> shown[-1].value == result.value, shown[-1].permutation.tolist() == result.permutation.tolist()
+    (True, True)
     """
 
     seconds: float
@@ -108,6 +125,15 @@ class Result:
     ----------
     gap : float or None
         ``(value - bound) / |value|``; 0 if they are equal, None without a bound, infinite if only the value is 0.
+
+    Examples
+    --------
+    >>> import moe_search as ms
+    >>> result = ms.solve(ms.LinearAssignment([[4, 1], [2, 3]]))
+    >>> result.permutation.tolist(), result.value, result.bound, result.gap, result.status
+    ([1, 0], 3, 3, 0.0, 'optimal')
+    >>> ms.Result.from_json(result.to_json()).value
+    3
     """
 
     solution: Any

@@ -21,6 +21,18 @@ class Solver(ABC):
     Most give less: a solver whose search is a kernel derives from
     `moe_search.solvers.engine.compiled_search.CompiledSearch`. Numbers of numpy among the parameters become Python's;
     a solver that checks its parameters in ``__post_init__`` calls that of this class first.
+
+    Examples
+    --------
+    >>> from dataclasses import dataclass
+    >>> import moe_search as ms
+    >>> @dataclass(frozen=True)
+    ... class AsItIs(ms.Solver):
+    ...     def search(self, run):
+    ...         run.take_initial(range(run.problem.size))
+    ...         return run.answer(run.incumbent, run.value)
+    >>> AsItIs().solve(ms.LinearAssignment([[4, 1], [2, 3]]), ms.MaxIterations(1)).value
+    7
     """
 
     exact: ClassVar[bool] = False

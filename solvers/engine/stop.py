@@ -62,6 +62,14 @@ class StoppingCriterion(Stopper):
     """A recipe for a stopper. The built-in ones read everything they need from `Progress` and start as themselves.
 
     Numbers of numpy among the parameters of a criterion become Python's.
+
+    Examples
+    --------
+    >>> import moe_search as ms
+    >>> stop = ms.MaxIterations(3)  # one recipe for any number of runs
+    >>> problem = ms.random_quadratic(8, seed=0)
+    >>> [ms.FrankWolfe().solve(problem, stop, seed).iterations for seed in (0, 1)]
+    [3, 3]
     """
 
     def __post_init__(self) -> None:
@@ -74,7 +82,15 @@ class StoppingCriterion(Stopper):
 
 @dataclass(frozen=True)
 class MaxRuntime(StoppingCriterion):
-    """Stop after a number of seconds (compilation apart)."""
+    """Stop after a number of seconds (compilation apart).
+
+    Examples
+    --------
+    >>> import moe_search as ms
+    >>> problem = ms.random_quadratic(8, seed=0)
+    >>> ms.FrankWolfe().solve(problem, ms.MaxRuntime(0.01)).iterations > 0
+    True
+    """
 
     seconds: float
 
@@ -89,7 +105,15 @@ class MaxRuntime(StoppingCriterion):
 
 @dataclass(frozen=True)
 class MaxIterations(StoppingCriterion):
-    """Stop after a number of iterations; each solver says what it counts. Exact, hence reproducible."""
+    """Stop after a number of iterations; each solver says what it counts. Exact, hence reproducible.
+
+    Examples
+    --------
+    >>> import moe_search as ms
+    >>> problem = ms.random_quadratic(8, seed=0)
+    >>> ms.FrankWolfe().solve(problem, ms.MaxIterations(3)).iterations
+    3
+    """
 
     iterations: int
 
@@ -104,7 +128,16 @@ class MaxIterations(StoppingCriterion):
 
 @dataclass(frozen=True)
 class NoImprovement(StoppingCriterion):
-    """Stop once the incumbent has not improved for a number of iterations."""
+    """Stop once the incumbent has not improved for a number of iterations.
+
+    Examples
+    --------
+    >>> import moe_search as ms
+    >>> problem = ms.random_quadratic(8, seed=0)
+    >>> result = ms.FrankWolfe().solve(problem, ms.NoImprovement(5))
+    >>> result.iterations - result.trajectory[-1].iteration
+    5
+    """
 
     iterations: int
 
@@ -119,7 +152,15 @@ class NoImprovement(StoppingCriterion):
 
 @dataclass(frozen=True)
 class TargetValue(StoppingCriterion):
-    """Stop once the incumbent is at most a value."""
+    """Stop once the incumbent is at most a value.
+
+    Examples
+    --------
+    >>> import moe_search as ms
+    >>> problem = ms.random_quadratic(8, seed=0)
+    >>> ms.FrankWolfe().solve(problem, ms.TargetValue(130_000)).value <= 130_000
+    True
+    """
 
     value: float
 
@@ -142,6 +183,13 @@ class AnyOf(StoppingCriterion):
         If no criterion is given.
     TypeError
         If one is no stopping criterion.
+
+    Examples
+    --------
+    >>> import moe_search as ms
+    >>> stop = ms.AnyOf(ms.MaxRuntime(60.0), ms.NoImprovement(5))
+    >>> ms.FrankWolfe().solve(ms.random_quadratic(8, seed=0), stop).runtime < 60.0
+    True
     """
 
     criteria: tuple[StoppingCriterion, ...]

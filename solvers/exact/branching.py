@@ -134,11 +134,7 @@ def branch_slice(costs: Any, tree: Tree, budget: int, target: float) -> int:
     before = counts.nodes
     while counts.nodes - before < budget and not counts.done and counts.logged < tree.log_values.shape[0]:
         depth = counts.depth
-        if depth < 0:
-            visit(costs, tree, 0, totals[STEP] * 0, False)
-            if counts.depth < 0:
-                counts.done = counts.proved = True
-        else:
+        if depth >= 0:
             child = tree.visited[depth]
             # The children stand by rising bound: if one is of no use, so are those behind it.
             if child == tree.children[depth] or tree.bound[depth, child] > totals[BEST] - totals[STEP]:
@@ -151,49 +147,50 @@ def branch_slice(costs: Any, tree: Tree, budget: int, target: float) -> int:
                     free.seat_is_free[tree.seat[depth - 1, last]] = True
                 continue
             tree.visited[depth] += 1
-            slot, seat = tree.slot[depth, child], tree.seat[depth, child]
-            free.slot_is_free[slot] = False
-            free.seat_is_free[seat] = False
-            visit(costs, tree, depth + 1, tree.bound[depth, child], True)
-            if counts.depth == depth:
-                free.slot_is_free[slot] = True
-                free.seat_is_free[seat] = True
+            free.slot_is_free[tree.slot[depth, child]] = False
+            free.seat_is_free[tree.seat[depth, child]] = False
+        visit(costs, tree, depth + 1)
         if totals[BEST] <= target:
             counts.done = True
     return counts.nodes - before
 
 
 @compiled
-def visit(costs: Any, tree: Tree, depth: int, inherited: Any, below: bool) -> None:
-    """Bound the node at `depth`, whose slot is already taken, and give it children unless that ends it."""
+def visit(costs: Any, tree: Tree, depth: int) -> None:
+    """Bound the node at `depth`, whose slot is already taken, and give it children unless its bound ends it."""
     totals, free, duals, bounds = tree.totals, tree.free, tree.duals, tree.bounds
     tree.counts[0].nodes += 1
+    tree.counts[0].depth = depth
+    tree.children[depth] = 0
+    tree.visited[depth] = 0
     count = list_free(free)
-    if below:
-        last = tree.visited[depth - 1] - 1
-        slot, seat = tree.slot[depth - 1, last], tree.seat[depth - 1, last]
-        tree.fixed[depth] = tree.fixed[depth - 1] + tree.linear[depth - 1, slot, seat]
-        fix_pair(costs, tree.linear[depth - 1], tree.linear[depth], free, count, slot, seat)
+    # Of the root nothing is read one level up.
+    above = max(depth - 1, 0)
+    last = tree.visited[above] - 1
+    slot, seat = tree.slot[above, last], tree.seat[above, last]
+    if depth > 0:
+        tree.fixed[depth] = tree.fixed[above] + tree.linear[above, slot, seat]
+        fix_pair(costs, tree.linear[above], tree.linear[depth], free, count, slot, seat)
     row_bounds(costs, tree.linear[depth], free, count, bounds)
     for b in range(count):
-        duals.column[b] = tree.prices[max(depth - 1, 0), free.seats[b]]
+        duals.column[b] = tree.prices[above, free.seats[b]]
     bound = tree.fixed[depth]
     first = 0
     while first < count:
-        last = block_end(free.slots, first, count, tree.block_size)
-        bound += assign(bounds, first, last, duals)
-        first = last
+        last_of_block = block_end(free.slots, first, count, tree.block_size)
+        bound += assign(bounds, first, last_of_block, duals)
+        first = last_of_block
     for b in range(count):
         tree.prices[depth, free.seats[b]] = duals.column[b]
-    if below:
-        bound = max(bound, inherited)
+    if depth > 0:
+        bound = max(bound, tree.bound[above, last])
     if bound > totals[BEST] - totals[STEP]:
         return
     if count <= 2:
         # Nothing is left to choose from in the rows, so the bound is the value.
         record(tree, depth, count, bound)
         return
-    if below:
+    if depth > 0:
         keep_alive(tree.slot_maps, tree.slot_alive, depth, slot)
         keep_alive(tree.seat_maps, tree.seat_alive, depth, seat)
     slots_alive, seats_alive = tree.slot_alive[depth], tree.seat_alive[depth]
@@ -319,5 +316,3 @@ def branch(tree: Tree, depth: int, count: int, bound: Any) -> None:
         tree.bound[depth, place] = below
         children += 1
     tree.children[depth] = children
-    tree.visited[depth] = 0
-    tree.counts[0].depth = depth

@@ -61,6 +61,12 @@ class CpSat(Solver):
     ----------
     L. Kaufman, F. Broeckx, "An algorithm for the quadratic assignment problem using Benders' decomposition", European
     Journal of Operational Research 2 (1978), 207-211.
+
+    Examples
+    --------
+    >>> import moe_search as ms
+    >>> ms.solve(ms.random_quadratic(5, seed=0), ms.CpSat(), ms.MaxRuntime(60.0)).status
+    'optimal'
     """
 
     exact: ClassVar[bool] = True

@@ -28,6 +28,13 @@ class Enumeration(CompiledSearch):
     References
     ----------
     B. R. Heap, "Permutations by interchanges", The Computer Journal 6 (1963), 293-298.
+
+    Examples
+    --------
+    >>> import moe_search as ms
+    >>> result = ms.solve(ms.random_quadratic(5, seed=0), ms.Enumeration())
+    >>> result.status, result.iterations
+    ('optimal', 120)
     """
 
     exact: ClassVar[bool] = True

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from moe_search.problems.kernels import compiled
 
@@ -90,7 +90,7 @@ def flow_slice(flow: ExpertFlow, budget: int, capacity: int) -> int:
     while work < budget and counts.phase != DONE:
         if counts.phase == CHOOSE:
             slot = counts.cursor
-            enter(flow, slot, cheapest(flow.cost, flow.price, flow.size, slot, -1))
+            enter(flow, slot, cheapest(flow.cost, flow.price, flow.size, slot, None))
             counts.cursor += 1
             work += n
             if counts.cursor == m:
@@ -124,26 +124,33 @@ def flow_slice(flow: ExpertFlow, budget: int, capacity: int) -> int:
     return work
 
 
-@njit(cache=True, nogil=True, fastmath={"nnan", "nsz"})
-def least_elsewhere(cost: Any, price: Any, slot: int, without: int) -> Any:
-    """Return the least cost with price of a slot over the experts, one of them left out (-1: none)."""
-    # The matrix and not its row, whose view would cost two atomic operations.
+@partial(compiled, fastmath={"nnan", "nsz"})
+def least_elsewhere(cost: Any, price: Any, slot: int, without: int | None) -> Any:
+    """Return the least cost with price of a slot over the experts, one of them left out if one is named."""
+    # The matrix and not its row, whose view would cost two atomic operations. Numba compiles a way without and with
+    # `None`, each with as few loops as it needs.
     start = 1 if without == 0 else 0
     least = cost[slot, start] + price[start]
-    for v in range(start, without):
-        least = min(least, cost[slot, v] + price[v])
-    for v in range(without + 1, price.shape[0]):
+    if without is not None:
+        for v in range(start, without):
+            least = min(least, cost[slot, v] + price[v])
+        start = without
+    for v in range(start + 1, price.shape[0]):
         least = min(least, cost[slot, v] + price[v])
     return least
 
 
 @compiled
-def cheapest(cost: Any, price: Any, size: Any, slot: int, without: int) -> int:
+def cheapest(cost: Any, price: Any, size: Any, slot: int, without: int | None) -> int:
     """Return the expert of the least cost with price for a slot; of several, the one with the fewest slots."""
     least = least_elsewhere(cost, price, slot, without)
     best = -1
     for v in range(price.shape[0]):
-        if cost[slot, v] + price[v] == least and v != without and (best < 0 or size[v] < size[best]):
+        if (
+            cost[slot, v] + price[v] == least
+            and (without is None or v != without)
+            and (best < 0 or size[v] < size[best])
+        ):
             best = v
     return best
 

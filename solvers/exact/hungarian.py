@@ -27,6 +27,13 @@ class Hungarian(Solver):
     ----------
     D. F. Crouse, "On implementing 2D rectangular assignment algorithms", IEEE Transactions on Aerospace and Electronic
     Systems 52 (2016), 1679-1696.
+
+    Examples
+    --------
+    >>> import moe_search as ms
+    >>> result = ms.solve(ms.LinearAssignment([[4, 1], [2, 3]]), ms.Hungarian())
+    >>> result.permutation.tolist(), result.value
+    ([1, 0], 3)
     """
 
     exact: ClassVar[bool] = True

@@ -28,6 +28,13 @@ class MinCostFlow(Solver):
     ----------
     A. V. Goldberg, "An efficient implementation of a scaling minimum-cost flow algorithm", Journal of Algorithms 22
     (1997), 1-29.
+
+    Examples
+    --------
+    >>> import moe_search as ms
+    >>> result = ms.solve(ms.LinearAssignment([[4, 1], [2, 3]]), ms.MinCostFlow())
+    >>> result.permutation.tolist(), result.value
+    ([1, 0], 3)
     """
 
     exact: ClassVar[bool] = True

@@ -45,10 +45,12 @@ def symmetry_of(matrix: npt.NDArray[Any], colors: npt.NDArray[Any]) -> Symmetry:
     # A row can only go where a row of the same numbers is.
     rows = [np.sort(labels, axis=1), np.sort(labels, axis=0).T, np.diagonal(labels)[:, None]]
     color = _labels(np.hstack([*rows, _labels(colors)[:, None]]))
-    previous = np.full(n, -1, dtype=np.int64)
-    find_twins(labels, color, previous)
+    if len(np.unique(color)) == n:
+        # Nothing to be found; most matrices of random numbers are such.
+        return Symmetry(np.empty((0, n), dtype=np.int64), np.full(n, -1, dtype=np.int64))
     maps = np.empty((MOST_AUTOMORPHISMS, n), dtype=np.int64)
-    return Symmetry(maps[: find_automorphisms(labels, color, maps, MOST_STEPS)], previous)
+    image, taken = np.full(n, -1, dtype=np.int64), np.zeros(n, dtype=np.bool_)
+    return Symmetry(maps[: find_automorphisms(labels, color, maps, image, taken, MOST_STEPS)], _twins(labels, color))
 
 
 def seats_of_experts(expert: npt.NDArray[np.int64], block_size: int) -> Symmetry:
@@ -63,35 +65,27 @@ def _labels(values: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
     return np.unique(values, axis=0, return_inverse=True)[1].ravel().astype(np.int64)
 
 
-@compiled
-def find_twins(matrix: Any, color: Any, previous: Any) -> None:
-    """Write the previous twin of each index where there is one."""
-    for i in range(previous.shape[0]):
-        for j in range(i - 1, -1, -1):
-            if are_twins(matrix, color, i, j):
-                previous[i] = j
-                break
+def _twins(matrix: npt.NDArray[np.int64], color: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return the previous twin of each index, exchanged with which matrix and colors are as they were, or -1."""
+    previous = np.full(len(matrix), -1, dtype=np.int64)
+    for i in range(1, len(matrix)):
+        row, column = matrix[i], matrix[:, i]
+        alike = (row == matrix) & (column == matrix.T)
+        alike[:, i] = True
+        np.fill_diagonal(alike, True)
+        twins = alike.all(axis=1) & (color == color[i]) & (np.diagonal(matrix) == row[i]) & (row == column)
+        earlier = np.flatnonzero(twins[:i])
+        if earlier.size:
+            previous[i] = earlier[-1]
+    return previous
 
 
 @compiled
-def are_twins(matrix: Any, color: Any, i: int, j: int) -> bool:
-    """Return whether the exchange of i and j leaves the matrix and the colors as they are."""
-    if color[i] != color[j] or matrix[i, i] != matrix[j, j] or matrix[i, j] != matrix[j, i]:
-        return False
-    for k in range(matrix.shape[0]):
-        if k != i and k != j and (matrix[i, k] != matrix[j, k] or matrix[k, i] != matrix[k, j]):
-            return False
-    return True
-
-
-@compiled
-def find_automorphisms(matrix: Any, color: Any, found: Any, most_steps: int) -> int:
-    """Write automorphisms to the rows of `found`; return how many."""
+def find_automorphisms(matrix: Any, color: Any, found: Any, image: Any, taken: Any, most_steps: int) -> int:
+    """Write automorphisms to the rows of `found`; return how many. `image` is all -1, and `taken` False."""
     # A depth-first search: the images of all indices before i are distinct and agree with matrix and colors, and a
     # trial of an index goes on from the image it had last.
     n = matrix.shape[0]
-    image = np.full(n, -1, dtype=np.int64)
-    taken = np.zeros(n, dtype=np.bool_)
     count = 0
     i = 0
     for _ in range(most_steps):
@@ -110,8 +104,13 @@ def find_automorphisms(matrix: Any, color: Any, found: Any, most_steps: int) -> 
         taken[target] = True
         if i + 1 < n:
             i += 1
-        elif (image != np.arange(n)).any():
-            found[count] = image
+            continue
+        identity = True
+        for j in range(n):
+            # Element by element: for whole arrays Numba compiles checks of shapes and their messages.
+            found[count, j] = image[j]
+            identity &= image[j] == j
+        if not identity:
             count += 1
     return count
 

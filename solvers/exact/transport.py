@@ -43,6 +43,13 @@ class Transport(Solver):
     D. P. Bertsekas, D. A. Castanon, "The auction algorithm for the transportation problem", Annals of Operations
     Research 20 (1989), 67-96; J. Edmonds, R. M. Karp, "Theoretical improvements in algorithmic efficiency for network
     flow problems", Journal of the ACM 19 (1972), 248-264, for the paths.
+
+    Examples
+    --------
+    >>> import moe_search as ms
+    >>> problem = ms.random_linear(600, 3, seed=0)  # every expert takes 200 slots
+    >>> ms.solve(problem, ms.Transport()).value == ms.solve(problem, ms.Hungarian()).value
+    True
     """
 
     exact: ClassVar[bool] = True

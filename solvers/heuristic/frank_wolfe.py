@@ -41,6 +41,13 @@ class FrankWolfe(Proposer):
     References
     ----------
     J. T. Vogelstein et al., "Fast approximate quadratic programming for graph matching", PLOS ONE 10 (2015), e0121002.
+
+    Examples
+    --------
+    >>> import moe_search as ms
+    >>> result = ms.FrankWolfe().solve(ms.random_quadratic(8, seed=0), ms.MaxIterations(10), seed=1)
+    >>> result.iterations, result.status
+    (10, 'feasible')
     """
 
     takes: ClassVar[type] = QuadraticAssignment

@@ -28,6 +28,7 @@ from moe_search.solvers.heuristic.local_search import (
     enter,
     first_descent,
     improve,
+    inserts,
     move_statistics,
     restart,
 )
@@ -73,6 +74,13 @@ class IteratedLocalSearch(CompiledSearch):
     ----------
     T. Stuetzle, "Iterated local search for the quadratic assignment problem", European Journal of Operational Research
     174 (2006), 1519-1539.
+
+    Examples
+    --------
+    >>> import moe_search as ms
+    >>> solver = ms.IteratedLocalSearch(strength=3)
+    >>> solver.solve(ms.random_quadratic(8, seed=1), ms.MaxIterations(10_000), seed=1).iterations
+    10000
     """
 
     neighborhood: Neighborhood = "swap"
@@ -111,11 +119,11 @@ class IteratedLocalSearch(CompiledSearch):
             self.temperature * mean_delta(run, state) if self.acceptance == "annealing" else 0.0,
             self.patience,
         )
-        return iterate_slice, (descent, walk)
+        return iterate_slice, (descent, walk, inserts(descent))
 
     def statistics(self, track: Track, arguments: tuple[Any, ...]) -> dict[str, int]:
         """Return the counts of moves by kind, of perturbations and of local optima accepted."""
-        descent, walk = arguments
+        descent, walk, _ = arguments
         progress = walk.progress[0]
         return move_statistics(track, descent) | {
             "perturbations": int(progress.perturbations),
@@ -151,7 +159,9 @@ class Walk(NamedTuple):
 
 
 @compiled
-def iterate_slice(state: Any, track: Track, budget: int, target: float, descent: Descent, walk: Walk) -> int:
+def iterate_slice(
+    state: Any, track: Track, budget: int, target: float, descent: Descent, walk: Walk, inserting: bool | None
+) -> int:
     """Do at most `budget` units of work (deltas, and committed swaps that no delta led to); return how many.
 
     Ends early at the target, with a full log, or when the state is to be built afresh. The phase of the cursor says
@@ -172,23 +182,23 @@ def iterate_slice(state: Any, track: Track, budget: int, target: float, descent:
                 ended = neighborhood != BOTH
                 if not ended:
                     enter(descent, INSERTION)
-        elif c.phase == INSERTION:
-            moves = counts.moves
-            left -= carry(state, track, descent, left, target)
-            ended = c.unimproved >= size
-            if ended and descent.takes_best:
-                ended = not commit_best(state, track, descent, target)
-            if counts.moves > moves and neighborhood == BOTH:
-                walk.look[:] = True
-                enter(descent, SWAP)
         elif c.phase == HOMEWARD:
             left -= 1
             step_homeward(state, track, descent, walk)
-        else:
+        elif c.phase == PERTURBATION:
             left -= 1
             perturb(state, track, descent, walk)
             if progress.swaps_left == 0:
                 enter(descent, first_phase)
+        elif inserting is not None:
+            moves = counts.moves
+            left -= carry(state, track, descent, left, target)
+            ended = c.unimproved >= size
+            if ended and descent.takes_best:
+                ended = not commit_best(state, track, descent, target, inserting)
+            if counts.moves > moves and neighborhood == BOTH:
+                walk.look[:] = True
+                enter(descent, SWAP)
         if ended and not counts.done:
             if track.totals[0] < track.totals[1] - track.tolerance:
                 take(track, state.permutation, target)

@@ -66,7 +66,8 @@ class LocalSearch(CompiledSearch):
 
     def prepare(self, run: Run, state: Any) -> tuple[Kernel, tuple[Any, ...]]:
         """Return the kernel and where its descent begins; see `CompiledSearch.prepare`."""
-        return search_slice, (first_descent(run, self.neighborhood, self.improvement), self.restarts)
+        descent = first_descent(run, self.neighborhood, self.improvement)
+        return search_slice, (descent, self.restarts, inserts(descent))
 
     def statistics(self, track: Track, arguments: tuple[Any, ...]) -> dict[str, int]:
         """Return the counts of moves by kind."""
@@ -115,6 +116,14 @@ def first_descent(run: Run, neighborhood: Neighborhood, improvement: Improvement
     return descent
 
 
+def inserts(descent: Descent) -> bool | None:
+    """Return True for a descent that ever inserts, and None for one that does not.
+
+    Where an argument is None, Numba leaves out what is done only if it is not: here the kernels of insertions.
+    """
+    return None if descent.neighborhood == SWAP else True
+
+
 def move_statistics(track: Track, descent: Descent) -> dict[str, int]:
     """Return the counts of moves by kind."""
     counts, cursor = track.counts[0], descent.cursor[0]
@@ -127,7 +136,9 @@ def move_statistics(track: Track, descent: Descent) -> dict[str, int]:
 
 
 @compiled
-def search_slice(state: Any, track: Track, budget: int, target: float, descent: Descent, restarts: bool) -> int:
+def search_slice(
+    state: Any, track: Track, budget: int, target: float, descent: Descent, restarts: bool, inserting: bool | None
+) -> int:
     """Do at most `budget` units of work (deltas, and steps of a carried slot back to its origin) from the cursor on.
 
     Ends early at the target, with a full log, when the state is to be built afresh, or at a local optimum if there are
@@ -145,11 +156,11 @@ def search_slice(state: Any, track: Track, budget: int, target: float, descent: 
         if c.phase == SWAP:
             left -= scan(state, track, descent, left, target, pairs)
             passed = c.unimproved >= pairs
-        else:
+        elif inserting is not None:
             left -= carry(state, track, descent, left, target)
             passed = c.unimproved >= size
         if passed and descent.takes_best:
-            passed = not commit_best(state, track, descent, target)
+            passed = not commit_best(state, track, descent, target, inserting)
         if counts.done:
             break
         if passed:
@@ -286,7 +297,7 @@ def next_carried(descent: Descent, size: int) -> None:
 
 
 @compiled
-def commit_best(state: Any, track: Track, descent: Descent, target: float) -> bool:
+def commit_best(state: Any, track: Track, descent: Descent, target: float, inserting: bool | None) -> bool:
     """Commit the best neighbor of a whole pass if it improves, and start the next pass; return whether it did."""
     c = descent.cursor[0]
     delta = descent.deltas[0]
@@ -294,7 +305,7 @@ def commit_best(state: Any, track: Track, descent: Descent, target: float) -> bo
         return False
     if c.phase == SWAP:
         commit_swap(state, c.best_i, c.best_j)
-    else:
+    elif inserting is not None:
         slide(state, c.best_i, c.best_j)
     improve(state, track, descent, delta, target)
     enter(descent, c.phase)

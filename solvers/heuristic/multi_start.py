@@ -44,6 +44,13 @@ class MultiStart(Solver):
     moves, restarts and statistics are sums; the trajectory is that of the best run. On threads every incumbent that is
     the best of all runs is shown, and Ctrl-C ends all runs and returns the best; other backends show the result only,
     and pass Ctrl-C on.
+
+    Examples
+    --------
+    >>> import moe_search as ms
+    >>> solver = ms.MultiStart(ms.FrankWolfe(), runs=3)
+    >>> solver.solve(ms.random_quadratic(8, seed=0), ms.MaxIterations(2)).iterations
+    6
     """
 
     takes: ClassVar[type] = Problem

@@ -49,6 +49,13 @@ class SimulatedAnnealing(CompiledSearch):
     S. Kirkpatrick, C. D. Gelatt, M. P. Vecchi, "Optimization by simulated annealing", Science 220 (1983), 671-680;
     D. T. Connolly, "An improved annealing scheme for the QAP", European Journal of Operational Research 46 (1990),
     93-100.
+
+    Examples
+    --------
+    >>> import moe_search as ms
+    >>> solver = ms.SimulatedAnnealing(sweeps=20)
+    >>> solver.solve(ms.random_quadratic(8, seed=1), ms.MaxIterations(10_000), seed=1).iterations
+    10000
     """
 
     hot: float = 0.5

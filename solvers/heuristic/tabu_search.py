@@ -52,6 +52,12 @@ class TabuSearch(CompiledSearch):
     References
     ----------
     E. D. Taillard, "Robust taboo search for the quadratic assignment problem", Parallel Computing 17 (1991), 443-455.
+
+    Examples
+    --------
+    >>> import moe_search as ms
+    >>> ms.TabuSearch().solve(ms.random_quadratic(8, seed=1), ms.MaxIterations(1_000), seed=1).moves
+    1000
     """
 
     tenure: tuple[float, float] = (0.0, 8.0)
@@ -147,57 +153,73 @@ def tabu_slice(state: Any, track: Track, budget: int, target: float, matrix: Del
 
     Between two moves the deltas are those of the current permutation, and the masks those of its stamps. Slices end at
     fixed iterations to build floats afresh and to set stamps back, whatever the clock says; all is then filled anew.
+    They end early at the target or with a full log.
     """
-    counts = track.counts[0]
-    size = state.permutation.shape[0]
-    pairs = size * tabu.block_size
+    totals, counts, tolerance = track.totals, track.counts[0], track.tolerance
+    deltas, masks, stamps, permutation = matrix.deltas, tabu.masks, tabu.stamps, state.permutation
+    block_size, capacity, filled = tabu.block_size, tabu.capacity, tabu.filled
+    size = permutation.shape[0]
     if budget == 0:
         return 0
-    if tabu.filled[1] < size:
-        return fill_rows(state, matrix, tabu, max(budget // size, 1)) * size
+    if filled[1] < size:
+        # Rows of the potential come first, then those of deltas and masks.
+        part = 0 if filled[0] < size else 1
+        first = filled[part]
+        last = min(first + max(budget // size, 1), size)
+        if part == 0:
+            fill_potential(state, matrix, first, last)
+        else:
+            fill_deltas(state, matrix, block_size, first, last)
+            for i in range(first, last):
+                fill_mask_row(stamps, masks, permutation, block_size, capacity, i)
+        filled[part] = last
+        return (last - first) * size
+    pairs = size * block_size
     moves = min(max(budget // pairs, 1), REFILL_AFTER - counts.iterations % REFILL_AFTER)
-    work = make_moves(state, track, moves, target, matrix, tabu)
+    work = 0
+    if capacity == block_size:
+        # All permutations are one: every slot of a block has the same expert.
+        counts.done = True
+    while work < moves and not counts.done:
+        work += 1
+        counts.iterations += 1
+        now = counts.iterations - tabu.base[0]
+        # Rounding may take the current value below the incumbent's, by less than counts; two slots of one expert, with
+        # their delta of 0, would then pass for an improvement.
+        needed = min(totals[1] - totals[0] - tolerance, totals.dtype.type(0))
+        a, b = best_swap(deltas, masks, tabu.nothing, now, now - tabu.aspiration, needed, block_size)
+        # Where everything is tabu only time passes.
+        if a >= 0:
+            totals[0] += deltas[a, b]
+            commit_swap_and_deltas(state, matrix, block_size, a, b)
+            until_a = now + random_tenure(track.rng, tabu.shortest, tabu.longest)
+            until_b = now + random_tenure(track.rng, tabu.shortest, tabu.longest)
+            stamp(stamps, masks, permutation, block_size, capacity, a, b, until_a, until_b)
+            counts.moves += 1
+            if totals[0] < totals[1] - tolerance and take(track, permutation, target):
+                moves = work
     if work > 0 and counts.iterations % REFILL_AFTER == 0:
         if tabu.inexact:
             counts.stale = True
-            tabu.filled[0] = tabu.filled[1] = 0
+            filled[0] = filled[1] = 0
         if counts.iterations - tabu.base[0] > tabu.last_stamp:
-            set_back(tabu)
+            set_back(tabu.base, stamps, filled, tabu.last_stamp)
     return work * pairs
 
 
 @compiled
-def fill_rows(state: Any, matrix: DeltaMatrix, tabu: Tabu, count: int) -> int:
-    """Fill at most `count` rows of the potential, then of deltas and masks; return how many."""
-    filled = tabu.filled
-    size = state.permutation.shape[0]
-    if filled[0] < size:
-        count = min(count, size - filled[0])
-        fill_potential(state, matrix, filled[0], filled[0] + count)
-        filled[0] += count
-    else:
-        count = min(count, size - filled[1])
-        fill_deltas(state, matrix, tabu.block_size, filled[1], filled[1] + count)
-        for i in range(filled[1], filled[1] + count):
-            fill_mask_row(state, tabu, tabu.block_size, tabu.capacity, i)
-        filled[1] += count
-    return count
-
-
-@compiled
-def set_back(tabu: Tabu) -> None:
+def set_back(base: Any, stamps: Any, filled: Any, last_stamp: int) -> None:
     """Count stamps from a later iteration on, those that are over from the least there is."""
-    tabu.base[0] += tabu.last_stamp
-    for i in range(tabu.stamps.shape[0]):
-        for j in range(tabu.stamps.shape[1]):
-            tabu.stamps[i, j] = max(tabu.stamps[i, j], 0) - tabu.last_stamp
-    tabu.filled[0] = tabu.filled[1] = 0
+    base[0] += last_stamp
+    for i in range(stamps.shape[0]):
+        for j in range(stamps.shape[1]):
+            stamps[i, j] = max(stamps[i, j], 0) - last_stamp
+    filled[0] = filled[1] = 0
 
 
 @compiled
-def fill_mask_row(state: Any, tabu: Tabu, block_size: int, capacity: int, i: int) -> None:
+def fill_mask_row(stamps: Any, masks: Any, permutation: Any, block_size: int, capacity: int, i: int) -> None:
     """Compute the masks of all swaps with slot i."""
-    stamps, masks, permutation = tabu.stamps, tabu.masks, state.permutation
     start = i // block_size * block_size
     for j in range(start, i):
         masks[j, i] = min(stamps[i, j], stamps[j, i])
@@ -207,34 +229,6 @@ def fill_mask_row(state: Any, tabu: Tabu, block_size: int, capacity: int, i: int
         for j in range(start, start + block_size):
             if permutation[i] // capacity == permutation[j] // capacity:
                 masks[min(i, j), max(i, j)] = NEVER
-
-
-@compiled
-def make_moves(state: Any, track: Track, budget: int, target: float, matrix: DeltaMatrix, tabu: Tabu) -> int:
-    """Make at most `budget` iterations; return how many. Ends early at the target or with a full log."""
-    totals, counts, tolerance = track.totals, track.counts[0], track.tolerance
-    block_size, base, aspiration = tabu.block_size, tabu.base[0], tabu.aspiration
-    work = 0
-    if tabu.capacity == block_size:
-        # All permutations are one: every slot of a block has the same expert.
-        counts.done = True
-    while work < budget and not counts.done:
-        work += 1
-        counts.iterations += 1
-        now = counts.iterations - base
-        # Rounding may take the current value below the incumbent's, by less than counts; two slots of one expert, with
-        # their delta of 0, would then pass for an improvement.
-        needed = min(totals[1] - totals[0] - tolerance, totals.dtype.type(0))
-        a, b = best_swap(matrix.deltas, tabu.masks, tabu.nothing, now, now - aspiration, needed, block_size)
-        # Where everything is tabu only time passes.
-        if a >= 0:
-            totals[0] += matrix.deltas[a, b]
-            commit_swap_and_deltas(state, matrix, block_size, a, b)
-            stamp(state, tabu, track.rng, now, a, b)
-            counts.moves += 1
-            if totals[0] < totals[1] - tolerance and take(track, state.permutation, target):
-                budget = work
-    return work
 
 
 @compiled
@@ -295,14 +289,21 @@ def best_forced(deltas: Any, masks: Any, forced: int, block_size: int) -> tuple[
 
 
 @compiled
-def stamp(state: Any, tabu: Tabu, rng: Any, now: int, a: int, b: int) -> None:
-    """Keep slots a and b, just swapped, from going back for a random time."""
-    stamps, permutation, block_size, capacity = tabu.stamps, state.permutation, tabu.block_size, tabu.capacity
+def stamp(
+    stamps: Any,
+    masks: Any,
+    permutation: Any,
+    block_size: int,
+    capacity: int,
+    a: int,
+    b: int,
+    until_a: int,
+    until_b: int,
+) -> None:
+    """Keep slots a and b, just swapped, from going back until their iterations."""
     start = a // block_size * block_size
     for i in range(start, start + block_size):
         stamps[i, a], stamps[i, b] = stamps[i, b], stamps[i, a]
-    until_a = now + random_tenure(rng, tabu.shortest, tabu.longest)
-    until_b = now + random_tenure(rng, tabu.shortest, tabu.longest)
     stamps[a, b] = until_a
     stamps[b, a] = until_b
     if capacity > 1:
@@ -311,8 +312,8 @@ def stamp(state: Any, tabu: Tabu, rng: Any, now: int, a: int, b: int) -> None:
                 stamps[a, j] = until_a
             elif permutation[j] // capacity == permutation[a] // capacity:
                 stamps[b, j] = until_b
-    fill_mask_row(state, tabu, block_size, capacity, a)
-    fill_mask_row(state, tabu, block_size, capacity, b)
+    fill_mask_row(stamps, masks, permutation, block_size, capacity, a)
+    fill_mask_row(stamps, masks, permutation, block_size, capacity, b)
 
 
 @compiled

@@ -164,6 +164,33 @@ def test_a_last_batch_of_one_sample_ends_no_run(tmp_path):
     assert callback.history[1].step == 2 * (STEPS + 1)
 
 
+@pytest.mark.parametrize("use_buffers", [True, False])
+def test_a_model_that_is_averaged(tmp_path, use_buffers):
+    """Averaging is validated in the place of the model, under the model's own map."""
+    averaging = pytest.importorskip("lightning.pytorch.callbacks.weight_averaging", reason="of lightning >= 2.6")
+    module, callback = make_run()
+    fresh = module.setting.expert_map.experts.clone()
+    seen = []
+
+    class Validating(Module):
+        def validation_step(self, batch, _):
+            self(batch[0])
+            seen.append(self.setting.expert_map.experts.clone())
+
+        def val_dataloader(self):
+            return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(self.setting.inputs), batch_size=SAMPLES)
+
+    callbacks = [averaging.EMAWeightAveraging(use_buffers=use_buffers), callback]
+    if use_buffers:
+        with pytest.raises(ValueError, match="EMAWeightAveraging must have use_buffers=False"):
+            fit(Validating(module.setting), callbacks, tmp_path)
+        return
+    fit(Validating(module.setting), callbacks, tmp_path)
+    assert "committed" in [record.outcome for record in callback.history]
+    assert not torch.equal(seen[-1], fresh)
+    assert torch.equal(seen[-1], module.setting.expert_map.experts)
+
+
 def test_before_fit():
     _, callback = make_run()
     assert callback.history == []

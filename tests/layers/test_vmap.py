@@ -66,8 +66,9 @@ def test_models_are_mapped(make_experts):
 
 
 @every_kind
-def test_gradients_of_every_sample(make_experts):
-    layer = MixtureOfExperts(make_experts(), TopK(FEATURES, 3, 2)).double()
+@pytest.mark.parametrize("training", [True, False])
+def test_gradients_of_every_sample(make_experts, training):
+    layer = MixtureOfExperts(make_experts(), TopK(FEATURES, 3, 2)).double().train(training)
     parameters = {name: p.detach() for name, p in layer.named_parameters()}
     inputs, _ = batch()
 

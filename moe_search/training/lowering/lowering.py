@@ -57,6 +57,21 @@ class Lowering:
         What the loss of every task was recognized as, for a `MixtureAssignment`; None for the others, which take any.
     slot_loads : ndarray of int64
         Number of samples with weight on every slot, shape (size,); summed over tasks.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import moe_search as ms
+    >>> _ = torch.manual_seed(0)
+    >>> moe = ms.MixtureOfExperts(ms.StackedExperts(4, 8, 3), ms.TopK(8, 4, k=1))
+    >>> inputs = torch.randn(64, 8)
+    >>> targets = moe(inputs).detach()  # so that the present map is the best one
+    >>> moe.gate.expert_map.scramble(torch.Generator().manual_seed(1))
+    >>> lowering = ms.lower(moe, moe, inputs, targets, torch.nn.functional.mse_loss)
+    >>> type(lowering.problem).__name__, lowering.num_samples, lowering.linearized
+    ('LinearAssignment', 64, False)
+    >>> abs(lowering.problem.value(lowering.initial) - lowering.batch_loss) < 1e-6
+    True
     """
 
     problem: LinearAssignment | PairwiseAssignment | MixtureAssignment | LoadLimited
@@ -136,6 +151,20 @@ def lower(
         for, or if a pairwise problem would be too large.
     NonFiniteLossError
         If the loss, or what an expert answers, is NaN or infinite.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import moe_search as ms
+    >>> _ = torch.manual_seed(0)
+    >>> moe = ms.MixtureOfExperts(ms.StackedExperts(4, 8, 3), ms.TopK(8, 4, k=1))
+    >>> inputs = torch.randn(64, 8)
+    >>> targets = moe(inputs).detach()  # so that the present map is the best one
+    >>> moe.gate.expert_map.scramble(torch.Generator().manual_seed(1))
+    >>> lowering = ms.lower(moe, moe, inputs, targets, torch.nn.functional.mse_loss)
+    >>> result = ms.solve(lowering.problem)
+    >>> lowering.batch_loss > 0.1, abs(result.value) < 1e-6
+    (True, True)
     """
     check_model(model, moe)
     tasks = Tasks.of(moe, loss)

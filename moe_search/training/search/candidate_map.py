@@ -74,6 +74,21 @@ class SearchRecord:
     loads : tuple of int or None
         Number of searched samples with weight on a slot of each expert, once for each such slot, under the map that
         the search left.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import moe_search as ms
+    >>> _ = torch.manual_seed(0)
+    >>> moe = ms.MixtureOfExperts(ms.StackedExperts(4, 8, 3), ms.TopK(8, 4, k=1))
+    >>> inputs = torch.randn(64, 8)
+    >>> targets = moe(inputs).detach()  # so that the present map is the best one
+    >>> moe.gate.expert_map.scramble(torch.Generator().manual_seed(1))
+    >>> search = ms.PermutationSearch(moe, moe, loss=torch.nn.functional.mse_loss, period=2)
+    >>> _ = search.step(inputs[:32], targets[:32])  # kept, to search on
+    >>> record = search.step(inputs[32:], targets[32:])  # to verify on
+    >>> record.step, record.outcome, record.verified_gain > record.standard_error
+    (2, 'committed', True)
     """
 
     step: int

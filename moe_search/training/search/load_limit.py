@@ -40,6 +40,24 @@ def limit_load(lowering: Lowering, load_limit: LoadLimit) -> Lowering:
     ------
     InfeasibleLimitsError
         If no map keeps the limit on this batch, or none was found.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import moe_search as ms
+    >>> _ = torch.manual_seed(0)
+    >>> moe = ms.MixtureOfExperts(ms.StackedExperts(4, 8, 3), ms.TopK(8, 4, k=1))
+    >>> inputs = torch.randn(64, 8)
+    >>> targets = moe(inputs).detach()  # so that the present map is the best one
+    >>> moe.gate.expert_map.scramble(torch.Generator().manual_seed(1))
+    >>> lowering = ms.lower(moe, moe, inputs, targets, torch.nn.functional.mse_loss)
+    >>> try:
+    ...     ms.limit_load(lowering, 1.0)
+    ... except ms.InfeasibleLimitsError:
+    ...     print("no map gives all experts the same load, since every one has a single slot")
+    no map gives all experts the same load, since every one has a single slot
+    >>> ms.limit_load(lowering, 4.0).problem.limits.tolist()
+    [64.0, 64.0, 64.0, 64.0]
     """
     require_load_limit(load_limit, lowering.problem.block_size // lowering.problem.capacity)
     limit = np.asarray(load_limit, dtype=np.float64) * mean_load(lowering)

@@ -146,6 +146,21 @@ class PermutationSearch:
         One record for every search whose map is decided.
     seconds : float
         Time that training waited for searches, verification included.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import moe_search as ms
+    >>> _ = torch.manual_seed(0)
+    >>> moe = ms.MixtureOfExperts(ms.StackedExperts(4, 8, 3), ms.TopK(8, 4, k=1))
+    >>> inputs = torch.randn(64, 8)
+    >>> targets = moe(inputs).detach()  # so that the present map is the best one
+    >>> moe.gate.expert_map.scramble(torch.Generator().manual_seed(1))
+    >>> search = ms.PermutationSearch(moe, moe, loss=torch.nn.functional.mse_loss, period=2)
+    >>> for x, y in zip(inputs.split(32), targets.split(32)):
+    ...     _ = search.step(x, y)  # after the optimizer's step
+    >>> search.history[0].outcome, search.history[0].problem
+    ('committed', 'LinearAssignment')
     """
 
     def __init__(

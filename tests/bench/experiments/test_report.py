@@ -3,12 +3,14 @@ from dataclasses import replace
 
 import pytest
 from toy_experiment import TOY, ToySettings
+from typer.testing import CliRunner
 
+from moe_search.bench.commands import app
 from moe_search.bench.experiments import report as page
 from moe_search.bench.experiments.experiment import HOMES, find_experiment
 from moe_search.bench.experiments.journal import plain_settings
 from moe_search.bench.experiments.report import comparison_table, make_report, read_finished, results_table, section
-from moe_search.bench.experiments.run import run_experiment
+from moe_search.bench.experiments.run import run_experiment, run_with_progress
 from moe_search.plotting.report import render_report
 
 
@@ -76,6 +78,17 @@ def test_smoke_sizes_are_called_so(tmp_path):
     assert "they show that all works, and nothing else" in text
     assert "A toy (smoke)" in text
     assert "moe-search experiment toy --smoke --first-seed 0 --seeds 1" in text
+
+
+def test_the_report_looks_where_smoke_runs_go(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("moe_search.bench.experiments.run.find_experiment", lambda _: TOY)
+    run_with_progress("toy", smoke=True, seeds=None, first_seed=0, jobs=1, output=None, data=None)
+    run_with_progress("toy", smoke=False, seeds=1, first_seed=0, jobs=1, output=None, data=None)
+    done = CliRunner().invoke(app, ["report"])
+    assert done.exit_code == 0, done.output
+    text = (tmp_path / "moe-search-experiments" / "report.html").read_text(encoding="utf-8")
+    assert re.findall("<h2>(A toy.*?)</h2>", text) == ["A toy", "A toy (smoke)"]
 
 
 def test_the_page_begins_with_what_came_out(finished):

@@ -36,10 +36,14 @@ def test_a_benchmark_that_raises_does_not_keep_the_others_from_running(monkeypat
     monkeypatch.setattr(
         "moe_search.bench.speed.tabu_speed.measure", lambda qaplib, seconds: pd.DataFrame({"ours": [1.0]})
     )
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bench" / "results").mkdir(parents=True)
     with pytest.raises(SystemExit) as ended:
-        run(["--only", "local_search_speed", "--only", "tabu_speed", "--output", str(tmp_path)])
+        run(["--only", "local_search_speed", "--only", "tabu_speed"])
     assert ended.value.code == 1
-    assert {path.name for path in tmp_path.iterdir()} == {"tabu_speed.parquet", "tabu_speed.md"}
+    # What is checked in, in bench/results, is left alone unless --output names it.
+    written = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")}
+    assert written == {"moe-search-speed/tabu_speed.parquet", "moe-search-speed/tabu_speed.md"}
 
 
 def run(arguments):

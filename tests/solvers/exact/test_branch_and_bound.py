@@ -1,6 +1,7 @@
 """Branch and bound beyond the contract: published optima, symmetries, integers, what an early stop proves."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -14,7 +15,6 @@ from moe_search import problems
 from moe_search.solvers import BranchAndBound, CpSat, Enumeration, MaxIterations, MaxRuntime
 from moe_search.solvers.bounds.gilmore_lawler import gilmore_lawler
 from moe_search.solvers.bounds.linear_assignment import assign, empty_duals
-from moe_search.solvers.engine.run import Clock
 from moe_search.solvers.exact.branch_and_bound import relax
 from moe_search.solvers.exact.symmetry import symmetry_of
 
@@ -64,12 +64,15 @@ def test_negative_entries_diagonals_and_ties_from_any_start(seed, symmetric, lin
 
 
 @pytest.mark.parametrize("name", ["quadratic general", "quadratic float", "pairwise", "pairwise float", "linear"])
-def test_the_tree_finds_the_optimum_without_a_heuristic(name, monkeypatch):
-    monkeypatch.setattr("moe_search.solvers.exact.branch_and_bound.HEURISTIC_OPERATIONS", 1)
+def test_the_optimum_is_found_with_and_without_a_heuristic(name, monkeypatch):
     for seed in range(5):
         problem = INSTANCES[name](seed)
         optimum = min(naive_value(problem, p) for p in permutations(problem.size, problem.block_size))
-        assert BranchAndBound().solve(problem, LONG, seed=seed).value == pytest.approx(optimum, rel=1e-12)
+        for dive_up_to, makes_moves in ((math.inf, False), (0, True)):
+            monkeypatch.setattr("moe_search.solvers.exact.branch_and_bound.DIVE_UP_TO", dive_up_to)
+            result = BranchAndBound().solve(problem, LONG, seed=seed)
+            assert result.value == pytest.approx(optimum, rel=1e-12)
+            assert (result.moves > 0) == makes_moves
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
@@ -112,7 +115,7 @@ def test_bounds_are_rounded_up_to_values_that_there_can_be():
     flow, distance = rng.integers(0, 9, (2, 7, 7))
     problem = problems.QuadraticAssignment(6 * (flow + flow.T), 5 * (distance + distance.T))
     diagonal = int(np.gcd.reduce(np.outer(np.diagonal(problem.flow), np.diagonal(problem.distance)), axis=None))
-    step = relax(problem.pair_costs(), Clock()).step
+    step = relax(problem.pair_costs()).step
     assert step % 30 == 0
     assert diagonal % step == 0
     for nodes in (1, 5, 25):
@@ -124,7 +127,7 @@ def test_equivalent_children_are_visited_once():
     flow = np.zeros((6, 6), dtype=int)
     flow[3, 4] = flow[4, 3] = 5
     distance = grid(2, 3)
-    slots, seats = (symmetry_of(matrix, np.zeros((6, 1)), Clock()) for matrix in (flow, distance))
+    slots, seats = (symmetry_of(matrix, np.zeros((6, 1))) for matrix in (flow, distance))
     assert len(seats.maps) == 3
     for g in seats.maps:
         assert (distance[np.ix_(g, g)] == distance).all()
@@ -135,7 +138,7 @@ def test_equivalent_children_are_visited_once():
 
 def test_symmetries_keep_the_colors():
     colors = np.array([[0], [0], [1], [1]])
-    symmetry = symmetry_of(np.ones((4, 4)), colors, Clock())
+    symmetry = symmetry_of(np.ones((4, 4)), colors)
     assert symmetry.previous_twin.tolist() == [-1, 0, -1, 2]
     assert sorted(symmetry.maps.tolist()) == [[0, 1, 3, 2], [1, 0, 2, 3], [1, 0, 3, 2]]
 

@@ -1,0 +1,62 @@
+"""The examples of the pages run, in the order in which they stand, and the pages name what there is."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import moe_search as ms
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = {"gates", "integrations", "layers", "plotting", "problems", "solvers", "training"}
+
+# They compile kernels, and one imports Lightning and Transformers.
+pytestmark = pytest.mark.slow
+
+
+def page(name):
+    return (ROOT / "docs" / name).read_text(encoding="utf-8")
+
+
+def run(name):
+    scope = {"__name__": name}
+    for block in re.findall(r"```python\n(.*?)```", page(name), flags=re.DOTALL):
+        exec(block, scope)
+    return scope
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_getting_started(capsys):
+    scope = run("getting_started.md")
+    assert scope["search"].history[0].outcome == "committed"
+    assert "gap" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore")  # of Lightning and Transformers
+def test_training(capsys):
+    pytest.importorskip("lightning")
+    pytest.importorskip("transformers")
+    scope = run("training.md")
+    assert [record.step for record in scope["search"].history] == [4, 8, 12]
+    assert capsys.readouterr().out.count("4 searches") == 2
+
+
+def test_refused():
+    history = run("refused.md")["search"].history
+    assert len(history) == 4
+    assert {record.outcome for record in history} <= {"refused", "no improvement", "committed"}
+
+
+def test_the_api_lists_every_name_that_no_package_has():
+    packages = [getattr(ms, name) for name in PACKAGES]
+    own = set(ms.__all__) - PACKAGES - {name for package in packages for name in package.__all__}
+    assert own == set(re.findall(r"^   moe_search\.(\w+)$", page("api.rst"), flags=re.MULTILINE)) - PACKAGES
+
+
+def test_every_benchmark_is_on_its_page():
+    results = {path.name for path in (ROOT / "bench" / "results").glob("*.md")}
+    assert results == set(re.findall(r"bench/results/(\w+\.md)", page("benchmarks.md")))
