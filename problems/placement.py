@@ -282,18 +282,20 @@ class ExpertPlacement(Problem):
         layers, num_experts = self.load.shape
         experts = checked_map(name, solution, layers, self.cluster.num_slots)
         if experts.min() < 0 or experts.max() >= num_experts:
-            raise ValueError(
-                f"{name} must hold experts 0 .. {num_experts - 1}, got {experts.min()} .. {experts.max()}"
-            )
+            raise ValueError(f"{name} must hold experts 0 .. {num_experts - 1}, got {experts.min()} .. {experts.max()}")
         held = self.held(experts)
         missing = np.argwhere(~held.any(axis=1))
         if len(missing):
-            raise ValueError(f"{name} must hold every expert, expert {missing[0, 1]} is missing in layer {missing[0, 0]}")
+            raise ValueError(
+                f"{name} must hold every expert, expert {missing[0, 1]} is missing in layer {missing[0, 0]}"
+            )
         if held.sum() < experts.size:
             layer = int(np.argmax(held.sum(axis=(1, 2)) < self.cluster.num_slots))
             raise ValueError(f"{name} must hold no expert twice on a device, one is in layer {layer}")
         if self.num_regions > 1:
-            grouped = held.reshape(layers, self.num_regions, -1, self.num_groups or 1, num_experts // (self.num_groups or 1))
+            grouped = held.reshape(
+                layers, self.num_regions, -1, self.num_groups or 1, num_experts // (self.num_groups or 1)
+            )
             nodes = grouped.any(axis=(2, 4)).sum(axis=1).max(axis=1)
             if nodes.max() > 1:
                 raise ValueError(

@@ -145,9 +145,7 @@ class _Model:
         load, cluster = problem.load[layer], problem.cluster
         self.scale = grid_scale(float(load.sum()), LOAD_STEPS)
         copies, devices = range(most_copies(problem)), range(cluster.num_devices)
-        self.here = [
-            [[model.new_bool_var(f"x{e},{g},{k}") for k in copies] for g in devices] for e in range(len(load))
-        ]
+        self.here = [[[model.new_bool_var(f"x{e},{g},{k}") for k in copies] for g in devices] for e in range(len(load))]
         largest = model.new_int_var(math.floor(bound * self.scale), math.ceil(load.sum() * self.scale), "largest")
         for on_devices in self.here:
             count = [model.new_bool_var("") for _ in copies]

@@ -183,9 +183,7 @@ def _shares(problem: Rebalancing, start: Experts, board: Board, tolerance: float
         layers.trace[:] = 0.0
         state.layer = layer
         state.logged = 0
-        search_slice(
-            board, layers, state, random_state(0), np.zeros(1), np.zeros(1, dtype=np.int64), 1, -math.inf, 1
-        )
+        search_slice(board, layers, state, random_state(0), np.zeros(1), np.zeros(1, dtype=np.int64), 1, -math.inf, 1)
         for (few, high), (many, low) in _envelope([row for row in layers.trace.tolist() if row[1] > 0]):
             steps.append(((high - low) / (many - few), int(many - few), layer))
     left = problem.budget - int(shares.sum())
@@ -282,6 +280,9 @@ def search_slice(
         for phase in range(3):
             moved = settle(board, w, was)
             if phase == 0 and not layers.fresh[layer]:
+                if layers.price > 0.0 and layers.failures[layer] % 2 == 1:
+                    # Where migrations cost, every other turn looks for as good a load at fewer of them.
+                    aim = max(aim, largest(board.load))
                 if board.regions.shape[0] > 2 and random_unit(rng) < GROUP_SHARE:
                     exchange_groups(board, layers.ranked[layer], rng)
                 else:
@@ -294,9 +295,7 @@ def search_slice(
                 moved = descend(board, w, was, aim, moved, allowed, worth, counts, layers.trace)
                 if counts:
                     go_back(board, w, was, aim, moved, worth)
-        load = 0.0
-        for g in range(board.load.shape[0]):
-            load = max(load, board.load[g])
+        load = largest(board.load)
         cost = slope * max(load - limit, 0.0) + layers.price * moved
         feasible = not counts or moved <= layers.moved[layer] + standing.spare
         failures = layers.failures[layer]
@@ -330,8 +329,16 @@ def search_slice(
 
 
 @compiled
+def largest(load: Any) -> float:
+    """Return the largest of the loads, or 0."""
+    found = 0.0
+    for g in range(load.shape[0]):
+        found = max(found, load[g])
+    return found
+
+
+@compiled
 def copy_row(source: Any, target: Any) -> None:
     """Copy an array of one dimension."""
     for i in range(source.shape[0]):
         target[i] = source[i]
-
