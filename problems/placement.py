@@ -36,6 +36,12 @@ class Cluster:
     ----------
     first_slots : ndarray of int64, shape (num_devices + 1,)
         The first slot of every device, and the number of slots.
+
+    Examples
+    --------
+    >>> import moe_search as ms
+    >>> ms.Cluster(num_devices=4, slots_per_device=9, num_nodes=2).num_slots
+    36
     """
 
     num_devices: int
@@ -84,7 +90,14 @@ class Cluster:
 
 
 class Transfer(NamedTuple):
-    """One migration: in a layer, an expert is sent from a device that held it to one that did not; -1 if none did."""
+    """One migration: in a layer, an expert is sent from a device that held it to one that did not; -1 if none did.
+
+    Examples
+    --------
+    >>> import moe_search as ms
+    >>> ms.Transfer(layer=0, expert=5, source=1, target=3)
+    Transfer(layer=0, expert=5, source=1, target=3)
+    """
 
     layer: int
     expert: int
@@ -110,6 +123,14 @@ class Placement:
         How many experts go to devices that did not hold them before; 0 where nothing was before.
     transfers : tuple of Transfer
         These migrations, one by one.
+
+    Examples
+    --------
+    >>> import moe_search as ms
+    >>> problem = ms.ExpertPlacement([8, 6, 1, 2], ms.Cluster(num_devices=2, slots_per_device=3))
+    >>> placement = problem.check_solution([0, 1, 2, 0, 1, 3])
+    >>> placement.logical_to_physical.tolist(), placement.balancedness.round(3).tolist()
+    ([[[0, 3], [1, 4], [2, -1], [5, -1]]], [0.944])
     """
 
     physical_to_logical: Experts = field(repr=False)
@@ -164,8 +185,8 @@ class ExpertPlacement(Problem):
     Notes
     -----
     The bound is the largest of three: the mean load of a device; the least load per replica of the busiest expert; and
-    the least T for which enough slots are left, since at most (k - 1) G replicas can exceed (T - the s - k lightest) / k
-    on G devices of s slots.
+    the least T for which there are enough slots, as on G devices of s slots, at most (k - 1) G replicas can exceed
+    (T - the s - k lightest) / k.
 
     Examples
     --------
@@ -185,7 +206,7 @@ class ExpertPlacement(Problem):
             raise TypeError(f"cluster must be a Cluster, got {type(self.cluster).__name__}")
         load = checked_loads(self.load)
         object.__setattr__(self, "load", load)
-        layers, experts = load.shape
+        experts = load.shape[1]
         cluster, slots = self.cluster, self.cluster.num_slots
         if slots < experts:
             raise ValueError(f"the devices must have a slot for each of {experts} experts, got {slots} slots")

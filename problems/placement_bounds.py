@@ -40,7 +40,7 @@ def exceeds(limit: float, falling: Any, devices: int, least: int, slots: int) ->
         above = (k - 1) * devices
         needed = min(above, count)
         for i in range(above, count):
-            copies = max(1, int(math.ceil(falling[i] / room - ROUNDING)))
+            copies = max(1, math.ceil(falling[i] / room - ROUNDING))
             needed += copies
             if copies > most_copies or needed > slots:
                 return True

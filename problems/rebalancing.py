@@ -55,6 +55,14 @@ class Rebalancing(Problem):
     ------
     TypeError, ValueError
         If `previous` is of another model or cluster, or none of the three is given, or two that exclude each other.
+
+    Examples
+    --------
+    >>> import moe_search as ms
+    >>> drifted = ms.ExpertPlacement([9, 1, 7, 3], ms.Cluster(num_devices=2, slots_per_device=2))
+    >>> plan = ms.solve(ms.Rebalancing(drifted, previous=[0, 2, 1, 3], budget=2))
+    >>> plan.value, plan.status, plan.solution.migrations
+    (10.0, 'optimal', 2)
     """
 
     placement: ExpertPlacement

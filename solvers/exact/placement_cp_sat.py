@@ -39,6 +39,14 @@ class PlacementCpSat(Solver):
     A variable says that an expert has k replicas, and one for each device that one of these k is there. Layers whose
     construction, or `initial`, reaches the bound are left as they are. Loads are rounded down to a grid of 2^-34 of
     their sum, and an optimum is one up to that. An iteration is one conflict.
+
+    Examples
+    --------
+    >>> import moe_search as ms
+    >>> problem = ms.ExpertPlacement([9, 4, 7, 3], ms.Cluster(num_devices=3, slots_per_device=2))
+    >>> result = ms.solve(problem, ms.PlacementCpSat(), ms.MaxRuntime(30.0))
+    >>> result.value, result.status
+    (8.0, 'optimal')
     """
 
     exact: ClassVar[bool] = True

@@ -21,6 +21,13 @@ class LongestProcessingTime(Solver):
     Groups of experts go to the nodes first: up to ten groups in the way that the bound says is the best, more of them
     by falling load.
 
+    Examples
+    --------
+    >>> import moe_search as ms
+    >>> problem = ms.ExpertPlacement([9, 1, 7, 3], ms.Cluster(num_devices=2, slots_per_device=2))
+    >>> ms.solve(problem, ms.LongestProcessingTime()).solution.physical_to_logical.tolist()
+    [[0, 1, 2, 3]]
+
     References
     ----------
     R. L. Graham, "Bounds on multiprocessing timing anomalies", SIAM Journal on Applied Mathematics 17 (1969), 416-429.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -56,6 +57,14 @@ class PlacementSearch(Solver):
     most for a migration, and then undoes those that are not needed. A budget is first shared out along the concave
     envelopes of what every layer gains. An iteration is one descent of one layer; what is found depends on the seed and
     the number of iterations alone.
+
+    Examples
+    --------
+    >>> import moe_search as ms
+    >>> problem = ms.ExpertPlacement([[9, 1, 7, 3], [6, 5, 2, 2]], ms.Cluster(num_devices=2, slots_per_device=3))
+    >>> result = ms.PlacementSearch(tolerance=0.01).solve(problem, ms.MaxIterations(100))
+    >>> result.solution.balancedness.round(2).tolist()
+    [0.91, 1.0]
 
     References
     ----------
@@ -207,7 +216,7 @@ def _envelope(points: list[list[float]]) -> list[tuple[list[float], list[float]]
         ):
             hull.pop()
         hull.append(point)
-    return list(zip(hull, hull[1:], strict=False))
+    return list(pairwise(hull))
 
 
 STANDING = np.dtype(
