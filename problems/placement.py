@@ -278,9 +278,13 @@ class ExpertPlacement(Problem):
 
     def largest_loads(self, experts: Experts) -> npt.NDArray[np.float64]:
         """Return the load of the most loaded device of every layer, given the expert in every slot."""
+        return self.device_loads(experts).max(axis=1)
+
+    def device_loads(self, experts: Experts) -> npt.NDArray[np.float64]:
+        """Return the load of every device, shape (layers, devices), given the expert in every slot."""
         rows = np.arange(len(experts))[:, None]
         share = self.load[rows, experts] / self.replica_count(experts)[rows, experts]
-        return np.add.reduceat(share, self.cluster.first_slots[:-1], axis=1).max(axis=1)
+        return np.add.reduceat(share, self.cluster.first_slots[:-1], axis=1)
 
     def replica_count(self, experts: Experts) -> Experts:
         """Return how many slots hold every expert."""

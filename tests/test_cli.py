@@ -45,7 +45,8 @@ def one_line_error(result):
     return line
 
 
-OTHER_PROBLEMS = {"hungarian", "min-cost-flow", "transport", "cp-sat"}
+OTHER_PROBLEMS = {"hungarian", "min-cost-flow", "transport", "cp-sat", "longest-processing-time"}
+OTHER_PROBLEMS |= {"placement-search", "placement-cp-sat"}
 
 
 @pytest.mark.parametrize("solver", sorted({"auto", *solver_kinds()} - OTHER_PROBLEMS))

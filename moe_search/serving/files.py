@@ -13,6 +13,7 @@ from moe_search.checks import require_choice
 from moe_search.problems.placement import Cluster, Experts, Placement
 
 Format = Literal["vllm", "sglang", "tensorrt-llm", "ascend"]
+FORMATS = get_args(Format)
 
 
 def write_placement(
@@ -44,7 +45,7 @@ def write_placement(
     ValueError
         If devices differ in slots, which no format can say but that of Ascend, or `layers` are not as many.
     """
-    require_choice("format", format, get_args(Format))
+    require_choice("format", format, FORMATS)
     experts = placement.physical_to_logical
     numbers = list(range(len(experts))) if layers is None else [int(each) for each in layers]
     if len(numbers) != len(experts):
