@@ -113,8 +113,6 @@ class Placement:
     ----------
     physical_to_logical : ndarray of int64, shape (layers, slots)
         The expert in every slot.
-    logical_to_physical : ndarray of int64, shape (layers, experts, most replicas)
-        The slots of every expert, in order, then -1.
     replica_count : ndarray of int64, shape (layers, experts)
         How many slots hold an expert.
     balancedness : ndarray of float64, shape (layers,)
@@ -123,6 +121,11 @@ class Placement:
         How many experts go to devices that did not hold them before; 0 where nothing was before.
     transfers : tuple of Transfer
         These migrations, one by one.
+
+    Attributes
+    ----------
+    logical_to_physical : ndarray of int64, shape (layers, experts, most replicas)
+        The slots of every expert, in order, then -1.
 
     Examples
     --------
@@ -134,21 +137,32 @@ class Placement:
     """
 
     physical_to_logical: Experts = field(repr=False)
-    logical_to_physical: Experts = field(repr=False)
     replica_count: Experts = field(repr=False)
     balancedness: npt.NDArray[np.float64]
     migrations: int = 0
     transfers: tuple[Transfer, ...] = field(default=(), repr=False)
 
+    @cached_property
+    def logical_to_physical(self) -> Experts:
+        """The slots of every expert, in order, then -1."""
+        count, experts = self.replica_count, self.physical_to_logical
+        slots = np.full((*count.shape, count.max()), -1)
+        order = np.argsort(experts, axis=1, kind="stable")
+        rows = np.arange(len(experts))[:, None]
+        ordered = experts[rows, order]
+        begins = np.cumsum(count, axis=1) - count
+        slots[rows, ordered, np.arange(experts.shape[1]) - begins[rows, ordered]] = order
+        return read_only(slots)
+
     @classmethod
     def from_lists(cls, lists: dict[str, Any]) -> Placement:
         """Return a placement whose arrays were written as lists."""
-        whole = {name: np.array(lists[name], dtype=np.int64) for name in cls.__dataclass_fields__ if "_" in name}
         return cls(
-            **{name: read_only(array) for name, array in whole.items()},
-            balancedness=read_only(np.array(lists["balancedness"])),
-            migrations=lists["migrations"],
-            transfers=tuple(Transfer(*each) for each in lists["transfers"]),
+            read_only(np.array(lists["physical_to_logical"], dtype=np.int64)),
+            read_only(np.array(lists["replica_count"], dtype=np.int64)),
+            read_only(np.array(lists["balancedness"])),
+            lists["migrations"],
+            tuple(Transfer(*each) for each in lists["transfers"]),
         )
 
 
@@ -274,7 +288,9 @@ class ExpertPlacement(Problem):
 
     def value(self, solution: Any) -> float:
         """Return the largest load of a device, summed over the layers."""
-        return float(self.largest_loads(self.check_map(solution)).sum())
+        checked = isinstance(solution, Placement)
+        experts = solution.physical_to_logical if checked else self.check_map(solution)
+        return float(self.largest_loads(experts).sum())
 
     def largest_loads(self, experts: Experts) -> npt.NDArray[np.float64]:
         """Return the load of the most loaded device of every layer, given the expert in every slot."""
@@ -341,17 +357,10 @@ class ExpertPlacement(Problem):
 
     def placement(self, experts: Experts) -> Placement:
         """Return the placement of which the expert in every slot is given, which is one."""
-        layers, num_experts = self.load.shape
-        count = self.replica_count(experts)
-        slots = np.full((layers, num_experts, count.max()), -1)
-        order = np.argsort(experts, axis=1, kind="stable")
-        rows = np.arange(layers)[:, None]
-        ordered = experts[rows, order]
-        begins = np.cumsum(count, axis=1) - count
-        slots[rows, ordered, np.arange(experts.shape[1]) - begins[rows, ordered]] = order
         mean = self.load.sum(axis=1) / self.cluster.num_devices
         balancedness = mean / self.largest_loads(experts)
-        return Placement(read_only(experts.copy()), read_only(slots), read_only(count), read_only(balancedness))
+        count = self.replica_count(experts)
+        return Placement(read_only(experts.copy()), read_only(count), read_only(balancedness))
 
     def random_solution(self, rng: np.random.Generator) -> Placement:
         """Return a random placement: experts go, in random order, where most slots are free."""

@@ -80,15 +80,15 @@ def register() -> None:
     """
     if PLUGIN not in os.environ.get("VLLM_PLUGINS", "").split(","):
         return
-    from vllm.distributed.eplb import policy
+    from vllm.distributed.eplb import policy  # type: ignore[import-not-found]
 
     policy.EPLB_POLICIES["default"] = policy_of(policy.AbstractEplbPolicy)
 
 
-def policy_of(base: type) -> type:
+def policy_of(base: Any) -> type:
     """Return the policy, a class of vLLM's kind."""
 
-    class PlacementPolicy(base):
+    class PlacementPolicy(base):  # type: ignore[misc]
         """Rebalance by search from the map before, within a tolerance of the bound."""
 
         @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,18 +50,18 @@ def constructed(problem: ExpertPlacement) -> Experts:
     layers, num_experts = problem.load.shape
     first = problem.cluster.first_slots
     homes = np.repeat(problem.homes, num_experts // problem.homes.shape[1], axis=1)
-    experts = np.full((layers, first[-1]), -1)
+    experts = np.empty((layers, first[-1]), dtype=np.int64)
     construct_layers(problem.load, homes, first, problem.regions, experts)
     return experts
 
 
 @compiled
 def construct_layers(load: Any, homes: Any, first: Any, regions: Any, experts: Any) -> None:
-    """Construct every layer; where `experts` holds -1, it gets the expert in the slot."""
+    """Construct every layer, and write down the expert in every slot."""
     devices = first.shape[0] - 1
     order, copies = np.empty(load.shape[1], np.int64), np.empty(load.shape[1], np.int64)
-    share, held = np.empty(load.shape[1]), np.zeros((load.shape[1], devices), np.int64)
-    borne, used = np.empty(devices), np.empty(devices, np.int64)
+    share, borne = np.empty(load.shape[1]), np.empty(devices)
+    used, line = np.empty(devices, np.int64), np.empty(devices, np.int64)
     for layer in range(load.shape[0]):
         w, place, home = load[layer], experts[layer], homes[layer]
         for part in range(regions.shape[0] - 1):
@@ -72,35 +73,44 @@ def construct_layers(load: Any, homes: Any, first: Any, regions: Any, experts: A
                     count += 1
                     copies[e] = 1
                     share[e] = w[e]
+            sort_descending(share, order, count)
             for _ in range(first[end] - first[begin] - count):
                 most = -1
                 for i in range(count):
                     e = order[i]
                     if copies[e] < end - begin and (most < 0 or share[e] > share[most]):
                         most = e
+                    # Those behind the first that has one replica weigh less than it.
+                    if copies[e] == 1:
+                        break
                 copies[most] += 1
                 share[most] = w[most] / copies[most]
             sort_descending(share, order, count)
+            free = end - begin
             for g in range(begin, end):
-                borne[g], used[g] = 0.0, first[g]
+                line[g - begin], borne[g], used[g] = g, 0.0, first[g]
             for i in range(count):
                 e = order[i]
-                for _ in range(copies[e]):
-                    chosen = -1
-                    for g in range(begin, end):
-                        # A layer is told apart from the others by its number.
-                        free = used[g] < first[g + 1] and held[e, g] <= layer
-                        if free and (chosen < 0 or borne[g] < borne[chosen]):
-                            chosen = g
-                    if chosen >= 0:
-                        place[used[chosen]] = e
-                        used[chosen] += 1
-                        borne[chosen] += share[e]
-                        held[e, chosen] = layer + 1
+                # The devices with room stand in line by load. The first take the replicas, and go back in line.
+                for k in range(min(copies[e], free) - 1, -1, -1):
+                    g, behind = line[k], k
+                    place[used[g]] = e
+                    used[g] += 1
+                    borne[g] = borne[g] + share[e] if used[g] < first[g + 1] else math.inf
+                    while behind + 1 < free and borne[line[behind + 1]] < borne[g]:
+                        line[behind] = line[behind + 1]
+                        behind += 1
+                    line[behind] = g
+                while free > 0 and borne[line[free - 1]] == math.inf:
+                    free -= 1
             # All devices with room may have held the expert: then the busiest of others get the replicas.
-            for g in range(begin, end):
+            for k in range(free):
+                g = line[k]
                 for i in range(count):
-                    if used[g] < first[g + 1] and held[order[i], g] <= layer:
+                    is_here = False
+                    for j in range(first[g], used[g]):
+                        is_here = is_here or place[j] == order[i]
+                    if used[g] < first[g + 1] and not is_here:
                         place[used[g]] = order[i]
                         used[g] += 1
 

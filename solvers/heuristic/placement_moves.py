@@ -184,7 +184,8 @@ def descend(
     cheapest = FREE_MOVE if counts else 1.0
     step = 0
     while True:
-        g = np.int64(0)
+        nothing: Any = np.int64(0)
+        g = nothing
         for x in range(1, load.shape[0]):
             if load[x] > load[g]:
                 g = x
@@ -205,13 +206,14 @@ def descend(
             least = max(least, LEAST_SHARE * (top - max(target, load[low])))
         good = min(top - target, GOOD_SHARE * (top - load[low]))
         kind, best = 0, 0.0
-        best_i = best_j = best_h = best_more = np.int64(0)
+        best_i = best_j = best_h = best_more = nothing
         for x in range(end - begin):
             h = low + x
             if h >= end:
                 h -= end - begin
             room = top - least - load[h]
-            if room < least:
+            # No swap with this device gains more than half of what is between the two.
+            if room < least or 0.5 * (top - load[h]) <= best * cheapest:
                 continue
             for i in range(first[g], first[g + 1]):
                 a = place[i]

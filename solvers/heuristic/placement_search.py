@@ -36,6 +36,8 @@ GROUP_SHARE = 0.25
 # After this many failures of a layer, ever worse local optima are gone on from, at last those this part above the best.
 WORST_ACCEPTED = 0.05
 TRACE_LENGTH = 1024
+# Tens of microseconds each, or hundreds where the cluster is large.
+FIRST_TURNS = 64
 
 
 @dataclass(frozen=True)
@@ -90,9 +92,10 @@ class PlacementSearch(Solver):
         """Search; see `Solver.search`."""
         problem = run.problem
         assert isinstance(problem, ExpertPlacement | Rebalancing)
-        if run.initial is None:
-            rebalances = isinstance(problem, Rebalancing)
-            run.initial = problem.moved(problem.start) if rebalances else problem.placement(constructed(problem))
+        if run.initial is None and isinstance(problem, Rebalancing):
+            run.initial = problem.moved(problem.start)
+        elif run.initial is None:
+            run.initial = problem.placement(constructed(problem))
         start = run.take_initial().physical_to_logical
         if run.bound is None:
             run.bound = problem.value_range()[0]
@@ -117,7 +120,7 @@ class PlacementSearch(Solver):
             ended = standing.left == 0 or standing.total <= target
             return Slice(iterations - before, iterations, improvements, bool(ended))
 
-        run.loop(advance)
+        run.loop(advance, first_budget=FIRST_TURNS)
         if len(run.trajectory) > 1:
             run.incumbent = _solution(problem, layers)
         return run.result(moves=int(standing.accepted), restarts=int(standing.restarts))
@@ -148,9 +151,10 @@ def _layers_of(problem: ExpertPlacement | Rebalancing, start: Experts, tolerance
         before = np.ascontiguousarray(problem.held_before.transpose(0, 2, 1))
     else:
         before = np.zeros((1, num_experts, placement.cluster.num_devices), dtype=np.bool_)
-    grouped = placement.load.reshape(num_layers, placement.num_groups or 1, -1)
-    ranked = np.argsort(-grouped, axis=2, kind="stable")
+    ranked = np.zeros((num_layers, 1, 1), dtype=np.int64)
     if placement.num_groups is not None:
+        grouped = placement.load.reshape(num_layers, placement.num_groups, -1)
+        ranked = np.argsort(-grouped, axis=2, kind="stable")
         ranked += np.arange(placement.num_groups)[:, None] * grouped.shape[2]
     return Layers(
         load=placement.load,
