@@ -168,14 +168,15 @@ class Rebalancing(Problem):
         """Return the placement of an expert in every slot; experts that stay on a device stay in their slots."""
         experts = self._in_their_slots(experts)
         cluster = self.placement.cluster
-        transfers = []
+        layers, targets, moved = np.nonzero(self.placement.held(experts) & ~self.held_before)
+        sources = self.held_before[layers, :, moved]
         nodes = np.arange(cluster.num_devices) // cluster.devices_per_node
-        for layer, target, expert in np.argwhere(self.placement.held(experts) & ~self.held_before):
-            sources = np.flatnonzero(self.held_before[layer, :, expert])
-            # Links inside a node are the faster ones.
-            near = sources[nodes[sources] == nodes[target]]
-            source = next(iter([*near, *sources]), -1)
-            transfers.append(Transfer(int(layer), int(expert), int(source), int(target)))
+        # Links inside a node are the faster ones.
+        near = sources & (nodes == nodes[targets][:, None])
+        first = np.where(near.any(axis=1), near.argmax(axis=1), sources.argmax(axis=1))
+        first[~sources.any(axis=1)] = -1
+        columns = (layers.tolist(), moved.tolist(), first.tolist(), targets.tolist())
+        transfers = [Transfer(*each) for each in zip(*columns, strict=True)]
         placed = self.placement.placement(experts)
         return replace(placed, migrations=len(transfers), transfers=tuple(transfers))
 
@@ -185,14 +186,12 @@ class Rebalancing(Problem):
         layers, slots = np.nonzero(experts != self.previous)
         changed = np.stack([layers, self.placement.cluster.device_of_slot[slots]], axis=1)
         for layer, device in np.unique(changed, axis=0).tolist():
-            old, new = self.previous[layer, first[device] : first[device + 1]], experts[layer]
-            now = new[first[device] : first[device + 1]]
-            stays = np.isin(old, now)
-            # The second of two copies that were on the device goes.
-            stays[[place for place in range(len(old)) if old[place] in old[:place]]] = False
-            come = [e for e in now.tolist() if e not in old[stays]]
-            now[:] = np.where(stays, old, 0)
-            now[~stays] = come
+            begin, end = first[device], first[device + 1]
+            come = dict.fromkeys(experts[layer, begin:end].tolist())
+            # What stays is taken out; a second copy that the device held goes.
+            slots_now = [e if come.pop(e, e) is None else -1 for e in self.previous[layer, begin:end].tolist()]
+            rest = iter(come)
+            experts[layer, begin:end] = [e if e >= 0 else next(rest) for e in slots_now]
         return experts
 
     def _mended(self, layer: int) -> Experts:

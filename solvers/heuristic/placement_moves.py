@@ -254,16 +254,19 @@ def descend(
                         if copies[c] < 2 or load[h] + now - share[c] > top - least:
                             continue
                         more = int(was[c, h]) - int(was[a, h])
-                        if counts and moved + more > most_moved:
+                        price = 1.0
+                        if counts:
+                            price = FREE_MOVE if more <= 0 else 1.0 * more
+                        # What it gains at most, before a look at all devices that hold either.
+                        most = min(share[a] - now, top - target, top - load[h] - now + share[c])
+                        if most <= best * price or (counts and moved + more > most_moved):
                             continue
                         after = load_after(board, w, c, h, a)
                         gain = top - max(after, target)
                         if after > top - least or (counts and gain <= worth * more):
                             continue
-                        if counts:
-                            gain /= more if more > 0 else FREE_MOVE
-                        if gain > best:
-                            kind, best, best_i, best_j, best_h, best_more = 2, gain, a, j, h, more
+                        if gain > best * price:
+                            kind, best, best_i, best_j, best_h, best_more = 2, gain / price, a, j, h, more
             for j in range(first[g], first[g + 1]):
                 # A replica on this device becomes one of a lighter expert.
                 c = place[j]
@@ -276,16 +279,18 @@ def descend(
                     if share[c] - now < least or min(share[c] - now, top - target) <= best * cheapest:
                         continue
                     more = int(was[c, g]) - int(was[a, g])
-                    if counts and moved + more > most_moved:
+                    price = 1.0
+                    if counts:
+                        price = FREE_MOVE if more <= 0 else 1.0 * more
+                    most = min(share[c] - now, top - target)
+                    if most <= best * price or (counts and moved + more > most_moved):
                         continue
                     after = load_after(board, w, c, g, a)
                     gain = top - max(after, target)
                     if after > top - least or (counts and gain <= worth * more):
                         continue
-                    if counts:
-                        gain /= more if more > 0 else FREE_MOVE
-                    if gain > best:
-                        kind, best, best_i, best_j, best_h, best_more = 2, gain, a, j, g, more
+                    if gain > best * price:
+                        kind, best, best_i, best_j, best_h, best_more = 2, gain / price, a, j, g, more
         if kind == 0:
             return moved
         if kind == 1:
