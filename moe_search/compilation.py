@@ -113,7 +113,7 @@ def usual_cases() -> Iterator[Case]:
 def usual_problems() -> Iterator[PermutationProblem]:
     """Yield a problem of every class, of the types that users have most, for every solver that a size calls for."""
     for integral in (True, False):
-        yield random_linear(64, 4, seed=0, integral=integral)
+        yield random_linear(1024, 16, seed=0, integral=integral)
         for size in (7, 11, 30):
             yield random_quadratic(size, seed=0, integral=integral)
         for size in (6, 9, 24):

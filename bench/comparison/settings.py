@@ -34,7 +34,8 @@ class Suite(NamedTuple):
 #   small: (12 x 16 linear + 10 x 16 quadratic + 8 x 16 pairwise + 124 mixture) x 2 x 0.25 s = 5 min
 #   medium: (136 linear + 10 x 12 quadratic + 92 pairwise + 7 x 14 mixture) x 2 x 2 s = 30 min
 #   qaplib: (10 x 21 + 9) x 2 x 5 s = 37 min
-# over --n-jobs. To start the runs takes some minutes more, and to compile the kernels, the first time.
+# over --n-jobs. To start the runs takes some minutes more, and to compile the kernels, the first time: with two at a
+# time, on two cores shared with others, they took 10, 17 and 23 minutes.
 SUITES = {
     "small": Suite(
         (

@@ -24,6 +24,7 @@ HOMES = {
     "user-table": "user_table",
     "token-table": "token_table",
     "load-limit": "load_limit",
+    "cardinality-digits": "cardinality",
     "tuning-budget": "fresh_experts",
     "tuning-budget-slots": "fresh_experts",
 }

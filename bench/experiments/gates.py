@@ -51,7 +51,8 @@ def make_gate(
 def make_task_gate(name: str, tasks: int, experts: int, slots: int) -> Gate:
     """Return a fresh gate whose weights depend on the task of a sample alone.
 
-    A task needs one expert, so that DSelect-k and COMET have one selector. Top-k takes two, since one has no gradient.
+    A task needs one expert, so that DSelect-k and COMET have one selector. Top-k takes two: the weight of a single one,
+    its probability, would come down to 1 only with large logits, and an expert would answer by less until then.
     The slots of Hash are the tasks, however many are asked for, and its map says which expert each of them has.
     """
     require_choice("gate", name, GATES)

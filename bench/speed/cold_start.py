@@ -47,8 +47,8 @@ PROBLEMS = {
     "quadratic": "ms.random_quadratic(8, seed=0)",
     "quadratic, both asymmetric": "ms.random_quadratic(8, seed=0, symmetric=False)",
     "pairwise": "ms.random_pairwise(8, seed=0)",
-    "mixture, squared": 'ms.random_mixture(32, 8, seed=0, k=2, loss="squared")',
-    "mixture, cross-entropy": 'ms.random_mixture(32, 8, seed=0, k=2, loss="cross_entropy")',
+    "mixture, squared": 'ms.random_mixture(8, num_samples=32, seed=0, k=2, loss="squared")',
+    "mixture, cross-entropy": 'ms.random_mixture(8, num_samples=32, seed=0, k=2, loss="cross_entropy")',
     "load-limited quadratic": "ms.LoadLimited(ms.random_quadratic(8, seed=0), range(8), 8)",
 }
 # What the default solver takes depends on the size.
@@ -58,8 +58,8 @@ LARGER = {
     "quadratic of 12": "ms.random_quadratic(12, seed=0)",
     "quadratic of 30": "ms.random_quadratic(30, seed=0)",
     "pairwise of 16": "ms.random_pairwise(16, seed=0)",
-    "mixture, squared, of 16": 'ms.random_mixture(32, 16, seed=0, k=2, loss="squared")',
-    "mixture, cross-entropy, of 16": 'ms.random_mixture(32, 16, seed=0, k=2, loss="cross_entropy")',
+    "mixture, squared, of 16": 'ms.random_mixture(16, num_samples=32, seed=0, k=2, loss="squared")',
+    "mixture, cross-entropy, of 16": 'ms.random_mixture(16, num_samples=32, seed=0, k=2, loss="cross_entropy")',
     "load-limited quadratic of 16": "ms.LoadLimited(ms.random_quadratic(16, seed=0), range(16), 16)",
 }
 

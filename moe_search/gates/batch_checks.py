@@ -43,7 +43,11 @@ def is_exporting() -> bool:
     """Return whether a graph is being made that runs without this code: where what no graph holds must be left out."""
     # Before torch 2.7, nothing tells an exported graph from a compiled one.
     exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
-    return torch.jit.is_tracing() or exporting()
+    return _is_traced() or exporting()
+
+
+def _is_traced() -> bool:
+    return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
 
 
 def is_recomputing() -> bool:
@@ -59,7 +63,7 @@ def cannot_read_values(*tensors: Tensor) -> bool:
     device "meta". What depends on a number, such as a shape, an error or the choice of a path, has to do without it
     there.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or _is_traced():
         return True
     try:
         for tensor in tensors:

@@ -190,7 +190,8 @@ class ExpertMap(nn.Module):
         # The number of a slot decides among those of an expert: keys that differ need no stable sort, which is slow for
         # large maps and which ONNX does not know.
         keys = experts * experts.shape[0] + torch.arange(experts.shape[0], device=experts.device)
-        return by_slot[:, keys.argsort()].unflatten(1, (self.num_experts, -1)).sum(2)
+        by_expert: Tensor = by_slot[:, keys.argsort()]
+        return by_expert.unflatten(1, (self.num_experts, -1)).sum(2)  # type: ignore[no-untyped-call]
 
     def extra_repr(self) -> str:
         """Return the sizes, for `repr`."""

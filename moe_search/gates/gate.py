@@ -22,8 +22,8 @@ class SlotWeights:
     Parameters
     ----------
     weights : Tensor
-        g[b, t, s], shape [B, T, m]: of slot s of selector t, not negative, summing to 1 over t and s for every sample.
-        A slot left out has weight exactly 0.
+        g[b, t, s], shape [B, T, m]: of slot s of selector t, not negative. A slot left out has weight exactly 0. Over t
+        and s they sum to 1 for every sample, but for those of a `TopK` that is told otherwise.
     logits : Tensor or None
         Shape [B, T, m]: what the gate computes at every slot, affine in the inputs, before any slot is left out and
         without noise. They are finite for finite inputs, and None for a gate that computes nothing at its slots.

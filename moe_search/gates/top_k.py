@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from moe_search.checks import require_choice, require_number
 from moe_search.gates.batch_checks import weight_dtype
 from moe_search.gates.gate import Gate, SlotWeights, require_k
 
@@ -19,17 +20,48 @@ class NoiseScale(nn.Linear):
         nn.init.zeros_(self.weight)
 
 
+SCORES = ("softmax", "sigmoid")
+
+
 class TopK(Gate):
-    """Weights the k slots with the largest logits by the softmax of these logits, all others by exactly 0.
+    """Weights the k slots with the largest logits by their scores, all others by exactly 0.
+
+    With a the logits, affine in the inputs, C the k slots chosen, and sigma the logistic function, slot s of C has
+
+    =============  ==========================================  ====================================
+    `renormalize`  True                                        False
+    =============  ==========================================  ====================================
+    "softmax"      ``scale exp(a_s) / sum_(C) exp(a)``         ``scale exp(a_s) / sum_(all) exp(a)``
+    "sigmoid"      ``scale sigma(a_s) / sum_(C) sigma(a)``     ``scale sigma(a_s)``
+    =============  ==========================================  ====================================
+
+    Softmax of the chosen logits alone and softmax of all, divided by its sum over the chosen, are the same. Published
+    routers in these words, with k, the number of experts of a sample:
+
+    =====================================  =====  ===========  =============  ================================
+    router                                 k      `scores`     `renormalize`  further
+    =====================================  =====  ===========  =============  ================================
+    Shazeer et al. (2017), eqs. 3 to 5     >= 2   "softmax"    True           ``noise=True``
+    Switch (Fedus et al. 2022), eq. 2      1      "softmax"    False
+    Mixtral (Jiang et al. 2024), sec. 2.1  2      "softmax"    True
+    OLMoE (Muennighoff et al. 2024)        8      "softmax"    False
+    Qwen3 (2025), ``norm_topk_prob``       8      "softmax"    True
+    DeepSeek-V2 (2024), eqs. 20 to 22      6      "softmax"    False          ``scale=16.0``
+    DeepSeek-V3 (2024), eqs. 12 to 16      8      "sigmoid"    True           ``scale=2.5, choice_bias=True``
+    =====================================  =====  ===========  =============  ================================
 
     Exactly k slots are taken also where logits are equal. A weight that rounds to 0, of a logit more than 100 below the
-    largest in float32, is 0 all the same. With k = 1 the weight is 1, and the logits get no gradient from it.
+    largest in float32 (or below 0, by "sigmoid"), is 0 all the same.
+
+    With k = 1 and ``renormalize=True``, the weight is `scale` whatever the logits are: no loss that is made of the
+    mixture has a gradient for them, and the gate stays as it was drawn, unless a penalty such as `load_balancing_loss`
+    moves it. This is why one slot is not renormalized by default.
 
     With noise, the slots are chosen, and weighted, by
 
         h = a + e softplus(x W),    e standard normal, drawn anew for every sample and slot,
 
-    in training mode; in eval mode by the logits a, affine in x, themselves.
+    in training mode; in eval mode by the logits a themselves.
 
     Parameters
     ----------
@@ -39,12 +71,26 @@ class TopK(Gate):
         Number of slots with weight, at most m.
     noise : bool
         Whether logits get noise in training mode; torch's global generator of the inputs' device draws it.
+    scores : {"softmax", "sigmoid"}
+        What makes scores of logits.
+    renormalize : bool, optional
+        Whether the weights of a sample sum to `scale`. By default they do for k > 1, and do not for k = 1.
+    scale : float
+        Factor of all weights.
+    choice_bias : bool
+        Whether slots are chosen by their score plus a bias that counts in no weight: the buffer `choice_bias`, shape
+        [m], which starts at 0, gets no gradient, and is what `LossFreeBalancing` lowers.
 
     Notes
     -----
-    Shazeer et al. (2017), Outrageously large neural networks, equations 3 to 5. The affine function from inputs to
-    logits has a bias and starts as `torch.nn.Linear`: uniform within 1 / sqrt(in_features) of 0. W has no bias and
-    starts at 0 (their appendix A), so that the noise has the standard deviation log 2 at first.
+    The affine function from inputs to logits has a bias and starts as `torch.nn.Linear`: uniform within 1 /
+    sqrt(in_features) of 0. W has no bias and starts at 0 (Shazeer et al., appendix A), so that the noise has the
+    standard deviation log 2 at first.
+
+    Shazeer et al. (2017), Outrageously large neural networks. Fedus, Zoph and Shazeer (2022), Switch transformers.
+    Jiang et al. (2024), Mixtral of experts. Muennighoff et al. (2024), OLMoE: open mixture-of-experts language models.
+    Yang et al. (2025), Qwen3 technical report. DeepSeek-AI (2024), DeepSeek-V2, and DeepSeek-V3 technical report, whose
+    groups of experts and devices are left out here.
 
     Examples
     --------
@@ -53,15 +99,40 @@ class TopK(Gate):
     >>> weights = TopK(in_features=8, num_experts=4, k=2)(torch.randn(5, 8)).weights
     >>> (weights > 0).sum(2).flatten()
     tensor([2, 2, 2, 2, 2])
+    >>> switch = TopK(in_features=8, num_experts=4, k=1)(torch.randn(5, 8))
+    >>> torch.equal(switch.weights.amax(2), switch.logits.softmax(2).amax(2))
+    True
     """
 
+    choice_bias: Tensor | None
+
     def __init__(
-        self, in_features: int, num_experts: int, k: int, num_slots: int | None = None, noise: bool = False
+        self,
+        in_features: int,
+        num_experts: int,
+        k: int,
+        num_slots: int | None = None,
+        noise: bool = False,
+        scores: str = "softmax",
+        renormalize: bool | None = None,
+        scale: float = 1.0,
+        choice_bias: bool = False,
     ) -> None:
         super().__init__(num_experts, num_slots, in_features=in_features)
         self.k = require_k(k, self.num_slots)
+        require_choice("scores", scores, SCORES)
+        self.scores = scores
+        self.renormalize = self.k > 1 if renormalize is None else bool(renormalize)
+        self.scale = require_number("scale", scale, strict=True)
         self.linear = nn.Linear(in_features, self.num_slots)
         self.noise = NoiseScale(in_features, self.num_slots, bias=False) if noise else None
+        self.register_buffer("choice_bias", torch.zeros(self.num_slots) if choice_bias else None)
+
+    def reset_parameters(self) -> None:
+        """Start anew, with a fresh map, parameters drawn from torch's global generator, and no bias of the choice."""
+        super().reset_parameters()
+        if self.choice_bias is not None:
+            nn.init.zeros_(self.choice_bias)
 
     def forward(self, inputs: Tensor, ids: Tensor | None = None) -> SlotWeights:
         """Return the weights of the slots; see `Gate.forward`."""
@@ -74,11 +145,25 @@ class TopK(Gate):
         return SlotWeights(self._weights(noisy), logits, noisy_logits=noisy, noise_scale=scale)
 
     def _weights(self, logits: Tensor) -> Tensor:
-        largest, slots = logits.topk(self.k, dim=2, sorted=False)
+        if self.choice_bias is None:
+            largest, slots = logits.topk(self.k, dim=2, sorted=False)
+        else:
+            scores = logits.softmax(2) if self.scores == "softmax" else logits.sigmoid()
+            slots = (scores + self.choice_bias).topk(self.k, dim=2, sorted=False).indices
+            largest = logits.gather(2, slots)
         # Autocast raises the softmax, but not the logits, to float32.
-        weights = largest.softmax(2)
-        return weights.new_zeros(logits.shape).scatter(2, slots, weights)
+        if self.renormalize:
+            # Scores divided by their sum: a softmax of their logarithms, which no small score upsets.
+            weights = (largest if self.scores == "softmax" else functional.logsigmoid(largest)).softmax(2)
+        elif self.scores == "softmax":
+            weights = logits.softmax(2).gather(2, slots)
+        else:
+            weights = largest.sigmoid()
+        return weights.new_zeros(logits.shape).scatter(2, slots, self.scale * weights)
 
     def extra_repr(self) -> str:
-        """Return the sizes, for `repr`."""
-        return f"{super().extra_repr()}, k={self.k}"
+        """Return the sizes and the router, for `repr`."""
+        return (
+            f"{super().extra_repr()}, k={self.k}, scores={self.scores}, renormalize={self.renormalize}, "
+            f"scale={self.scale:g}"
+        )

@@ -94,7 +94,7 @@ class LightningSearch(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin, or go on from a checkpoint; process groups exist only now."""
-        for callback in trainer.callbacks:
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
             # There is no public way to ask.
             if isinstance(callback, _AVERAGING) and getattr(callback, "_use_buffers", False):
                 raise ValueError(

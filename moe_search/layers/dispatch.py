@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -64,6 +65,25 @@ class Dispatch:
         """Add up the weighted outputs of every sample: shape [B, ...], for outputs of all pairs of shape [P, ...]."""
         weights = self.weights.to(outputs.dtype).reshape(-1, *[1] * (outputs.ndim - 1))
         return outputs.new_zeros(self.num_samples, *outputs.shape[1:]).index_add(0, self.samples, weights * outputs)
+
+    def mix_part(self, expert_weights: Tensor, outputs: Tensor) -> Tensor:
+        """Add up by sample like `scatter`, with other weights of experts, shape [B, n], for these pairs or fewer.
+
+        Pairs of weight 0 are left out, not multiplied by it: outputs that another weight asked for may be infinite.
+        """
+        counts = torch.tensor(self.counts, device=self.samples.device)
+        experts = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+        of_pairs = expert_weights[self.samples, experts]
+        own = of_pairs.nonzero().squeeze(1)
+        return replace(self, samples=self.samples[own], weights=of_pairs[own]).scatter(outputs[own])
+
+
+def union_of(weights: Sequence[Tensor]) -> Tensor:
+    """Return what is other than 0 where one of some weights of experts is, shape [B, n]: the weights if there are one.
+
+    Several give a mask.
+    """
+    return weights[0] if len(weights) == 1 else torch.stack([each != 0 for each in weights]).any(0)
 
 
 def fastest_dispatch(experts: StackedExperts, expert_weights: Tensor) -> str:

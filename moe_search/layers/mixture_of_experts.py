@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from moe_search.checks import require_choice
 from moe_search.gates.batch_checks import cannot_read_values, is_exporting, is_recomputing, require_samples
 from moe_search.gates.gate import Gate, SlotWeights
-from moe_search.layers.dispatch import DISPATCHES, Dispatch, fastest_dispatch
+from moe_search.layers.dispatch import DISPATCHES, Dispatch, fastest_dispatch, union_of
 from moe_search.layers.stacked_experts import StackedExperts
 
 
@@ -131,10 +131,9 @@ class MixtureOfExperts(nn.Module):
             outputs differ in shape, or if `dispatch` is "grouped" and does not take the experts.
         """
         require_samples(inputs)
-        if self.dispatch == "grouped" and isinstance(self.experts, StackedExperts):
-            self.experts.check_grouped()
+        self.check_dispatch()
         routing = self.gate(inputs, ids)
-        mixture = self._mixture(inputs, self.gate.expert_map(routing.weights))
+        (mixture,) = self.mix(inputs, [self.gate.expert_map(routing.weights)])
         self._remember(routing)
         return mixture
 
@@ -144,27 +143,36 @@ class MixtureOfExperts(nn.Module):
         if self.training and not is_exporting() and not is_recomputing():
             self.routing = routing
 
-    def _mixture(self, inputs: Tensor, expert_weights: Tensor) -> Tensor:
-        # The attribute may have been set to anything since.
+    def check_dispatch(self) -> None:
+        """Raise ValueError if `dispatch`, which may have been set to anything since, does not take the experts."""
         require_choice("dispatch", self.dispatch, DISPATCHES)
-        choosing = self.dispatch == "auto" and not cannot_read_values(inputs, expert_weights)
+        if self.dispatch == "grouped" and isinstance(self.experts, StackedExperts):
+            self.experts.check_grouped()
+
+    def mix(self, inputs: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
+        """Return a mixture of every sample, shape [B, ...], for each of some weights of the experts, shape [B, n].
+
+        An expert runs once, on the samples that any of the weights has for it, or on all, as `dispatch` says.
+        """
+        choosing = self.dispatch == "auto" and not cannot_read_values(inputs, *weights)
         # No exported graph holds sizes that depend on the weights.
         path = "dense" if is_exporting() else self.dispatch
         if choosing and isinstance(self.experts, StackedExperts):
-            path = fastest_dispatch(self.experts, expert_weights)
+            path = fastest_dispatch(self.experts, union_of(weights))
         elif choosing:
             # What they cost is not known, so none runs on a sample that it is not for.
             path = "sorted"
         # "auto" remains where no number can be read off the weights: all experts run on all samples then.
         if path in ("dense", "auto"):
-            mixture = self.combine(expert_weights, self.expert_outputs(inputs))
-            if not choosing or _finite(mixture):
-                return mixture
+            outputs = self.expert_outputs(inputs)
+            mixtures = [self.combine(expert_weights, outputs) for expert_weights in weights]
+            if not choosing or all(map(_finite, mixtures)):
+                return mixtures
             # What is infinite may be an expert on samples that give it weight 0, and 0 times infinity is NaN.
             path = "sorted"
-        dispatch = Dispatch.of(expert_weights)
-        pairs = dispatch.gather(inputs)
-        return dispatch.scatter(outputs_of_pairs(self.experts, pairs, dispatch.counts, grouped=path == "grouped"))
+        union = Dispatch.of(union_of(weights))
+        outputs = outputs_of_pairs(self.experts, union.gather(inputs), union.counts, grouped=path == "grouped")
+        return [union.scatter(outputs)] if len(weights) == 1 else [union.mix_part(w, outputs) for w in weights]
 
     def expert_outputs(self, inputs: Tensor) -> Tensor:
         """Run every expert on every sample.

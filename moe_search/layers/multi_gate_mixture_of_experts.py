@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from moe_search.gates.batch_checks import cannot_read_values, require_samples
+from moe_search.gates.batch_checks import require_samples
 from moe_search.gates.gate import Gate, SlotWeights
-from moe_search.layers.dispatch import Dispatch
-from moe_search.layers.mixture_of_experts import MixtureOfExperts, outputs_of_pairs
+from moe_search.layers.mixture_of_experts import MixtureOfExperts
 from moe_search.layers.stacked_experts import StackedExperts
 
 
 class MultiGateMixtureOfExperts(nn.Module):
     """Mixes the same experts once for each task: ``sum_e w[b, t, e] f_e(x_b)``, the weights of task t by its own gate.
 
-    An expert runs once, on the samples that any of the gates gives it weight for. Inside of compiled code and of
-    `torch.func.vmap`, where no choice can be made, it runs on all.
+    An expert runs once, on the samples that any of the gates gives it weight for, or on all: as `dispatch` says.
 
     Parameters
     ----------
@@ -33,6 +30,8 @@ class MultiGateMixtureOfExperts(nn.Module):
         the same sizes: a `SinkhornPermutation` learns one for its gate alone, and a gate of another layer with a shared
         map has none any more. `PermutationSearch` takes this layer if it is shared, and searches it for all tasks
         together.
+    dispatch : {"auto", "dense", "sorted", "grouped"}
+        How samples reach their experts, as in `MixtureOfExperts`, those of all gates at once.
 
     Attributes
     ----------
@@ -61,7 +60,11 @@ class MultiGateMixtureOfExperts(nn.Module):
     experts: StackedExperts | nn.ModuleList
 
     def __init__(
-        self, experts: StackedExperts | Iterable[nn.Module], gates: Iterable[Gate], shared_map: bool = False
+        self,
+        experts: StackedExperts | Iterable[nn.Module],
+        gates: Iterable[Gate],
+        shared_map: bool = False,
+        dispatch: str = "auto",
     ) -> None:
         super().__init__()
         if isinstance(gates, Gate) or not isinstance(gates, Iterable):
@@ -71,13 +74,23 @@ class MultiGateMixtureOfExperts(nn.Module):
             raise ValueError("gates must hold one gate for each task, got none")
         if len({id(gate) for gate in of_tasks}) < len(of_tasks):
             raise ValueError("gates must be different modules, one for each task, got one of them twice")
-        self.experts = MixtureOfExperts(experts, of_tasks[0]).experts
-        self.tasks = nn.ModuleList(TaskMixture(self.experts, gate) for gate in of_tasks)
+        self.experts = MixtureOfExperts(experts, of_tasks[0], dispatch).experts
+        self.tasks = nn.ModuleList(TaskMixture(self.experts, gate, dispatch) for gate in of_tasks)
         self.shared_map = bool(shared_map)
         if self.shared_map:
             _require_sharable(of_tasks)
             for gate in of_tasks[1:]:
                 share_submodule(gate, "expert_map", of_tasks[0].expert_map)
+
+    @property
+    def dispatch(self) -> str:
+        """How samples reach their experts, in all tasks together and in each alone."""
+        return cast(TaskMixture, self.tasks[0]).dispatch
+
+    @dispatch.setter
+    def dispatch(self, dispatch: str) -> None:
+        for task in self.tasks:
+            cast(TaskMixture, task).dispatch = dispatch
 
     def forward(self, inputs: Tensor, ids: Tensor | None = None) -> Tensor:
         """Return the mixture of every sample for every task.
@@ -101,9 +114,10 @@ class MultiGateMixtureOfExperts(nn.Module):
         """
         require_samples(inputs)
         tasks = cast(list[TaskMixture], list(self.tasks))
+        tasks[0].check_dispatch()
         routings = [task.gate(inputs, ids) for task in tasks]
         weights = [task.gate.expert_map(routing.weights) for task, routing in zip(tasks, routings, strict=True)]
-        mixtures = self._mixtures(inputs, weights)
+        mixtures = tasks[0].mix(inputs, weights)
         return torch.stack(
             [
                 task(inputs, ids, routing=routing, mixture=mixture)
@@ -111,26 +125,6 @@ class MultiGateMixtureOfExperts(nn.Module):
             ],
             1,
         )
-
-    def _mixtures(self, inputs: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
-        """Return the mixture of every task, for its weights of the experts of shape [B, n]."""
-        if cannot_read_values(inputs, *weights):
-            # Sizes that depend on the weights cannot be told.
-            outputs = self.expert_outputs(inputs)
-            return [cast(TaskMixture, self.tasks[0]).combine(w, outputs) for w in weights]
-        # All experts that any task needs for a sample, each once.
-        union = Dispatch.of(torch.stack([w != 0 for w in weights]).any(0))
-        outputs = outputs_of_pairs(self.experts, union.gather(inputs), union.counts)
-        counts = torch.tensor(union.counts, device=union.samples.device)
-        experts = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
-        mixtures = []
-        for w in weights:
-            of_pairs = w[union.samples, experts]
-            # Left out, not multiplied by 0: what another task's expert makes of a sample may be infinite.
-            own = of_pairs.nonzero().squeeze(1)
-            pairs = replace(union, samples=union.samples[own], weights=of_pairs[own])
-            mixtures.append(pairs.scatter(outputs[own]))
-        return mixtures
 
     def task(self, t: int) -> TaskMixture:
         """Return the layer as task ``t`` sees it, for a search of the map of its gate.
@@ -171,8 +165,8 @@ class TaskMixture(MixtureOfExperts):
     Called alone, it is a `MixtureOfExperts`. It does not hold the experts as a submodule.
     """
 
-    def __init__(self, experts: StackedExperts | nn.ModuleList, gate: Gate) -> None:
-        super().__init__(experts, gate)
+    def __init__(self, experts: StackedExperts | nn.ModuleList, gate: Gate, dispatch: str) -> None:
+        super().__init__(experts, gate, dispatch)
         share_submodule(self, "experts", experts)
 
     def forward(

@@ -5,6 +5,7 @@ from .balance import (
     router_z_loss as router_z_loss,
     smooth_load_loss as smooth_load_loss,
 )
+from .gamma_annealing import GammaAnnealing as GammaAnnealing
 from .lowering.lowering import (
     Lowering as Lowering,
     lower as lower,

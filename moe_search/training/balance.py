@@ -210,8 +210,9 @@ class LossFreeBalancing:
     Parameters
     ----------
     moe : MixtureOfExperts
-        A layer with a `TopK` gate, as it is within `DistributedDataParallel` and torch.compile. Its biases must not be
-        of half precision, in which small steps are lost.
+        A layer with a `TopK` gate, as it is within `DistributedDataParallel` and torch.compile. Its biases, those of
+        the choice alone if the gate has some (``TopK(..., choice_bias=True)``) and else those of its logits, must not
+        be of half precision, in which small steps are lost.
     rate : float, default 0.02
         What is taken off a bias in a step.
     expert_limit : float, default 1.1
@@ -234,9 +235,10 @@ class LossFreeBalancing:
     -----
     After Wang, Gao, Zhao, Sun and Dai (2024), Auxiliary-loss-free load balancing strategy for mixture-of-experts,
     arXiv 2408.15664, algorithm 1. There a bias of every expert moves by the sign of its excess, up as well as down, and
-    counts in the choice of experts alone; here slots are only lowered, above a limit, and by the bias of the gate
-    itself, which the optimizer trains (a frozen one is lowered too) and which counts in the weights. Biases are not
-    raised again: what all have lost in common changes no weight, but `router_z_loss` sees it.
+    counts in the choice of experts alone, as it does here with ``TopK(..., choice_bias=True)``, whose scores lie in 0
+    .. 1: a rate of 0.001 is theirs. Here slots are only lowered, above a limit, and without such a bias it is that of
+    the logits, which the optimizer trains (a frozen one is lowered too) and which counts in the weights. Biases are not
+    raised again: what all have lost in common changes no choice and no weight of softmax, but `router_z_loss` sees it.
 
     Examples
     --------
@@ -310,7 +312,8 @@ class LossFreeBalancing:
         times = (expert_loads > self.expert_limit)[experts].double()
         if self.slot_limit is not None:
             times += loads > self.slot_limit
-        gate.linear.bias.sub_((self.rate * times).to(gate.linear.bias))
+        bias = _bias(gate)
+        bias.sub_((self.rate * times).to(bias))
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a run needs to go on as if it had not stopped: the running averages."""
@@ -332,10 +335,14 @@ def _top_k(moe: Any) -> TopK:
     if not isinstance(moe, MixtureOfExperts) or not isinstance(moe.gate, TopK):
         what = f"a gate {type(moe.gate).__name__}" if isinstance(moe, MixtureOfExperts) else type(moe).__name__
         raise TypeError(f"moe must be a MixtureOfExperts with a TopK gate, got {what}")
-    dtype = moe.gate.linear.bias.dtype
+    dtype = _bias(moe.gate).dtype
     if dtype not in (torch.float32, torch.float64):
         raise TypeError(f"the biases of the gate must be of float32 or float64, also under autocast, got {dtype}")
     return moe.gate
+
+
+def _bias(gate: TopK) -> Tensor:
+    return gate.linear.bias if gate.choice_bias is None else gate.choice_bias
 
 
 def _squared_variation(amounts: Tensor) -> Tensor:

@@ -39,7 +39,10 @@ class RoutingSummary:
     experts_per_sample : Tensor of int64
         Shape [n + 1]: entry j is the number of samples with j experts.
     sample_entropy : float
-        Mean over samples of ``-sum_e w log w``, in nats: 0 if every sample has one expert, log n at most.
+        Mean over samples of ``-sum_e w log w``, in nats, w in parts of all weight of the sample: 0 if every sample has
+        one expert, log n at most.
+    k : int or None
+        How many slots a sample should come down to, by the gate that was watched; None if it does not say.
 
     Examples
     --------
@@ -59,6 +62,7 @@ class RoutingSummary:
     co_activation: Tensor
     experts_per_sample: Tensor
     sample_entropy: float
+    k: int | None = None
 
     @property
     def mean_experts(self) -> float:
@@ -67,8 +71,8 @@ class RoutingSummary:
 
     @property
     def mean_entropy(self) -> float:
-        """Entropy of the mean weights ``importance / B``, in nats: log n if experts are used evenly."""
-        return float(torch.special.entr(self.importance / self.num_samples).sum())
+        """Entropy of the importance in parts of its sum, in nats: log n if experts are used evenly."""
+        return float(torch.special.entr(self.importance / self.importance.sum()).sum())
 
     @property
     def dead_experts(self) -> Tensor:
@@ -100,16 +104,17 @@ class RoutingSummary:
 
     def table(self) -> rich.console.Group:
         """Return load and importance of every expert for the terminal; print it with `rich.print`."""
-        total, n = max(int(self.load.sum()), 1), self.num_samples
+        total, weight = max(int(self.load.sum()), 1), float(self.importance.sum())
         columns = zip(self.load.tolist(), self.importance.tolist(), strict=True)
         rows = tuple(
-            (f"expert {e}", f"{load:,}", f"{load / total:.1%}", f"{importance:,.1f}", f"{importance / n:.1%}")
+            (f"expert {e}", f"{load:,}", f"{load / total:.1%}", f"{importance:,.1f}", f"{importance / weight:.1%}")
             for e, (load, importance) in enumerate(columns)
         )
         dead = ", ".join(map(str, self.dead_experts.tolist())) or "none"
+        of_k = "" if self.k is None else f" for k = {self.k}"
         note = (
-            f"{self.num_samples:,} samples, {self.mean_experts:.2f} experts a sample; dead experts: {dead}; entropy"
-            f" {self.sample_entropy:.3f} nats a sample, {self.mean_entropy:.3f} of the mean weights"
+            f"{self.num_samples:,} samples, {self.mean_experts:.2f} experts a sample{of_k}; dead experts: {dead}; "
+            f"entropy {self.sample_entropy:.3f} nats a sample, {self.mean_entropy:.3f} of the mean weights"
         )
         return Table(
             "Routing", ("", "load", "share of load", "importance", "share of weight"), rows, note=note
@@ -142,6 +147,7 @@ class RoutingStatistics:
     def reset(self) -> None:
         """Forget all batches."""
         self._num_samples = 0
+        self._k: set[int | None] = set()
         self._sums: tuple[Tensor, ...] = ()
 
     @torch.no_grad()
@@ -177,7 +183,7 @@ class RoutingStatistics:
             weights.sum(0),
             together.long(),
             torch.bincount(active.sum(1), minlength=n + 1),
-            torch.special.entr(weights).sum(),
+            torch.special.entr(weights / weights.sum(1, keepdim=True)).sum(),
         )
         self._sums = tuple(old + new for old, new in zip(self._sums, sums, strict=True)) if self._sums else sums
         self._num_samples += len(weights)
@@ -200,6 +206,7 @@ class RoutingStatistics:
 
         def add(gate: Any, _: Any, slot_weights: SlotWeights) -> None:
             if not searching() and not is_recomputing():
+                self._k.add(getattr(gate, "k", None))
                 self.update(slot_weights, gate.expert_map)
 
         with ExitStack() as entered:
@@ -222,4 +229,5 @@ class RoutingStatistics:
             co_activation=together,
             experts_per_sample=experts,
             sample_entropy=float(entropy) / self._num_samples,
+            k=next(iter(self._k)) if len(self._k) == 1 else None,
         )

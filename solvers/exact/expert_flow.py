@@ -90,7 +90,8 @@ def flow_slice(flow: ExpertFlow, budget: int, capacity: int) -> int:
     while work < budget and counts.phase != DONE:
         if counts.phase == CHOOSE:
             slot = counts.cursor
-            enter(flow, slot, cheapest(flow.cost, flow.price, flow.size, slot, None))
+            least = least_elsewhere(flow.cost, flow.price, slot, None)
+            enter(flow, slot, cheapest(flow.cost, flow.price, flow.size, slot, least, -1))
             counts.cursor += 1
             work += n
             if counts.cursor == m:
@@ -111,8 +112,14 @@ def flow_slice(flow: ExpertFlow, budget: int, capacity: int) -> int:
                 counts.phase = CONNECT
                 counts.cursor = 0
         elif counts.phase == CONNECT:
+            # The arcs from expert u to all others.
             u = counts.cursor
-            connect(flow, u)
+            for v in range(n):
+                flow.slot[u, v] = -1
+            slot = flow.head[u]
+            while slot >= 0:
+                offer(flow, u, slot)
+                slot = flow.after[slot]
             counts.cursor += 1
             work += flow.size[u] * n + n
             if counts.cursor == n:
@@ -141,16 +148,11 @@ def least_elsewhere(cost: Any, price: Any, slot: int, without: int | None) -> An
 
 
 @compiled
-def cheapest(cost: Any, price: Any, size: Any, slot: int, without: int | None) -> int:
-    """Return the expert of the least cost with price for a slot; of several, the one with the fewest slots."""
-    least = least_elsewhere(cost, price, slot, without)
+def cheapest(cost: Any, price: Any, size: Any, slot: int, least: Any, without: int) -> int:
+    """Return the expert of the least cost with price for a slot but one (-1: none); the one with the fewest slots."""
     best = -1
     for v in range(price.shape[0]):
-        if (
-            cost[slot, v] + price[v] == least
-            and (without is None or v != without)
-            and (best < 0 or size[v] < size[best])
-        ):
+        if cost[slot, v] + price[v] == least and v != without and (best < 0 or size[v] < size[best]):
             best = v
     return best
 
@@ -228,7 +230,7 @@ def offload(flow: ExpertFlow, capacity: int) -> int:
     price[u] += margin[0]
     for x in range(last, count):
         slot = members[x]
-        v = cheapest(flow.cost, price, size, slot, u)
+        v = cheapest(flow.cost, price, size, slot, least_elsewhere(flow.cost, price, slot, u), u)
         leave(flow, slot)
         enter(flow, slot, v)
         flow.counts[0].excess -= size[v] <= capacity
@@ -250,16 +252,6 @@ def sift(flow: ExpertFlow, x: int, count: int) -> None:
         margin[x], members[x], exact[x] = margin[child], members[child], exact[child]
         x = child
     margin[x], members[x], exact[x] = key, slot, known
-
-
-@compiled
-def connect(flow: ExpertFlow, u: int) -> None:
-    """Find the arcs from expert u to all others."""
-    flow.slot[u] = -1
-    slot = flow.head[u]
-    while slot >= 0:
-        offer(flow, u, slot)
-        slot = flow.after[slot]
 
 
 @compiled
@@ -325,7 +317,13 @@ def send(flow: ExpertFlow, end: int, capacity: int) -> int:
     v = end
     while flow.previous[v] >= 0:
         u = flow.previous[v]
-        amount = min(amount, number_alike(flow, u, v))
+        # So many slots of expert u cost as little to move to v as the arc says.
+        alike = 0
+        slot = flow.head[u]
+        while slot >= 0:
+            alike += flow.cost[slot, v] - flow.cost[slot, u] == flow.weight[u, v]
+            slot = flow.after[slot]
+        amount = min(amount, alike)
         work += 2 * flow.size[u]
         v = u
     amount = min(amount, flow.size[v] - capacity)
@@ -343,20 +341,8 @@ def send(flow: ExpertFlow, end: int, capacity: int) -> int:
 
 
 @compiled
-def number_alike(flow: ExpertFlow, u: int, v: int) -> int:
-    """Return how many slots of expert u cost as little to move to v as the arc says."""
-    cost, least = flow.cost, flow.weight[u, v]
-    count = 0
-    slot = flow.head[u]
-    while slot >= 0:
-        count += cost[slot, v] - cost[slot, u] == least
-        slot = flow.after[slot]
-    return count
-
-
-@compiled
 def move(flow: ExpertFlow, u: int, v: int, amount: int) -> None:
-    """Move so many of the slots that `number_alike` counts."""
+    """Move so many of the slots that cost as little to move from expert u to v as the arc says."""
     cost, least = flow.cost, flow.weight[u, v]
     slot = flow.head[u]
     left = amount

@@ -15,6 +15,7 @@ GATES = {
     "Softmax": lambda n, m: Softmax(FEATURES, n, m),
     "TopK-1": lambda n, m: TopK(FEATURES, n, 1, m),
     "TopK-2": lambda n, m: TopK(FEATURES, n, min(2, m), m),
+    "TopK-DeepSeek": lambda n, m: TopK(FEATURES, n, min(2, m), m, scores="sigmoid", scale=2.5, choice_bias=True),
     "HashRouting-ids": lambda n, m: HashRouting(n, m, vocabulary=VOCABULARY),
     "HashRouting-features": lambda n, m: HashRouting(n, m, in_features=FEATURES),
     "COMET": lambda n, m: COMET(FEATURES, n, min(2, m), m, gamma=0.5, entropy=0.1),

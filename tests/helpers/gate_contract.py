@@ -8,6 +8,7 @@ from moe_search.gates.dselect_k import DSelectK
 from moe_search.gates.hash_routing import HashRouting
 from moe_search.gates.softmax import Softmax
 from moe_search.gates.top_k import TopK
+from moe_search.training.gamma_annealing import GammaAnnealing
 from moe_search.training.sinkhorn import SinkhornPermutation
 
 FEATURES, VOCABULARY = 5, 30
@@ -17,6 +18,11 @@ GATES = {
     "Softmax": lambda n, m: Softmax(FEATURES, n, m),
     "TopK-1": lambda n, m: TopK(FEATURES, n, 1, m),
     "TopK-2": lambda n, m: TopK(FEATURES, n, min(2, m), m),
+    "TopK-OLMoE": lambda n, m: TopK(FEATURES, n, min(2, m), m, renormalize=False),
+    "TopK-sigmoid-1": lambda n, m: TopK(FEATURES, n, 1, m, scores="sigmoid"),
+    "TopK-DeepSeek": lambda n, m: TopK(
+        FEATURES, n, min(2, m), m, scores="sigmoid", renormalize=True, scale=2.5, choice_bias=True
+    ),
     "HashRouting-ids": lambda n, m: HashRouting(n, m, vocabulary=VOCABULARY),
     "HashRouting-features": lambda n, m: HashRouting(n, m, in_features=FEATURES),
     "HashRouting-table": lambda n, m: HashRouting(n, m, table=[i * i % (m or n) for i in range(VOCABULARY)]),
@@ -26,6 +32,8 @@ GATES = {
     "COMET-shared": lambda n, m: COMET(FEATURES, n, min(3, m), m, gamma=0.2, shared_map=True),
     "Sinkhorn-TopK-2": lambda n, m: SinkhornPermutation(TopK(FEATURES, n, min(2, m), m), steps=9),
     "Sinkhorn-COMET-2": lambda n, m: SinkhornPermutation(COMET(FEATURES, n, min(2, m), m, entropy=0.0), steps=9),
+    "Annealed-COMET-2": lambda n, m: GammaAnnealing(COMET(FEATURES, n, min(2, m), m), steps=9),
+    "Annealed-DSelectK-2": lambda n, m: GammaAnnealing(DSelectK(FEATURES, n, min(2, m), m), steps=9),
     "COMET-torch": lambda n, m: COMET(FEATURES, n, min(2, m), m, convention="torch"),
     "COMET-tensorflow": lambda n, m: COMET(FEATURES, n, min(2, m), m, convention="tensorflow"),
     "DSelectK-static": lambda n, m: DSelectK(None, n, min(2, m), m),

@@ -71,6 +71,14 @@ def top_k(logits, k):
     return weights
 
 
+def router(logits, k, scores, renormalize, scale, choice_bias):
+    """[m] of one sample without ties, from the formulas of the papers: scores, choice, sum."""
+    s = softmax(logits) if scores == "softmax" else [1 / (1 + math.exp(-a)) for a in logits]
+    kept = sorted(range(len(s)), key=lambda i: -(s[i] + choice_bias[i]))[:k]
+    total = sum(s[i] for i in kept) if renormalize else 1.0
+    return [scale * s[i] / total if i in kept else 0.0 for i in range(len(s))]
+
+
 def published_comet(x, nodes, paths, num_trees, gamma, convention):
     """[n] of one sample: the weights of experts in a published COMET, from the path to each of them.
 

@@ -6,14 +6,17 @@ import math
 import numpy as np
 
 
-def linear_cost(slots, num_slots, experts, head, loss, inputs, targets):
-    """cost[s, e]: the loss of the samples of slot s if expert e answers, over the number of all samples."""
+def linear_cost(slots, num_slots, experts, head, loss, inputs, targets, weights=None):
+    """cost[s, e]: the loss of the samples of slot s if expert e answers, over the number of all samples.
+
+    An answer is multiplied by the weight of its sample, 1 by default.
+    """
     cost = np.zeros((num_slots, len(experts)))
     for b in range(len(inputs)):
         for s in range(num_slots):
             for e in range(len(experts)):
                 if slots[b] == s:
-                    answer = head(experts[e](inputs[b : b + 1]))
+                    answer = head((1.0 if weights is None else weights[b]) * experts[e](inputs[b : b + 1]))
                     cost[s, e] += float(loss(answer, targets[b : b + 1])) / len(inputs)
     return cost
 

@@ -18,6 +18,12 @@ from moe_search.training.lowering.lowering import lower
 from moe_search.training.search.permutation_search import PermutationSearch
 
 FEATURES, OUTPUTS, VOCABULARY = 6, 4, 40
+ROUTERS: dict[str, dict[str, Any]] = {
+    "top": {},
+    "olmoe": {"renormalize": False},
+    "sigmoid": {"scores": "sigmoid", "renormalize": False},
+    "deepseek": {"scores": "sigmoid", "scale": 2.5, "choice_bias": True},
+}
 
 
 class Model(nn.Module):
@@ -82,7 +88,7 @@ def make_gate(name, n, m):
         return Softmax(FEATURES, n, m)
     if name in ("comet", "comet-shared"):
         return COMET(FEATURES, n, k=2, num_slots=m, gamma=0.5, shared_map=name == "comet-shared")
-    return TopK(FEATURES, n, k={"top-1": 1, "top-2": 2}[name], num_slots=m)
+    return TopK(FEATURES, n, int(name[-1]), m, **ROUTERS[name[:-2]])
 
 
 def make_head(name):

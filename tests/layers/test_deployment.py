@@ -5,7 +5,6 @@ A new gate is one line in `gate_contract.GATES`.
 
 import copy
 import io
-import pickle
 import warnings
 
 import pytest
@@ -177,10 +176,3 @@ def test_called_with_other_tensors(make):
         if hasattr(gate, "expert_map"):
             gate.expert_map.scramble(torch.Generator().manual_seed(2))
     assert_same(other, lambda *args: torch.func.functional_call(module, other.state_dict(), args))
-
-
-@every_module
-def test_copied_and_pickled(make):
-    module = evaluated(make)
-    assert_same(module, copy.deepcopy(module))
-    assert_same(module, pickle.loads(pickle.dumps(module)))

@@ -98,6 +98,53 @@ def test_an_expert_runs_once_on_the_samples_of_any_task():
         assert all(torch.equal(expert.batches[0], inputs[wanted]) for _ in expert.batches)
 
 
+@pytest.mark.parametrize("dispatch", ["auto", "dense", "sorted", "grouped"])
+def test_every_dispatch_gives_the_same_mixtures_and_gradients(dispatch):
+    def make(multi):
+        torch.manual_seed(0)
+        experts = StackedExperts(4, 8, 8, 16)
+        gates = [TopK(8, 4, 2), COMET(8, 4, 2), TopK(8, 4, 1, 8)]
+        return multi(experts, gates)
+
+    multi = make(lambda experts, gates: MultiGateMixtureOfExperts(experts, gates, dispatch=dispatch))
+    layers = make(lambda experts, gates: [MixtureOfExperts(experts, gate, "sorted") for gate in gates])
+    inputs = torch.randn(30, 8)
+    mixtures = multi(inputs)
+    expected = torch.stack([layer(inputs) for layer in layers], 1)
+    torch.testing.assert_close(mixtures, expected)
+    mixtures.square().sum().backward()
+    expected.square().sum().backward()
+    for ours, theirs in zip(multi.experts.parameters(), layers[0].experts.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
+    assert {task.dispatch for task in multi.tasks} == {dispatch}
+
+
+def test_dispatch_decides_which_experts_run():
+    inputs, ids = batch(20)
+    for dispatch, runs in (("dense", [20] * 4), ("sorted", None)):
+        multi = make_multi(stacked=False, dispatch=dispatch)
+        multi(inputs, ids)
+        weights = [task.gate.expert_map(task.gate(inputs, ids).weights) for task in multi.tasks]
+        wanted = torch.stack([w != 0 for w in weights]).any(0).sum(0).tolist()
+        assert [sum(map(len, expert.batches)) for expert in multi.experts] == (runs or wanted)
+
+
+def test_wrong_dispatch():
+    with pytest.raises(ValueError, match="dispatch must be one of auto, dense, sorted, grouped, got 'fast'"):
+        make_multi(dispatch="fast")
+    with pytest.raises(ValueError, match='dispatch="grouped" needs StackedExperts, got modules of their own'):
+        make_multi(stacked=False, dispatch="grouped")
+    multi = MultiGateMixtureOfExperts(StackedExperts(3, 5, 2), [TopK(5, 3, 1)], dispatch="grouped")
+    with pytest.raises(ValueError, match="grouped"):
+        multi(torch.randn(4, 5))
+    multi.dispatch = "fast"  # it may be set to anything
+    with pytest.raises(ValueError, match="dispatch must be one of"):
+        multi(torch.randn(4, 5))
+    multi.dispatch = "dense"
+    assert [task.dispatch for task in multi.tasks] == ["dense"]
+    multi(torch.randn(4, 5))
+
+
 def test_an_expert_that_no_task_needs_is_not_called():
     experts = [Counting(e) for e in range(3)]
     gates = [HashRouting(3, table=[0, 0]), HashRouting(3, table=[0, 2])]

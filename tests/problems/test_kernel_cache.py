@@ -46,7 +46,7 @@ from numba.core import event
 with event.install_recorder("numba:compile") as recorder:
     print(slid())
 names = {each.data["dispatcher"].py_func.__name__ for _, each in recorder.buffer}
-print(*sorted(names - {"commit", "delta"}))  # which are parts of `slide`
+print(*sorted(names - {"commit", "delta", "exchange_seats", "price"}))  # which are parts of `slide`
 """
 
 
@@ -76,17 +76,17 @@ def edit(path, old, new):
 
 def test_a_kernel_is_compiled_anew_when_any_source_of_it_was_edited_and_only_then(project):
     own, cache = project / "own.py", project / "cache" / "moe_search"
-    assert run(project)[:2] == (SLID, ["exchange_seats", "price", "slide"])
+    assert run(project)[:2] == (SLID, ["slide"])
     files = sorted(cache.iterdir())
     edit(own, "# A comment.", "# Another comment,\n    # of two lines.")
     assert run(project)[:2] == (SLID, [])
     # The kernels of a class of the same name in another program are others.
     (project / "other.py").write_text(own.read_text(encoding="utf-8").replace("slot * seat", "0"), encoding="utf-8")
-    assert run(project, "from other import slid\n" + REPORT)[:2] == (0, ["price", "slide"])
+    assert run(project, "from other import slid\n" + REPORT)[:2] == (0, ["slide"])
     assert run(project)[:2] == (SLID, [])
     # A kernel that the library's kernel inlines, by way of one that is registered.
     edit(own, "slot * seat", "-slot * seat")
-    assert run(project)[:2] == (-SLID, ["price", "slide"])
+    assert run(project)[:2] == (-SLID, ["slide"])
     # A number from another module.
     edit(project / "weights.py", "1", "3")
     assert run(project)[:2] == (-3 * SLID, ["slide"])
@@ -123,7 +123,7 @@ def test_a_file_of_other_classes_is_replaced(project):
 
 def test_no_folder_to_write_to_costs_a_warning(project):
     slid, compiled, told = run(project, NUMBA_CACHE_DIR=os.devnull + "/cache")
-    assert (slid, compiled) == (SLID, ["exchange_seats", "price", "slide"])
+    assert (slid, compiled) == (SLID, ["slide"])
     assert told.count("RuntimeWarning") == 1
     assert "set NUMBA_CACHE_DIR to a folder that can be written to" in told
 
@@ -195,7 +195,7 @@ print(result.status == "interrupted")
     [
         ("assign", "ms.solve(problem, ms.TabuSearch(), ms.MaxRuntime(1e9))"),
         ("search_slice", "ms.LocalSearch().solve(problem, ms.MaxRuntime(1e9))"),
-        ("tabu_slice", "ms.BranchAndBound().solve(problem, ms.MaxRuntime(1e9))"),
+        ("branch_slice", "ms.BranchAndBound().solve(problem, ms.MaxRuntime(1e9))"),
     ],
 )
 def test_control_c_while_compiling_returns_the_incumbent(project, kernel, solve):

@@ -258,6 +258,23 @@ def test_biases_by_hand():
     ]
 
 
+def test_biases_of_the_choice_alone():
+    gate = ms.TopK(1, 2, 1, scores="sigmoid", choice_bias=True)
+    moe = ms.MixtureOfExperts(ms.StackedExperts(2, 1, 1), gate)
+    with torch.no_grad():
+        gate.linear.weight.zero_()
+        gate.linear.bias.copy_(torch.tensor([0.0, 1.0]))
+    balancing = LossFreeBalancing(moe, rate=0.5, memory=0.0)
+    seen = []
+    for _ in range(2):
+        moe(torch.ones(4, 1))
+        balancing.step()
+        seen.append(moe.routing.weights[0, 0].tolist())
+    assert gate.choice_bias.tolist() == [-0.5, -0.5]
+    assert gate.linear.bias.tolist() == [0.0, 1.0]
+    assert seen == [[0.0, pytest.approx(torch.tensor(1.0).sigmoid().item())], [0.5, 0.0]]
+
+
 def test_crowded_samples_spread():
     moe = make(3, n=4, m=16, k=1)
     with torch.no_grad():

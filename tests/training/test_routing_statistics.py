@@ -71,9 +71,10 @@ def test_statistics_of_batches_are_the_naive_ones_of_all_samples(name, n, capaci
     assert summary.co_activation.tolist() == naive.co_activation(weights)
     assert summary.experts_per_sample.tolist() == [counts.count(j) for j in range(n + 1)]
     assert summary.mean_experts == pytest.approx(sum(counts) / len(counts))
-    expected = sum(naive.entropy(sample) for sample in weights) / len(weights)
+    shares = [[w / sum(sample) for w in sample] for sample in weights]
+    expected = sum(naive.entropy(sample) for sample in shares) / len(weights)
     assert summary.sample_entropy == pytest.approx(expected, abs=1e-12)
-    assert summary.mean_entropy == pytest.approx(naive.entropy([i / len(weights) for i in importance]), abs=1e-12)
+    assert summary.mean_entropy == pytest.approx(naive.entropy([i / sum(importance) for i in importance]), abs=1e-12)
     assert summary.dead_experts.tolist() == [e for e in range(n) if load[e] == 0]
 
 
@@ -180,6 +181,22 @@ def test_the_plot_shows_the_shares_of_every_expert():
     assert statistics.summary().plot(given) is given
     assert given.get_title() == ""
     plt.close("all")
+
+
+def test_k_is_that_of_the_gate_watched():
+    statistics, layers = RoutingStatistics(), {}
+    for name in ("top-1", "top-2", "softmax"):
+        layers[name] = MixtureOfExperts(StackedExperts(4, FEATURES, 3), GATES[name](4, 8))
+        with statistics.watch(layers[name]):
+            layers[name](torch.randn(5, FEATURES))
+        assert statistics.summary().k == {"top-1": 1}.get(name)  # of several, none is that of all
+    statistics.reset()
+    with statistics.watch(layers["top-2"]):
+        layers["top-2"](torch.randn(5, FEATURES))
+    assert statistics.summary().k == 2
+    console = Console(width=100, file=io.StringIO())
+    console.print(statistics.summary().table())
+    assert "experts a sample for k = 2;" in " ".join(console.file.getvalue().split())
 
 
 def test_what_update_accepts():

@@ -23,8 +23,10 @@ def slot_costs(opened: Opened) -> NDArray[np.float64]:
     m, n = opened.num_slots, opened.tasks.expert_map.num_experts
     cost = np.zeros((m, n))
     for chunk in opened.chunks:
-        slots = chunk.slot_weights[:, 0].argmax(1).cpu().numpy()
+        weights, at = chunk.slot_weights[:, 0].max(1)
+        slots = at.cpu().numpy()
         answers = opened.expert_outputs(chunk)
+        answers = answers * weights.to(answers.dtype).reshape(-1, *[1] * (answers.ndim - 1))
         for experts in opened.alternatives(chunk, n):
             np.add.at(cost[:, experts], slots, opened.losses_of(chunk, answers[:, experts]))
     return cost

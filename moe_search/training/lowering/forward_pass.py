@@ -60,8 +60,7 @@ class Chunk:
         What the layer took, shape [B, ...].
     slot_weights : Tensor
         What its gates returned, shape [R, map rows, m]: one map for all selectors cannot tell the same slot of two
-        selectors apart, so their weights are added. They are float32 where they came in less, and sum to 1 as before
-        they were rounded.
+        selectors apart, so their weights are added. They are float32 where they came in less.
     autocast : Autocast
         The state of autocast that its gates ran in: a model may enter it on its way to the layer.
     mixture : Tensor
@@ -83,6 +82,13 @@ class Chunk:
     def stop(self) -> int:
         """The number after that of the last row."""
         return self.start + len(self.slot_weights)
+
+    @property
+    def total_weights(self) -> Tensor:
+        """What the weights of every row sum to, shape [R, 1, 1], exactly 1 where they do but for rounding."""
+        totals = self.slot_weights.sum((1, 2), keepdim=True)
+        rounding = self.slot_weights[0].numel() * torch.finfo(totals.dtype).eps
+        return totals.masked_fill((totals - 1).abs() <= rounding, 1.0)
 
     @property
     def eps(self) -> float:
@@ -267,11 +273,7 @@ def _open_chunk(model: nn.Module, tasks: Tasks, batch: Batch, start: int) -> Chu
             f"moe must take one row for each sample of the batch, got {moe_inputs.shape[0]} rows "
             f"for {len(batch)} samples"
         )
-    given = torch.stack([weights for weights, _ in of_gates], 1).flatten(0, 1)
-    weights = at_least_single(given)
-    if weights is not given:
-        # In half precision they sum to 1 within some thousandths, and the folded outputs of a row would be off by it.
-        weights = weights / weights.sum((1, 2), keepdim=True)
+    weights = at_least_single(torch.stack([weights for weights, _ in of_gates], 1).flatten(0, 1))
     return Chunk(
         start,
         batch,

@@ -163,7 +163,7 @@ def lower(
     >>> moe.gate.expert_map.scramble(torch.Generator().manual_seed(1))
     >>> lowering = ms.lower(moe, moe, inputs, targets, torch.nn.functional.mse_loss)
     >>> result = ms.solve(lowering.problem)
-    >>> lowering.batch_loss > 0.1, abs(result.value) < 1e-6
+    >>> lowering.batch_loss > 0.001, abs(result.value) < 1e-6
     (True, True)
     """
     check_model(model, moe)

@@ -22,7 +22,8 @@ from moe_search.training.lowering.losses import NonFiniteLossError, RecognizedLo
 class MixtureArrays:
     """What a `MixtureAssignment` is made of, for the rows of one rank: R = samples times tasks, as in `Tasks`.
 
-    Slot weights have shape (R, map rows, m), outputs (R, n, D). There is a loss for each task, all of one name.
+    Slot weights have shape (R, map rows, m), outputs (R, n, D). There is a loss for each task, all of one name. The
+    weights of a row sum to 1: what those of the gate sum to is in its outputs.
     """
 
     slot_weights: NDArray[Any]
@@ -74,14 +75,18 @@ def mixture_arrays(opened: Opened, losses: tuple[RecognizedLoss, ...]) -> Mixtur
     deviations = [Deviation()] * tasks.count
     for chunk in opened.chunks:
         answers = opened.expert_outputs(chunk)
-        weights = _expert_weights(chunk.slot_weights, tasks.expert_map.experts, answers.shape[1])
+        # What the weights of a row sum to is the same under all maps: experts are multiplied by it.
+        totals = chunk.total_weights
+        simplex = torch.where(totals > 0, chunk.slot_weights / totals, 1 / chunk.slot_weights[0].numel())
+        answers = at_least_single(answers) * totals.reshape(-1, *[1] * (answers.ndim - 1))
+        weights = _expert_weights(simplex, tasks.expert_map.experts, answers.shape[1])
         folded = fold_head(opened, chunk, weights, answers)
         if not bool(folded.isfinite().all()):
             raise NonFiniteLossError("the outputs of every expert must be finite, got NaN or infinite ones")
-        here = _deviations(opened, chunk, answers, folded)
+        here = _deviations(opened, chunk, simplex, answers, folded)
         deviations = [old.joined(new) for old, new in zip(deviations, here, strict=True)]
         shape = (*folded.shape[:2], *chunk.outputs.shape[1:])
-        flat, of_slots = losses[0].flatten(as_numpy(folded).reshape(shape), leading=2), as_numpy(chunk.slot_weights)
+        flat, of_slots = losses[0].flatten(as_numpy(folded).reshape(shape), leading=2), as_numpy(simplex)
         if slot_weights is None or outputs is None:
             slot_weights = np.empty((opened.num_rows, *of_slots.shape[1:]), of_slots.dtype)
             outputs = np.empty((opened.num_rows, *flat.shape[1:]), flat.dtype)
@@ -135,7 +140,7 @@ def fold_head(opened: Opened, chunk: Chunk, expert_weights: Tensor, expert_outpu
     return folded
 
 
-def _deviations(opened: Opened, chunk: Chunk, answers: Tensor, folded: Tensor) -> list[Deviation]:
+def _deviations(opened: Opened, chunk: Chunk, slot_weights: Tensor, answers: Tensor, folded: Tensor) -> list[Deviation]:
     """Compare the true forward with the folded one under a second map, task by task."""
     n = answers.shape[1]
     if n == 1:
@@ -143,7 +148,7 @@ def _deviations(opened: Opened, chunk: Chunk, answers: Tensor, folded: Tensor) -
     # Shifting the experts of every row by a random step gives a valid map that leaves no slot its expert.
     experts = opened.tasks.expert_map.experts
     steps = torch.from_numpy(np.random.default_rng(0).integers(1, n, size=(len(experts), 1))).to(experts.device)
-    expert_weights = _expert_weights(chunk.slot_weights, (experts + steps) % n, n)
+    expert_weights = _expert_weights(slot_weights, (experts + steps) % n, n)
     with chunk.autocast.again():
         mixture = opened.tasks.combine(expert_weights, answers).to(chunk.mixture.dtype)
     true = run_head(opened.model, opened.tasks, chunk.batch, mixture).flatten(1)

@@ -389,6 +389,8 @@ class PermutationSearch:
             max_samples=self._max_samples,
             confidence=self._confidence,
             load_limit=self._load_limit,
+            k=max(getattr(gate, "k", 0) for gate in self._tasks.gates) or None,
+            tasks=self._tasks.count,
         )
         return SearchSummary.of(self.history, self.seconds, settings)
 

@@ -29,6 +29,8 @@ class Settings:
     max_samples: int | None
     confidence: float
     load_limit: LoadLimit | None
+    k: int | None
+    tasks: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +55,26 @@ class SearchSummary:
         looked at.
     max_load : float or None
         The largest load of an expert there, in multiples of the mean.
+    slots_per_sample : float or None
+        How many slots a sample has weight on there, for each task.
+    k : int or None
+        How many it should come down to, by the gate; None if it does not say.
     seconds, seconds_solving, compile_seconds : float
         Time that training waited for searches, and time of the solvers.
     advice : tuple of str
         What to try, a sentence or two each; empty where there is nothing to change.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import moe_search as ms
+    >>> _ = torch.manual_seed(0)
+    >>> moe = ms.MixtureOfExperts(ms.StackedExperts(4, 8, 1), ms.TopK(in_features=8, num_experts=4, k=1))
+    >>> search = ms.PermutationSearch(moe, moe, loss=torch.nn.functional.mse_loss)
+    >>> _ = search.step(torch.randn(32, 8), torch.randn(32, 1))
+    >>> summary = search.summary()
+    >>> summary.steps, summary.searches
+    (1, 0)
     """
 
     steps: int
@@ -69,6 +87,8 @@ class SearchSummary:
     verified: float | None
     dead_experts: tuple[int, ...] | None
     max_load: float | None
+    slots_per_sample: float | None
+    k: int | None
     seconds: float
     seconds_solving: float
     compile_seconds: float
@@ -81,7 +101,7 @@ class SearchSummary:
         counts = sorted(((name, outcomes.count(name)) for name in set(outcomes)), key=lambda pair: (-pair[1], pair[0]))
         worse, unsure = _refused(history)
         verified = [record for record in history if record.verified_gain is not None]
-        last = next((record for record in reversed(history) if record.loads), None)
+        last = next((record for record in reversed(history) if record.max_load is not None), None)
         return cls(
             steps=settings.step,
             searches=len(history),
@@ -93,6 +113,8 @@ class SearchSummary:
             verified=_mean([record.verified_gain for record in verified]),
             dead_experts=None if last is None else last.dead_experts,
             max_load=None if last is None else last.max_load,
+            slots_per_sample=None if last is None else _slots(last, settings),
+            k=settings.k,
             seconds=seconds,
             seconds_solving=sum(record.seconds_solving for record in history),
             compile_seconds=sum(record.compile_seconds for record in history),
@@ -113,7 +135,11 @@ class SearchSummary:
             rows["gain"] = f"{self.forecast:.4g} forecast, {self.verified:.4g} verified on a second batch, in the mean"
         if self.dead_experts is not None:
             dead = ", ".join(map(str, self.dead_experts)) or "none"
-            rows["load"] = f"{self.max_load:.3g} times the mean at most; experts without a sample: {dead}"
+            of_k = "" if self.k is None else f" for k = {self.k}"
+            rows["load"] = (
+                f"{self.max_load:.3g} times the mean at most; experts without a sample: {dead}; "
+                f"{self.slots_per_sample:.2f} slots a sample{of_k}"
+            )
         rows["time"] = (
             f"{self.seconds:.3g} s that training waited, {self.seconds_solving:.3g} s of the solver, "
             f"{self.compile_seconds:.3g} s of compilation"
@@ -212,7 +238,7 @@ def _of_fruitless(history: Sequence[SearchRecord], settings: Settings) -> Iterat
 
 
 def _of_loads(history: Sequence[SearchRecord], settings: Settings) -> Iterator[str]:
-    last = next((record for record in reversed(history) if record.loads), None)
+    last = next((record for record in reversed(history) if record.max_load is not None), None)
     if last is not None and last.dead_experts:
         one = len(last.dead_experts) == 1
         yield (
@@ -232,6 +258,10 @@ def _of_loads(history: Sequence[SearchRecord], settings: Settings) -> Iterator[s
                 f"No map was found within load_limit in {_searches(len(raised))}, it was raised to {reached} in the "
                 "last: more slots than experts (num_slots) let a map spread the load."
             )
+
+
+def _slots(record: SearchRecord, settings: Settings) -> float:
+    return sum(record.loads or ()) / (record.num_samples * settings.tasks)
 
 
 def _exceeds(limit: float | tuple[float, ...] | None, asked: np.ndarray) -> bool:

@@ -43,7 +43,10 @@ def test_report_is_complete_and_self_contained(smoke):
     assert page.count("<svg") == 5
     for fact in ("python", "moe-search", "torch", "numpy", "numba", "ortools", "0, 1", "cpu"):
         assert fact in page
-    assert page.count("Every search") == 4  # a summary and a caption in both scenarios
+    assert page.count("<h3>Every search</h3>") == 2
+    # The gain comes first: a sentence, a picture, and only then the sections.
+    sentence, picture, sections = (page.index(text) for text in ("After the map was scrambled, ", "<svg", "<h2>"))
+    assert sentence < picture < sections
     addresses = re.findall(r'(?:src|href)="([^"]*)"', page)
     assert addresses
     assert all(address.startswith(("#", "data:image/png;base64,")) for address in addresses)

@@ -1,3 +1,5 @@
+import itertools
+
 import naive_training
 import numpy as np
 import pytest
@@ -11,8 +13,8 @@ from moe_search.problems.mixture import MixtureAssignment
 from moe_search.training.lowering.losses import NonFiniteLossError
 from moe_search.training.lowering.lowering import lower
 
-ONE_SLOT = ("hash", "top-1")
-MANY_SLOTS = ("top-2", "comet", "comet-shared", "softmax")
+ONE_SLOT = ("hash", "top-1", "sigmoid-1")
+MANY_SLOTS = ("top-2", "comet", "comet-shared", "softmax", "olmoe-2", "deepseek-3")
 SIZES = ((4, 4), (3, 6))
 
 
@@ -53,6 +55,7 @@ def test_linear_cost_is_that_of_a_triple_loop(gate, head, n, m, loss):
         loss,
         setting.inputs,
         setting.targets,
+        slot_weights(setting).sum((1, 2)).tolist(),
     )
     np.testing.assert_allclose(lowering.problem.cost, expected, rtol=1e-10, atol=1e-14)
 
@@ -91,6 +94,19 @@ def test_mixture_value_is_the_true_loss_under_any_map_for_a_linear_head(gate, n,
         permutation = random_permutation(lowering.problem, rng)
         setting.expert_map.assign_permutation(permutation)
         assert lowering.problem.value(permutation) == pytest.approx(setting.true_loss(), rel=1e-9)
+
+
+def test_samples_without_any_weight_are_answered_by_the_head_alone():
+    setting = make("sigmoid-2", "linear", n=3, m=3, dtype=torch.float32)
+    with torch.no_grad():  # a third of the samples has logits whose sigmoid is 0
+        setting.moe.gate.linear.weight[:, 0] = 1e4
+        setting.inputs[::3, 0] = -1.0
+        setting.inputs[1::3, 0] = 0.0
+    lowering = lowered(setting)
+    assert not bool(slot_weights(setting)[::3].any())
+    for permutation in itertools.permutations(range(3)):
+        setting.expert_map.assign_permutation(permutation)
+        assert lowering.problem.value(permutation) == pytest.approx(setting.true_loss(), rel=1e-5)
 
 
 @pytest.mark.parametrize("gate", ["top-2", "comet"])

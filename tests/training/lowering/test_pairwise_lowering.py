@@ -26,9 +26,9 @@ def setting_with(loss, gate="top-2", head="deep", n=4, m=4, samples=24):
 
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize(("n", "m"), [(4, 4), (3, 6)])
-@pytest.mark.parametrize("head", ["linear", "deep"])
-def test_two_slots_a_sample_take_any_loss_through_any_head(head, n, m, loss):
-    setting = setting_with(loss, head=head, n=n, m=m)
+@pytest.mark.parametrize(("gate", "head"), [("top-2", "linear"), ("top-2", "deep"), ("sigmoid-2", "deep")])
+def test_two_slots_a_sample_take_any_loss_through_any_head(gate, head, n, m, loss):
+    setting = setting_with(loss, gate, head, n, m)
     lowering = lowered(setting)
     assert isinstance(lowering.problem, PairwiseAssignment)
     assert not lowering.linearized

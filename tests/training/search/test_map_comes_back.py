@@ -49,7 +49,7 @@ def test_the_map_comes_back(gate, head, n, m):
     setting = make(gate, head, n, m, samples=2 * SEARCHED, seed=2)
     loss = setting.true_loss()
     setting.scramble(seed=3)
-    assert setting.true_loss() > 100 * loss
+    assert setting.true_loss() > 30 * loss
     record, lowering = search_once(setting)
     assert record.outcome == "committed"
     assert record.linearized is (head == "deep" and gate not in ("hash", "top-1"))

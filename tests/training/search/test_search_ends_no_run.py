@@ -158,7 +158,7 @@ def test_nothing_routed():
             search.step(*first)
             record = search.step(*second)
         record.metrics()
-    str(search.summary())
+        str(search.summary())
     assert record.outcome in ("committed", "refused", "no improvement")
 
 

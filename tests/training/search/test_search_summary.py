@@ -181,6 +181,19 @@ def test_a_run_that_pays_is_left_alone():
     assert str(summary).splitlines()[0] == "searches  1 in 2 steps: 1 committed"
 
 
+@pytest.mark.parametrize(("gate", "k"), [("top-2", 2), ("hash", None), ("comet", 2)])
+def test_slots_a_sample_against_k(gate, k):
+    setting = make(gate)
+    search = searching(setting, period=1)
+    step(search, setting)
+    with torch.no_grad():
+        searched = setting.moe.gate(setting.inputs[:48], None if setting.ids is None else setting.ids[:48]).weights
+    summary = search.summary()
+    assert summary.slots_per_sample == pytest.approx(float((searched > 0).sum()) / 48)
+    assert summary.k == k
+    assert f"{summary.slots_per_sample:.2f} slots a sample" + (f" for k = {k}" if k else "") in str(summary)
+
+
 def test_loads_are_those_of_the_map_that_the_search_left():
     setting = make("hash", n=2, m=4, samples=60)
     setting.scramble(1)
