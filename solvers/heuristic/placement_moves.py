@@ -42,6 +42,7 @@ class Board(NamedTuple):
     share: npt.NDArray[np.float64]  # (experts,) the load of a replica
     load: npt.NDArray[np.float64]  # (devices,)
     change: npt.NDArray[np.float64]  # (devices,) of the loads, by a retarget that is looked at
+    part: npt.NDArray[np.float64]  # (devices + 2,) what one of so many replicas bears of a load
     draws: npt.NDArray[np.float64]  # (DRAWS,) random numbers
 
 
@@ -60,6 +61,7 @@ def empty_board(first: npt.NDArray[np.int64], regions: npt.NDArray[np.int64], nu
         share=np.zeros(num_experts),
         load=np.zeros(devices),
         change=np.zeros(devices),
+        part=1.0 / np.maximum(np.arange(devices + 2), 1),
         draws=np.zeros(DRAWS),
     )
 
@@ -83,7 +85,7 @@ def settle(board: Board, w: Any, was: Any) -> int:
             if not was[e, g]:
                 moved += 1
     for e in range(copies.shape[0]):
-        share[e] = w[e] / copies[e]
+        share[e] = w[e] * board.part[copies[e]]
     for g in range(board.load.shape[0]):
         total = 0.0
         for i in range(first[g], first[g + 1]):
@@ -114,38 +116,11 @@ def swap(board: Board, i: int, g: int, j: int, h: int) -> None:
 
 
 @compiled
-def retarget(board: Board, w: Any, j: int, h: int, a: int) -> None:
-    """Make the replica in slot j of device h one of expert a."""
-    copies, on, load, share = board.copies, board.on, board.load, board.share
-    c = board.place[j]
-    load[h] -= share[c]
-    k = 0
-    while on[c, k] != h:
-        k += 1
-    copies[c] -= 1
-    on[c, k] = on[c, copies[c]]
-    now = w[c] / copies[c]
-    for k in range(copies[c]):
-        load[on[c, k]] += now - share[c]
-    share[c] = now
-    now = w[a] / (copies[a] + 1)
-    for k in range(copies[a]):
-        load[on[a, k]] += now - share[a]
-    share[a] = now
-    load[h] += now
-    on[a, copies[a]] = h
-    copies[a] += 1
-    board.slot[c, h] = -1
-    board.slot[a, h] = j
-    board.place[j] = a
-
-
-@compiled
 def load_after(board: Board, w: Any, c: int, h: int, a: int) -> float:
     """Return the largest load of all devices that would change if the replica of c on device h became one of a."""
     copies, on, load, share, change = board.copies, board.on, board.load, board.share, board.change
-    lost = w[c] / (copies[c] - 1) - share[c]
-    gained = w[a] / (copies[a] + 1)
+    lost = w[c] * board.part[copies[c] - 1] - share[c]
+    gained = w[a] * board.part[copies[a] + 1]
     for k in range(copies[a]):
         change[on[a, k]] = 0.0
     for k in range(copies[c]):
@@ -184,8 +159,7 @@ def descend(
     cheapest = FREE_MOVE if counts else 1.0
     step = 0
     while True:
-        nothing: Any = np.int64(0)
-        g = nothing
+        g = 0
         for x in range(1, load.shape[0]):
             if load[x] > load[g]:
                 g = x
@@ -206,7 +180,7 @@ def descend(
             least = max(least, LEAST_SHARE * (top - max(target, load[low])))
         good = min(top - target, GOOD_SHARE * (top - load[low]))
         kind, best = 0, 0.0
-        best_i = best_j = best_h = best_more = nothing
+        best_i = best_j = best_h = best_more = 0
         for x in range(end - begin):
             h = low + x
             if h >= end:
@@ -240,63 +214,41 @@ def descend(
             if not counts and best >= good:
                 break
         if counts or kind == 0:
-            for i in range(first[g], first[g + 1]):
-                # An expert of this device gets one more replica elsewhere.
-                a = place[i]
-                now = w[a] / (copies[a] + 1)
-                if min(share[a] - now, top - target) <= best * cheapest or share[a] - now < least:
-                    continue
-                for h in range(begin, end):
-                    if h == g or slot[a, h] >= 0 or load[h] + now - top >= share[a]:
+            # Retargets: an expert of this device gets one more replica elsewhere, or gives way here to a lighter one.
+            for h in range(begin, end):
+                for x in range(w.shape[0] if h == g else first[g + 1] - first[g]):
+                    a = x if h == g else place[first[g] + x]
+                    if slot[a, h] >= 0 or board.home[a] != board.region[h]:
+                        continue
+                    now = w[a] * board.part[copies[a] + 1]
+                    most = top - target
+                    if h != g:
+                        most = min(most, share[a] - now)
+                    if most < least or most <= best * cheapest:
                         continue
                     for j in range(first[h], first[h + 1]):
                         c = place[j]
-                        if copies[c] < 2 or load[h] + now - share[c] > top - least:
+                        # What it gains at most, before a look at all devices that hold either.
+                        most_here = min(most, top - load[h] - now + share[c])
+                        if copies[c] < 2 or most_here < least or most_here <= best * cheapest:
                             continue
                         more = int(was[c, h]) - int(was[a, h])
                         price = 1.0
                         if counts:
                             price = FREE_MOVE if more <= 0 else 1.0 * more
-                        # What it gains at most, before a look at all devices that hold either.
-                        most = min(share[a] - now, top - target, top - load[h] - now + share[c])
-                        if most <= best * price or (counts and moved + more > most_moved):
+                        if most_here <= best * price or (counts and moved + more > most_moved):
                             continue
                         after = load_after(board, w, c, h, a)
                         gain = top - max(after, target)
-                        if after > top - least or (counts and gain <= worth * more):
-                            continue
-                        if gain > best * price:
+                        if after <= top - least and gain > best * price and (not counts or gain > worth * more):
                             kind, best, best_i, best_j, best_h, best_more = 2, gain / price, a, j, h, more
-            for j in range(first[g], first[g + 1]):
-                # A replica on this device becomes one of a lighter expert.
-                c = place[j]
-                if copies[c] < 2 or share[c] < least:
-                    continue
-                for a in range(w.shape[0]):
-                    if slot[a, g] >= 0 or board.home[a] != board.region[g] or copies[a] >= end - begin:
-                        continue
-                    now = w[a] / (copies[a] + 1)
-                    if share[c] - now < least or min(share[c] - now, top - target) <= best * cheapest:
-                        continue
-                    more = int(was[c, g]) - int(was[a, g])
-                    price = 1.0
-                    if counts:
-                        price = FREE_MOVE if more <= 0 else 1.0 * more
-                    most = min(share[c] - now, top - target)
-                    if most <= best * price or (counts and moved + more > most_moved):
-                        continue
-                    after = load_after(board, w, c, g, a)
-                    gain = top - max(after, target)
-                    if after > top - least or (counts and gain <= worth * more):
-                        continue
-                    if gain > best * price:
-                        kind, best, best_i, best_j, best_h, best_more = 2, gain / price, a, j, g, more
         if kind == 0:
             return moved
         if kind == 1:
             swap(board, best_i, g, best_j, best_h)
         else:
-            retarget(board, w, best_j, best_h, best_i)
+            place[best_j] = best_i
+            settle(board, w, was)
         moved += best_more
 
 
@@ -322,8 +274,8 @@ def go_back(board: Board, w: Any, was: Any, target: float, moved: int, worth: fl
                     if not was[a, h] or slot[a, h] >= 0 or board.home[a] != board.region[h]:
                         continue
                     if copies[c] > 1 and load_after(board, w, c, h, a) <= limit:
-                        retarget(board, w, j, h, a)
-                        moved -= 1
+                        place[j] = a
+                        moved = settle(board, w, was)
                         changed = True
                         break
                     d = share[a] - share[c]
@@ -343,7 +295,7 @@ def go_back(board: Board, w: Any, was: Any, target: float, moved: int, worth: fl
 
 
 @compiled
-def kick(board: Board, w: Any, rng: Any) -> None:
+def kick(board: Board, w: Any, was: Any, rng: Any) -> None:
     """Do a few random swaps and retargets, mostly of the most loaded device."""
     first, place, copies, slot, draws = board.first, board.place, board.copies, board.slot, board.draws
     devices = board.load.shape[0]
@@ -373,7 +325,8 @@ def kick(board: Board, w: Any, rng: Any) -> None:
         if draws[6] < 0.75:
             a = int(draws[7] * w.shape[0])
         if copies[c] > 1 and slot[a, h] < 0 and board.home[a] == board.region[h]:
-            retarget(board, w, j, h, a)
+            place[j] = a
+            settle(board, w, was)
             left -= 1
 
 

@@ -103,8 +103,8 @@ class PlacementSearch(Solver):
         layers = _layers_of(problem, start, self.tolerance)
         state = _standing_of(layers)
         if isinstance(problem, Rebalancing) and problem.budget is not None:
-            layers.most_moved[:] = _shares(problem, start, board, self.tolerance)
-            state.spare = problem.budget - layers.most_moved.sum()
+            layers.rows.most_moved[:] = _shares(problem, start, board, self.tolerance)
+            state.spare = problem.budget - layers.rows.most_moved.sum()
         standing = state[0]
         rng = random_state(run.seed)
         log_values, log_iterations = np.zeros(LOG_LENGTH), np.zeros(LOG_LENGTH, dtype=np.int64)
@@ -156,21 +156,20 @@ def _layers_of(problem: ExpertPlacement | Rebalancing, start: Experts, tolerance
         grouped = placement.load.reshape(num_layers, placement.num_groups, -1)
         ranked = np.argsort(-grouped, axis=2, kind="stable")
         ranked += np.arange(placement.num_groups)[:, None] * grouped.shape[2]
+    rows = np.zeros(num_layers, dtype=LAYER).view(np.recarray)
+    rows.limit = problem.limits if isinstance(problem, Rebalancing) else 0.0
+    rows.slope = problem.slopes if isinstance(problem, Rebalancing) else 1.0
+    rows.goal, rows.target = goals, targets
+    rows.cost = rows.least_cost = costs
+    rows.moved, rows.most_moved = moved, placement.cluster.num_slots
+    rows.left = costs > goals * (1 + 1e-12)
+    rows.fresh = True
     return Layers(
         load=placement.load,
         current=start.copy(),
         best=start.copy(),
-        costs=np.stack([costs, costs], axis=1),
-        moved=moved,
-        limit=problem.limits if isinstance(problem, Rebalancing) else np.zeros(num_layers),
-        slope=problem.slopes if isinstance(problem, Rebalancing) else np.ones(num_layers),
-        goal=goals,
-        target=targets,
+        rows=rows,
         before=before,
-        most_moved=np.full(num_layers, placement.cluster.num_slots),
-        left=costs > goals * (1 + 1e-12),
-        fresh=np.ones(num_layers, dtype=np.bool_),
-        failures=np.zeros(num_layers, dtype=np.int64),
         ranked=ranked,
         trace=np.zeros((trace, 2)),
         counts=isinstance(problem, Rebalancing),
@@ -180,8 +179,8 @@ def _layers_of(problem: ExpertPlacement | Rebalancing, start: Experts, tolerance
 
 def _standing_of(layers: Layers) -> Any:
     state = np.zeros(1, dtype=STANDING).view(np.recarray)
-    state.total = layers.costs[:, 1].sum()
-    state.left = layers.left.sum()
+    state.total = layers.rows.least_cost.sum()
+    state.left = layers.rows.left.sum()
     return state
 
 
@@ -192,7 +191,7 @@ def _shares(problem: Rebalancing, start: Experts, board: Board, tolerance: float
     layers = _layers_of(problem, start, tolerance, TRACE_LENGTH)
     state = _standing_of(layers)
     steps = []
-    for layer in np.flatnonzero(layers.left).tolist():
+    for layer in np.flatnonzero(layers.rows.left).tolist():
         layers.trace[:] = 0.0
         state.layer = layer
         state.logged = 0
@@ -237,23 +236,31 @@ STANDING = np.dtype(
 )
 
 
+LAYER = np.dtype(
+    [
+        ("limit", np.float64),  # up to which load the layer costs its migrations alone
+        ("slope", np.float64),  # the cost of load above
+        ("goal", np.float64),  # at this cost the layer takes no more turns
+        ("target", np.float64),  # at this load a descent ends
+        ("cost", np.float64),  # of the current placement
+        ("least_cost", np.float64),  # of the best placement
+        ("moved", np.int64),  # migrations of the best placement
+        ("most_moved", np.int64),  # migrations of the first descent at most
+        ("failures", np.int64),  # turns since the last better placement
+        ("left", np.bool_),  # whether the layer is not at its goal
+        ("fresh", np.bool_),  # whether it has had no turn
+    ]
+)
+
+
 class Layers(NamedTuple):
     """Where all layers stand."""
 
     load: npt.NDArray[np.float64]  # (layers, experts)
     current: Experts  # (layers, slots) the local optimum that kicks start from
     best: Experts  # (layers, slots)
-    costs: npt.NDArray[np.float64]  # (layers, 2) of the current and of the best placement
-    moved: npt.NDArray[np.int64]  # (layers,) migrations of the best placement
-    limit: npt.NDArray[np.float64]  # (layers,) up to which load a layer costs its migrations alone
-    slope: npt.NDArray[np.float64]  # (layers,) the cost of load above
-    goal: npt.NDArray[np.float64]  # (layers,) at this cost a layer takes no more turns
-    target: npt.NDArray[np.float64]  # (layers,) at this load a descent ends
+    rows: npt.NDArray[Any]  # of `LAYER`, (layers,)
     before: npt.NDArray[np.bool_]  # (layers, experts, devices) who held what; one layer where nothing was
-    most_moved: npt.NDArray[np.int64]  # (layers,) migrations of the first descent at most
-    left: npt.NDArray[np.bool_]  # (layers,) whether a layer is not at its goal
-    fresh: npt.NDArray[np.bool_]  # (layers,) whether a layer has had no turn
-    failures: npt.NDArray[np.int64]  # (layers,) turns since the last better placement
     ranked: npt.NDArray[np.int64]  # (layers, groups, experts of a group) the experts of every group by falling load
     trace: npt.NDArray[np.float64]  # (steps, 2) gets migrations and largest load of every step of a descent
     counts: bool  # whether migrations count
@@ -279,64 +286,65 @@ def search_slice(
         if standing.left == 0 or standing.total <= target or standing.logged == log_values.shape[0]:
             return
         layer = standing.layer
-        while not layers.left[layer]:
-            layer = (layer + 1) % layers.left.shape[0]
-        standing.layer = (layer + 1) % layers.left.shape[0]
+        while not layers.rows[layer].left:
+            layer = (layer + 1) % layers.rows.shape[0]
+        standing.layer = (layer + 1) % layers.rows.shape[0]
+        row = layers.rows[layer]
         standing.iterations += 1
-        w, slope, limit, aim = layers.load[layer], layers.slope[layer], layers.limit[layer], layers.target[layer]
+        w, slope, aim = layers.load[layer], row.slope, row.target
         was = layers.before[layer if counts else 0]
         copy_row(layers.current[layer], board.place)
-        if counts and layers.fresh[layer]:
+        if counts and row.fresh:
             # What the first descent leaves of its share, all layers may take.
-            standing.spare += layers.most_moved[layer] - layers.moved[layer]
+            standing.spare += row.most_moved - row.moved
         moved = np.int64(0)
         for phase in range(3):
             moved = settle(board, w, was)
-            if phase == 0 and not layers.fresh[layer]:
-                if layers.price > 0.0 and layers.failures[layer] % 2 == 1:
+            if phase == 0 and not row.fresh:
+                if layers.price > 0.0 and row.failures % 2 == 1:
                     # Where migrations cost, every other turn looks for as good a load at fewer of them.
                     aim = max(aim, largest(board.load))
                 if board.regions.shape[0] > 2 and random_unit(rng) < GROUP_SHARE:
                     exchange_groups(board, layers.ranked[layer], rng)
                 else:
-                    kick(board, w, rng)
+                    kick(board, w, was, rng)
             elif phase == 1:
                 worth = layers.price / slope
-                allowed = layers.moved[layer] + standing.spare
-                if layers.fresh[layer]:
-                    allowed = layers.most_moved[layer]
+                allowed = row.moved + standing.spare
+                if row.fresh:
+                    allowed = row.most_moved
                 moved = descend(board, w, was, aim, moved, allowed, worth, counts, layers.trace)
                 if counts:
                     go_back(board, w, was, aim, moved, worth)
         load = largest(board.load)
-        cost = slope * max(load - limit, 0.0) + layers.price * moved
-        feasible = not counts or moved <= layers.moved[layer] + standing.spare
-        failures = layers.failures[layer]
-        best = layers.costs[layer, 1]
-        layers.fresh[layer] = False
+        cost = slope * max(load - row.limit, 0.0) + layers.price * moved
+        feasible = not counts or moved <= row.moved + standing.spare
+        failures = row.failures
+        best = row.least_cost
+        row.fresh = False
         if feasible and cost < best - 1e-12 * abs(best):
             standing.total += cost - best
-            standing.spare -= moved - layers.moved[layer]
-            layers.moved[layer] = moved
-            layers.costs[layer, 1] = cost
-            layers.failures[layer] = 0
+            standing.spare -= moved - row.moved
+            row.moved = moved
+            row.least_cost = cost
+            row.failures = 0
             copy_row(board.place, layers.best[layer])
             log_values[standing.logged] = standing.total
             log_iterations[standing.logged] = standing.iterations
             standing.logged += 1
-            if cost <= layers.goal[layer] * (1.0 + 1e-12):
-                layers.left[layer] = False
+            if cost <= row.goal * (1.0 + 1e-12):
+                row.left = False
                 standing.left -= 1
         else:
-            layers.failures[layer] = failures + 1
+            row.failures = failures + 1
         slack = WORST_ACCEPTED * max(0, 2 * failures - patience) / patience
-        if feasible and cost <= max(layers.costs[layer, 0], best * (1.0 + slack)):
-            layers.costs[layer, 0] = cost
+        if feasible and cost <= max(row.cost, best * (1.0 + slack)):
+            row.cost = cost
             copy_row(board.place, layers.current[layer])
             standing.accepted += 1
         elif failures >= patience:
-            layers.failures[layer] = 0
-            layers.costs[layer, 0] = best
+            row.failures = 0
+            row.cost = best
             copy_row(layers.best[layer], layers.current[layer])
             standing.restarts += 1
 
