@@ -353,9 +353,9 @@ class ExpertPlacement(Problem):
 
     def check_solution(self, solution: Any, name: str = "solution") -> Placement:
         """Return a `Placement` of a placement or of the expert in every slot; errors as `check_map`."""
-        return self.placement(self.check_map(solution, name))
+        return self.placed(self.check_map(solution, name))
 
-    def placement(self, experts: Experts) -> Placement:
+    def placed(self, experts: Experts) -> Placement:
         """Return the placement of which the expert in every slot is given, which is one."""
         mean = self.load.sum(axis=1) / self.cluster.num_devices
         balancedness = mean / self.largest_loads(experts)
@@ -385,7 +385,7 @@ class ExpertPlacement(Problem):
                     free[device] -= 1
                 first, last = cluster.first_slots[devices[0]], cluster.first_slots[devices[-1] + 1]
                 experts[layer, first:last] = np.concatenate(dealt)
-        return self.placement(experts)
+        return self.placed(experts)
 
     def ordinary_value(self) -> float:
         """Return the value if all devices were equally loaded."""

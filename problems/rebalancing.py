@@ -156,7 +156,7 @@ class Rebalancing(Problem):
 
     def check_solution(self, solution: Any, name: str = "solution") -> Placement:
         """Return a `Placement` with its migrations; errors as those of `ExpertPlacement`, and beyond the budget."""
-        return self.moved(self._within_budget(self.placement.check_map(solution, name), name))
+        return self.placed(self._within_budget(self.placement.check_map(solution, name), name))
 
     def _within_budget(self, experts: Experts, name: str) -> Experts:
         migrations = int(self.migrations(experts).sum())
@@ -164,7 +164,7 @@ class Rebalancing(Problem):
             raise ValueError(f"{name} must have at most {self.budget} migrations, got {migrations}")
         return experts
 
-    def moved(self, experts: Experts) -> Placement:
+    def placed(self, experts: Experts) -> Placement:
         """Return the placement of an expert in every slot; experts that stay on a device stay in their slots."""
         experts = self._in_their_slots(experts)
         cluster = self.placement.cluster
@@ -177,7 +177,7 @@ class Rebalancing(Problem):
         first[~sources.any(axis=1)] = -1
         columns = (layers.tolist(), moved.tolist(), first.tolist(), targets.tolist())
         transfers = [Transfer(*each) for each in zip(*columns, strict=True)]
-        placed = self.placement.placement(experts)
+        placed = self.placement.placed(experts)
         return replace(placed, migrations=len(transfers), transfers=tuple(transfers))
 
     def _in_their_slots(self, experts: Experts) -> Experts:
@@ -227,9 +227,9 @@ class Rebalancing(Problem):
                 copies[gone] -= 1
             on[device].append(e)
             copies[e] += 1
-        for device, held in enumerate(on):
-            while len(held) < first[device + 1] - first[device]:
-                others = [e for e in np.flatnonzero(homes == node[device]) if e not in held]
+        for g, held in enumerate(on):
+            while len(held) < first[g + 1] - first[g]:
+                others = [e for e in np.flatnonzero(homes == node[g]) if e not in held]
                 chosen = max(others, key=lambda e: loads[e] / copies[e])
                 held.append(int(chosen))
                 copies[chosen] += 1
@@ -237,7 +237,7 @@ class Rebalancing(Problem):
 
     def random_solution(self, rng: np.random.Generator) -> Placement:
         """Return the previous placement, mended: the one that is within any budget."""
-        return self.moved(self.start)
+        return self.placed(self.start)
 
     def ordinary_value(self) -> float:
         """Return the magnitude of a value: loads, or the slots of all layers."""

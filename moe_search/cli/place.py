@@ -145,7 +145,7 @@ def _read_loads(path: Path) -> np.ndarray[Any, Any]:
 def _before(problem: ExpertPlacement | Rebalancing) -> Placement | None:
     from moe_search.problems.rebalancing import Rebalancing
 
-    return problem.placement.placement(problem.start) if isinstance(problem, Rebalancing) else None
+    return problem.placement.placed(problem.start) if isinstance(problem, Rebalancing) else None
 
 
 def _migrations(problem: ExpertPlacement | Rebalancing, placed: Placement) -> list[str]:

@@ -72,24 +72,22 @@ class PlacementCpSat(Solver):
             importlib.import_module("ortools.sat.python.cp_model")
         problem = run.problem
         assert isinstance(problem, ExpertPlacement)
-        start = run.take_initial(problem.placement(constructed(problem)) if run.initial is None else None)
+        start = run.take_initial(problem.placed(constructed(problem)) if run.initial is None else None)
         experts, bounds = start.physical_to_logical.copy(), problem.load_bounds.copy()
         proved = True
         try:
             run.show()
             for layer in range(len(experts)):
-                proved = self._solve_layer(run, layer, experts, bounds) and proved
+                proved = self._solve_layer(run, problem, layer, experts, bounds) and proved
         except KeyboardInterrupt:
             run.interrupted, proved = True, False
         run.bound = min(float(bounds.sum()), float(run.value))
         return run.result(moves=len(run.trajectory) - 1, proved=proved, bound=run.bound)
 
-    def _solve_layer(self, run: Run, layer: int, experts: Experts, bounds: Any) -> bool:
+    def _solve_layer(self, run: Run, problem: ExpertPlacement, layer: int, experts: Experts, bounds: Any) -> bool:
         """Solve a layer as long as the run may last; return whether it is proved optimal."""
         from ortools.sat.python import cp_model
 
-        problem = run.problem
-        assert isinstance(problem, ExpertPlacement)
         if problem.largest_loads(experts)[layer] <= bounds[layer] * (1 + 1e-9):
             return True
         allowance = run.stop.start().allowance(run.progress())
@@ -115,7 +113,7 @@ class PlacementCpSat(Solver):
                 run.iterations = done + self.num_conflicts
                 if problem.value(better) < run.value:
                     experts[layer] = better[layer]
-                    run.offer(problem.placement(better), problem.value(better), run.iterations)
+                    run.offer(problem.placed(better), problem.value(better), run.iterations)
 
         status = None
 

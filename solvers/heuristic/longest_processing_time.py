@@ -42,7 +42,7 @@ class LongestProcessingTime(Solver):
         assert isinstance(problem, ExpertPlacement)
         if run.initial is not None:
             run.take_initial()
-        return run.answer(problem.placement(constructed(problem)), float(problem.load_bounds.sum()))
+        return run.answer(problem.placed(constructed(problem)), float(problem.load_bounds.sum()))
 
 
 def constructed(problem: ExpertPlacement) -> Experts:

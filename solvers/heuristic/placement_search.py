@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from moe_search.checks import require_integer, require_number
 from moe_search.problems.kernels import compiled
-from moe_search.problems.placement import ExpertPlacement, Experts, Placement
+from moe_search.problems.placement import ExpertPlacement, Experts
 from moe_search.problems.problem import Problem
 from moe_search.problems.rebalancing import Rebalancing
 from moe_search.solvers.engine.compiled_search import LOG_LENGTH
@@ -92,10 +92,9 @@ class PlacementSearch(Solver):
         """Search; see `Solver.search`."""
         problem = run.problem
         assert isinstance(problem, ExpertPlacement | Rebalancing)
-        if run.initial is None and isinstance(problem, Rebalancing):
-            run.initial = problem.moved(problem.start)
-        elif run.initial is None:
-            run.initial = problem.placement(constructed(problem))
+        if run.initial is None:
+            starts_at = problem.start if isinstance(problem, Rebalancing) else constructed(problem)
+            run.initial = problem.placed(starts_at)
         start = run.take_initial().physical_to_logical
         if run.bound is None:
             run.bound = problem.value_range()[0]
@@ -115,19 +114,15 @@ class PlacementSearch(Solver):
             search_slice(board, layers, state, rng, log_values, log_iterations, budget, target, self.patience)
             logged, iterations = int(standing.logged), int(standing.iterations)
             if logged and run.on_improvement is not None:
-                run.incumbent = _solution(problem, layers)
+                run.incumbent = problem.placed(layers.best)
             improvements = zip(log_iterations[:logged], log_values[:logged], strict=True)
             ended = standing.left == 0 or standing.total <= target
             return Slice(iterations - before, iterations, improvements, bool(ended))
 
         run.loop(advance, first_budget=FIRST_TURNS)
         if len(run.trajectory) > 1:
-            run.incumbent = _solution(problem, layers)
+            run.incumbent = problem.placed(layers.best)
         return run.result(moves=int(standing.accepted), restarts=int(standing.restarts))
-
-
-def _solution(problem: ExpertPlacement | Rebalancing, layers: Layers) -> Placement:
-    return problem.moved(layers.best) if isinstance(problem, Rebalancing) else problem.placement(layers.best)
 
 
 def _board_of(problem: ExpertPlacement | Rebalancing) -> Board:
@@ -259,7 +254,7 @@ class Layers(NamedTuple):
     load: npt.NDArray[np.float64]  # (layers, experts)
     current: Experts  # (layers, slots) the local optimum that kicks start from
     best: Experts  # (layers, slots)
-    rows: npt.NDArray[Any]  # of `LAYER`, (layers,)
+    rows: Any  # of `LAYER`, (layers,)
     before: npt.NDArray[np.bool_]  # (layers, experts, devices) who held what; one layer where nothing was
     ranked: npt.NDArray[np.int64]  # (layers, groups, experts of a group) the experts of every group by falling load
     trace: npt.NDArray[np.float64]  # (steps, 2) gets migrations and largest load of every step of a descent

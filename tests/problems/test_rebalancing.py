@@ -41,7 +41,7 @@ def test_old_maps_that_are_no_placements_are_mended():
     problem = ms.Rebalancing(ms.ExpertPlacement([8, 6, 1, 2], ms.Cluster(2, 3)), [0, 0, 1, 1, -1, 0], budget=2)
     assert sorted(problem.start[0].tolist()) == [0, 0, 1, 1, 2, 3]
     assert problem.migrations(problem.start).tolist() == [2]
-    moved = problem.moved(problem.start)
+    moved = problem.placed(problem.start)
     assert {(each.expert, each.source) for each in moved.transfers} == {(2, -1), (3, -1)}
     with pytest.raises(ValueError, match=r"budget must be at least 2, the migrations that mend the previous .* got 1"):
         ms.Rebalancing(problem.placement, [0, 0, 1, 1, -1, 0], budget=1)
