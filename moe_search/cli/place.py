@@ -52,9 +52,10 @@ def place(
     ] = None,
     report: Annotated[Path | None, typer.Option(help="Where a page with pictures goes.", metavar="PATH")] = None,
 ) -> None:
-    """Place experts on devices for serving, with the distance from the best.
+    """Place experts on devices, and print balance and bound.
 
-    Prints balance, bound and migrations of every layer. With --previous, experts migrate as little as asked for. Balance is that of the loads given: of traffic to come it is less.
+    Migrations are printed too: with --previous, experts migrate as little as asked for.
+    Balance is that of the loads given: of traffic to come it is less.
     """
     with one_line_errors():
         from moe_search.checks import require_choice, require_integer
