@@ -19,7 +19,7 @@ from moe_search.bench.speed.rounds import compared, in_turns
 TITLE = "Placement of experts against EPLB's algorithm in numpy, milliseconds"
 NOTES = """\
 Balance is the mean load of a device over the largest, the mean over layers; at best is what the bound allows, and the
-gap that of the worst layer. "Search" is the time of the search alone, without checks, bounds, and tables of the answer.
+gap that of the worst layer. "Search" is what the solver reports as its runtime, on the clock.
 Loads of real routers are read from the folder that MOE_SEARCH_ROUTING names.
 
 """
@@ -61,8 +61,8 @@ def zipf(folder: Path | None, layers: int, power: float) -> np.ndarray[Any, Any]
 DEEPSEEK = partial(traced, file="deepseek_v2_lite_esft.npz", windows=2)
 OLMOE = partial(traced, file="olmoe_routing.npz", windows=1)
 CASES = (
-    Case("DeepSeek-V2-Lite, 8 devices of 9", DEEPSEEK, 8, 72, 1, 0.999),
-    Case("DeepSeek-V2-Lite, 8 devices of 10", DEEPSEEK, 8, 80, 1, 0.999),
+    Case("DeepSeek-V2-Lite, 8 devices of 9", DEEPSEEK, 8, 72, 5, 0.999),
+    Case("DeepSeek-V2-Lite, 8 devices of 10", DEEPSEEK, 8, 80, 5, 0.999),
     Case("DeepSeek-V2-Lite, 16 of 5", DEEPSEEK, 16, 80, 30, 0.999),
     Case("OLMoE, 16 of 5", OLMOE, 16, 80, 30, 0.999),
     Case("DeepSeek-V2-Lite, 16 of 4, no replicas", DEEPSEEK, 16, 64, 100, 0.997),
