@@ -4,6 +4,7 @@ from . import (
     layers as layers,
     plotting as plotting,
     problems as problems,
+    serving as serving,
     solvers as solvers,
     training as training,
 )

@@ -13,7 +13,9 @@ from moe_search.checks import require_flag
 from moe_search.problems.kernel_cache import LOGGER
 from moe_search.problems.linear import LinearAssignment
 from moe_search.problems.permutation_problem import PermutationProblem
+from moe_search.problems.placement import ExpertPlacement
 from moe_search.problems.problem import Problem
+from moe_search.problems.rebalancing import Rebalancing
 from moe_search.solvers.bounds.linear_assignment import assignment_seconds
 from moe_search.solvers.bounds.lower_bounds import lower_bound
 from moe_search.solvers.engine.result import Result, reached
@@ -145,6 +147,10 @@ def default_solver(problem: Problem, seconds: float) -> Solver:
         one_each = problem.capacity == 1 or problem.size <= HUNGARIAN_UP_TO
         in_time = hungarian.refuses(problem) is None and assignment_seconds(problem.size) <= seconds
         return hungarian if one_each and in_time else Transport()
+    if isinstance(problem, ExpertPlacement | Rebalancing):
+        from moe_search.solvers.heuristic.placement_search import PlacementSearch
+
+        return PlacementSearch()
     if not isinstance(problem, PermutationProblem):
         raise TypeError(
             f"solver must be given: none is known for {type(problem).__name__}, whose solutions are no permutations"

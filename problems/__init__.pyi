@@ -5,6 +5,12 @@ from .load_limits import InfeasibleLimitsError as InfeasibleLimitsError
 from .mixture import MixtureAssignment as MixtureAssignment
 from .pairwise import PairwiseAssignment as PairwiseAssignment
 from .permutation_problem import PermutationProblem as PermutationProblem
+from .placement import (
+    Cluster as Cluster,
+    ExpertPlacement as ExpertPlacement,
+    Placement as Placement,
+    Transfer as Transfer,
+)
 from .problem import Problem as Problem
 from .problem_files import read_problem as read_problem
 from .qaplib import (
@@ -20,3 +26,4 @@ from .random_instances import (
     random_pairwise as random_pairwise,
     random_quadratic as random_quadratic,
 )
+from .rebalancing import Rebalancing as Rebalancing

@@ -24,7 +24,7 @@ FLOORS = (
     ("moe_search.layers",),
     ("moe_search.training.lowering",),
     ("moe_search.training",),
-    ("moe_search.integrations", "moe_search.cli"),
+    ("moe_search.integrations", "moe_search.serving", "moe_search.cli"),
     ("moe_search.bench.datasets", "moe_search.bench.peers"),
     ("moe_search.bench.machine_facts",),
     ("moe_search.bench.experiments",),

@@ -45,7 +45,8 @@ def one_line_error(result):
     return line
 
 
-OTHER_PROBLEMS = {"hungarian", "min-cost-flow", "transport", "cp-sat"}
+OTHER_PROBLEMS = {"hungarian", "min-cost-flow", "transport", "cp-sat", "longest-processing-time"}
+OTHER_PROBLEMS |= {"placement-search", "placement-cp-sat"}
 
 
 @pytest.mark.parametrize("solver", sorted({"auto", *solver_kinds()} - OTHER_PROBLEMS))
@@ -250,7 +251,7 @@ def test_the_library_has_its_own_commands_and_the_laboratory_adds_the_others():
         "import moe_search.bench.commands; print(*get_command(cli.app).commands)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["solve warm-up", "solve warm-up demo bench experiment report"]
+    assert done.stdout.splitlines() == ["solve place warm-up", "solve place warm-up demo bench experiment report"]
 
 
 def test_the_library_never_imports_the_laboratory():

@@ -12,8 +12,13 @@ COMPILED = {
     "BranchAndBound",
     "CallableProblem",
     "Enumeration",
+    "ExpertPlacement",
     "IteratedLocalSearch",
     "LocalSearch",
+    "LongestProcessingTime",
+    "PlacementCpSat",
+    "PlacementSearch",
+    "Rebalancing",
     "SimulatedAnnealing",
     "TabuSearch",
     "Transport",
@@ -21,7 +26,7 @@ COMPILED = {
 }
 
 
-PACKAGES = {"gates", "integrations", "layers", "plotting", "problems", "solvers", "training"}
+PACKAGES = {"gates", "integrations", "layers", "plotting", "problems", "serving", "solvers", "training"}
 # Names, not objects: collecting the tests loads no torch.
 PUBLIC = [
     *(("moe_search", name) for name in ms.__all__ if name not in PACKAGES),

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from moe_search.cli.place import place as place_command
 from moe_search.cli.solve import solve as solve_command
 from moe_search.cli.warm_up import warm_up as warm_up_command
 
@@ -16,6 +17,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("solve")(solve_command)
+app.command("place")(place_command)
 app.command("warm-up")(warm_up_command)
 
 

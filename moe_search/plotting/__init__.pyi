@@ -9,6 +9,7 @@ from .loss_curves import (
     LossPanel as LossPanel,
     loss_curves as loss_curves,
 )
+from .placements import device_loads as device_loads, layer_balance as layer_balance
 from .report import (
     Report as Report,
     ReportFigure as ReportFigure,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 import numpy as np
 
 from moe_search.problems.permutation_problem import Permutation
+from moe_search.problems.placement import Placement
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -211,11 +212,11 @@ class Result:
 
     def to_json(self) -> str:
         """Return the result as a JSON object; `from_json` reads it back without loss."""
-        if not isinstance(self.solution, np.ndarray):
+        if not isinstance(self.solution, np.ndarray | Placement):
             raise TypeError(f"solution must be an array to be written as JSON, got {type(self.solution).__name__}")
         data = asdict(self)
         del data["gap"]
-        return json.dumps(data | {"solution": self.solution.tolist()})
+        return json.dumps(data, default=np.ndarray.tolist)
 
     @classmethod
     def from_json(cls, text: str) -> Result:
@@ -234,7 +235,9 @@ class Result:
         if data["status"] not in get_args(Status):
             raise ValueError(f"status must be one of {', '.join(get_args(Status))}, got {data['status']!r}")
         trajectory = tuple(TrajectoryPoint(float(seconds), value, at) for seconds, value, at in data["trajectory"])
-        return cls(**data | {"trajectory": trajectory, "solution": np.array(data["solution"])})
+        given = data["solution"]
+        solution = Placement.from_lists(given) if isinstance(given, dict) else np.array(given)
+        return cls(**data | {"trajectory": trajectory, "solution": solution})
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the value of the incumbent over time, on a logarithmic scale, and the bound.

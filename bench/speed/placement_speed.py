@@ -1,0 +1,129 @@
+"""Placements against EPLB's algorithm in numpy: milliseconds of processor time, and how evenly devices are loaded."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+import moe_search as ms
+from moe_search.bench.peers.eplb import eplb
+from moe_search.bench.speed.rounds import compared, in_turns
+
+TITLE = "Placement of experts against EPLB's algorithm in numpy, milliseconds"
+NOTES = """\
+Balance is the mean load of a device over the largest, the mean over layers; at best is what the bound allows, and the
+gap that of the worst layer. "Search" is what the solver reports as its runtime, on the clock.
+Loads of real routers are read from the folder that MOE_SEARCH_ROUTING names.
+
+"""
+ROUNDS = 15
+
+
+class Case(NamedTuple):
+    """Loads of layers, a cluster, how many descents a layer gets, and the balance that was asked for."""
+
+    name: str
+    loads: Callable[[Path | None], np.ndarray[Any, Any] | None]
+    devices: int
+    slots: int
+    turns: int
+    bar: float
+    groups: int = 0
+    nodes: int = 1
+
+
+def traced(folder: Path | None, file: str, windows: int) -> np.ndarray[Any, Any] | None:
+    """Return the counts of a trace, summed over its first axes and all its layers; None without the file."""
+    if folder is None or not (folder / file).is_file():
+        return None
+    with np.load(folder / file, allow_pickle=False) as arrays:
+        return arrays["counts"].sum(axis=tuple(range(windows))).astype(np.float64)
+
+
+def lognormal(folder: Path | None, layers: int, sigma: float) -> np.ndarray[Any, Any]:
+    """Return loads of 256 experts."""
+    return np.random.default_rng(0).lognormal(sigma=sigma, size=(layers, 256))
+
+
+def zipf(folder: Path | None, layers: int, power: float) -> np.ndarray[Any, Any]:
+    """Return loads of 256 experts that fall as a power, in random order."""
+    rng = np.random.default_rng(0)
+    return np.stack([rng.permutation(np.arange(1.0, 257.0) ** -power) for _ in range(layers)])
+
+
+DEEPSEEK = partial(traced, file="deepseek_v2_lite_esft.npz", windows=2)
+OLMOE = partial(traced, file="olmoe_routing.npz", windows=1)
+CASES = (
+    Case("DeepSeek-V2-Lite, 8 devices of 9", DEEPSEEK, 8, 72, 5, 0.999),
+    Case("DeepSeek-V2-Lite, 8 devices of 10", DEEPSEEK, 8, 80, 5, 0.999),
+    Case("DeepSeek-V2-Lite, 16 of 5", DEEPSEEK, 16, 80, 30, 0.999),
+    Case("OLMoE, 16 of 5", OLMOE, 16, 80, 30, 0.999),
+    Case("DeepSeek-V2-Lite, 16 of 4, no replicas", DEEPSEEK, 16, 64, 100, 0.997),
+    Case("DeepSeek-V2-Lite, 32 of 3", DEEPSEEK, 32, 96, 100, 0.996),
+    Case("lognormal 58 x 256, 32 of 9", partial(lognormal, layers=58, sigma=1.0), 32, 288, 2, 0.999),
+    Case("zipf 1.5, 16 x 256, 64 of 5", partial(zipf, layers=16, power=1.5), 64, 320, 100, 0.99),
+    Case(
+        "lognormal .6, 16 x 256, 16 of 16, 2 nodes", partial(lognormal, layers=16, sigma=0.6), 16, 256, 30, 0.996, 8, 2
+    ),
+    Case("zipf 1, 16 x 256, 32 of 9, 4 nodes", partial(zipf, layers=16, power=1.0), 32, 288, 100, 0.77, 8, 4),
+)
+
+
+def measure(qaplib: Path | None, seconds: float) -> pd.DataFrame:
+    """Return a row for each case whose loads there are; after `seconds` of a case no further round begins."""
+    named = os.environ.get("MOE_SEARCH_ROUTING")
+    folder = None if named is None else Path(named)
+    rows = []
+    for case in CASES:
+        load = case.loads(folder)
+        if load is not None:
+            rows.append(measure_case(case, load, seconds))
+    return pd.DataFrame(rows)
+
+
+def measure_case(case: Case, load: np.ndarray[Any, Any], seconds: float) -> dict[str, Any]:
+    """Return the row of a case: times in turns, and balance."""
+    cluster = ms.Cluster(case.devices, case.slots // case.devices, case.nodes)
+    groups = case.groups or None
+    solver, stop = ms.PlacementSearch(tolerance=1e-3), ms.MaxIterations(case.turns * len(load))
+    searched: list[float] = []
+
+    def ours() -> ms.Result:
+        result = solver.solve(ms.ExpertPlacement(load, cluster, groups), stop)
+        searched.append(1e3 * result.runtime)
+        return result
+
+    def theirs() -> np.ndarray[Any, Any]:
+        return eplb(load, case.slots, case.groups, case.nodes, case.devices)
+
+    result, peer = ours(), theirs()  # compiles
+    searched.clear()
+    times = in_turns([partial(milliseconds, ours), partial(milliseconds, theirs)], ROUNDS, seconds)
+    problem = ms.ExpertPlacement(load, cluster, groups)
+    best = load.sum(axis=1) / case.devices / problem.load_bounds
+    balance = result.solution.balancedness
+    return {
+        "instance": case.name,
+        **compared(*times),
+        "search": float(np.median(searched)),
+        "balance": balance.mean(),
+        "EPLB": float((load.sum(axis=1) / case.devices / problem.largest_loads(peer)).mean()),
+        "at best": best.mean(),
+        "gap": float((best / balance - 1).max()),
+        "bar": case.bar,
+        "met": bool(balance.mean() >= case.bar - 5e-4),
+    }
+
+
+def milliseconds(call: Callable[[], object]) -> float:
+    """Return the milliseconds of processor time that a call takes."""
+    before = time.thread_time()
+    call()
+    return 1e3 * (time.thread_time() - before)

@@ -1,0 +1,360 @@
+"""Iterated local search for placements, and for rebalancing them at few migrations."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_search.checks import require_integer, require_number
+from moe_search.problems.kernels import compiled
+from moe_search.problems.placement import ExpertPlacement, Experts
+from moe_search.problems.problem import Problem
+from moe_search.problems.rebalancing import Rebalancing
+from moe_search.solvers.engine.compiled_search import LOG_LENGTH
+from moe_search.solvers.engine.random_state import random_state, random_unit
+from moe_search.solvers.engine.result import Result
+from moe_search.solvers.engine.run import Run, Slice
+from moe_search.solvers.engine.solver import Solver
+from moe_search.solvers.heuristic.longest_processing_time import constructed
+from moe_search.solvers.heuristic.placement_moves import (
+    Board,
+    descend,
+    empty_board,
+    exchange_groups,
+    go_back,
+    kick,
+    settle,
+)
+
+# This part of the turns exchanges two groups of experts instead of kicking.
+GROUP_SHARE = 0.25
+# After this many failures of a layer, ever worse local optima are gone on from, at last those this part above the best.
+WORST_ACCEPTED = 0.05
+TRACE_LENGTH = 1024
+# Tens of microseconds each, or hundreds where the cluster is large.
+FIRST_TURNS = 64
+
+
+@dataclass(frozen=True)
+class PlacementSearch(Solver):
+    """Search placements by swaps and retargets of the most loaded device: descents, kicks, and descents again.
+
+    The layers take turns. A layer that reaches its bound takes none any more.
+
+    Parameters
+    ----------
+    tolerance : float, default 0.0
+        A layer is left alone once its largest load is at most this part above its bound.
+    patience : int, default 200
+        After how many turns without a better placement the search of a layer goes back to the best one.
+
+    Notes
+    -----
+    It starts at `LongestProcessingTime`, or to rebalance, at the previous placement, where it takes the moves that gain
+    most for a migration, and then undoes those that are not needed. A budget is first shared out along the concave
+    envelopes of what every layer gains. An iteration is one descent of one layer; what is found depends on the seed and
+    the number of iterations alone.
+
+    Examples
+    --------
+    >>> import moe_search as ms
+    >>> problem = ms.ExpertPlacement([[9, 1, 7, 3], [6, 5, 2, 2]], ms.Cluster(num_devices=2, slots_per_device=3))
+    >>> result = ms.PlacementSearch(tolerance=0.01).solve(problem, ms.MaxIterations(100))
+    >>> result.solution.balancedness.round(2).tolist()
+    [0.91, 1.0]
+
+    References
+    ----------
+    DeepSeek-AI, "Expert parallelism load balancer", 2025, for the problem; H. R. Lourenco, O. C. Martin, T. Stuetzle,
+    "Iterated local search", Handbook of Metaheuristics (2003), 320-353.
+    """
+
+    takes: ClassVar[type] = Problem
+    tolerance: float = 0.0
+    patience: int = 200
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_number("tolerance", self.tolerance)
+        require_integer("patience", self.patience)
+
+    def refuses(self, problem: Problem) -> str | None:
+        """Refuse what is no placement."""
+        placements = isinstance(problem, ExpertPlacement | Rebalancing)
+        return None if placements else "it solves ExpertPlacement and Rebalancing only"
+
+    def search(self, run: Run) -> Result:
+        """Search; see `Solver.search`."""
+        problem = run.problem
+        assert isinstance(problem, ExpertPlacement | Rebalancing)
+        if run.initial is None:
+            starts_at = problem.start if isinstance(problem, Rebalancing) else constructed(problem)
+            run.initial = problem.placed(starts_at)
+        start = run.take_initial().physical_to_logical
+        if run.bound is None:
+            run.bound = problem.value_range()[0]
+        board = _board_of(problem)
+        layers = _layers_of(problem, start, self.tolerance)
+        state = _standing_of(layers)
+        if isinstance(problem, Rebalancing) and problem.budget is not None:
+            layers.rows.most_moved[:] = _shares(problem, start, board, self.tolerance)
+            state.spare = problem.budget - layers.rows.most_moved.sum()
+        standing = state[0]
+        rng = random_state(run.seed)
+        log_values, log_iterations = np.zeros(LOG_LENGTH), np.zeros(LOG_LENGTH, dtype=np.int64)
+
+        def advance(budget: int, target: float) -> Slice:
+            before = int(standing.iterations)
+            standing.logged = 0
+            search_slice(board, layers, state, rng, log_values, log_iterations, budget, target, self.patience)
+            logged, iterations = int(standing.logged), int(standing.iterations)
+            if logged and run.on_improvement is not None:
+                run.incumbent = problem.placed(layers.best)
+            improvements = zip(log_iterations[:logged], log_values[:logged], strict=True)
+            ended = standing.left == 0 or standing.total <= target
+            return Slice(iterations - before, iterations, improvements, bool(ended))
+
+        run.loop(advance, first_budget=FIRST_TURNS)
+        if len(run.trajectory) > 1:
+            run.incumbent = problem.placed(layers.best)
+        return run.result(moves=int(standing.accepted), restarts=int(standing.restarts))
+
+
+def _board_of(problem: ExpertPlacement | Rebalancing) -> Board:
+    placement = problem.placement if isinstance(problem, Rebalancing) else problem
+    return empty_board(placement.cluster.first_slots, placement.regions, placement.load.shape[1])
+
+
+def _layers_of(problem: ExpertPlacement | Rebalancing, start: Experts, tolerance: float, trace: int = 0) -> Layers:
+    """Return where all layers stand at the start."""
+    placement = problem.placement if isinstance(problem, Rebalancing) else problem
+    num_layers, num_experts = placement.load.shape
+    near = (1 + tolerance) * placement.load_bounds
+    moved = np.zeros(num_layers, dtype=np.int64)
+    costs = placement.largest_loads(start)
+    goals = targets = near
+    if isinstance(problem, Rebalancing):
+        moved = problem.migrations(start)
+        costs = problem.costs(start)
+        goals = problem.least_costs if problem.price else near
+        targets = near if problem.tolerance is None else problem.limits
+        before = np.ascontiguousarray(problem.held_before.transpose(0, 2, 1))
+    else:
+        before = np.zeros((1, num_experts, placement.cluster.num_devices), dtype=np.bool_)
+    ranked = np.zeros((num_layers, 1, 1), dtype=np.int64)
+    if placement.num_groups is not None:
+        grouped = placement.load.reshape(num_layers, placement.num_groups, -1)
+        ranked = np.argsort(-grouped, axis=2, kind="stable")
+        ranked += np.arange(placement.num_groups)[:, None] * grouped.shape[2]
+    rows = np.zeros(num_layers, dtype=LAYER).view(np.recarray)
+    rows.limit = problem.limits if isinstance(problem, Rebalancing) else 0.0
+    rows.slope = problem.slopes if isinstance(problem, Rebalancing) else 1.0
+    rows.goal, rows.target = goals, targets
+    rows.cost = rows.least_cost = costs
+    rows.moved, rows.most_moved = moved, placement.cluster.num_slots
+    rows.left = costs > goals * (1 + 1e-12)
+    rows.fresh = True
+    return Layers(
+        load=placement.load,
+        current=start.copy(),
+        best=start.copy(),
+        rows=rows,
+        before=before,
+        ranked=ranked,
+        trace=np.zeros((trace, 2)),
+        counts=isinstance(problem, Rebalancing),
+        price=problem.price if isinstance(problem, Rebalancing) else 0.0,
+    )
+
+
+def _standing_of(layers: Layers) -> Any:
+    state = np.zeros(1, dtype=STANDING).view(np.recarray)
+    state.total = layers.rows.least_cost.sum()
+    state.left = layers.rows.left.sum()
+    return state
+
+
+def _shares(problem: Rebalancing, start: Experts, board: Board, tolerance: float) -> npt.NDArray[np.int64]:
+    """Share the budget out: the steps that gain most for a migration, along the envelopes of all layers."""
+    assert problem.budget is not None
+    shares = problem.migrations(start)
+    layers = _layers_of(problem, start, tolerance, TRACE_LENGTH)
+    state = _standing_of(layers)
+    steps = []
+    for layer in np.flatnonzero(layers.rows.left).tolist():
+        layers.trace[:] = 0.0
+        state.layer = layer
+        state.logged = 0
+        search_slice(board, layers, state, random_state(0), np.zeros(1), np.zeros(1, dtype=np.int64), 1, -math.inf, 1)
+        for (few, high), (many, low) in _envelope([row for row in layers.trace.tolist() if row[1] > 0]):
+            steps.append(((high - low) / (many - few), int(many - few), layer))
+    left = problem.budget - int(shares.sum())
+    for _, migrations, layer in sorted(steps, key=lambda step: -step[0]):
+        if migrations <= left:
+            shares[layer] += migrations
+            left -= migrations
+    return shares
+
+
+def _envelope(points: list[list[float]]) -> list[tuple[list[float], list[float]]]:
+    """Return the pieces of the lower convex hull of points of migrations and load, as far as the load falls."""
+    hull: list[list[float]] = []
+    for point in sorted(points):
+        if hull and point[1] >= hull[-1][1]:
+            continue
+        if hull and point[0] == hull[-1][0]:
+            hull.pop()
+        while len(hull) > 1 and (hull[-1][1] - hull[-2][1]) * (point[0] - hull[-1][0]) >= (point[1] - hull[-1][1]) * (
+            hull[-1][0] - hull[-2][0]
+        ):
+            hull.pop()
+        hull.append(point)
+    return list(pairwise(hull))
+
+
+STANDING = np.dtype(
+    [
+        ("iterations", np.int64),
+        ("logged", np.int64),  # improvements in this slice
+        ("layer", np.int64),  # the one whose turn is next
+        ("left", np.int64),  # layers that are not at their goal
+        ("spare", np.int64),  # migrations that no layer's best placement takes
+        ("accepted", np.int64),  # local optima gone on from
+        ("restarts", np.int64),  # returns to the best placement
+        ("total", np.float64),  # what the best placements cost
+    ]
+)
+
+
+LAYER = np.dtype(
+    [
+        ("limit", np.float64),  # up to which load the layer costs its migrations alone
+        ("slope", np.float64),  # the cost of load above
+        ("goal", np.float64),  # at this cost the layer takes no more turns
+        ("target", np.float64),  # at this load a descent ends
+        ("cost", np.float64),  # of the current placement
+        ("least_cost", np.float64),  # of the best placement
+        ("moved", np.int64),  # migrations of the best placement
+        ("most_moved", np.int64),  # migrations of the first descent at most
+        ("failures", np.int64),  # turns since the last better placement
+        ("left", np.bool_),  # whether the layer is not at its goal
+        ("fresh", np.bool_),  # whether it has had no turn
+    ]
+)
+
+
+class Layers(NamedTuple):
+    """Where all layers stand."""
+
+    load: npt.NDArray[np.float64]  # (layers, experts)
+    current: Experts  # (layers, slots) the local optimum that kicks start from
+    best: Experts  # (layers, slots)
+    rows: Any  # of `LAYER`, (layers,)
+    before: npt.NDArray[np.bool_]  # (layers, experts, devices) who held what; one layer where nothing was
+    ranked: npt.NDArray[np.int64]  # (layers, groups, experts of a group) the experts of every group by falling load
+    trace: npt.NDArray[np.float64]  # (steps, 2) gets migrations and largest load of every step of a descent
+    counts: bool  # whether migrations count
+    price: float  # of a migration
+
+
+@compiled
+def search_slice(
+    board: Board,
+    layers: Layers,
+    state: Any,
+    rng: Any,
+    log_values: Any,
+    log_iterations: Any,
+    budget: int,
+    target: float,
+    patience: int,
+) -> None:
+    """Let layers take turns, at most `budget` of them."""
+    standing = state[0]
+    counts = layers.counts
+    for _ in range(budget):
+        if standing.left == 0 or standing.total <= target or standing.logged == log_values.shape[0]:
+            return
+        layer = standing.layer
+        while not layers.rows[layer].left:
+            layer = (layer + 1) % layers.rows.shape[0]
+        standing.layer = (layer + 1) % layers.rows.shape[0]
+        row = layers.rows[layer]
+        standing.iterations += 1
+        w, slope, aim = layers.load[layer], row.slope, row.target
+        was = layers.before[layer if counts else 0]
+        copy_row(layers.current[layer], board.place)
+        if counts and row.fresh:
+            # What the first descent leaves of its share, all layers may take.
+            standing.spare += row.most_moved - row.moved
+        moved = np.int64(0)
+        for phase in range(3):
+            moved = settle(board, w, was)
+            if phase == 0 and not row.fresh:
+                if layers.price > 0.0 and row.failures % 2 == 1:
+                    # Where migrations cost, every other turn looks for as good a load at fewer of them.
+                    aim = max(aim, largest(board.load))
+                if board.regions.shape[0] > 2 and random_unit(rng) < GROUP_SHARE:
+                    exchange_groups(board, layers.ranked[layer], rng)
+                else:
+                    kick(board, w, was, rng)
+            elif phase == 1:
+                worth = layers.price / slope
+                allowed = row.moved + standing.spare
+                if row.fresh:
+                    allowed = row.most_moved
+                moved = descend(board, w, was, aim, moved, allowed, worth, counts, layers.trace)
+                if counts:
+                    go_back(board, w, was, aim, moved, worth)
+        load = largest(board.load)
+        cost = slope * max(load - row.limit, 0.0) + layers.price * moved
+        feasible = not counts or moved <= row.moved + standing.spare
+        failures = row.failures
+        best = row.least_cost
+        row.fresh = False
+        if feasible and cost < best - 1e-12 * abs(best):
+            standing.total += cost - best
+            standing.spare -= moved - row.moved
+            row.moved = moved
+            row.least_cost = cost
+            row.failures = 0
+            copy_row(board.place, layers.best[layer])
+            log_values[standing.logged] = standing.total
+            log_iterations[standing.logged] = standing.iterations
+            standing.logged += 1
+            if cost <= row.goal * (1.0 + 1e-12):
+                row.left = False
+                standing.left -= 1
+        else:
+            row.failures = failures + 1
+        slack = WORST_ACCEPTED * max(0, 2 * failures - patience) / patience
+        if feasible and cost <= max(row.cost, best * (1.0 + slack)):
+            row.cost = cost
+            copy_row(board.place, layers.current[layer])
+            standing.accepted += 1
+        elif failures >= patience:
+            row.failures = 0
+            row.cost = best
+            copy_row(layers.best[layer], layers.current[layer])
+            standing.restarts += 1
+
+
+@compiled
+def largest(load: Any) -> float:
+    """Return the largest of the loads, or 0."""
+    found = 0.0
+    for g in range(load.shape[0]):
+        found = max(found, load[g])
+    return found
+
+
+@compiled
+def copy_row(source: Any, target: Any) -> None:
+    """Copy an array of one dimension."""
+    for i in range(source.shape[0]):
+        target[i] = source[i]

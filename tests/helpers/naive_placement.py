@@ -1,0 +1,32 @@
+"""Placements written out from their definition in plain Python; shares no code with the package."""
+
+import itertools
+
+
+def placements(num_experts, slots, groups=None):
+    """Yield all placements as one set of experts for each device; `groups` are the number of groups and of nodes."""
+    for held in itertools.product(*(itertools.combinations(range(num_experts), count) for count in slots)):
+        if set().union(*held) == set(range(num_experts)) and (groups is None or grouped(held, num_experts, *groups)):
+            yield held
+
+
+def grouped(held, num_experts, num_groups, num_nodes):
+    """Return whether every group is on one node, and every node has as many groups."""
+    size, near = num_experts // num_groups, len(held) // num_nodes
+    nodes = [{e // size for each in held[n * near : (n + 1) * near] for e in each} for n in range(num_nodes)]
+    return all(len(node) == num_groups // num_nodes for node in nodes)
+
+
+def largest_load(held, load):
+    copies = [sum(e in each for each in held) for e in range(len(load))]
+    return max(sum(load[e] / copies[e] for e in each) for each in held)
+
+
+def migrations(held, before):
+    return sum(len(set(now) - set(old)) for now, old in zip(held, before, strict=True))
+
+
+def devices_of(row, slots):
+    """Return the experts of every device, given those of all slots."""
+    row = iter(row)
+    return [[next(row) for _ in range(count)] for count in slots]

@@ -1,0 +1,122 @@
+"""The search of placements, against brute force."""
+
+import numpy as np
+import pytest
+from naive_placement import devices_of, largest_load, migrations, placements
+
+import moe_search as ms
+
+# The two lines that the authors of EPLB give as an example.
+EPLB_LOADS = [
+    [90, 132, 40, 61, 104, 165, 39, 4, 73, 56, 183, 86],
+    [20, 107, 104, 64, 19, 197, 187, 157, 172, 86, 16, 27],
+]
+EPLB_MAP = [
+    [5, 6, 5, 7, 8, 4, 3, 4, 10, 9, 10, 2, 0, 1, 11, 1],
+    [7, 10, 6, 8, 6, 11, 8, 9, 2, 4, 5, 1, 5, 0, 3, 1],
+]
+
+
+def tiny(rng):
+    """Return a tiny layer, and all its placements."""
+    while True:
+        devices, experts = int(rng.integers(2, 5)), int(rng.integers(2, 7))
+        groups = None
+        if devices % 2 == 0 and experts % 2 == 0 and experts > 2 and rng.random() < 0.4:
+            groups = (4 if experts % 4 == 0 and rng.random() < 0.5 else 2, 2)
+        near = experts // (groups[1] if groups else 1)
+        slots = tuple(map(int, rng.integers(1, min(3, near) + 1, devices)))
+        parts = (slots[: devices // 2], slots[devices // 2 :]) if groups else (slots,)
+        if min(map(sum, parts)) >= near:
+            break
+    load = rng.integers(0, 50, experts) ** int(rng.integers(1, 3))
+    load[0] += 1
+    cluster = ms.Cluster(devices, slots, groups[1] if groups else 1)
+    every = list(placements(experts, slots, groups))
+    return ms.ExpertPlacement(load, cluster, groups[0] if groups else None), slots, every
+
+
+def solved(problem, optimum, iterations=4000):
+    close = optimum + 1e-9 * abs(optimum) + 1e-9
+    result = ms.solve(problem, stop=ms.AnyOf(ms.MaxIterations(iterations), ms.TargetValue(close)))
+    assert result.bound <= optimum * (1 + 1e-7) + 1e-9
+    assert result.value >= optimum - 1e-9 * abs(optimum) - 1e-9
+    return result.value <= close
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_optimal_on_250_tiny_layers_and_no_bound_is_above(seed):
+    rng = np.random.default_rng(seed)
+    for _ in range(250):
+        problem, _, every = tiny(rng)
+        load = problem.load[0].tolist()
+        optimum = min(largest_load(held, load) for held in every)
+        assert problem.load_bounds[0] <= optimum * (1 + 1e-12)
+        assert solved(problem, optimum), (load, problem)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_optimal_on_250_tiny_rebalancings(seed):
+    rng = np.random.default_rng(10 + seed)
+    failed = []
+    for n in range(250):
+        problem, slots, every = tiny(rng)
+        load, bound = problem.load[0].tolist(), problem.load_bounds[0]
+        old = every[rng.integers(len(every))]
+        options = ("budget", "tolerance", "transfer_cost")[n % 3]
+        given = (int(rng.integers(1, 4)), float(rng.choice([0.0, 0.02, 0.2])), 1 + 0.1 * sum(load) * rng.random())[
+            n % 3
+        ]
+
+        def cost(held, load=load, bound=bound, old=old, slots=slots, options=options, given=given):
+            largest, moved = largest_load(held, load), migrations(held, old)
+            if options == "budget":
+                return largest if moved <= given else np.inf
+            if options == "transfer_cost":
+                return largest + given * moved
+            return moved + sum(slots) * 1000 * max(0.0, largest / ((1 + given + 2e-9) * bound) - 1)
+
+        rebalancing = ms.Rebalancing(problem, [e for held in old for e in held], **{options: given})
+        placed = rebalancing.random_solution(rng)
+        assert rebalancing.value(placed) == pytest.approx(cost(devices_of(placed.physical_to_logical[0], slots)))
+        if not solved(rebalancing, min(map(cost, every))):
+            failed.append((load, problem, old, options, given))
+    assert failed == []
+
+
+def test_the_example_of_eplb_is_better_balanced_and_proved():
+    problem = ms.ExpertPlacement(EPLB_LOADS, ms.Cluster(8, 2, 2), num_groups=4)
+    result = ms.solve(problem, stop=ms.MaxIterations(4000))
+    assert result.value <= problem.value(EPLB_MAP)
+    assert ms.Result.from_json(result.to_json()).solution.physical_to_logical.tolist() == (
+        result.solution.physical_to_logical.tolist()
+    )
+    exact = ms.solve(problem, ms.PlacementCpSat(), ms.MaxRuntime(60.0))
+    assert exact.status == "optimal"
+    assert result.value == pytest.approx(exact.value, rel=1e-9)
+
+
+def test_a_budget_for_all_layers_goes_where_it_gains_most():
+    # Two migrations even out the second layer; in the first they gain next to nothing.
+    problem = ms.ExpertPlacement([[10, 9, 9, 10], [90, 80, 10, 20]], ms.Cluster(2, 2))
+    result = ms.solve(ms.Rebalancing(problem, [[0, 1, 2, 3], [0, 1, 2, 3]], budget=2), stop=ms.MaxIterations(100))
+    assert {each.layer for each in result.solution.transfers} == {1}
+    assert result.value == 19 + 100
+    assert result.status == "optimal"
+
+
+def test_slices_and_callbacks_change_nothing():
+    load = np.random.default_rng(1).lognormal(size=(3, 24))
+    problem, shown = ms.ExpertPlacement(load, ms.Cluster(6, 5)), []
+    result = ms.solve(problem, stop=ms.MaxIterations(500), on_improvement=shown.append)
+    again = ms.PlacementSearch().solve(problem, ms.MaxIterations(500))
+    assert result.solution.physical_to_logical.tolist() == again.solution.physical_to_logical.tolist()
+    assert [each.value for each in shown] == pytest.approx([problem.value(each.solution) for each in shown])
+    values = [value for _, value in result.history]
+    assert values == sorted(values, reverse=True)
+    start = ms.solve(problem, ms.LongestProcessingTime())
+    assert result.value <= start.value
+    warm = ms.solve(problem, stop=ms.MaxIterations(0), initial=result.solution)
+    assert warm.value == pytest.approx(result.value)
+    with pytest.raises(ValueError, match="cannot take this LinearAssignment: it solves ExpertPlacement and Reb"):
+        ms.PlacementSearch().solve(ms.random_linear(3, seed=0), ms.MaxIterations(1))
