@@ -25,7 +25,7 @@ FRUITLESS = 10
 SMALL = 0.02
 """Below this part of the loss, what a map changes is little."""
 
-COLUMN, WIDTH = 10, 100
+COLUMN, WIDTH = 10, 88
 """Where the text of a row begins, and where its lines end."""
 
 

@@ -187,7 +187,7 @@ def test_every_sentence_of_advice(make_run, sentences):
     assert (begun, len(summary.advice)) == (sentences, len(sentences))
     shown = str(summary)
     assert all(sentence in " ".join(shown.split()) for sentence in summary.advice)
-    assert max(map(len, shown.splitlines())) <= 100
+    assert max(map(len, shown.splitlines())) <= 88
     advice = shown[shown.index("\ntry ") + 1 :].splitlines()
     assert all(line.startswith(" " * 10) and line[10] != " " for line in advice[1:])
 
