@@ -25,6 +25,9 @@ FRUITLESS = 10
 SMALL = 0.02
 """Below this part of the loss, what a map changes is little."""
 
+SURE = 3.0
+"""A gain of more standard errors is hardly one by chance."""
+
 COLUMN, WIDTH = 10, 88
 """Where the text of a row begins, and where its lines end."""
 
@@ -220,18 +223,21 @@ def _of_fruitless(history: Sequence[SearchRecord], settings: Settings) -> Iterat
             "give the gate more slots than experts (num_slots), which makes grouping them a choice."
         )
         return
-    changed = max((number for number, record in enumerate(history, 1) if record.new_map), default=0)
+    changed = _last([record.new_map for record in history])
     since = [record for record in history[changed:] if record.value_before is not None]
     nothing = [record for record in since if record.outcome == "no improvement"]
     proved = sum(_proved(record) for record in nothing)
     searches = _searches(proved or len(nothing))
     best = f"the best, proved in {searches}" if proved else f"as good as any found in {searches}"
     fruitless = bool(since) and 2 * len(nothing) >= len(since)
+    if not fruitless:
+        # Among many refused maps, one that was taken may have been so by chance.
+        changed = _last([record.new_map and _sure(record) for record in history])
     if changed and since:
         step = history[changed - 1].step
         yield (
             f"The map was mended at step {step}, and since then "
-            f"{f'it is {best}' if fruitless else 'no other one held on a second batch'}: searches may end there, "
+            f"{f'it is {best}' if fruitless else 'hardly another one held on a second batch'}: searches may end there, "
             f"until={max(step, settings.period)}, or come less often, period={4 * settings.period}."
         )
     elif fruitless:
@@ -304,6 +310,16 @@ def _refused(history: Sequence[SearchRecord]) -> tuple[list[SearchRecord], list[
     refused = [record for record in history if record.outcome == "refused" and record.verified_gain is not None]
     worse = [record for record in refused if record.verified_gain <= 0]  # type: ignore[operator]
     return worse, [record for record in refused if record.verified_gain > 0]  # type: ignore[operator]
+
+
+def _sure(record: SearchRecord) -> bool:
+    gain, error = record.verified_gain, record.standard_error
+    return gain is not None and error is not None and gain > SURE * error
+
+
+def _last(holds: Sequence[bool]) -> int:
+    """Return the number, counted from 1, of the last search of which something holds; 0 if there is none."""
+    return max((number for number, one in enumerate(holds, 1) if one), default=0)
 
 
 def _found(record: SearchRecord) -> bool:

@@ -163,7 +163,7 @@ def still_gaining():
         (
             mended_and_refused,
             [
-                "The map was mended at step 2, and since then no other one held on a second batch: ",
+                "The map was mended at step 2, and since then hardly another one held on a second batch: ",
                 "Gains on the second batch were there but within 100 standard error",
             ],
         ),
@@ -190,6 +190,17 @@ def test_every_sentence_of_advice(make_run, sentences):
     assert max(map(len, shown.splitlines())) <= 88
     advice = shown[shown.index("\ntry ") + 1 :].splitlines()
     assert all(line.startswith(" " * 10) and line[10] != " " for line in advice[1:])
+
+
+@pytest.mark.parametrize(
+    ("errors", "text"), [(2.0, "Gains on the 80 samples "), (4.0, "The map was mended at step 2, ")]
+)
+def test_a_map_that_may_have_been_taken_by_chance_is_not_called_mended(errors, text):
+    search = contrary()
+    first, *_ = search.history
+    taken = replace(first, outcome="committed", verified_gain=errors * first.standard_error)
+    search.history = [taken, *search.history]
+    assert search.summary().advice[0].startswith(text)
 
 
 def test_experts_are_not_called_alike_where_maps_that_were_found_change_the_loss():
