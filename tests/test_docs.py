@@ -41,8 +41,16 @@ def test_training(capsys):
     pytest.importorskip("lightning")
     pytest.importorskip("transformers")
     scope = run("training.md")
-    assert [record.step for record in scope["search"].history] == [4, 8, 12]
-    assert capsys.readouterr().out.count("4 searches") == 2
+    assert [record.step for record in scope["search"].history] == [8, 16, 24, 32]
+    reports = r"^(.*): test loss ([\d.]+), (\d) searches, new map at (\[.*\])$"
+    shown = re.findall(reports, page("training.md"), flags=re.MULTILINE)
+    printed = re.findall(reports, capsys.readouterr().out, flags=re.MULTILINE)
+    assert [(name, *counts) for name, _, *counts in printed] == [(name, *counts) for name, _, *counts in shown]
+    assert [float(loss) for _, loss, *_ in printed] == pytest.approx([float(loss) for _, loss, *_ in shown], rel=0.25)
+    losses = {name: float(loss) for name, loss, *_ in printed}
+    assert max(losses[name] for name in ("with search", "Lightning", "Transformers")) < losses["gradient alone"] / 5
+    code = "\n".join(re.findall(r"```(?:python|{.*} python)\n(.*?)```", page("training.md"), flags=re.DOTALL))
+    assert max(map(len, code.splitlines())) <= 88
 
 
 def test_refused():

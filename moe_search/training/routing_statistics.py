@@ -54,6 +54,8 @@ class RoutingSummary:
     >>> summary = statistics.summary()
     >>> summary.num_samples, summary.mean_experts, summary.dead_experts.tolist()
     (6, 1.0, [])
+    >>> summary
+    RoutingSummary(num_samples=6, num_experts=3, mean_experts=1, max_load=1, num_dead=0, k=None)
     """
 
     num_samples: int
@@ -78,6 +80,13 @@ class RoutingSummary:
     def dead_experts(self) -> Tensor:
         """The experts without any sample, int64, in order."""
         return (self.load == 0).nonzero().flatten()
+
+    def __repr__(self) -> str:
+        n, total = len(self.load), int(self.load.sum())
+        return (
+            f"RoutingSummary(num_samples={self.num_samples}, num_experts={n}, mean_experts={self.mean_experts:.3g},"
+            f" max_load={int(self.load.max()) * n / max(total, 1):.3g}, num_dead={len(self.dead_experts)}, k={self.k})"
+        )
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the shares of every expert in load and importance, and the even share.

@@ -169,6 +169,14 @@ def test_the_table_shows_every_expert_and_names_the_dead():
     assert "1,200 samples, 2.00 experts a sample; dead experts: 1; entropy 0.562 nats a sample, 0.562" in shown
 
 
+def test_the_repr_is_short():
+    statistics = RoutingStatistics()
+    statistics.update(hand([[0.25, 0.0, 0.75]] * 1200), ExpertMap(3))
+    assert repr(statistics.summary()) == (
+        "RoutingSummary(num_samples=1200, num_experts=3, mean_experts=2, max_load=1.5, num_dead=1, k=None)"
+    )
+
+
 def test_the_plot_shows_the_shares_of_every_expert():
     statistics = RoutingStatistics()
     statistics.update(hand([[0.25, 0.0, 0.75]] * 1200), ExpertMap(3))

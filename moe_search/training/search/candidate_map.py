@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any, Literal, TypeAlias
@@ -74,6 +75,9 @@ class SearchRecord:
     loads : tuple of int or None
         Number of searched samples with weight on a slot of each expert, once for each such slot, under the map that
         the search left.
+    dead_experts : tuple of int or None
+        The experts without a sample in the last searches under that map; None if their samples are too few to tell,
+        that is, if they might well miss an expert with a tenth of the mean load.
 
     Examples
     --------
@@ -110,16 +114,12 @@ class SearchRecord:
     load_limit: float | tuple[float, ...] | None = None
     value_shifted: float | None = None
     loads: tuple[int, ...] | None = None
+    dead_experts: tuple[int, ...] | None = None
 
     @property
     def new_map(self) -> bool:
         """Whether the search changed the map."""
         return self.outcome in ("committed", "enforced")
-
-    @property
-    def dead_experts(self) -> tuple[int, ...]:
-        """The experts without a sample of those searched on."""
-        return tuple(e for e, load in enumerate(self.loads or ()) if load == 0)
 
     @property
     def max_load(self) -> float | None:
@@ -131,13 +131,15 @@ class SearchRecord:
         """Return what loggers of training curves take.
 
         ``search/outcome`` is 1 if the search changed the map, else 0, and ``search/gain`` the verified decrease of the
-        loss by that change. ``load/max`` is the largest load of an expert in multiples of the mean, and ``load/dead``
-        the number of experts without a sample; they are left out where the search looked at no samples.
+        loss by that change. ``load/max`` is the largest load of an expert in multiples of the mean, left out where the
+        search looked at no samples, and ``load/dead`` the number of `dead_experts`, left out where these are not known.
         """
         gain = self.verified_gain if self.new_map and self.verified_gain is not None else 0.0
         metrics = {"search/outcome": float(self.new_map), "search/gain": gain}
         if self.max_load is not None:
-            metrics |= {"load/max": self.max_load, "load/dead": float(len(self.dead_experts))}
+            metrics["load/max"] = self.max_load
+        if self.dead_experts is not None:
+            metrics["load/dead"] = float(len(self.dead_experts))
         return metrics
 
     def to_dict(self) -> dict[str, Any]:
@@ -152,6 +154,35 @@ class SearchRecord:
         require_keys("a search record", {**defaults, **values}, [field.name for field in fields(cls)])
         tuples = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
         return cls(**{**values, **tuples})
+
+
+MISSED = 0.01
+"""An expert with a tenth of the mean load is called dead with at most this probability."""
+
+
+def enough_to_tell_the_dead(history: Sequence[SearchRecord]) -> list[SearchRecord]:
+    """Return the last searches under the present map, as many as tell dead experts from rare ones; [] if too few.
+
+    Of n experts, one with a tenth of the mean load gets none of L slots with weight with probability
+    ``(1 - 1 / (10 n))**L``, which is at most `MISSED` for ``L >= 10 n log(1 / MISSED)``.
+    """
+    enough: list[SearchRecord] = []
+    slots = 0
+    for record in reversed(history):
+        if record.loads:
+            enough.append(record)
+            slots += sum(record.loads)
+            if slots >= 10 * len(record.loads) * math.log(1 / MISSED):
+                return enough
+        if record.new_map:
+            break
+    return []
+
+
+def experts_without_a_sample(searches: Sequence[SearchRecord]) -> tuple[int, ...] | None:
+    """Return the experts that no sample of some searches went to; None if there are no searches."""
+    loads = [record.loads for record in searches if record.loads]
+    return tuple(np.flatnonzero(np.sum(loads, 0) == 0).tolist()) if loads else None
 
 
 ROUNDING = 1e-9

@@ -37,6 +37,8 @@ from moe_search.training.search.candidate_map import (
     SearchRecord,
     Underway,
     at_once,
+    enough_to_tell_the_dead,
+    experts_without_a_sample,
     find_candidate,
     on_thread,
 )
@@ -624,6 +626,9 @@ class PermutationSearch:
             assert permutation is not None
             self._tasks.expert_map.assign_permutation(permutation)
             record = replace(record, loads=candidate.loads)
+        if record.loads:
+            dead = experts_without_a_sample(enough_to_tell_the_dead([*self.history, record]))
+            record = replace(record, dead_experts=dead)
         record = replace(record, seconds=searched.seconds + time.perf_counter() - start)
         self._record(record)
         if self._on_search is not None and found is not None:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import statistics
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from moe_search.training.search.candidate_map import ROUNDING, Outcome, SearchRecord
+from moe_search.training.search.candidate_map import (
+    ROUNDING,
+    Outcome,
+    SearchRecord,
+    enough_to_tell_the_dead,
+    experts_without_a_sample,
+)
 from moe_search.training.search.load_limit import LoadLimit
 
 FRUITLESS = 10
@@ -16,6 +24,12 @@ FRUITLESS = 10
 
 SMALL = 0.02
 """Below this part of the loss, what a map changes is little."""
+
+SURE = 3.0
+"""A gain of more standard errors is hardly one by chance."""
+
+COLUMN, WIDTH = 10, 88
+"""Where the text of a row begins, and where its lines end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +65,10 @@ class SearchSummary:
     forecast, verified : float or None
         Mean gain that the solver promised and mean gain on the second batch, over the searches that were verified.
     dead_experts : tuple of int or None
-        The experts without a sample, of those of the last search, under the map that it left. None if nothing was
-        looked at.
+        The experts without a sample in the last searches, under the map that they left. None if their samples are too
+        few to tell, as in a `SearchRecord`.
     max_load : float or None
-        The largest load of an expert there, in multiples of the mean.
+        The largest load of an expert in the last search, in multiples of the mean. None if no sample was looked at.
     slots_per_sample : float or None
         How many slots a sample has weight on there, for each task.
     k : int or None
@@ -111,7 +125,7 @@ class SearchSummary:
             refused_unsure=len(unsure),
             forecast=_mean([record.gain for record in verified]),
             verified=_mean([record.verified_gain for record in verified]),
-            dead_experts=None if last is None else last.dead_experts,
+            dead_experts=experts_without_a_sample(enough_to_tell_the_dead(history)),
             max_load=None if last is None else last.max_load,
             slots_per_sample=None if last is None else _slots(last, settings),
             k=settings.k,
@@ -125,27 +139,36 @@ class SearchSummary:
         """Return a few lines of text."""
         outcomes = ", ".join(f"{count} {name}" for name, count in self.outcomes)
         rows = {"searches": f"{self.searches} in {self.steps} steps" + (f": {outcomes}" if outcomes else "")}
-        rows["found"] = f"a better map in {self.found} of {self.searches}"
+        rows["found"] = f"a better map, on its own samples, in {self.found} of {self.searches}"
         if self.refused_worse + self.refused_unsure:
             rows["refused"] = (
-                f"{self.refused_worse} as the second batch lost by the map, "
-                f"{self.refused_unsure} as its gain was within the standard error"
+                f"{self.refused_worse} did not lower the loss of a second batch, "
+                f"{self.refused_unsure} lowered it by too little to be sure"
             )
         if self.forecast is not None:
             rows["gain"] = f"{self.forecast:.4g} forecast, {self.verified:.4g} verified on a second batch, in the mean"
-        if self.dead_experts is not None:
-            dead = ", ".join(map(str, self.dead_experts)) or "none"
+        if self.max_load is not None:
+            known = self.dead_experts is not None
+            dead = (", ".join(map(str, self.dead_experts or ())) or "none") if known else "too few samples to tell"
             of_k = "" if self.k is None else f" for k = {self.k}"
             rows["load"] = (
-                f"{self.max_load:.3g} times the mean at most; experts without a sample: {dead}; "
+                f"{self.max_load:.3g} times the mean at most; dead experts: {dead}; "
                 f"{self.slots_per_sample:.2f} slots a sample{of_k}"
             )
         rows["time"] = (
             f"{self.seconds:.3g} s that training waited, {self.seconds_solving:.3g} s of the solver, "
             f"{self.compile_seconds:.3g} s of compilation"
         )
-        lines = [f"{name:<9} {text}" for name, text in rows.items()]
-        return "\n".join(lines + [f"{'try' if not i else '':<9} {text}" for i, text in enumerate(self.advice)])
+        lines = [_row(name, text) for name, text in rows.items()]
+        return "\n".join(lines + [_row("" if i else "try", text) for i, text in enumerate(self.advice)])
+
+
+def _row(name: str, text: str) -> str:
+    """Return the name and, in a column beside it, the text."""
+    begin, indent = f"{name:<{COLUMN}}", " " * COLUMN
+    return textwrap.fill(
+        text, WIDTH, initial_indent=begin, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def fruitless_for_the_first_time(history: Sequence[SearchRecord]) -> bool:
@@ -193,32 +216,45 @@ def _of_fruitless(history: Sequence[SearchRecord], settings: Settings) -> Iterat
     if not solved:
         return
     change = statistics.median(_relative(record, record.value_shifted) for record in solved)
-    if change < SMALL:
+    if max(change, *(_relative(record, record.value_found) for record in solved)) < SMALL:
         yield (
             f"Experts are alike: giving every slot the next expert changes the loss by {change:.1%}, and a permutation "
             "of equal experts does nothing. Search once they differ (start later, or from pre-trained experts), or "
             "give the gate more slots than experts (num_slots), which makes grouping them a choice."
         )
         return
-    nothing = [record for record in solved if record.outcome == "no improvement"]
-    if 2 * len(nothing) >= len(solved):
-        proved = sum(_proved(record) for record in nothing)
+    changed = _last([record.new_map for record in history])
+    since = [record for record in history[changed:] if record.value_before is not None]
+    nothing = [record for record in since if record.outcome == "no improvement"]
+    proved = sum(_proved(record) for record in nothing)
+    searches = _searches(proved or len(nothing))
+    best = f"the best, proved in {searches}" if proved else f"as good as any found in {searches}"
+    fruitless = bool(since) and 2 * len(nothing) >= len(since)
+    if not fruitless:
+        # Among many refused maps, one that was taken may have been so by chance.
+        changed = _last([record.new_map and _sure(record) for record in history])
+    if changed and since:
+        step = history[changed - 1].step
         yield (
-            f"The map is {'the best, proved in' if proved else 'as good as any found in'} "
-            f"{_searches(proved or len(nothing))}, while giving every slot the next expert changes the loss by "
-            f"{'over ' if change > 10 else ''}{min(change, 10):.0%}: nothing is wrong, gate and experts were trained "
-            "under it. A search pays where experts come from elsewhere, or grouping slots is a choice, by more slots "
-            f"than experts (num_slots); here a longer period={4 * settings.period} costs less."
+            f"The map was mended at step {step}, and since then "
+            f"{f'it is {best}' if fruitless else 'hardly another one held on a second batch'}: searches may end there, "
+            f"until={max(step, settings.period)}, or come less often, period={4 * settings.period}."
         )
-        if not proved:
-            yield "Whether a longer search finds more, stop=MaxRuntime(1.0) tells."
-    worse, unsure = _refused(history)
+    elif fruitless:
+        yield (
+            f"The map is {best}, while giving every slot the next expert {_changes(change)}: nothing is wrong, gate "
+            "and experts were trained under it. A search pays where experts come from elsewhere, or grouping slots is "
+            f"a choice, by more slots than experts (num_slots); here a longer period={4 * settings.period} costs less."
+        )
+    if fruitless and not proved:
+        yield "Whether a longer search finds more, stop=MaxRuntime(1.0) tells."
+    worse, unsure = _refused(history[changed:])
     if len(worse) > len(unsure):
         limited = " and a larger max_samples" if settings.max_samples else ""
         yield (
             f"Gains on the {worse[-1].num_samples} samples searched did not come back on the second batch: the maps "
             f"fit the noise of few samples. Search on more, batches={4 * settings.batches}{limited}, or on a whole "
-            "data set by search_batches."
+            "data set by search_batches; if that is refused too, there is nothing to gain."
         )
     elif unsure:
         gain = _mean([record.verified_gain for record in unsure]) or 0.0
@@ -238,13 +274,14 @@ def _of_fruitless(history: Sequence[SearchRecord], settings: Settings) -> Iterat
 
 
 def _of_loads(history: Sequence[SearchRecord], settings: Settings) -> Iterator[str]:
-    last = next((record for record in reversed(history) if record.max_load is not None), None)
-    if last is not None and last.dead_experts:
-        one = len(last.dead_experts) == 1
+    enough = enough_to_tell_the_dead(history)
+    if dead := experts_without_a_sample(enough):
+        searches = "search" if len(enough) == 1 else f"{len(enough)} searches"
         yield (
-            f"Expert{'' if one else 's'} {', '.join(map(str, last.dead_experts))} got none of the {last.num_samples} "
-            "samples last searched on, and a map only changes which experts these are, where every expert has one "
-            "slot: balance the gate, by load_balancing_loss or LossFreeBalancing."
+            f"Expert{'' if len(dead) == 1 else 's'} {', '.join(map(str, dead))} got none of the "
+            f"{sum(record.num_samples for record in enough)} samples of the last {searches}, and a map only changes "
+            "which experts these are, where every expert has one slot: balance the gate, by load_balancing_loss or "
+            "LossFreeBalancing."
         )
     if settings.load_limit is not None:
         asked = np.asarray(settings.load_limit)
@@ -275,6 +312,16 @@ def _refused(history: Sequence[SearchRecord]) -> tuple[list[SearchRecord], list[
     return worse, [record for record in refused if record.verified_gain > 0]  # type: ignore[operator]
 
 
+def _sure(record: SearchRecord) -> bool:
+    gain, error = record.verified_gain, record.standard_error
+    return gain is not None and error is not None and gain > SURE * error
+
+
+def _last(holds: Sequence[bool]) -> int:
+    """Return the number, counted from 1, of the last search of which something holds; 0 if there is none."""
+    return max((number for number, one in enumerate(holds, 1) if one), default=0)
+
+
 def _found(record: SearchRecord) -> bool:
     return record.gain is not None and record.gain > ROUNDING * abs(record.value_before or 0.0)
 
@@ -285,9 +332,15 @@ def _proved(record: SearchRecord) -> bool:
 
 def _relative(record: SearchRecord, value: float | None) -> float:
     assert record.value_before is not None
-    if value is None or not record.value_before:
+    if value is None or value == record.value_before:
         return 0.0
-    return abs(value - record.value_before) / abs(record.value_before)
+    return abs(value - record.value_before) / abs(record.value_before) if record.value_before else math.inf
+
+
+def _changes(change: float) -> str:
+    if change <= 1:
+        return f"changes the loss by {change:.0%}"
+    return f"changes the loss by a factor of {'more than 100' if change > 100 else round(1 + change)}"
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

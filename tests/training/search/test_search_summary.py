@@ -46,23 +46,37 @@ def alike():
     return run(setting, 4)
 
 
-def dead():
+def dead(steps):
     setting = make("hash")
     setting.moe.gate.table.fill_(1)
     setting.scramble()
-    return run(setting, 2)
+    return run(setting, steps)
 
 
-def raised_limit():
+def raised_limit(limit):
     setting = make("hash", n=2, m=4)
     setting.moe.gate.table.fill_(1)
-    return run(setting, 2, load_limit=1.25)
+    return run(setting, 2, load_limit=limit)
 
 
-def raised_limits():
-    setting = make("hash", n=2, m=4)
-    setting.moe.gate.table.fill_(1)
-    return run(setting, 2, load_limit=(1.0, 1.25))
+def mended(gate):
+    """The first search finds the map again; two others find nothing better."""
+    setting = make(gate)
+    setting.scramble()
+    return run(setting, 6)
+
+
+def mended_and_refused():
+    """As before, but the map is scrambled again, and no gain is sure enough any more."""
+    setting = make("top-2")
+    setting.scramble()
+    state = run(setting, 2).state_dict()
+    setting.scramble(1)
+    search = searching(setting, period=2, confidence=100.0)
+    search.load_state_dict(state)
+    for i in range(4):
+        step(search, setting, 48 * (i % 2), 48 * (i % 2) + 48)
+    return search
 
 
 @pytest.mark.filterwarnings("ignore:the search at step")
@@ -126,24 +140,43 @@ def still_gaining():
             ["Gains on the 80 samples searched did not ", "The head behind the layer is not affine, "],
         ),
         (unsure, ["Gains on the second batch were there but within 100 standard error"]),
+        (lambda: dead(2), ["The map is the best, proved in 1 search, "]),
         (
-            dead,
+            lambda: dead(8),
             [
-                "The map is the best, proved in 1 search, ",
-                "Experts 0, 2, 3 got none of the 48 samples last searched on, ",
+                "The map is the best, proved in 4 searches, ",
+                "Experts 0, 2, 3 got none of the 192 samples of the last 4 searches, ",
             ],
         ),
         (
-            raised_limit,
+            lambda: mended("top-2"),
+            [
+                "The map was mended at step 2, and since then it is as good as any found in 2 searches: searches may "
+                "end there, until=2, or come less often, period=8.",
+                "Whether a longer search finds more, ",
+            ],
+        ),
+        (
+            lambda: mended("hash"),
+            ["The map was mended at step 2, and since then it is the best, proved in 2 searches: "],
+        ),
+        (
+            mended_and_refused,
+            [
+                "The map was mended at step 2, and since then hardly another one held on a second batch: ",
+                "Gains on the second batch were there but within 100 standard error",
+            ],
+        ),
+        (
+            lambda: raised_limit(1.25),
             [
                 "Gains on the 48 samples searched did not ",
-                "Expert 1 got none of ",
                 "No map was found within load_limit in 1 search, it was raised to 2 ",
             ],
         ),
         (
-            raised_limits,
-            ["Expert 0 got none of ", "No map was found within load_limit in 1 search, it was raised to 1.6 times it "],
+            lambda: raised_limit((1.0, 1.25)),
+            ["No map was found within load_limit in 1 search, it was raised to 1.6 times it "],
         ),
         (still_gaining, ["The last search still found a gain and no other is due: let them go on beyond until=2."]),
     ],
@@ -152,7 +185,64 @@ def test_every_sentence_of_advice(make_run, sentences):
     summary = make_run().summary()
     begun = [text[: len(start)] for text, start in zip(summary.advice, sentences, strict=False)]
     assert (begun, len(summary.advice)) == (sentences, len(sentences))
-    assert all(sentence in str(summary) for sentence in summary.advice)
+    shown = str(summary)
+    assert all(sentence in " ".join(shown.split()) for sentence in summary.advice)
+    assert max(map(len, shown.splitlines())) <= 88
+    advice = shown[shown.index("\ntry ") + 1 :].splitlines()
+    assert all(line.startswith(" " * 10) and line[10] != " " for line in advice[1:])
+
+
+@pytest.mark.parametrize(
+    ("errors", "text"), [(2.0, "Gains on the 80 samples "), (4.0, "The map was mended at step 2, ")]
+)
+def test_a_map_that_may_have_been_taken_by_chance_is_not_called_mended(errors, text):
+    search = contrary()
+    first, *_ = search.history
+    taken = replace(first, outcome="committed", verified_gain=errors * first.standard_error)
+    search.history = [taken, *search.history]
+    assert search.summary().advice[0].startswith(text)
+
+
+def test_experts_are_not_called_alike_where_maps_that_were_found_change_the_loss():
+    search = contrary()
+    search.history = [replace(record, value_shifted=record.value_before) for record in search.history]
+    assert search.summary().advice[0].startswith("Gains on the 80 samples ")
+    search.history = [replace(record, value_found=0.99 * record.value_before) for record in search.history]
+    assert search.summary().advice[0].startswith("Experts are alike: ")
+
+
+def test_dead_experts_are_told_from_rare_ones_by_enough_samples_under_the_present_map():
+    # An expert with a tenth of the mean load of two, 1 sample of 20, is missed by 92 of them with probability 0.9 %.
+    assert 0.95**91 < 0.01 < 0.95**89
+
+    def summary(*searches):
+        outcomes = {"new": "committed", "old": "refused", "none": "not finite"}
+        search = searching(make("hash"), period=1)
+        search.history = [
+            SearchRecord(step=1, outcome=outcomes[which], loads=loads, num_samples=sum(loads or ()))
+            for which, loads in searches
+        ]
+        return search.summary()
+
+    assert summary(("old", (92, 0))).dead_experts is None
+    assert "dead experts: too few samples to tell" in " ".join(str(summary(("old", (92, 0)))).split())
+    assert summary(("old", (93, 0))).dead_experts == (1,)
+    assert summary(("old", (50, 0)), ("none", None), ("old", (50, 0))).dead_experts == (1,)
+    assert summary(("old", (49, 1)), ("old", (50, 0))).dead_experts == ()
+    assert summary(("old", (50, 0)), ("new", (50, 0))).dead_experts is None
+    assert summary(("new", (50, 0)), ("old", (50, 0))).dead_experts == (1,)
+    assert summary(("old", (49, 1)), ("old", (93, 0))).dead_experts == (1,)
+
+
+@pytest.mark.parametrize(
+    ("shifted", "text"),
+    [(1.5, "changes the loss by 50%: "), (14.0, "by a factor of 14: "), (1e9, "by a factor of more than 100: ")],
+)
+def test_how_much_the_next_expert_changes(shifted, text):
+    search = run(make("hash"), 2)
+    [record] = search.history
+    search.history = [replace(record, value_shifted=shifted * record.value_before)]
+    assert text in search.summary().advice[0]
 
 
 def test_the_number_of_samples_that_would_tell():
@@ -191,26 +281,27 @@ def test_slots_a_sample_against_k(gate, k):
     summary = search.summary()
     assert summary.slots_per_sample == pytest.approx(float((searched > 0).sum()) / 48)
     assert summary.k == k
-    assert f"{summary.slots_per_sample:.2f} slots a sample" + (f" for k = {k}" if k else "") in str(summary)
+    expected = f"{summary.slots_per_sample:.2f} slots a sample" + (f" for k = {k}" if k else "")
+    assert expected in " ".join(str(summary).split())
 
 
 def test_loads_are_those_of_the_map_that_the_search_left():
     setting = make("hash", n=2, m=4, samples=60)
     setting.scramble(1)
     search = searching(setting, period=2)
-    for _ in range(2):
-        record = step(search, setting)
-    assert record.outcome == "committed"
+    for _ in range(4):
+        step(search, setting)
+    first, second = search.history
+    assert (first.outcome, second.outcome) == ("committed", "no improvement")
     experts = setting.expert_map.experts[0][setting.moe.gate.table[setting.ids]]
-    assert list(record.loads) == torch.bincount(experts, minlength=2).tolist()
-    metrics = record.metrics()
-    assert metrics["load/max"] == pytest.approx(max(record.loads) / 30)
-    assert metrics == {
+    assert list(first.loads) == list(second.loads) == torch.bincount(experts, minlength=2).tolist()
+    expected = {
         "search/outcome": 1.0,
-        "search/gain": record.verified_gain,
-        "load/max": record.max_load,
-        "load/dead": 0.0,
+        "search/gain": first.verified_gain,
+        "load/max": pytest.approx(max(first.loads) / 30),
     }
+    assert first.metrics() == expected  # 60 samples are too few to call an expert dead
+    assert second.metrics() == {**expected, "search/outcome": 0.0, "search/gain": 0.0, "load/dead": 0.0}
     idle = SearchRecord(step=1, outcome="not finite", num_samples=3)
     assert idle.metrics() == {"search/outcome": 0.0, "search/gain": 0.0}
 
@@ -260,9 +351,9 @@ def test_records_of_an_earlier_version_are_read():
     setting = make("hash")
     record = step(searching(setting, period=1), setting)
     saved = record.to_dict()
-    for name in ("value_shifted", "loads"):
+    for name in ("value_shifted", "loads", "dead_experts"):
         del saved[name]
-    assert SearchRecord.from_dict(saved) == replace(record, value_shifted=None, loads=None)
+    assert SearchRecord.from_dict(saved) == replace(record, value_shifted=None, loads=None, dead_experts=None)
 
 
 def test_the_summary_of_a_run_taken_up_is_that_of_the_whole():
