@@ -60,3 +60,9 @@ def test_the_api_lists_every_name_that_no_package_has():
 def test_every_benchmark_is_on_its_page():
     results = {path.name for path in (ROOT / "bench" / "results").glob("*.md")}
     assert results == set(re.findall(r"bench/results/(\w+\.md)", page("benchmarks.md")))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.name)
+def test_code_is_not_wider_than_a_page(path):
+    blocks = re.findall(r"^```(?:python|console|sh|text)\n(.*?)^```", page(path.name), flags=re.DOTALL | re.MULTILINE)
+    assert [line for block in blocks for line in block.splitlines() if len(line) > 80] == []

@@ -248,17 +248,23 @@ class Result:
         matplotlib Axes
         """
         import matplotlib.pyplot as plt
+        from matplotlib.ticker import NullFormatter
 
         if ax is None:
             ax = plt.subplots()[1]
             ax.set_title(self.outcome())
-        seconds = [max(point.seconds, LEAST_DRAWN_SECONDS) for point in self.trajectory] + [self.runtime]
+        times = (*(point.seconds for point in self.trajectory), self.runtime)
+        seconds = [max(each, LEAST_DRAWN_SECONDS) for each in times]
         values = [point.value for point in self.trajectory] + [self.value]
         # The name is enough in a legend: the parameters of some solvers are longer than a picture is wide.
         ax.step(seconds, values, where="post", label=self.solver.split("(")[0])
         if self.bound is not None:
             ax.axhline(self.bound, linestyle="--", color="0.5", label="bound")
         ax.set_xscale("log")
+        # Whole decades, and only these are labelled: within one, labels would stand upon one another.
+        first, last = math.floor(math.log10(ax.dataLim.minposx)), math.ceil(math.log10(ax.dataLim.xmax))
+        ax.set_xlim(10.0**first, 10.0 ** max(last, first + 1))
+        ax.xaxis.set_minor_formatter(NullFormatter())
         ax.set_xlabel("seconds")
         ax.set_ylabel("value of the incumbent")
         ax.legend()
