@@ -65,20 +65,18 @@ def bench(
     suite: Annotated[str, typer.Option(help="small, medium or qaplib.")] = "small",
     solver: Annotated[
         list[str] | None,
-        typer.Option(help="Solver by name, as in --solver TabuSearch; may be repeated. [default: all]", metavar="NAME"),
+        typer.Option(help="Solver by name, as in --solver TabuSearch; repeatable. [default: all]", metavar="NAME"),
     ] = None,
     dataset: Annotated[
         list[str] | None,
         typer.Option(
-            help="Data set, as in --dataset 'random-quadratic[size=30]'; may be repeated. [default: those of the suite]",
+            help="Data set, as in --dataset 'random-quadratic[size=30]'; repeatable. [default: those of the suite]",
             metavar="NAME",
         ),
     ] = None,
     solver_file: Annotated[
         list[Path] | None,
-        typer.Option(
-            help="File with a solver of your own, or a solver file of benchopt; may be repeated.", metavar="FILE"
-        ),
+        typer.Option(help="File with a solver of your own, or a solver file of benchopt; repeatable.", metavar="FILE"),
     ] = None,
     repetitions: Annotated[
         int | None, typer.Option(help="Runs of each solver on each data set. [default: those of the suite]")
