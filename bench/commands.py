@@ -65,17 +65,18 @@ def bench(
     suite: Annotated[str, typer.Option(help="small, medium or qaplib.")] = "small",
     solver: Annotated[
         list[str] | None,
-        typer.Option(help="Solver by name, as in --solver TabuSearch; may be repeated. [default: all]"),
+        typer.Option(help="Solver by name, as in --solver TabuSearch; repeatable. [default: all]", metavar="NAME"),
     ] = None,
     dataset: Annotated[
         list[str] | None,
         typer.Option(
-            help="Data set, as in --dataset 'random-quadratic[size=30]'; may be repeated. [default: those of the suite]"
+            help="Data set, as in --dataset 'random-quadratic[size=30]'; repeatable. [default: those of the suite]",
+            metavar="NAME",
         ),
     ] = None,
     solver_file: Annotated[
         list[Path] | None,
-        typer.Option(help="File with a solver of your own, or a solver file of benchopt; may be repeated."),
+        typer.Option(help="File with a solver of your own, or a solver file of benchopt; repeatable.", metavar="FILE"),
     ] = None,
     repetitions: Annotated[
         int | None, typer.Option(help="Runs of each solver on each data set. [default: those of the suite]")
@@ -148,8 +149,13 @@ def _print_experiments(asked: bool) -> None:
 def experiment(
     name: Annotated[
         str,
-        typer.Argument(help="Which one; see --list.", metavar="NAME", autocompletion=lambda incomplete: list(HOMES)),
-    ],
+        typer.Argument(
+            help="Which one; see --list.",
+            metavar="NAME",
+            show_default=False,
+            autocompletion=lambda incomplete: list(HOMES),
+        ),
+    ] = "",
     show_list: Annotated[
         bool,
         typer.Option(
@@ -190,7 +196,8 @@ def report(
         Path | None,
         typer.Argument(
             help="The --output of an experiment, or a folder of several. [default: moe-search-experiments, where "
-            "experiments go, those of --smoke too]"
+            "experiments go, those of --smoke too]",
+            metavar="FOLDER",
         ),
     ] = None,
     page: Annotated[

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 REDRAWN_EVERY = 0.2
+GUTTER, LEAST_BAR = 2, 10
+"""Columns between what stands on a terminal, and those of the bar: the last numbers give way to it."""
 FIRST_LINE_AFTER, LINE_GROWTH = 1.0, 0.1
 """Lines in a file come after a second, then every second, and later after a tenth of the time that has passed."""
 
@@ -65,7 +67,7 @@ class _Watched:
         gap = relative_gap(value, bound) if has_value else None
         limit = f" / {self.limit:g}" if math.isfinite(self.limit) else ""
         return {
-            "time": "compiling" if self.run.clock.compiles() else f"{self.run.clock.seconds():.1f}{limit} s",
+            "time": "compiling or loading" if self.run.clock.compiles() else f"{self.run.clock.seconds():.1f}{limit} s",
             "value": format_number(value) if has_value else "-",
             "bound": "-" if bound is None else format_number(bound),
             "gap": "-" if gap is None else format_gap(gap),
@@ -86,11 +88,15 @@ def _bar(watched: _Watched, console: Console) -> Iterator[None]:
     from rich.live import Live
     from rich.progress_bar import ProgressBar
     from rich.table import Table
+    from rich.text import Text
 
     def line() -> RenderableType:
         time, *parts, (_, iterations) = watched.standing().items()
-        texts = [time[1], *(f"[dim]{name}[/dim] {text}" for name, text in parts), f"{iterations} iterations"]
-        row = Table.grid(padding=(0, 2, 0, 0), expand=True)
+        labelled = [time[1], *(f"[dim]{name}[/dim] {text}" for name, text in parts), f"{iterations} iterations"]
+        texts = [Text.from_markup(each) for each in labelled]
+        while LEAST_BAR + sum(GUTTER + text.cell_len for text in texts) + GUTTER > console.width and len(texts) > 1:
+            texts.pop()
+        row = Table.grid(padding=(0, GUTTER, 0, 0), expand=True)
         row.add_column(ratio=1)
         for _ in texts:
             row.add_column(no_wrap=True, justify="right")

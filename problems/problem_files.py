@@ -20,6 +20,7 @@ from moe_search.problems.qaplib import read_qaplib
 from moe_search.problems.quadratic import QuadraticAssignment
 
 SUFFIXES = (".dat", ".npz", ".csv")
+KINDS = (LinearAssignment, PairwiseAssignment, QuadraticAssignment, MixtureAssignment)
 
 
 def read_problem(path: str | os.PathLike[str]) -> PermutationProblem:
@@ -71,13 +72,12 @@ def _read_table(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
     lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     if not any(line.strip() for line in lines):
         raise ValueError("it is empty")
+    # Integers beyond 64 bits are refused: as floats they would lose digits.
+    dtype = np.float64 if set(".eE") & set("".join(lines)) else np.int64
     try:
-        return np.loadtxt(lines, dtype=np.int64, delimiter=",", ndmin=2, comments=None)
-    except ValueError:
-        # Integers beyond 64 bits would lose digits as floats.
-        if not set(".eE") & set("".join(lines)):
-            raise
-        return np.loadtxt(lines, dtype=np.float64, delimiter=",", ndmin=2, comments=None)
+        return np.loadtxt(lines, dtype=dtype, delimiter=",", ndmin=2, comments=None)
+    except ValueError as error:
+        raise ValueError(f"it must hold numbers alone, a line a slot, without a heading ({error})") from error
 
 
 def _read_arrays(path: str | os.PathLike[str]) -> dict[str, npt.NDArray[Any]]:
@@ -96,10 +96,18 @@ def _problem_of(arrays: dict[str, npt.NDArray[Any]]) -> PermutationProblem:
         kind = PairwiseAssignment if arrays["cost"].ndim == 4 else LinearAssignment
     else:
         kind = MixtureAssignment if "outputs" in arrays else QuadraticAssignment
-    parameters = inspect.signature(kind).parameters.values()
-    needed = {each.name for each in parameters if each.default is each.empty}
-    if not needed <= arrays.keys() <= {each.name for each in parameters}:
-        names = ", ".join(f"{each.name}{'' if each.name in needed else ' (optional)'}" for each in parameters)
-        raise ValueError(f"a {kind.__name__} has the arrays {names}, got {', '.join(arrays) or 'none'}")
+    parameters = _array_names(kind)
+    if not {name for name, needed in parameters.items() if needed} <= arrays.keys() <= parameters.keys():
+        expected = "; ".join(f"a {each.__name__}: {_listed(_array_names(each))}" for each in KINDS)
+        raise ValueError(f"its arrays must be those of {expected}; got {', '.join(arrays) or 'none'}")
     given: dict[str, Any] = {name: array.item() if array.ndim == 0 else array for name, array in arrays.items()}
     return kind(**given)
+
+
+def _array_names(kind: type[PermutationProblem]) -> dict[str, bool]:
+    """Return the names of the arrays of a problem, and whether it needs them."""
+    return {each.name: each.default is each.empty for each in inspect.signature(kind).parameters.values()}
+
+
+def _listed(names: dict[str, bool]) -> str:
+    return ", ".join(name if needed else f"{name} (optional)" for name, needed in names.items())

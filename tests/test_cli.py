@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import moe_search
 from moe_search.bench.commands import app
 from moe_search.bench.experiments.experiment import HOMES
-from moe_search.cli.solve import solver_kinds
+from moe_search.cli.solve import solver_kinds, solver_named
 from moe_search.problems.qaplib import read_qaplib, write_qaplib, write_qaplib_solution
 from moe_search.problems.random_instances import random_linear, random_pairwise, random_quadratic
 from moe_search.solvers.engine.result import Result
@@ -148,6 +148,11 @@ def test_help_wrong_arguments_and_a_heuristic_solve_load_no_heavy_library(instan
     assert loaded == ["loaded"] * len(commands)
 
 
+def test_a_solver_has_the_name_of_its_class_too():
+    for name, kind in solver_kinds().items():
+        assert type(solver_named(kind.__name__)) is type(solver_named(name)) is kind
+
+
 @pytest.mark.parametrize("columns", [80, 120])
 @pytest.mark.parametrize("name", [None, *get_command(app).commands])
 def test_help_leaves_nothing_out(name, columns):
@@ -157,6 +162,7 @@ def test_help_leaves_nothing_out(name, columns):
     assert run(*before, "--help", columns=columns).stdout == shown
     assert max(map(len, shown.splitlines())) <= columns
     joined = "".join(shown.split())
+    assert "<list" not in joined
     for parameter in command.params:
         assert "".join((parameter.help or "").split()) in joined
         if parameter.default not in (None, False, Ellipsis) and parameter.param_type_name == "option":

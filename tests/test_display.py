@@ -62,7 +62,8 @@ def test_a_terminal_gets_a_bar_of_one_line_and_the_outcome_stays(monkeypatch, co
     assert drawn
     for line in drawn:
         assert len(line) <= columns
-        assert re.search(r"value \S+ +bound \S+ +gap \S+( %)? +\S+ iterations", line)
+        assert len(re.findall("[━╸╺]", line)) >= 10
+        assert re.search(r"value \S+ +bound \S+ +gap \S+( %)?" + r" +\S+ iterations" * (columns > 100), line)
         assert "…" not in line
 
 

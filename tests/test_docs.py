@@ -68,3 +68,11 @@ def test_the_api_lists_every_name_that_no_package_has():
 def test_every_benchmark_is_on_its_page():
     results = {path.name for path in (ROOT / "bench" / "results").glob("*.md")}
     assert results == set(re.findall(r"bench/results/(\w+\.md)", page("benchmarks.md")))
+
+
+def test_code_is_not_wider_than_a_page():
+    # The lines of training.md are still longer.
+    names = {path.name for path in (ROOT / "docs").glob("*.md")} - {"training.md"}
+    for name in (*sorted(names), "../CONTRIBUTING.md"):
+        blocks = re.findall(r"^```(?:python|console|sh|text)\n(.*?)^```", page(name), flags=re.DOTALL | re.MULTILINE)
+        assert [line for block in blocks for line in block.splitlines() if len(line) > 80] == [], name

@@ -2,8 +2,9 @@
 Training with a search that wins
 ================================
 
-Sixteen specialists came in another order than the gate expects, as after loading them from elsewhere. Gradient alone
-has to train gate and experts around the wrong order; a search finds the right one, and training goes on from there.
+Sixteen specialists came in another order than the gate expects, as after
+loading them from elsewhere. Gradient alone has to train gate and experts around
+the wrong order; a search finds the right one, and training goes on from there.
 """
 
 import copy
@@ -25,7 +26,10 @@ loss_fn = torch.nn.functional.mse_loss
 def train(with_search):
     model = copy.deepcopy(scrambled)
     optimizer = torch.optim.Adam(model.parameters())
-    search = ms.PermutationSearch(model, model, loss=loss_fn, period=20, until=100, stop=ms.MaxIterations(20_000))
+    stop = ms.MaxIterations(20_000)
+    search = ms.PermutationSearch(
+        model, model, loss=loss_fn, period=20, until=100, stop=stop
+    )
     losses = []
     for x, y in zip(inputs.split(32), targets.split(32), strict=True):
         loss = loss_fn(model(x), y)
@@ -44,7 +48,8 @@ for record in history:
     print(f"step {record.step}: {record.outcome}")
 
 # %%
-# The jumps are the committed maps; the dashed line is the noise in the targets, which no model gets below.
+# The jumps are the committed maps; the dashed line is the noise in the targets,
+# which no model gets below.
 
 figure, axis = plt.subplots(figsize=(7, 3.5), layout="constrained")
 axis.plot(alone, color="0.6", label="gradient alone")

@@ -34,7 +34,7 @@ def solve(
     solver: Annotated[
         str,
         typer.Option(
-            help="auto, or a solver such as tabu-search or cp-sat; an unknown name lists them."
+            help="auto, or a solver such as tabu-search (or TabuSearch) or cp-sat; an unknown name lists them."
             " multi-start: four tabu searches side by side."
         ),
     ] = "auto",
@@ -91,6 +91,7 @@ def solver_named(name: str) -> Solver | None:
     from moe_search.checks import require_choice
 
     kinds = solver_kinds()
+    name = _command_line_name(name)
     require_choice("--solver", name, ("auto", *kinds))
     kind = kinds[name]
     return kind(solvers.TabuSearch()) if kind is solvers.MultiStart else kind()
@@ -102,10 +103,15 @@ def solver_kinds() -> dict[str, Any]:
 
     public = {name: getattr(solvers, name) for name in dir(solvers)}
     return {
-        re.sub(r"(?<!^)(?=[A-Z])", "-", name).lower(): kind
+        _command_line_name(name): kind
         for name, kind in public.items()
         if issubclass(kind, solvers.Solver) and kind is not solvers.Solver
     }
+
+
+def _command_line_name(name: str) -> str:
+    """Return the name of a class as it is written on the command line, which may be so already."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "-", name).lower()
 
 
 def _read_solution(path: Path, problem: PermutationProblem) -> Permutation:

@@ -13,7 +13,10 @@ from moe_search.cli.solve import solver_kinds, solver_named
 def warm_up(
     solver: Annotated[
         list[str] | None,
-        typer.Option(help="Solver by name, as in --solver tabu-search, for all problems that it takes; repeatable."),
+        typer.Option(
+            help="Solver by name, as in --solver tabu-search, for all problems that it takes; repeatable.",
+            metavar="NAME",
+        ),
     ] = None,
     all_solvers: Annotated[bool, typer.Option("--all", help="All solvers, which takes some minutes.")] = False,
 ) -> None:

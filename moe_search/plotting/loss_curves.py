@@ -75,7 +75,7 @@ def loss_curves(
     if not panels:
         raise ValueError("panels must hold at least one panel, got none")
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(3.4 * len(panels), 2.7), layout="constrained")
+        figure = Figure(figsize=(3.4 * len(panels), 3.3), layout="constrained")
         axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for panel, axis in zip(panels, axes, strict=True):
             _draw(panel, axis, step_name)
@@ -99,4 +99,5 @@ def _draw(panel: LossPanel, axis: Axes, step_name: str) -> None:
     axis.grid(axis="y", color=RULE, linewidth=0.6)
     leave_base_line(axis)
     if panel.curves:
-        axis.legend(frameon=False, loc="upper right")
+        # Below the panel, where no curve runs through it.
+        axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, -0.22), borderaxespad=0)

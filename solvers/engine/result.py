@@ -252,17 +252,24 @@ class Result:
         matplotlib Axes
         """
         import matplotlib.pyplot as plt
+        from matplotlib.ticker import NullFormatter
 
         if ax is None:
             ax = plt.subplots()[1]
             ax.set_title(self.outcome())
-        seconds = [max(point.seconds, LEAST_DRAWN_SECONDS) for point in self.trajectory] + [self.runtime]
+        times = (*(point.seconds for point in self.trajectory), self.runtime)
+        seconds = [max(each, LEAST_DRAWN_SECONDS) for each in times]
         values = [point.value for point in self.trajectory] + [self.value]
         # The name is enough in a legend: the parameters of some solvers are longer than a picture is wide.
-        ax.step(seconds, values, where="post", label=self.solver.split("(")[0])
+        # The mark shows an answer that came at once, which is no line.
+        ax.step(seconds, values, ".-", where="post", markevery=[-1], label=self.solver.split("(")[0])
         if self.bound is not None:
             ax.axhline(self.bound, linestyle="--", color="0.5", label="bound")
         ax.set_xscale("log")
+        # At least one whole decade, and only decades are labelled: closer labels would stand upon one another.
+        first = 10.0 ** math.floor(math.log10(ax.dataLim.minposx))
+        ax.set_xlim(first, max(10 * first, 1.1 * ax.dataLim.xmax))
+        ax.xaxis.set_minor_formatter(NullFormatter())
         ax.set_xlabel("seconds")
         ax.set_ylabel("value of the incumbent")
         ax.legend()

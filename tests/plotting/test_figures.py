@@ -19,6 +19,9 @@ def test_loss_curves_draw_the_mean_and_each_seed():
     assert drawn == [[3.0, 2.0, 1.0], [1.0, 1.0, 0.0], [2.0, 1.5, 0.5]]
     assert first.get_legend_handles_labels()[1] == ["a"]
     assert not second.lines
+    # The legend stands below the axis, where no curve runs through it.
+    figure.canvas.draw()
+    assert first.get_legend().get_window_extent().y1 < first.xaxis.label.get_window_extent().y0
 
 
 def test_expert_maps_put_number_and_colour_of_the_expert_on_each_slot():

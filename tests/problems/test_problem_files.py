@@ -61,9 +61,12 @@ def test_files_that_hold_no_problem(tmp_path):
     for name in (*arrays, *texts, "cut.npz", "single.npz"):
         with pytest.raises(ValueError, match=name):
             read_problem(tmp_path / name)
-    with pytest.raises(
-        ValueError, match=r"a QuadraticAssignment has the arrays flow, distance, linear \(optional\), got"
-    ):
-        read_problem(tmp_path / "half.npz")
+    for name, got in {"half.npz": "flow", "other.npz": "costs"}.items():
+        with pytest.raises(ValueError, match="its arrays must be those of a LinearAssignment: cost") as error:
+            read_problem(tmp_path / name)
+        assert "a QuadraticAssignment: flow, distance, linear (optional); " in str(error.value)
+        assert str(error.value).endswith(f"got {got}")
+    with pytest.raises(ValueError, match="numbers alone, a line a slot, without a heading"):
+        read_problem(tmp_path / "head.csv")
     with pytest.raises(FileNotFoundError):
         read_problem(tmp_path / "none.npz")

@@ -81,6 +81,11 @@ def test_the_plot_shows_value_and_bound_over_the_logarithm_of_time():
     assert value.get_ydata().tolist() == [*(point.value for point in result.trajectory), result.value]
     assert set(bound.get_ydata()) == {1}
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["LocalSearch", "bound"]
+    # However short a run is, at least a whole decade is shown, and only decades are labelled.
+    short = replace(result, trajectory=(found.trajectory[0]._replace(seconds=1.2e-4),), runtime=1.3e-4).plot()
+    assert short.get_xlim() == pytest.approx((1e-4, 1e-3))
+    short.figure.canvas.draw()
+    assert {text.get_text() for text in short.get_xticklabels(minor=True)} <= {""}
     # On axes of the caller's, what stands there stays.
     ax.set_title("mine")
     assert replace(result, solver="Other()").plot(ax).get_title() == "mine"
