@@ -260,6 +260,7 @@ def test_control_c_while_compiling_returns_the_incumbent(project, kernel, solve)
         [sys.executable, "-c", INTERRUPTED.format(kernel=kernel, solve=solve)],
         capture_output=True,
         text=True,
+        timeout=300,  # for one that goes on
         env=os.environ | {"NUMBA_CACHE_DIR": str(project / "cache"), "NUMBA_DISABLE_JIT": "0"},
     )
     assert done.stdout == "True\n", done.stderr
