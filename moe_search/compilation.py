@@ -59,7 +59,7 @@ def warm_up(*what: Problem | Solver) -> float:
     Returns
     -------
     float
-        Seconds that compiling took, or loading what was compiled before.
+        Seconds that it took to compile, or to load what was compiled before, and to import.
 
     Raises
     ------
@@ -72,8 +72,8 @@ def warm_up(*what: Problem | Solver) -> float:
     --------
     >>> import moe_search as ms
     >>> problem = ms.LinearAssignment([[4, 1], [2, 3]])
-    >>> ms.warm_up(problem, ms.Hungarian())  # has nothing to compile
-    0.0
+    >>> ms.warm_up(problem, ms.Hungarian()) < 60  # has nothing to compile
+    True
     """
     spent = compile_time()
     before = spent.seconds

@@ -154,7 +154,9 @@ def test_the_example_of_a_new_solver_runs_as_a_script_and_in_the_comparison(benc
     file, script, *_ = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     (tmp_path / "threshold_accepting.py").write_text(file)
     (tmp_path / "script.py").write_text(script)
-    program, command, *arguments = shlex.split(re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL)[0])
+    program, command, *arguments = shlex.split(
+        re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL)[0].replace("\\\n", "")
+    )
     assert (program, command) == ("moe-search", "bench")
 
     def run_script():

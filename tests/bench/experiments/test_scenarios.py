@@ -93,7 +93,8 @@ def test_smoke_and_report(name, tmp_path):
     experiment = find_experiment(name)
     assert experiment.title in text
     assert "they show that all works, and nothing else" in text
-    assert text.count("<svg") == 1 + bool(experiment.maps or experiment.space)
+    expected = (experiment.curves or bool(experiment.space)) + bool(experiment.maps or experiment.space)
+    assert text.count("<svg") == expected
 
 
 def test_smoke_of_the_user_table(tmp_path, movielens):
