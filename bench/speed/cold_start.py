@@ -15,7 +15,7 @@ import moe_search as ms
 
 TITLE = "The first solve with no compiled kernels kept, and that of the next process; CPU seconds"
 NOTES = """- The default is `ms.solve`, its bound included, for two seconds at most; the others are the solver alone.
-- All end after 1,000 iterations; imports are not counted.
+- All end after 1,000 iterations. The import of the package is not counted; what a solver imports by itself is.
 - Each row is one process in an empty folder of its own, and a second one that finds what the first has kept there.
 """
 TIMED = """
