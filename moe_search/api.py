@@ -135,6 +135,17 @@ def _search_and_bound(run: Run, chosen: Solver, seconds: float) -> Result:
     return replace(result, bound=bound, status="optimal" if optimal else result.status)
 
 
+def training_solver(problem: Problem) -> Solver:
+    """Return the solver that `PermutationSearch` takes for a problem if none is given: it starts from a good map."""
+    if isinstance(problem, LinearAssignment):
+        from moe_search.solvers.exact.hungarian import Hungarian
+
+        return Hungarian()
+    from moe_search.solvers.heuristic.local_search import LocalSearch
+
+    return LocalSearch(neighborhood="swap", restarts=True)
+
+
 def default_solver(problem: Problem, seconds: float) -> Solver:
     """Return the solver that `solve` takes for a problem and a limit of `seconds` if none is given."""
     # Each solver is imported where it is chosen: the kernels of all of them take longer to declare than one to load.

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from moe_search.api import default_solver
+from moe_search.api import default_solver, training_solver
 from moe_search.problems.kernel_cache import compile_time
 from moe_search.problems.linear import LinearAssignment
 from moe_search.problems.load_limited import LoadLimited
@@ -19,7 +19,6 @@ from moe_search.problems.random_instances import random_linear, random_mixture, 
 from moe_search.solvers.bounds.lower_bounds import lower_bound
 from moe_search.solvers.engine.solver import Solver
 from moe_search.solvers.engine.stop import AnyOf, MaxIterations, MaxRuntime
-from moe_search.solvers.heuristic.local_search import LocalSearch
 
 # Stopped at once, some searches run what they else need not; after these iterations, they have run all the rest.
 ITERATIONS = (1, 2000)
@@ -109,7 +108,7 @@ def usual_cases() -> Iterator[Case]:
     for problem in usual_problems():
         yield Case(default_solver(problem, LONGEST_SECONDS), problem)
         if not isinstance(problem, (LinearAssignment, QuadraticAssignment)) and not problem.integral:
-            yield Case(LocalSearch(neighborhood="swap", restarts=True), problem)
+            yield Case(training_solver(problem), problem)
 
 
 def usual_problems() -> Iterator[PermutationProblem]:

@@ -152,15 +152,18 @@ class KernelCache(CompileResultCacheImpl):  # type: ignore[misc]
         if name is None or compiled.library.has_dynamic_globals:
             return
         reasons = []
-        for folder in cache_folders():
-            try:
-                payload = dumps(self.reduce(compiled))
-                write_file(folder, name, hashlib.sha256(payload).digest() + payload)
-            except Exception as error:
-                # Whatever is raised on the way to the disk, the kernel itself is compiled.
-                reasons.append(str(error))
-            else:
-                return
+        try:
+            payload = dumps(self.reduce(compiled))
+            for folder in cache_folders():
+                try:
+                    write_file(folder, name, hashlib.sha256(payload).digest() + payload)
+                except OSError as error:
+                    reasons.append(str(error))
+                else:
+                    return
+        except Exception as error:
+            # Whatever Numba and pickle raise, the kernel itself is compiled.
+            reasons.append(str(error))
         _warn_once(
             "write",
             f"compiled kernels cannot be kept, so that every process compiles them anew ({'; '.join(reasons)}): "

@@ -10,7 +10,7 @@ from pathlib import Path
 import typer
 
 INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it."""
+"""The exit code of what Ctrl-C has ended, by the custom of shells: 128 and the number of the signal."""
 
 
 @contextmanager

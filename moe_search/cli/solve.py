@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from moe_search.solvers.engine.solver import Solver
 
 LONGEST_PRINTED_PERMUTATION = 40
-"""The exit code of what Ctrl-C has ended, by the custom of shells: 128 and the number of the signal."""
 
 
 def solve(

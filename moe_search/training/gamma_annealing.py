@@ -11,11 +11,11 @@ from moe_search.checks import require_integer, require_number
 from moe_search.gates.comet import COMET
 from moe_search.gates.dselect_k import DSelectK
 from moe_search.gates.fresh_start import is_loaded
-from moe_search.gates.gate import Gate, SlotWeights
-from moe_search.layers.multi_gate_mixture_of_experts import share_submodule
+from moe_search.gates.gate import SlotWeights
+from moe_search.training.wrapped_gate import WrappedGate
 
 
-class GammaAnnealing(Gate):
+class GammaAnnealing(WrappedGate):
     """A gate with smooth steps whose width falls while it is trained, until each tree or selector has one slot.
 
     A split (a bit) gives a sample to one side alone once it is outside of (-gamma / 2, gamma / 2). With a gamma that
@@ -67,16 +67,7 @@ class GammaAnnealing(Gate):
     def __init__(self, gate: COMET | DSelectK, steps: int, last: float = 0.01) -> None:
         if not isinstance(gate, COMET | DSelectK):
             raise TypeError(f"gate must be a COMET or a DSelectK, which have a gamma, got {type(gate).__name__}")
-        super().__init__(
-            gate.num_experts,
-            gate.num_slots,
-            gate.num_selectors,
-            in_features=gate.in_features,
-            shared_map=gate.expert_map.shared,
-        )
-        # The map is the wrapped gate's, registered there and once only: a second name would save and load it twice.
-        share_submodule(self, "expert_map", gate.expert_map)
-        self.gate = gate
+        super().__init__(gate)
         self.k = gate.k
         self.steps = require_integer("steps", steps)
         self.first, self.last = gate.gamma, require_number("last", last, strict=True)

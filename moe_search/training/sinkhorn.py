@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from moe_search.checks import require_integer, require_number
 from moe_search.gates.fresh_start import is_loaded
 from moe_search.gates.gate import Gate, SlotWeights
-from moe_search.layers.multi_gate_mixture_of_experts import share_submodule
+from moe_search.training.wrapped_gate import WrappedGate
 
 INITIAL_RANGE = 0.05
 """The parameters of the permutations start uniform within this of 0, as published."""
@@ -36,7 +36,7 @@ class PermutedWeights(SlotWeights):
     log_permutation: Tensor = field(kw_only=True)
 
 
-class SinkhornPermutation(Gate):
+class SinkhornPermutation(WrappedGate):
     """A gate whose expert map is learned by gradient: relaxed to doubly stochastic matrices, annealed, rounded once.
 
     One matrix ``P = Sinkhorn(L / tau)`` for each row of the map of the wrapped gate multiplies its slot weights,
@@ -108,16 +108,7 @@ class SinkhornPermutation(Gate):
             raise TypeError(f"gate must be a Gate, got {type(gate).__name__}")
         if isinstance(gate, SinkhornPermutation):
             raise ValueError("gate must not be a SinkhornPermutation: one permutation a map is enough")
-        super().__init__(
-            gate.num_experts,
-            gate.num_slots,
-            gate.num_selectors,
-            in_features=gate.in_features,
-            shared_map=gate.expert_map.shared,
-        )
-        # The map is the wrapped gate's, registered there and once only: a second name would save and load it twice.
-        share_submodule(self, "expert_map", gate.expert_map)
-        self.gate = gate
+        super().__init__(gate)
         self.steps = require_integer("steps", steps)
         hot, cold = (require_number("temperatures", each, strict=True) for each in _pair("temperatures", temperatures))
         few, many = (require_integer("iterations", each) for each in _pair("iterations", iterations))

@@ -13,13 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from moe_search.problems.linear import LinearAssignment
+from moe_search.api import training_solver
 from moe_search.problems.load_limited import LoadLimited
 from moe_search.solvers.engine.result import Result
 from moe_search.solvers.engine.solver import Solver
 from moe_search.solvers.engine.stop import StoppingCriterion
-from moe_search.solvers.exact.hungarian import Hungarian
-from moe_search.solvers.heuristic.local_search import LocalSearch
 from moe_search.training.lowering.batch import Batch
 from moe_search.training.lowering.lowering import Lowering
 from moe_search.training.saved_state import require_keys
@@ -252,8 +250,7 @@ def find_candidate(
         limit = each[0] if np.ndim(load_limit) == 0 else each
         enforced = not lowering.problem.feasible(lowering.initial)
     if solver is None:
-        linear = isinstance(lowering.problem, LinearAssignment)
-        solver = Hungarian() if linear else LocalSearch(neighborhood="swap", restarts=True)
+        solver = training_solver(lowering.problem)
     start = time.perf_counter()
     result = solver.solve(lowering.problem, stop, seed=seed, initial=lowering.initial)
     seconds = time.perf_counter() - start
