@@ -11,7 +11,7 @@ __version__ = "0.2.0"
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     ["gates", "integrations", "layers", "plotting", "problems", "serving", "solvers", "training"],
-    {"api": ["solve"], "compilation": ["warm_up"], "installation": ["show_versions"]}
+    {"api": ["lower_bound", "solve"], "compilation": ["warm_up"], "installation": ["show_versions"]}
     | {
         package.__name__.removeprefix("moe_search."): package.__all__
         for package in (gates, layers, problems, solvers, training)

@@ -8,7 +8,7 @@ from . import (
     solvers as solvers,
     training as training,
 )
-from .api import solve as solve
+from .api import lower_bound as lower_bound, solve as solve
 from .compilation import warm_up as warm_up
 from .gates import *
 from .installation import show_versions as show_versions

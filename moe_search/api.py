@@ -9,15 +9,15 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from moe_search.checks import require_flag
+from moe_search.checks import require_choice, require_flag, require_number
 from moe_search.problems.kernel_cache import LOGGER
 from moe_search.problems.linear import LinearAssignment
 from moe_search.problems.permutation_problem import PermutationProblem
 from moe_search.problems.placement import ExpertPlacement
 from moe_search.problems.problem import Problem
 from moe_search.problems.rebalancing import Rebalancing
+from moe_search.solvers.bounds import lower_bounds
 from moe_search.solvers.bounds.linear_assignment import assignment_seconds
-from moe_search.solvers.bounds.lower_bounds import lower_bound
 from moe_search.solvers.engine.result import Result, reached
 from moe_search.solvers.engine.run import OnImprovement, Run
 from moe_search.solvers.engine.solver import Solver, require_problem
@@ -123,16 +123,65 @@ def _search_and_bound(run: Run, chosen: Solver, seconds: float) -> Result:
     problem = run.problem
     try:
         if not chosen.exact:
-            run.aim(lower_bound(problem, min(BOUND_SHARE * seconds, MOST_BOUND_SECONDS)))
+            run.aim(lower_bounds.lower_bound(problem, min(BOUND_SHARE * seconds, MOST_BOUND_SECONDS)))
         result = chosen.search(run)
     except KeyboardInterrupt:
         return run.interrupt()
     if not chosen.exact or result.bound is not None:
         return result
     # An exact solver that was stopped before it had a bound of its own gets a quick one.
-    bound = lower_bound(problem, LATE_BOUND_SECONDS)
+    bound = lower_bounds.lower_bound(problem, LATE_BOUND_SECONDS)
     optimal = reached(result.value, bound, problem.integral)
     return replace(result, bound=bound, status="optimal" if optimal else result.status)
+
+
+def lower_bound(problem: Problem, method: str = "auto", seconds: float = 1.0) -> int | float | None:
+    """Prove that no solution of a problem has a value below a bound.
+
+    Parameters
+    ----------
+    problem : Problem
+        Any problem of this package, or one's own.
+    method : {"auto", "gilmore-lawler", "projection", "semidefinite"}, default "auto"
+        The first is what `solve` takes: the best of those that end by themselves within `seconds`.
+
+        - ``"gilmore-lawler"``: any costs of pairs, milliseconds. Good where a matrix is sparse or very uneven.
+        - ``"projection"``: pairs that cost products of two matrices, milliseconds at any size. Good on dense matrices
+          and on grids, the better the larger; of no use on sparse ones, where it may be negative.
+        - ``"semidefinite"``: up to 30 slots, each with a seat of its own. By far the best, and the better the longer it
+          runs: two seconds at 12 slots, ten at 20.
+    seconds : float, default 1.0
+        Time to spend, roughly. The two quick methods take what they need.
+
+    Returns
+    -------
+    int or float or None
+        The bound, an integer where all values are integers; None where none is known for the class.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is wrong, or the method cannot take the problem.
+
+    References
+    ----------
+    P. C. Gilmore, SIAM Journal 10 (1962), 305-313; E. L. Lawler, Management Science 9 (1963), 586-599; S. W. Hadley, F.
+    Rendl, H. Wolkowicz, Mathematics of Operations Research 17 (1992), 727-739; D. E. Oliveira, H. Wolkowicz, Y. Xu,
+    Mathematical Programming Computation 10 (2018), 631-658.
+
+    Examples
+    --------
+    >>> import moe_search as ms
+    >>> problem = ms.QuadraticAssignment([[0, 3, 1], [3, 0, 2], [1, 2, 0]], [[0, 4, 1], [4, 0, 6], [1, 6, 0]])
+    >>> ms.lower_bound(problem, method="projection"), ms.lower_bound(problem, method="semidefinite")
+    (24, 34)
+    """
+    require_problem(problem)
+    require_choice("method", method, ("auto", *lower_bounds.METHODS))
+    seconds = require_number("seconds", seconds)
+    if method == "auto":
+        return lower_bounds.lower_bound(problem, seconds)
+    return lower_bounds.bound_by(problem, method, seconds)
 
 
 def training_solver(problem: Problem) -> Solver:

@@ -14,6 +14,7 @@ from moe_search.problems.kernels import kernel
 from moe_search.problems.pair_costs import PairCosts
 from moe_search.problems.pairwise import PairwiseAssignment
 from moe_search.solvers.bounds.linear_assignment import Duals, assign, empty_duals, linear_bound
+from moe_search.solvers.bounds.rounding import proved
 
 # Up to here the compiled assignment is as fast as scipy's, whose import it saves.
 COMPILED_UP_TO = 128
@@ -49,11 +50,7 @@ def gilmore_lawler(costs: PairCosts) -> tuple[int | float, npt.NDArray[Any]]:
         bound = linear_bound(least, 1)
     else:
         bound = np.asarray(assign(least, 0, n, empty_duals(n, least.dtype))).item()
-    symmetric = all(np.array_equal(matrix, matrix.T) for matrix in costs.factors)
-    if costs.integral and symmetric and not costs.unary.any():
-        # Every pair is paid twice, so that all values are even.
-        bound += bound % 2
-    return bound, least
+    return proved(bound, costs), least
 
 
 def pairwise_gilmore_lawler(problem: PairwiseAssignment, seconds: float = math.inf) -> int | float:

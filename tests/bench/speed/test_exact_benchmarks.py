@@ -1,6 +1,6 @@
 import pytest
 
-from moe_search.bench.speed import branch_and_bound_speed, faq_comparison, transport_speed
+from moe_search.bench.speed import bound_gap, branch_and_bound_speed, faq_comparison, transport_speed
 from moe_search.problems import random_quadratic, write_qaplib
 from moe_search.solvers import Enumeration, MaxRuntime
 
@@ -42,3 +42,16 @@ def test_faq_gets_its_starts_and_we_get_its_time():
     assert table["instance"].tolist() == ["random 12", "random 30"]
     assert (table["met"] == (table["ours"] <= table["peer"])).all()
     assert (table["seconds"] > 0).all()
+
+
+def test_gaps_of_bounds(tmp_path, monkeypatch):
+    assert bound_gap.measure(None, 1.0).empty
+    problem = random_quadratic(6, seed=0)
+    write_qaplib(tmp_path / "six.dat", problem)
+    optimum = Enumeration().solve(problem, MaxRuntime(60.0)).value
+    (tmp_path / "best_known.csv").write_text(f"name,best_known_value\nsix,{optimum}\n")
+    monkeypatch.setattr(bound_gap, "BARS", {"six": 5.0})
+    (row,) = bound_gap.measure(tmp_path, 0.1).to_dict("records")
+    gaps = [row[name] for name in ("gilmore-lawler", "projection", "semidefinite")]
+    assert row["best"] == min(gaps) >= 0.0
+    assert row["met"] == (row["best"] <= 5.0)

@@ -5,7 +5,8 @@ from instances import INSTANCES, naive_value
 from naive import permutations
 from qaplib_files import FOLDER, needs_qaplib
 
-from moe_search.problems import PermutationProblem, QuadraticAssignment, read_qaplib
+import moe_search as ms
+from moe_search.problems import PairwiseAssignment, PermutationProblem, QuadraticAssignment, read_qaplib
 from moe_search.solvers.bounds.convex_relaxation import convex_relaxation
 from moe_search.solvers.bounds.gilmore_lawler import gilmore_lawler, pairwise_gilmore_lawler
 from moe_search.solvers.bounds.lower_bounds import lower_bound
@@ -31,6 +32,82 @@ def test_gilmore_lawler_with_negative_entries_and_diagonals(seed):
     bound, rows = gilmore_lawler(problem.pair_costs())
     assert bound <= optimum
     assert rows.shape == (5, 5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    size=st.integers(2, 5),
+    symmetric=st.sampled_from([(True, True), (True, False), (False, True), (False, False)]),
+    linear=st.booleans(),
+    scale=st.sampled_from([1, 0.37]),
+)
+def test_no_permutation_is_below_the_bound_of_a_method(seed, size, symmetric, linear, scale):
+    rng = np.random.default_rng(seed)
+    matrices = [
+        a + a.T if both else a for a, both in zip(rng.integers(-9, 30, (2, size, size)), symmetric, strict=True)
+    ]
+    problem = QuadraticAssignment(matrices[0] * scale, matrices[1], rng.integers(-90, 90, (size, size)) * int(linear))
+    optimum = min(naive_value(problem, p) for p in permutations(size, size))
+    for method in ("gilmore-lawler", "projection", "semidefinite"):
+        bound = ms.lower_bound(problem, method, seconds=0.0)
+        assert isinstance(bound, int if problem.integral else float)
+        assert bound <= optimum + (0 if method != "gilmore-lawler" else 1e-9 * abs(optimum)), method
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 10**6), size=st.integers(2, 4))
+def test_the_semidefinite_bound_of_pairs_in_a_table(seed, size):
+    problem = PairwiseAssignment(np.random.default_rng(seed).integers(-20, 30, (size, size, size, size)))
+    optimum = min(naive_value(problem, p) for p in permutations(size, size))
+    assert problem.value_range()[0] <= ms.lower_bound(problem, "semidefinite", seconds=0.05) <= optimum
+
+
+# Eigenvalues by hand: on vectors that sum to zero a path of three slots has 0, of (1, 0, -1), and -4/3, of (1, -2, 1);
+# the matrix of ones off the diagonal has -1 twice.
+def test_the_projection_bound_by_hand():
+    path = np.array([[0, 1, 0], [1, 0, 1], [0, 1, 0]])
+    complete = 1 - np.eye(3, dtype=int)
+    # All permutations have the value 4, which is also what the bound leaves: 4/3 + 2/3 * (4 * 2) - 4 * 6 / 9 = 4.
+    assert ms.lower_bound(QuadraticAssignment(path, complete), "projection") == 4
+    # The eigenvalues 0 and -4/3 give 0 at least; row sums (1, 2, 1) by (1, 2, 1): 2/3 * 5; less 16/9: 14/9, and even.
+    assert ms.lower_bound(QuadraticAssignment(path, path), "projection") == 2
+    assert ms.lower_bound(QuadraticAssignment(path * 1.0, path), "projection") == pytest.approx(14 / 9)
+
+
+# Published projection bounds: K. M. Anstreicher, Mathematical Programming 97 (2003), 27-42, table 1.
+@needs_qaplib
+@pytest.mark.parametrize(("name", "published"), [("nug12", 472), ("nug15", 973), ("nug20", 2196), ("nug30", 5266)])
+def test_projection_is_the_published_bound(name, published):
+    problem = read_qaplib(FOLDER / f"{name}.dat")
+    assert ms.lower_bound(problem, "projection") == published + published % 2
+    assert ms.lower_bound(problem) == max(published + published % 2, ms.lower_bound(problem, "gilmore-lawler"))
+
+
+@needs_qaplib
+def test_the_semidefinite_bound_is_close_and_gets_closer():
+    problem = read_qaplib(FOLDER / "nug12.dat")
+    first = ms.lower_bound(problem, "semidefinite", seconds=0.0)
+    assert ms.lower_bound(problem, "gilmore-lawler") < first < 578
+    assert first < ms.lower_bound(problem, "semidefinite", seconds=2.0) <= 578
+
+
+@pytest.mark.parametrize(
+    ("problem", "method", "message"),
+    [
+        (ms.random_linear(4, seed=0), "projection", "pairs cost products of two matrices"),
+        (ms.random_linear(4, seed=0), "semidefinite", "linear ones are solved"),
+        (ms.random_quadratic(31, seed=0), "semidefinite", "2 to 30 slots and as many experts, got 31 slots"),
+        (
+            ms.random_quadratic(4, seed=0),
+            "best",
+            "method must be one of auto, gilmore-lawler, projection",
+        ),
+    ],
+)
+def test_a_method_says_what_it_cannot_take(problem, method, message):
+    with pytest.raises(ValueError, match=message):
+        ms.lower_bound(problem, method)
 
 
 # Published Gilmore-Lawler bounds of QAPLIB's page; the last is the bound of chr12a.
