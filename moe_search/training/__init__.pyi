@@ -10,6 +10,10 @@ from .lowering.lowering import (
     Lowering as Lowering,
     lower as lower,
 )
+from .lowering.token_lowering import (
+    TokenLowering as TokenLowering,
+    lower_tokens as lower_tokens,
+)
 from .neuron_importance import neuron_importance as neuron_importance
 from .routing_statistics import (
     RoutingStatistics as RoutingStatistics,

@@ -73,16 +73,7 @@ def sample_losses(loss: Loss, outputs: Tensor, targets: Tensor) -> NDArray[np.fl
     if not np.isfinite(mean):
         raise NonFiniteLossError(f"loss must be finite, got {mean}")
 
-    try:
-        with warnings.catch_warnings():
-            # vmap warns of every operator that it can only map slowly.
-            warnings.simplefilter("ignore")
-            of_samples = torch.func.vmap(lambda output, target: loss(output[None], target[None]))(outputs, targets)
-    except Exception:
-        # Whatever a loss does under vmap, outside of it the loop below meets the same error, if it is one.
-        of_samples = torch.stack([loss(outputs[b : b + 1], targets[b : b + 1]) for b in range(len(outputs))])
-
-    losses = of_samples.cpu().double().numpy()
+    losses = _each_loss(loss, outputs, targets)
     # Rounding grows far slower than the square root of the machine epsilon with the number of samples summed.
     tolerance = torch.finfo(of_batch.dtype).eps ** 0.5
     if not abs(losses.mean() - mean) <= tolerance * np.abs(losses).mean():
@@ -91,6 +82,59 @@ def sample_losses(loss: Loss, outputs: Tensor, targets: Tensor) -> NDArray[np.fl
             f"whose own losses have the mean {losses.mean():.6g}"
         )
     return losses
+
+
+def _each_loss(loss: Loss, outputs: Tensor, targets: Tensor) -> NDArray[np.float64]:
+    outputs, targets = at_least_single(outputs), at_least_single(targets)
+    try:
+        with warnings.catch_warnings():
+            # vmap warns of every operator that it can only map slowly.
+            warnings.simplefilter("ignore")
+            of_samples = torch.func.vmap(lambda output, target: loss(output[None], target[None]))(outputs, targets)
+    except Exception:
+        # Whatever a loss does under vmap, outside of it the loop below meets the same error, if it is one.
+        of_samples = torch.stack([loss(outputs[b : b + 1], targets[b : b + 1]) for b in range(len(outputs))])
+    return of_samples.detach().cpu().double().numpy()
+
+
+IGNORED = -100
+"""The target that `torch.nn.functional.cross_entropy` leaves out by default."""
+
+
+def sequence_losses(loss: Loss, outputs: Tensor, targets: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the loss of each sequence alone, shape [B], and what it counts in the mean over a batch, shape [B].
+
+    A sequence counts as many times as it has targets that are not ignored, where these are integers for each of its
+    tokens, and once where they are anything else, or where the loss says so.
+
+    Raises
+    ------
+    ValueError
+        If the loss is the mean over neither.
+    NonFiniteLossError
+        If the loss of the batch is NaN or infinite.
+    """
+    counts = torch.ones(len(targets), dtype=torch.float64)
+    if targets.ndim > 1 and not targets.is_floating_point():
+        counts = (targets != IGNORED).flatten(1).sum(1).cpu().double()
+    some = torch.nonzero(counts).flatten()
+    if not len(some):
+        return np.zeros(len(targets)), counts.numpy()
+    whole = torch.zeros(len(targets), dtype=torch.float64)
+    here = some.to(outputs.device)
+    of_batch = float(loss(at_least_single(outputs), at_least_single(targets)))
+    if not np.isfinite(of_batch):
+        raise NonFiniteLossError(f"loss must be finite, got {of_batch}")
+    whole[some] = torch.from_numpy(_each_loss(loss, outputs[here], targets[here]))
+    tolerance = torch.finfo(torch.promote_types(outputs.dtype, torch.float32)).eps ** 0.5 * float(whole.abs().mean())
+    for weights in (counts, (counts > 0).double() * counts.sum() / len(some)):
+        if abs(float(whole @ weights) / float(weights.sum()) - of_batch) <= tolerance:
+            return whole.numpy(), weights.numpy()
+    raise ValueError(
+        "loss must be the mean over the sequences, or over the targets that are not "
+        f"{IGNORED}, got {of_batch:.6g} for {len(targets)} sequences whose own losses have the mean "
+        f"{float(whole[some].mean()):.6g}"
+    )
 
 
 @dataclass(frozen=True, eq=False)

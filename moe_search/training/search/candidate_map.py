@@ -34,6 +34,8 @@ class SearchRecord:
     ----------
     step : int
         The training step, counted from 1, after which the search ran.
+    layer : int or None
+        Which layer of several, or whose rows are tokens, it was; None where samples have a row each.
     problem : str or None
         The class of the problem, ``"LinearAssignment"``, ``"PairwiseAssignment"`` or ``"MixtureAssignment"``; None if
         the loss was not finite.
@@ -94,6 +96,7 @@ class SearchRecord:
     """
 
     step: int
+    layer: int | None = None
     problem: str | None = None
     solver: str | None = None
     outcome: Outcome
@@ -240,7 +243,7 @@ def find_candidate(
 ) -> CandidateMap:
     """Solve a lowered layer from its present map, under a load limit if one is given."""
     kind, before = type(lowering.problem).__name__, float(lowering.problem.value(lowering.initial))
-    shifted = float(lowering.problem.value(_shifted(lowering)))
+    shifted = float(lowering.problem.value(shifted_map(lowering)))
     limit: float | tuple[float, ...] | None = None
     enforced = False
     if load_limit is not None:
@@ -280,7 +283,7 @@ def find_candidate(
     return CandidateMap(record, None, None, lowering, result)
 
 
-def _shifted(lowering: Lowering) -> NDArray[np.int64]:
+def shifted_map(lowering: Lowering) -> NDArray[np.int64]:
     """Return the permutation that gives every slot the expert after its own."""
     p, m = lowering.initial, lowering.problem.block_size
     return p - p % m + (p + lowering.problem.capacity) % m

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from moe_search.gates.expert_map import ExpertMap
 from moe_search.training.lowering.batch import Batch
 from moe_search.training.lowering.forward_pass import forward
 from moe_search.training.lowering.frozen import frozen
+from moe_search.training.lowering.losses import Loss, sequence_losses
 from moe_search.training.lowering.process_group import ALONE, Ranks
 from moe_search.training.lowering.tasks import Tasks
+from moe_search.training.lowering.token_lowering import tokens_of
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,53 @@ class Verification:
     def confirmed(self, confidence: float = 1.0) -> bool:
         """Return whether the gain is positive and larger than ``confidence`` times its standard error."""
         return self.gain > 0 and self.gain > confidence * self.standard_error
+
+
+def verify_tokens(
+    model: nn.Module,
+    expert_map: ExpertMap,
+    loss: Loss,
+    permutations: Sequence[NDArray[np.int64]],
+    batches: Iterable[Batch],
+    chunk_size: int,
+    ranks: Ranks = ALONE,
+) -> list[Verification]:
+    """Compare a map with those of some permutations by true forwards of sequences; the gate keeps its map.
+
+    A sequence counts as in `sequence_losses`, so that the gain is that of the mean loss, whose standard error is that
+    of a ratio: tokens of a sequence depend on each other, sequences do not.
+    """
+    kept = expert_map.experts.clone()
+
+    def losses(batch: Batch) -> NDArray[np.float64]:
+        outputs = forward(model, batch)
+        return np.stack(sequence_losses(loss, outputs, batch.targets))
+
+    def gains_here() -> NDArray[np.float64]:
+        found = []
+        with frozen(model):
+            for batch in batches:
+                for part in batch.parts(max(1, chunk_size // tokens_of(batch))):
+                    (before, counts), after = losses(part), []
+                    try:
+                        for permutation in permutations:
+                            expert_map.assign_permutation(permutation)
+                            after.append(losses(part)[0])
+                    finally:
+                        expert_map.assign(kept)
+                    found.append(np.stack([counts, *(before - each for each in after)]))
+        return np.concatenate(found, axis=1) if found else np.empty((len(permutations) + 1, 0))
+
+    counts, *gains = np.concatenate(ranks.collect(ranks.agree(gains_here)), axis=1)
+    size = int((counts > 0).sum())
+    if size < 2:
+        raise ValueError(f"batches must hold at least 2 sequences to verify a map, got {size}")
+    compared = []
+    for gain in gains:
+        mean = float(gain @ counts / counts.sum())
+        squares = float(((gain - mean) * counts) @ ((gain - mean) * counts))
+        compared.append(Verification(mean, (size / (size - 1) * squares) ** 0.5 / float(counts.sum()), size))
+    return compared
 
 
 def verify(

@@ -1,0 +1,139 @@
+"""The search of layers whose rows are tokens: several maps proposed for each, the best by true forwards committed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from torch import nn
+
+from moe_search.solvers.engine.solver import Solver
+from moe_search.solvers.engine.stop import StoppingCriterion
+from moe_search.training.lowering.batch import Batch
+from moe_search.training.lowering.frozen import frozen
+from moe_search.training.lowering.losses import Loss
+from moe_search.training.lowering.process_group import Ranks
+from moe_search.training.lowering.token_lowering import (
+    OpenedTokens,
+    TokenLayer,
+    TokenLowering,
+    lower_rows,
+    open_tokens,
+)
+from moe_search.training.search.candidate_map import CandidateMap, SearchRecord, find_candidate, shifted_map
+from moe_search.training.search.load_limit import LoadLimit
+from moe_search.training.search.verification import verify_tokens
+
+
+@dataclass(frozen=True, eq=False)
+class TokenSearch:
+    """What a search of layers whose rows are tokens goes by.
+
+    Parameters
+    ----------
+    model, loss
+        As in `lower_tokens`.
+    layers : sequence of TokenLayer
+        They are searched in this order.
+    solver, load_limit, confidence
+        As in `PermutationSearch`.
+    max_rows, chunk_size : int
+        As in `lower_tokens`.
+    ranks : Ranks
+        All of them search together, each with batches of its own.
+    """
+
+    model: nn.Module
+    layers: Sequence[TokenLayer]
+    loss: Loss
+    solver: Solver | None
+    load_limit: LoadLimit | None
+    confidence: float
+    max_rows: int
+    chunk_size: int
+    ranks: Ranks
+
+    def search(
+        self,
+        searched: Sequence[Batch],
+        verified: Sequence[Batch],
+        stop: Callable[[float], StoppingCriterion],
+        seed: int,
+        step: int,
+    ) -> Iterator[SearchRecord]:
+        """Search one layer after another, and yield a record of each once its map is decided.
+
+        The gradients of a layer are those under the maps that all others have by then: after a commit they are taken
+        anew.
+
+        Parameters
+        ----------
+        stop : callable
+            Returns when a solver stops, given the time at which the search of its layer began.
+        """
+        opened: OpenedTokens | None = None
+        for index in range(len(self.layers)):
+            start = time.perf_counter()
+            with frozen(self.model):
+                if opened is None:
+                    # Those behind are opened too, in case that the map of this one stays.
+                    opened = self.ranks.agree(partial(self.open, searched, index))
+                lowering = lower_rows(self.layers[index], opened, index, self.max_rows, self.chunk_size, self.ranks)
+            found = self.ranks.from_first(partial(self._propose, lowering, index, partial(stop, start), seed, step))
+            record = self._decide(index, found, verified)
+            if record.new_map:
+                opened = None
+            yield replace(record, seconds=time.perf_counter() - start)
+
+    def open(self, batches: Sequence[Batch], first: int = 0) -> OpenedTokens:
+        """Return the rows of the layers from the `first` on, by a forward and a backward."""
+        return open_tokens(self.model, self.layers, self.loss, batches, self.chunk_size, first)
+
+    def _propose(
+        self, lowering: TokenLowering | None, index: int, stop: Callable[[], StoppingCriterion], seed: int, step: int
+    ) -> list[CandidateMap]:
+        assert lowering is not None
+        found = []
+        for problem in lowering.lowerings():
+            candidate = find_candidate(problem, self.solver, stop(), seed, step, self.load_limit)
+            gain = 0.0 if candidate.permutation is None else -lowering.forecast(candidate.permutation)
+            record = replace(
+                candidate.record,
+                layer=index,
+                value_before=lowering.loss,
+                value_found=lowering.loss - gain,
+                value_shifted=lowering.loss + lowering.forecast(shifted_map(problem)),
+                bound=None,
+                gain=gain,
+            )
+            found.append(replace(candidate, record=record).bare())
+        return found
+
+    def _decide(self, index: int, found: Sequence[CandidateMap], batches: Sequence[Batch]) -> SearchRecord:
+        """Return the record of the best candidate by true forwards, whose map is then in the layer if it is better."""
+        proposed = {each.permutation.tobytes(): each for each in found if each.permutation is not None}
+        if not proposed:
+            return found[-1].record
+        expert_map = self.layers[index].expert_map
+        candidates = list(proposed.values())
+        verifications = verify_tokens(
+            self.model,
+            expert_map,
+            self.loss,
+            [candidate.permutation for candidate in candidates if candidate.permutation is not None],
+            batches,
+            self.chunk_size,
+            self.ranks,
+        )
+        best = max(range(len(candidates)), key=lambda i: verifications[i].gain)
+        candidate, verification = candidates[best], verifications[best]
+        record = replace(candidate.record, verified_gain=verification.gain, standard_error=verification.standard_error)
+        if verification.confirmed(self.confidence):
+            record = replace(record, outcome="committed")
+        elif record.outcome != "enforced":
+            return replace(record, outcome="refused")
+        assert candidate.permutation is not None
+        expert_map.assign_permutation(candidate.permutation)
+        return replace(record, loads=candidate.loads)
