@@ -6,6 +6,7 @@ import pytest
 import torch
 from shared_map import make_shared
 from specialists import make
+from token_models import taught, token_loss
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
@@ -252,7 +253,29 @@ def child(rank, folder, jobs):
         distributed.destroy_process_group()
 
 
+def searched_tokens(searched, verified):
+    """Search the two layers of a model of tokens on a part of some sequences."""
+    model, *_ = taught()
+    for layer in model.double().layers:
+        layer.gate.expert_map.scramble(torch.Generator().manual_seed(3))
+    parts = [(part.inputs.double(), part.targets) for part in (searched, verified)]
+    search = PermutationSearch(model, model.layers, loss=token_loss, stop=MaxIterations(3_000))
+    search.search_batches(parts[:1], verify=parts[1:])
+    records = [
+        (r.step, r.problem, r.outcome, r.num_samples, r.value_before, r.verified_gain, r.standard_error)
+        for r in search.history
+    ]
+    return {"state": dict(model.state_dict()), "records": records}
+
+
+def tokens_run(rank, _):
+    _, searched, verified = taught()
+    cuts = slice(0, 25) if rank == 0 else slice(25, 60)
+    return searched_tokens(searched.part(cuts.start, cuts.stop), verified.part(cuts.start, cuts.stop))
+
+
 JOBS = [
+    (tokens_run, None),
     *((joined_run, kind) for kind in KINDS),
     (asynchronous_run, "top-2"),
     (limited_run, "comet"),

@@ -22,11 +22,14 @@ from moe_search.training.lowering.batch import Batch
 from moe_search.training.lowering.forward_pass import Autocast, forward
 from moe_search.training.lowering.frozen import frozen
 from moe_search.training.lowering.losses import Loss, NonFiniteLossError, as_numpy, at_least_single, sequence_losses
-from moe_search.training.lowering.lowering import Lowering
+from moe_search.training.lowering.lowering import Lowering, ProblemKind
 from moe_search.training.lowering.process_group import ALONE, Ranks
 
 CURVATURES = (0.3, 1.0, 3.0, 10.0)
 """Factors of the quadratic term, which at 1 is the mean outer product of gradients: more or less than the curvature."""
+
+MAX_ROWS = 4096
+"""Tokens that a quadratic problem keeps, by default."""
 
 RANK = 1e-6
 """Directions of the outputs whose gradients have less than this part of the largest mean square are left out."""
@@ -38,6 +41,8 @@ class TokenLayer:
 
     Parameters
     ----------
+    module : Module
+        Where it is in a model.
     expert_map : ExpertMap
         What is searched.
     expert_outputs : callable
@@ -48,6 +53,7 @@ class TokenLayer:
         in its leading axes, and goes on with what that returns in place of the outputs.
     """
 
+    module: nn.Module
     expert_map: ExpertMap
     expert_outputs: Callable[[Tensor], Tensor]
     listen: Callable[[Callable[[Tensor, Tensor, Tensor], Tensor]], Iterable[Any]]
@@ -56,7 +62,10 @@ class TokenLayer:
 @singledispatch
 def token_layer(layer: Any) -> TokenLayer:
     """Return a layer as a search of tokens sees it."""
-    raise TypeError(f"layers must be MixtureOfExperts, got {type(layer).__name__}")
+    raise TypeError(
+        f"moe must be a MixtureOfExperts or MultiGateMixtureOfExperts, or hold several of the first, "
+        f"got {type(layer).__name__}"
+    )
 
 
 @token_layer.register
@@ -79,7 +88,7 @@ def _mixture(layer: MixtureOfExperts) -> TokenLayer:
 
         return gate.register_forward_hook(at_gate), layer.register_forward_hook(at_layer, with_kwargs=True)
 
-    return TokenLayer(gate.expert_map, layer.expert_outputs, listen)
+    return TokenLayer(layer, gate.expert_map, layer.expert_outputs, listen)
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,12 +168,24 @@ class TokenLowering:
         weights = np.full(len(targets), curvature / 2 * self.unit)
         return MixtureAssignment(self.slot_weights, self.outputs, targets, "squared", weights)
 
-    def lowerings(self) -> list[Lowering]:
-        """Return what a search tries, one after the other: the first problem, and the second for some curvatures."""
-        problems = [self.quadratic(curvature) for curvature in CURVATURES]
+    def lowerings(self, kind: ProblemKind = "auto") -> list[Lowering]:
+        """Return what a search tries, one after the other: the first problem, and the second for some curvatures.
+
+        Raises
+        ------
+        ValueError
+            If `kind` asks for a class of problem that these are not of.
+        """
+        problems: list[LinearAssignment | MixtureAssignment] = []
+        if self.first_order is not None and kind in ("auto", "linear"):
+            problems.append(self.first_order)
+        if kind in ("auto", "mixture"):
+            problems += [self.quadratic(curvature) for curvature in CURVATURES]
+        if not problems:
+            raise ValueError(f"problem must be auto, mixture, or linear for one row of slots, got {kind!r}")
         return [
             Lowering(problem, self.initial, True, self.loss, self.num_samples, None, self.slot_loads)
-            for problem in (*([] if self.first_order is None else [self.first_order]), *problems)
+            for problem in problems
         ]
 
     def forecast(self, permutation: NDArray[np.int64], curvature: float = 1.0) -> float:
@@ -228,9 +249,23 @@ def open_tokens(
             total += float(losses @ counts)
             units += float(counts.sum())
             num_samples += len(part)
-    if not units:
-        raise ValueError("batches must hold at least one target that counts, got none")
     return OpenedTokens(first, [_joined(of_layer) for of_layer in parts], total, units, num_samples)
+
+
+def rows_of(model: nn.Module, layer: TokenLayer, batch: Batch) -> int:
+    """Return how many rows of a layer there are for a sample."""
+    seen: list[int] = []
+
+    def count(inputs: Tensor, slot_weights: Tensor, outputs: Tensor) -> Tensor:
+        seen.append(len(slot_weights))
+        return outputs
+
+    with frozen(model), ExitStack() as hooks:
+        for handle in layer.listen(count):
+            hooks.callback(handle.remove)
+        forward(model, batch)
+    # A layer that does not run once is refused by what lowers it.
+    return seen[0] // len(batch) if seen else 1
 
 
 def tokens_of(batch: Batch) -> int:
@@ -260,7 +295,8 @@ def _open_part(
                 hooks.callback(handle.remove)
         outputs = forward(model, batch)
         losses, counts = sequence_losses(loss, outputs.detach(), batch.targets)
-        summed = loss(outputs, batch.targets) * counts.sum()
+        # The mean over no target is NaN.
+        summed = loss(outputs, batch.targets) * counts.sum() if counts.any() else 0 * outputs.sum()
     for index, calls in enumerate(taken):
         if len(calls) != 1:
             raise ValueError(
@@ -289,8 +325,12 @@ def _open_part(
 def _joined(parts: Sequence[LayerRows]) -> LayerRows:
     if len(parts) == 1:
         return parts[0]
-    names = "inputs", "slot_weights", "gradients"
-    return LayerRows(*(torch.cat([getattr(part, name) for part in parts]) for name in names), parts[0].autocast)
+    return LayerRows(
+        torch.cat([part.inputs for part in parts]),
+        torch.cat([part.slot_weights for part in parts]),
+        torch.cat([part.gradients for part in parts]),
+        parts[0].autocast,
+    )
 
 
 @torch.no_grad()
@@ -314,7 +354,7 @@ def lower_rows(
     counted = opened.total, opened.units, opened.num_samples, len(gradients)
     total, units, samples, count = ranks.sum(np.array(counted)).tolist()
     if not count:
-        raise ValueError("the loss must depend on at least one row of a layer, it depends on none")
+        raise ValueError("the loss must depend on a token at least, by a target that counts, it depends on none")
     mean_square = torch.from_numpy(ranks.sum((gradients.T @ gradients).cpu().numpy())).to(gradients) / count
     values, vectors = torch.linalg.eigh(mean_square)
     some = values > RANK * values.max()
@@ -367,7 +407,7 @@ def lower_tokens(
     targets: Tensor,
     loss: Loss,
     *,
-    max_rows: int = 4096,
+    max_rows: int = MAX_ROWS,
     chunk_size: int = 4096,
 ) -> list[TokenLowering]:
     """Make the search problems of layers whose rows are tokens, by one forward and one backward of the model.

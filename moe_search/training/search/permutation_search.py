@@ -8,18 +8,24 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import fields, replace
+from itertools import chain, islice
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from moe_search.checks import require_choice, require_integer, require_number
+from moe_search.gates.gate import Gate
+from moe_search.layers.mixture_of_experts import MixtureOfExperts
+from moe_search.layers.multi_gate_mixture_of_experts import MultiGateMixtureOfExperts
 from moe_search.solvers.engine.result import Result
 from moe_search.solvers.engine.solver import Solver
 from moe_search.solvers.engine.stop import MaxRuntime, StoppingCriterion, require_criterion
 from moe_search.training.lowering.batch import Batch, concatenate
 from moe_search.training.lowering.forward_pass import check_model
+from moe_search.training.lowering.frozen import frozen
 from moe_search.training.lowering.losses import NonFiniteLossError, RecognizedLoss
 from moe_search.training.lowering.lowering import (
     CHUNK_SIZE,
@@ -30,6 +36,7 @@ from moe_search.training.lowering.lowering import (
 )
 from moe_search.training.lowering.process_group import ranks_of
 from moe_search.training.lowering.tasks import Layer, TaskLoss, Tasks
+from moe_search.training.lowering.token_lowering import CURVATURES, MAX_ROWS, TokenLayer, rows_of, token_layer
 from moe_search.training.saved_state import require_keys
 from moe_search.training.search.candidate_map import (
     CandidateMap,
@@ -44,6 +51,7 @@ from moe_search.training.search.candidate_map import (
 )
 from moe_search.training.search.load_limit import LoadLimit, require_load_limit
 from moe_search.training.search.search_summary import FRUITLESS, SearchSummary, Settings, fruitless_for_the_first_time
+from moe_search.training.search.token_search import TokenSearch
 from moe_search.training.search.verification import Verification, verify
 
 OnSearch: TypeAlias = Callable[[SearchRecord, Lowering, Result], None]
@@ -84,9 +92,10 @@ class PermutationSearch:
     model : Module
         The model that is trained, called as ``model(inputs)``, or ``model(inputs, ids=ids)`` where ids are given. It
         may be in a `DistributedDataParallel`; a compiled one is searched without its compiled code.
-    moe : MixtureOfExperts or MultiGateMixtureOfExperts
+    moe : MixtureOfExperts or MultiGateMixtureOfExperts, or sequence of MixtureOfExperts
         The layer to search, a submodule of `model` or `model` itself. One of several gates must share their map, which
-        is then searched for the summed loss of all tasks; else search ``moe.task(t)``.
+        is then searched for the summed loss of all tasks; else search ``moe.task(t)``. Several layers are searched one
+        after the other, as is one whose rows are tokens of the samples: see the notes.
     loss : callable, or sequence of callable
         ``loss(outputs, targets)``, a scalar tensor that is the mean over the samples. Any for gates with one or two
         slots a sample; squared error, binary cross-entropy or cross-entropy for the others. With several gates, where
@@ -113,13 +122,15 @@ class PermutationSearch:
         The class of the problem, as in `lower`.
     max_samples : int, optional
         The most samples that a step searches on, the last of those kept. In a process group, those of every rank.
+    max_rows : int, default 4096
+        Of layers whose rows are tokens, the most tokens that a problem holds, as in `lower_tokens`.
     chunk_size : int, default 1024
-        The most samples that go through the model at once, as in `lower`.
+        The most samples that go through the model at once, as in `lower`; tokens, where these are the rows.
     asynchronous : bool, default False
         Whether the solver runs on a thread while training goes on. Its map is verified on the batch of a later step,
         the first after the solver ended, and committed only if it is an improvement there. One search is under way at a
         time: where the next one is due, training waits for the last. Which map is found depends on the seed as ever;
-        at which step it is committed depends on the clock, unless `finish` is called.
+        at which step it is committed depends on the clock, unless `finish` is called. Not for rows that are tokens.
     process_group : ProcessGroup, optional
         The processes that train the model together, by default all of `torch.distributed` where that is initialized.
         They call `step` together, each with its part of the batch. The problem is that of the samples of all ranks
@@ -142,10 +153,20 @@ class PermutationSearch:
         an error, or are only warned of. What is wrong with a batch never ends it: such a search is recorded as
         ``"skipped"``, with one warning a run.
 
+    Notes
+    -----
+    Where a layer sees the tokens of a sequence and the loss couples them, as in a transformer, no slot of a sample has
+    a loss of its own. One forward and one backward of the batch then tell the derivative of the loss by the outputs of
+    all layers (see `lower_tokens`). For one layer after the other, maps are proposed by the first-order problem, solved
+    to optimality, and by quadratic ones of several curvatures; all of them are tried by true forwards of the present
+    batch, and the best is committed, if its gain exceeds `confidence` standard errors, which are those of sequences,
+    never of tokens. Each layer has a record of its own. Samples count in the mean loss by their targets that are not
+    -100 where these are integers for every token.
+
     Attributes
     ----------
     history : list of SearchRecord
-        One record for every search whose map is decided.
+        One record for every search, and layer, whose map is decided.
     seconds : float
         Time that training waited for searches, verification included.
 
@@ -168,7 +189,7 @@ class PermutationSearch:
     def __init__(
         self,
         model: nn.Module,
-        moe: Layer,
+        moe: Layer | Sequence[Any] | nn.ModuleList,
         *,
         loss: TaskLoss,
         period: int = 100,
@@ -180,6 +201,7 @@ class PermutationSearch:
         on_search: OnSearch | None = None,
         problem: ProblemKind = "auto",
         max_samples: int | None = None,
+        max_rows: int = MAX_ROWS,
         chunk_size: int = CHUNK_SIZE,
         asynchronous: bool = False,
         process_group: Any = None,
@@ -189,8 +211,7 @@ class PermutationSearch:
     ) -> None:
         if isinstance(model, DistributedDataParallel):
             model = model.module
-        check_model(model, moe)
-        tasks = Tasks.of(moe, loss)
+        tasks, layers = _searched(model, moe, loss)
         self._period = require_integer("period", period)
         self._until = require_integer("until", until)
         self._batches = require_integer("batches", batches)
@@ -206,10 +227,15 @@ class PermutationSearch:
         if on_search is not None and not callable(on_search):
             raise TypeError(f"on_search must be a callable (record, lowering, result), got {type(on_search).__name__}")
         require_choice("problem", problem, get_args(ProblemKind))
+        self._maps = [layer.expert_map for layer in layers] if tasks is None else [tasks.expert_map]
         if load_limit is not None:
-            require_load_limit(load_limit, tasks.expert_map.num_experts)
+            for expert_map in self._maps:
+                require_load_limit(load_limit, expert_map.num_experts)
+        self._max_rows = require_integer("max_rows", max_rows)
         self._model = model
         self._tasks = tasks
+        self._layers = layers
+        self._loss = loss
         self._solver = solver
         self._stop = stop
         self._on_search = on_search
@@ -220,7 +246,9 @@ class PermutationSearch:
         require_choice("on_error", on_error, get_args(OnError))
         self._on_error = on_error
         self._tried = False
-        self._ranks = ranks_of(process_group, tasks.device)
+        self._ranks = ranks_of(process_group, self._device)
+        # Whether the rows of a single layer are tokens is known from the first batch.
+        self._tokens = self._token_search() if tasks is None else None
         self._step = 0
         self._searches = 0
         self._retained: list[Batch] = []
@@ -357,7 +385,11 @@ class PermutationSearch:
         ('committed', 'LinearAssignment', 800)
         """
         self.finish()
-        record = self._search_on(self._given(batches), self._given(verify), time.perf_counter(), in_step=False)
+        start, searched = time.perf_counter(), self._given(batches)
+        with frozen(self._model):
+            first = self._ranks.agree(lambda: list(islice(searched, 1)))
+        self._look_at_rows(first)
+        record = self._search_on(chain(first, searched), self._given(verify), start, in_step=False)
         assert record is not None
         return record
 
@@ -391,8 +423,8 @@ class PermutationSearch:
             max_samples=self._max_samples,
             confidence=self._confidence,
             load_limit=self._load_limit,
-            k=max(getattr(gate, "k", 0) for gate in self._tasks.gates) or None,
-            tasks=self._tasks.count,
+            k=max((getattr(gate, "k", 0) for gate in self._gates()), default=0) or None,
+            tasks=1 if self._tasks is None else self._tasks.count,
         )
         return SearchSummary.of(self.history, self.seconds, settings)
 
@@ -436,7 +468,7 @@ class PermutationSearch:
             raise ValueError(
                 f"state must be that of a search of {format_sizes(sizes)}, got {format_sizes(state['map'])}"
             )
-        device = self._tasks.device()
+        device = self._device()
         history = [SearchRecord.from_dict(values) for values in state["history"]]
         retained = [Batch(**tensors).to(device) for tensors in state["retained"]]
         underway = None if state["underway"] is None else Underway.from_state_dict(state["underway"], device)
@@ -452,10 +484,46 @@ class PermutationSearch:
         self._recognized, self._underway = recognized, underway
 
     def _map_sizes(self) -> dict[str, int]:
-        expert_map = self._tasks.expert_map
+        expert_map = self._maps[0]
         rows = len(expert_map.experts)
         sizes = {"experts": expert_map.num_experts, "rows": rows, "slots of a row": expert_map.num_slots}
-        return sizes if self._tasks.count == 1 else sizes | {"tasks": self._tasks.count}
+        if self._tasks is not None and self._tasks.count > 1:
+            sizes |= {"tasks": self._tasks.count}
+        return sizes if len(self._maps) == 1 else sizes | {"layers": len(self._maps)}
+
+    def _device(self) -> torch.device:
+        return self._maps[0].experts.device
+
+    def _gates(self) -> list[Gate]:
+        return [] if self._tasks is None else self._tasks.gates
+
+    def _token_search(self) -> TokenSearch:
+        """Return the search of layers whose rows are tokens."""
+        if self._asynchronous:
+            raise ValueError("asynchronous must be False for layers whose rows are tokens, got True")
+        if not callable(self._loss):
+            raise TypeError(f"loss must be a callable (outputs, targets) -> scalar, got {type(self._loss).__name__}")
+        return TokenSearch(
+            self._model,
+            self._layers,
+            self._loss,
+            self._problem,
+            self._solver,
+            self._load_limit,
+            self._confidence,
+            self._max_rows,
+            self._chunk_size,
+            self._ranks,
+        )
+
+    def _look_at_rows(self, batches: Sequence[Batch]) -> None:
+        """Find out by the first batch whether the rows of a single layer are samples or tokens."""
+        if self._tasks is None or self._tokens is not None or not self._layers:
+            return
+        [layer] = self._layers
+        here = self._ranks.agree(lambda: [rows_of(self._model, layer, batch.part(0, 2)) for batch in batches])
+        if any(rows != 1 for of_rank in self._ranks.collect(here) for rows in of_rank):
+            self._tokens = self._token_search()
 
     def _try(self, batch: Batch) -> None:
         """Find out by some samples what no search can get around; nothing of it is kept."""
@@ -466,16 +534,21 @@ class PermutationSearch:
             if not len(some):
                 return
             try:
-                lower_batches(self._model, self._tasks, [some], self._problem, self._chunk_size)
+                if self._tokens is not None:
+                    self._tokens.open([some])
+                else:
+                    assert self._tasks is not None
+                    lower_batches(self._model, self._tasks, [some], self._problem, self._chunk_size)
             except NonFiniteLossError:
                 pass
             except TooManySlotsError:
                 # Some gates have fewer slots a sample in the end than at the start.
                 most = 1 if self._problem == "linear" else 2
-                if any(getattr(gate, "k", most + 1) > most for gate in self._tasks.gates):
+                if any(getattr(gate, "k", most + 1) > most for gate in self._gates()):
                     raise
 
         try:
+            self._look_at_rows([some] if len(some) else [])
             self._ranks.agree(lower_some)
         except Exception as error:
             if self._on_error == "raise":
@@ -506,7 +579,8 @@ class PermutationSearch:
     def _fitting(self, batch: Batch) -> Batch:
         batch = batch.detach()
         batch.check_device(self._model)
-        self._tasks.rows("targets", batch.targets)
+        if self._tasks is not None:
+            self._tasks.rows("targets", batch.targets)
         return batch
 
     def _search(self, batch: Batch) -> SearchRecord | None:
@@ -545,6 +619,9 @@ class PermutationSearch:
             seconds = time.perf_counter() - start
             return SearchRecord(step=step, outcome=outcome, num_samples=num_samples, seconds=seconds)
 
+        if self._tokens is not None:
+            return self._search_tokens(self._tokens, counted(), verified, seed, record, in_step)
+        assert self._tasks is not None
         try:
             lowering, recognized = lower_batches(
                 self._model,
@@ -577,6 +654,39 @@ class PermutationSearch:
             return None
         return self._decide(found, verified, record("failed"), in_step)
 
+    def _search_tokens(
+        self,
+        tokens: TokenSearch,
+        searched: Iterable[Batch],
+        verified: Iterable[Batch],
+        seed: int,
+        given_up: Callable[[Outcome], SearchRecord],
+        in_step: bool,
+    ) -> SearchRecord:
+        """Search all layers, and return the record of the last."""
+        last: SearchRecord | None = None
+
+        def stop(start: float) -> StoppingCriterion:
+            # Several problems share the time of a layer.
+            return self._stop or MaxRuntime(self._solving_seconds(start, in_step) / (1 + len(CURVATURES)))
+
+        try:
+            both = self._ranks.agree(lambda: (list(searched), list(verified)))
+            for last, chosen in tokens.search(*both, stop, seed, self._step):
+                self._record(last)
+                if self._on_search is not None and chosen is not None:
+                    assert chosen.lowering is not None
+                    assert chosen.result is not None
+                    self._on_search(last, chosen.lowering, chosen.result)
+        except NonFiniteLossError as error:
+            return self._give_up(given_up("not finite"), error)
+        except Exception as error:
+            if not in_step:
+                raise
+            return self._give_up(given_up("skipped"), error)
+        assert last is not None
+        return last
+
     def _solving_seconds(self, start: float, in_step: bool) -> float:
         lowering = time.perf_counter() - start
         if not in_step:
@@ -603,6 +713,7 @@ class PermutationSearch:
         verification: Verification | None = None
         outcome, reason = candidate.record.outcome, candidate.record.reason
         if permutation is not None:
+            assert self._tasks is not None
             try:
                 verification = verify(self._model, self._tasks, permutation, batches, self._chunk_size, self._ranks)
                 if verification.confirmed(self._confidence):
@@ -624,6 +735,7 @@ class PermutationSearch:
         )
         if record.new_map:
             assert permutation is not None
+            assert self._tasks is not None
             self._tasks.expert_map.assign_permutation(permutation)
             record = replace(record, loads=candidate.loads)
         if record.loads:
@@ -660,6 +772,25 @@ class PermutationSearch:
                 RuntimeWarning,
                 stacklevel=5,
             )
+
+
+def _searched(model: nn.Module, moe: Any, loss: Any) -> tuple[Tasks | None, list[TokenLayer]]:
+    """Return the tasks of a layer whose rows may be samples, and the layers whose rows may be tokens."""
+    if isinstance(moe, MixtureOfExperts | MultiGateMixtureOfExperts):
+        check_model(model, moe)
+        return Tasks.of(moe, loss), [token_layer(moe)] if isinstance(moe, MixtureOfExperts) else []
+    if not isinstance(moe, Sequence | nn.ModuleList):
+        moe = [moe]
+    if not len(moe):
+        raise ValueError("moe must hold at least one layer, got none")
+    layers = [token_layer(layer) for layer in moe]
+    modules = {id(module) for module in model.modules()}
+    for index, layer in enumerate(layers):
+        if id(layer.module) not in modules:
+            raise ValueError(
+                f"moe must hold submodules of model, got one, number {index}, that {type(model).__name__} does not have"
+            )
+    return None, layers
 
 
 def _answer(found: Future[CandidateMap] | None) -> CandidateMap:

@@ -14,6 +14,7 @@ from moe_search.solvers.engine.stop import StoppingCriterion
 from moe_search.training.lowering.batch import Batch
 from moe_search.training.lowering.frozen import frozen
 from moe_search.training.lowering.losses import Loss
+from moe_search.training.lowering.lowering import ProblemKind
 from moe_search.training.lowering.process_group import Ranks
 from moe_search.training.lowering.token_lowering import (
     OpenedTokens,
@@ -37,7 +38,7 @@ class TokenSearch:
         As in `lower_tokens`.
     layers : sequence of TokenLayer
         They are searched in this order.
-    solver, load_limit, confidence
+    problem, solver, load_limit, confidence
         As in `PermutationSearch`.
     max_rows, chunk_size : int
         As in `lower_tokens`.
@@ -48,6 +49,7 @@ class TokenSearch:
     model: nn.Module
     layers: Sequence[TokenLayer]
     loss: Loss
+    problem: ProblemKind
     solver: Solver | None
     load_limit: LoadLimit | None
     confidence: float
@@ -62,8 +64,8 @@ class TokenSearch:
         stop: Callable[[float], StoppingCriterion],
         seed: int,
         step: int,
-    ) -> Iterator[SearchRecord]:
-        """Search one layer after another, and yield a record of each once its map is decided.
+    ) -> Iterator[tuple[SearchRecord, CandidateMap | None]]:
+        """Search one layer after another; yield a record of each once its map is decided, and what it came from.
 
         The gradients of a layer are those under the maps that all others have by then: after a commit they are taken
         anew.
@@ -81,22 +83,31 @@ class TokenSearch:
                     # Those behind are opened too, in case that the map of this one stays.
                     opened = self.ranks.agree(partial(self.open, searched, index))
                 lowering = lower_rows(self.layers[index], opened, index, self.max_rows, self.chunk_size, self.ranks)
-            found = self.ranks.from_first(partial(self._propose, lowering, index, partial(stop, start), seed, step))
-            record = self._decide(index, found, verified)
+            whole: list[CandidateMap] = []
+            found = self.ranks.from_first(
+                partial(self._propose, lowering, index, partial(stop, start), seed, step, whole)
+            )
+            record, chosen = self._decide(index, found, verified)
             if record.new_map:
                 opened = None
-            yield replace(record, seconds=time.perf_counter() - start)
+            yield replace(record, seconds=time.perf_counter() - start), whole[chosen] if whole else None
 
     def open(self, batches: Sequence[Batch], first: int = 0) -> OpenedTokens:
         """Return the rows of the layers from the `first` on, by a forward and a backward."""
         return open_tokens(self.model, self.layers, self.loss, batches, self.chunk_size, first)
 
     def _propose(
-        self, lowering: TokenLowering | None, index: int, stop: Callable[[], StoppingCriterion], seed: int, step: int
+        self,
+        lowering: TokenLowering | None,
+        index: int,
+        stop: Callable[[], StoppingCriterion],
+        seed: int,
+        step: int,
+        whole: list[CandidateMap],
     ) -> list[CandidateMap]:
+        """Return the candidates as they are sent to other ranks; `whole` gets them with where they came from."""
         assert lowering is not None
-        found = []
-        for problem in lowering.lowerings():
+        for problem in lowering.lowerings(self.problem):
             candidate = find_candidate(problem, self.solver, stop(), seed, step, self.load_limit)
             gain = 0.0 if candidate.permutation is None else -lowering.forecast(candidate.permutation)
             record = replace(
@@ -108,16 +119,17 @@ class TokenSearch:
                 bound=None,
                 gain=gain,
             )
-            found.append(replace(candidate, record=record).bare())
-        return found
+            whole.append(replace(candidate, record=record))
+        return [candidate.bare() for candidate in whole]
 
-    def _decide(self, index: int, found: Sequence[CandidateMap], batches: Sequence[Batch]) -> SearchRecord:
-        """Return the record of the best candidate by true forwards, whose map is then in the layer if it is better."""
-        proposed = {each.permutation.tobytes(): each for each in found if each.permutation is not None}
+    def _decide(self, index: int, found: Sequence[CandidateMap], batches: Sequence[Batch]) -> tuple[SearchRecord, int]:
+        """Return the record and the number of the best candidate by true forwards, which the layer gets if better."""
+        proposed = {each.permutation.tobytes(): i for i, each in enumerate(found) if each.permutation is not None}
         if not proposed:
-            return found[-1].record
+            return found[-1].record, len(found) - 1
         expert_map = self.layers[index].expert_map
-        candidates = list(proposed.values())
+        numbers = list(proposed.values())
+        candidates = [found[number] for number in numbers]
         verifications = verify_tokens(
             self.model,
             expert_map,
@@ -133,7 +145,7 @@ class TokenSearch:
         if verification.confirmed(self.confidence):
             record = replace(record, outcome="committed")
         elif record.outcome != "enforced":
-            return replace(record, outcome="refused")
+            return replace(record, outcome="refused"), numbers[best]
         assert candidate.permutation is not None
         expert_map.assign_permutation(candidate.permutation)
-        return replace(record, loads=candidate.loads)
+        return replace(record, loads=candidate.loads), numbers[best]

@@ -4,7 +4,20 @@ import functools
 
 import pytest
 import torch
-from rank_jobs import ALL_BATCHES, JOBS, KINDS, RANKS, SAMPLES, balanced, child, make_kind, searched, trained
+from rank_jobs import (
+    ALL_BATCHES,
+    JOBS,
+    KINDS,
+    RANKS,
+    SAMPLES,
+    balanced,
+    child,
+    make_kind,
+    searched,
+    searched_tokens,
+    trained,
+)
+from token_models import taught
 from torch import multiprocessing
 
 from moe_search.training.search.permutation_search import PermutationSearch
@@ -47,6 +60,16 @@ def test_two_ranks_end_as_one_process_on_the_joined_batch(found, kind):
     assert_same(first, second)
     assert (first["told"], second["told"]) == (2, 0)
     assert first["linearized"] == alone(kind)["linearized"]
+
+
+def test_ranks_search_tokens_as_one_process_on_all_sequences(found):
+    first, second = found["tokens_run", None]
+    _, searched, verified = taught()
+    alone = searched_tokens(searched, verified)
+    assert_same(first, second)
+    assert_same(first, alone)
+    assert [record[3] for record in first["records"]] == [60, 60]
+    assert "committed" in [record[2] for record in first["records"]]
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if "shared map" not in kind])

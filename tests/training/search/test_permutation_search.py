@@ -442,7 +442,7 @@ def test_what_the_constructor_accepts():
             searching(setting, confidence=wrong)
     with pytest.raises(ValueError, match="moe must be a submodule of model"):
         PermutationSearch(setting.model, other.moe, loss=setting.loss)
-    with pytest.raises(TypeError, match="moe must be a MixtureOfExperts or MultiGateMixtureOfExperts, got Linear"):
+    with pytest.raises(TypeError, match=r"moe must be a MixtureOfExperts or .*, got Linear"):
         PermutationSearch(setting.model, nn.Linear(1, 1), loss=setting.loss)
     with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module"):
         PermutationSearch(len, setting.moe, loss=setting.loss)

@@ -191,10 +191,10 @@ def test_a_loss_that_is_none_is_told_at_the_first_step(gate, loss, message):
     assert torch.equal(setting.expert_map.experts, before)
 
 
-def test_a_layer_of_tokens_is_told_at_the_first_step():
+def test_a_layer_of_tokens_that_cannot_be_searched_is_told_at_the_first_step():
     setting = make("top-2")
-    search = PermutationSearch(PerToken(setting.moe), setting.moe, loss=nn.MSELoss())
-    with pytest.raises(ValueError, match="moe must take one row for each sample of the batch, got 40 rows for 8"):
+    search = PermutationSearch(PerToken(setting.moe), setting.moe, loss=nn.MSELoss(), asynchronous=True)
+    with pytest.raises(ValueError, match="asynchronous must be False for layers whose rows are tokens"):
         search.step(torch.randn(8, 5, FEATURES, dtype=torch.float64), torch.randn(8, FEATURES, dtype=torch.float64))
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from token_models import EXPERTS, WIDTH, taught, token_loss
 from torch.nn.functional import cross_entropy
 
 import moe_search as ms
@@ -11,52 +11,22 @@ from moe_search.training.lowering.token_lowering import token_layer
 from moe_search.training.search.token_search import TokenSearch
 from moe_search.training.search.verification import verify_tokens
 
-WIDTH, TOKENS, CLASSES, EXPERTS = 6, 5, 4, 4
-
-
-class Teacher(nn.Module):
-    """Two mixtures whose experts differ, with tokens mixed between and after them."""
-
-    def __init__(self):
-        super().__init__()
-        self.layers = nn.ModuleList(
-            ms.MixtureOfExperts(ms.StackedExperts(EXPERTS, WIDTH, WIDTH), ms.TopK(WIDTH, EXPERTS, k=2))
-            for _ in range(2)
-        )
-        self.head = nn.Linear(WIDTH, CLASSES)
-
-    def forward(self, inputs):
-        hidden = inputs
-        for layer in self.layers:
-            hidden = hidden + layer(hidden.flatten(0, 1)).unflatten(0, inputs.shape[:2])
-            hidden = (hidden + hidden.roll(1, 1)) / 2
-        return self.head(hidden)
-
-
-def token_loss(outputs, targets):
-    return cross_entropy(outputs.flatten(0, 1), targets.flatten())
-
-
-def taught(seed=0, sequences=120):
-    """Return a model, and sequences whose targets it foretells well under its present maps."""
-    torch.manual_seed(seed)
-    model = Teacher().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(3)
-        inputs = torch.randn(sequences, TOKENS, WIDTH)
-        targets = model(inputs).argmax(2)
-    targets[:, 0] = -100
-    return (
-        model,
-        Batch(inputs[: sequences // 2], targets[: sequences // 2]),
-        Batch(inputs[sequences // 2 :], targets[sequences // 2 :]),
-    )
-
 
 def searching(model, **options):
-    given = {"solver": None, "load_limit": None, "confidence": 1.0, "max_rows": 4096, "chunk_size": 64, "ranks": ALONE}
+    given = {
+        "problem": "auto",
+        "solver": None,
+        "load_limit": None,
+        "confidence": 1.0,
+        "max_rows": 4096,
+        "chunk_size": 64,
+        "ranks": ALONE,
+    }
     return TokenSearch(model, [token_layer(layer) for layer in model.layers], token_loss, **given | options)
+
+
+def found_by(search, searched, verified, step=1):
+    return [record for record, _ in search.search([searched], [verified], stop, seed=0, step=step)]
 
 
 def stop(_start):
@@ -71,7 +41,7 @@ def mean_loss(model, batch):
 def test_scrambled_maps_are_found_again_and_good_ones_left_alone():
     model, searched, verified = taught()
     intact = mean_loss(model, verified)
-    records = list(searching(model).search([searched], [verified], stop, seed=0, step=1))
+    records = found_by(searching(model), searched, verified)
     assert {record.outcome for record in records} <= {"refused", "no improvement"}
     assert mean_loss(model, verified) == intact
 
@@ -81,7 +51,7 @@ def test_scrambled_maps_are_found_again_and_good_ones_left_alone():
     assert scrambled > intact + 0.2
     for _ in range(2):
         before = mean_loss(model, verified)
-        records = list(searching(model).search([searched], [verified], stop, seed=0, step=7))
+        records = found_by(searching(model), searched, verified, step=7)
         assert [(record.layer, record.step, record.num_samples) for record in records] == [(0, 7, 60), (1, 7, 60)]
         gains = sum(record.verified_gain for record in records if record.new_map)
         # Every record says what a true forward of the verified sequences says.
@@ -95,7 +65,7 @@ def test_the_same_seed_finds_the_same_and_the_order_of_chunks_does_not_matter():
         model, searched, verified = taught()
         for layer in model.layers:
             layer.gate.expert_map.scramble(torch.Generator().manual_seed(3))
-        list(searching(model, chunk_size=chunk_size).search([searched], [verified], stop, seed=5, step=1))
+        found_by(searching(model, chunk_size=chunk_size), searched, verified)
         found.append([layer.gate.expert_map.experts.tolist() for layer in model.layers])
     assert found[0] == found[1] == found[2]
 
@@ -134,7 +104,101 @@ def test_a_load_limit_is_kept():
     for layer in model.layers:
         layer.gate = ms.TopK(WIDTH, EXPERTS, k=2, num_slots=4 * EXPERTS)
         layer.gate.expert_map.scramble(torch.Generator().manual_seed(1))
-    records = list(searching(model, load_limit=1.3).search([searched], [verified], stop, seed=0, step=1))
+    records = [
+        record for record, _ in searching(model, load_limit=1.3).search([searched], [verified], stop, seed=0, step=1)
+    ]
     for record in records:
         assert record.load_limit is not None
         assert record.max_load <= max(record.load_limit, 1.3) + 1e-9
+
+
+def scrambled(seed=3):
+    model, searched, verified = taught()
+    for layer in model.layers:
+        layer.gate.expert_map.scramble(torch.Generator().manual_seed(seed))
+    return model, searched, verified
+
+
+def stepping(model, moe, **options):
+    return ms.PermutationSearch(model, moe, loss=token_loss, period=2, stop=ms.MaxIterations(3000), **options)
+
+
+def test_steps_search_all_layers_and_a_state_takes_them_up():
+    model, searched, verified = scrambled()
+    told = []
+    search = stepping(model, model.layers, on_search=lambda *found: told.append(found))
+    assert search.step(searched.inputs, searched.targets) is None
+    state = search.state_dict()
+    last = search.step(verified.inputs, verified.targets)
+    assert [(record.step, record.layer) for record in search.history] == [(2, 0), (2, 1)]
+    assert last is search.history[1]
+    assert any(record.new_map for record in search.history)
+    # Values are losses; of the gain only the forecast is a guess.
+    assert search.history[0].value_before == pytest.approx(2.0, abs=1.9)
+    assert [lowering.initial.shape for _, lowering, _ in told] == [(EXPERTS,)] * 2
+    assert all(result.solver in ("Hungarian()", told[0][2].solver) or result.solver for _, _, result in told)
+    assert search.summary().searches == 2
+
+    other, _, _ = scrambled()
+    again = stepping(other, list(other.layers))
+    again.load_state_dict(state)
+    again.step(verified.inputs, verified.targets)
+    for mine, its in zip(model.layers, other.layers, strict=True):
+        assert torch.equal(mine.gate.expert_map.experts, its.gate.expert_map.experts)
+    with pytest.raises(ValueError, match=r"state must be that of a search of .*2 layers"):
+        again.load_state_dict(stepping(other, other.layers[0]).state_dict())
+
+
+def test_one_layer_of_tokens_is_known_from_the_first_batch():
+    model, searched, verified = scrambled()
+    search = stepping(model, model.layers[1], problem="mixture")
+    search.step(searched.inputs, searched.targets)
+    record = search.step(verified.inputs, verified.targets)
+    assert (record.layer, record.problem) == (0, "MixtureAssignment")
+    with pytest.raises(ValueError, match="asynchronous must be False for layers whose rows are tokens"):
+        stepping(model, model.layers[1], asynchronous=True).step(searched.inputs, searched.targets)
+    record = stepping(model, model.layers[1], problem="linear").search_batches(
+        [(searched.inputs[:30], searched.targets[:30]), (searched.inputs[30:], searched.targets[30:])],
+        verify=[(verified.inputs, verified.targets)],
+    )
+    assert (record.layer, record.problem, record.num_samples) == (0, "LinearAssignment", 60)
+
+
+def test_what_a_search_of_layers_refuses_and_what_a_batch_cannot_do():
+    model, searched, verified = scrambled()
+    with pytest.raises(ValueError, match="moe must hold submodules of model, got one, number 1, that Teacher"):
+        stepping(model, [model.layers[0], taught()[0].layers[0]])
+    with pytest.raises(ValueError, match="at least one layer"):
+        stepping(model, [])
+    with pytest.raises(ValueError, match="problem must be auto, mixture, or linear"):
+        stepping(model, model.layers, problem="pairwise").search_batches(
+            [(searched.inputs, searched.targets)], verify=[(verified.inputs, verified.targets)]
+        )
+    search = stepping(model, model.layers)
+    search.step(searched.inputs, torch.full_like(searched.targets, -100))
+    with pytest.warns(RuntimeWarning, match="given up"):
+        record = search.step(verified.inputs, verified.targets)
+    assert record.outcome == "skipped"
+    assert "by a target that counts" in record.reason
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_a_checkpointed_layer_needs_no_reentrance():
+    from torch.utils.checkpoint import checkpoint
+
+    model, searched, _ = scrambled()
+
+    class Checkpointed(torch.nn.Module):
+        def __init__(self, reentrant):
+            super().__init__()
+            self.model, self.reentrant = model, reentrant
+
+        def forward(self, inputs):
+            return checkpoint(self.model, inputs, use_reentrant=self.reentrant)
+
+    plain = ms.lower_tokens(model, model.layers, searched.inputs, searched.targets, token_loss)
+    again = ms.lower_tokens(Checkpointed(False), model.layers, searched.inputs, searched.targets, token_loss)
+    for one, other in zip(plain, again, strict=True):
+        np.testing.assert_allclose(one.drift, other.drift, rtol=1e-3, atol=1e-5)
+    with pytest.raises((ValueError, RuntimeError)):
+        ms.lower_tokens(Checkpointed(True), model.layers, searched.inputs, searched.targets, token_loss)
