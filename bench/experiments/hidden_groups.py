@@ -101,7 +101,10 @@ def load(settings: HiddenGroupsSettings, seed: int) -> tuple[list[Batch], NDArra
         make_hidden_groups(settings.tasks, settings.groups, settings.samples_per_task, seed=seed, split=split)
         for split in range(3)
     ]
-    batches = [Batch(*map(torch.from_numpy, (split.inputs, split.targets[:, None], split.tasks))) for split in splits]
+    as_tensor = torch.from_numpy
+    batches = [
+        Batch(as_tensor(split.inputs), as_tensor(split.targets[:, None]), as_tensor(split.tasks)) for split in splits
+    ]
     return batches, splits[0].groups
 
 

@@ -155,7 +155,7 @@ def endless_rows(count: int, size: int, seed: int) -> Iterator[Tensor]:
 def batches_of(data: Batch, rows: Iterable[Tensor]) -> Iterator[Batch]:
     """Yield the samples of some rows after the other."""
     for each in rows:
-        yield Batch(**{name: tensor[each] for name, tensor in data.named()})
+        yield Batch.of({name: tensor[each] for name, tensor in data.named()})
 
 
 def endless_batches(data: Batch, size: int, seed: int) -> Iterator[Batch]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 
 import torch
 from torch import Tensor, nn
+
+OF_KEYWORDS = "keywords."
+"""What stands before a keyword where the tensors of a batch have names."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,12 +27,15 @@ class Batch:
     groups : Tensor, optional
         Integers, shape [B]: samples with the same number (of one user, of one sequence) depend on each other, and a
         verification counts them as one.
+    keywords : dict of Tensor, optional
+        What else the model takes, by keywords, such as that of ``attention_mask``; shape [B, ...] each.
     """
 
     inputs: Tensor
     targets: Tensor
     ids: Tensor | None = None
     groups: Tensor | None = None
+    keywords: Mapping[str, Tensor] | None = None
 
     def __post_init__(self) -> None:
         for name, tensor in self.named():
@@ -54,9 +60,18 @@ class Batch:
     def named(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the name and the tensor of what is there."""
         for field in fields(self):
-            tensor = getattr(self, field.name)
-            if tensor is not None or field.default is MISSING:
-                yield field.name, tensor
+            value = getattr(self, field.name)
+            if isinstance(value, Mapping):
+                yield from ((OF_KEYWORDS + name, tensor) for name, tensor in value.items())
+            elif value is not None or field.default is MISSING:
+                yield field.name, value
+
+    @classmethod
+    def of(cls, named: Mapping[str, Tensor]) -> Batch:
+        """Return the batch whose tensors have these names."""
+        given = {name: tensor for name, tensor in named.items() if not name.startswith(OF_KEYWORDS)}
+        keywords = {name.removeprefix(OF_KEYWORDS): named[name] for name in named if name not in given}
+        return cls(**given, keywords=keywords or None)
 
     def require(self, num_samples: int, purpose: str = "") -> None:
         """Raise ValueError if there are fewer than ``num_samples`` samples; ``purpose`` tells what they are for."""
@@ -100,18 +115,18 @@ class Batch:
         return self._each(lambda tensor: tensor.to(device))
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        return Batch(**{name: change(tensor) for name, tensor in self.named()})
+        return Batch.of({name: change(tensor) for name, tensor in self.named()})
 
 
 def concatenate(batches: Sequence[Batch]) -> Batch:
     """Return one batch with the samples of all ``batches``, in their order."""
     if len(batches) == 1:
         return batches[0]
-    if len({batch.ids is None for batch in batches}) > 1:
-        raise ValueError("ids must come with every batch or with none, got some batches with and some without")
-    for name in ("inputs", "targets"):
-        shapes = sorted({tuple(getattr(batch, name).shape[1:]) for batch in batches})
+    named = [dict(batch.named()) for batch in batches]
+    for name in {name: None for tensors in named for name in tensors}:
+        if any(name not in tensors for tensors in named):
+            raise ValueError(f"{name} must come with every batch or with none, got some batches with and some without")
+        shapes = sorted({tuple(tensors[name].shape[1:]) for tensors in named})
         if len(shapes) > 1:
             raise ValueError(f"{name} of batches searched together must agree in the shape of a sample, got {shapes}")
-    named = [dict(batch.named()) for batch in batches]
-    return Batch(**{name: torch.cat([tensors[name] for tensors in named]) for name in named[0]})
+    return Batch.of({name: torch.cat([tensors[name] for tensors in named]) for name in named[0]})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -187,14 +187,20 @@ def check_model(model: nn.Module, moe: Layer) -> None:
 
 
 def forward(model: nn.Module, batch: Batch) -> Tensor:
-    """Return ``model(inputs)``, or ``model(inputs, ids=ids)`` for a batch with ids; shape [B, ...]."""
+    """Return ``model(inputs)``, or ``model(inputs, ids=ids)`` for a batch with ids; shape [B, ...].
+
+    The keywords of a batch are given too. Of a model of Transformers, the logits are returned.
+    """
+    keywords = batch.keywords or {}
     if batch.ids is None:
-        outputs = model(batch.inputs)
+        outputs = model(batch.inputs, **keywords)
     else:
         parameters = inspect.signature(model.forward).parameters
         if "ids" not in parameters and all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
             raise TypeError(f"ids came, and {type(model).__name__}.forward takes no argument named ids")
-        outputs = model(batch.inputs, ids=batch.ids)
+        outputs = model(batch.inputs, ids=batch.ids, **keywords)
+    if isinstance(outputs, Mapping) and "logits" in outputs:
+        outputs = outputs["logits"]
     if not isinstance(outputs, Tensor):
         raise TypeError(f"model must return a tensor, got {type(outputs).__name__}")
     if outputs.ndim == 0 or outputs.shape[0] != len(batch):

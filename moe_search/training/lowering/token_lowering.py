@@ -409,6 +409,7 @@ def lower_tokens(
     *,
     max_rows: int = MAX_ROWS,
     chunk_size: int = 4096,
+    **keywords: Tensor,
 ) -> list[TokenLowering]:
     """Make the search problems of layers whose rows are tokens, by one forward and one backward of the model.
 
@@ -431,6 +432,8 @@ def lower_tokens(
         The most tokens that the quadratic problem keeps, n d numbers for each.
     chunk_size : int, default 4096
         The most tokens that go through the model, and through every expert, at once.
+    **keywords : Tensor
+        What else the model takes, such as ``attention_mask``; shape [B, ...] each.
 
     Returns
     -------
@@ -468,6 +471,6 @@ def lower_tokens(
     """
     seen = [token_layer(layer) for layer in layers]
     with frozen(model):
-        opened = open_tokens(model, seen, loss, [Batch(inputs, targets)], chunk_size)
+        opened = open_tokens(model, seen, loss, [Batch(inputs, targets, keywords=keywords)], chunk_size)
         lowerings = [lower_rows(layer, opened, index, max_rows, chunk_size) for index, layer in enumerate(seen)]
     return [lowering for lowering in lowerings if lowering is not None]

@@ -345,7 +345,7 @@ class Underway:
         found = state["found"]
         future = None if found is None else at_once(lambda: CandidateMap.from_state_dict(found))
         numbers = state["step"], state["num_samples"], float(state["seconds"])
-        return cls(Batch(**state["batch"]).to(device), *numbers, future)
+        return cls(Batch.of(state["batch"]).to(device), *numbers, future)
 
 
 def at_once(compute: Callable[[], CandidateMap]) -> Future[CandidateMap]:

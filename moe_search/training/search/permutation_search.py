@@ -56,8 +56,8 @@ from moe_search.training.search.verification import Verification, verify
 
 OnSearch: TypeAlias = Callable[[SearchRecord, Lowering, Result], None]
 
-Samples: TypeAlias = Batch | Sequence[Tensor | None]
-"""A batch: (inputs, targets), (inputs, targets, ids) or (inputs, targets, ids, groups)."""
+Samples: TypeAlias = Batch | Sequence[Any]
+"""A batch: (inputs, targets) and, if need be, ids, groups and a dict of keywords, each of which may be None."""
 
 SHARE = 0.07
 """What a search may take of the time since the last one, by default; verification comes on top."""
@@ -91,6 +91,7 @@ class PermutationSearch:
     ----------
     model : Module
         The model that is trained, called as ``model(inputs)``, or ``model(inputs, ids=ids)`` where ids are given. It
+        returns a tensor, or what has one by the key ``logits``, as models of Transformers do. It
         may be in a `DistributedDataParallel`; a compiled one is searched without its compiled code.
     moe : MixtureOfExperts or MultiGateMixtureOfExperts, or sequence of MixtureOfExperts
         The layer to search, a submodule of `model` or `model` itself. One of several gates must share their map, which
@@ -258,7 +259,9 @@ class PermutationSearch:
         self.history: list[SearchRecord] = []
         self.seconds = 0.0
 
-    def step(self, inputs: Tensor, targets: Tensor, ids: Tensor | None = None) -> SearchRecord | None:
+    def step(
+        self, inputs: Tensor, targets: Tensor, ids: Tensor | None = None, **keywords: Tensor
+    ) -> SearchRecord | None:
         """Count a training step, and search if one is due.
 
         The first call lowers some samples of its batch, so that what no search of this model and loss can get around
@@ -272,6 +275,8 @@ class PermutationSearch:
             The batch of this step, shape [B, ...]; in a process group, this rank's part of it.
         ids : Tensor, optional
             Shape [B], for gates that route by id.
+        **keywords : Tensor
+            What else the model takes, such as ``attention_mask``; shape [B, ...] each.
 
         Returns
         -------
@@ -293,9 +298,9 @@ class PermutationSearch:
             self._last_search = time.perf_counter()
         due = step <= self._until and step % self._period == 0
         if due or not self._tried or self._underway is not None:
-            batch = self._ranks.agree(lambda: self._fitting(Batch(inputs, targets, ids)))
+            batch = self._ranks.agree(lambda: self._fitting(Batch(inputs, targets, ids, None, keywords)))
         else:
-            batch = self._fitting(Batch(inputs, targets, ids))
+            batch = self._fitting(Batch(inputs, targets, ids, None, keywords))
         if not self._tried:
             self._try(batch)
 
@@ -348,8 +353,9 @@ class PermutationSearch:
 
         Parameters
         ----------
-        batches : iterable of (inputs, targets), (inputs, targets, ids) or (inputs, targets, ids, groups)
-            What to search on: a `DataLoader`, say, or a generator. Tensors are as in `step`; ids may be None. In a
+        batches : iterable of (inputs, targets), up to (inputs, targets, ids, groups, keywords)
+            What to search on: a `DataLoader`, say, or a generator. Tensors are as in `step`, keywords a dict; all but
+            inputs and targets may be left out or None. In a
             process group, all ranks call this together, each with its own batches, as many as it has.
         verify : iterable of the same
             Other samples, which decide as the batch of a step does. With ``groups``, integers of shape [B], samples of
@@ -470,7 +476,7 @@ class PermutationSearch:
             )
         device = self._device()
         history = [SearchRecord.from_dict(values) for values in state["history"]]
-        retained = [Batch(**tensors).to(device) for tensors in state["retained"]]
+        retained = [Batch.of(tensors).to(device) for tensors in state["retained"]]
         underway = None if state["underway"] is None else Underway.from_state_dict(state["underway"], device)
         recognized = None
         if state["recognized"] is not None:
@@ -570,7 +576,8 @@ class PermutationSearch:
                 given = Batch(*given)
             if not isinstance(given, Batch):
                 raise TypeError(
-                    "a batch must be (inputs, targets), (inputs, targets, ids) or (inputs, targets, ids, groups), "
+                    "a batch must be (inputs, targets), (inputs, targets, ids), (inputs, targets, ids, groups) or "
+                    "(inputs, targets, ids, groups, keywords), "
                     f"got {type(samples).__name__}"
                 )
             given.require(1)

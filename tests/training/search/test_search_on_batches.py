@@ -219,7 +219,7 @@ def test_a_later_batch_must_fit_the_class_that_the_first_decided():
     ("batches", "kind", "message"),
     [
         (lambda one: [], ValueError, "batches must hold at least one batch, got none"),
-        (lambda one: [one[0]], TypeError, "a batch must be (inputs, targets), (inputs, targets, ids) or"),
+        (lambda one: [one[0]], TypeError, "a batch must be (inputs, targets), (inputs, targets, ids), (inputs"),
         (lambda one: [(one[0],)], TypeError, "got tuple"),
         (lambda one: [{"inputs": one[0]}], TypeError, "got dict"),
         (lambda one: [(one[0], 3.0)], TypeError, "targets must be a tensor"),

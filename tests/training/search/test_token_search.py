@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from token_models import EXPERTS, WIDTH, taught, token_loss
+from token_models import EXPERTS, TOKENS, WIDTH, taught, token_loss
 from torch.nn.functional import cross_entropy
 
 import moe_search as ms
@@ -202,3 +202,44 @@ def test_a_checkpointed_layer_needs_no_reentrance():
         np.testing.assert_allclose(one.drift, other.drift, rtol=1e-3, atol=1e-5)
     with pytest.raises((ValueError, RuntimeError)):
         ms.lower_tokens(Checkpointed(True), model.layers, searched.inputs, searched.targets, token_loss)
+
+
+class Masked(torch.nn.Module):
+    """A model as those of Transformers are: ids of tokens and a mask in, a dict with logits out."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+        self.embedding = torch.nn.Embedding(20, WIDTH)
+
+    def forward(self, input_ids, attention_mask):
+        return {"logits": self.model(self.embedding(input_ids) * attention_mask[..., None])}
+
+
+def test_keywords_reach_the_model_are_kept_and_saved():
+    model, _, _ = scrambled()
+    masked = Masked(model)
+    tokens, targets = torch.randint(20, (2, 24, TOKENS)), torch.randint(4, (2, 24, TOKENS))
+    targets[:, :, 3:] = -100
+    mask = (torch.arange(TOKENS) < 3).expand(24, TOKENS)
+    search = stepping(masked, model.layers)
+    with pytest.raises(TypeError, match="attention_mask"):
+        stepping(masked, model.layers).step(tokens[0], targets[0])
+    search.step(tokens[0], targets[0], attention_mask=mask)
+    other, _, _ = scrambled()
+    other_masked = Masked(other)
+    other_masked.load_state_dict(masked.state_dict())
+    again = stepping(other_masked, other.layers)
+    again.load_state_dict(search.state_dict())
+    for each in (search, again):
+        assert each.step(tokens[1], targets[1], attention_mask=mask).num_samples == 24
+    assert search.history[0].value_found == again.history[0].value_found
+    record = stepping(masked, model.layers).search_batches(
+        [(tokens[0], targets[0], None, None, {"attention_mask": mask})],
+        verify=[(tokens[1], targets[1], None, None, {"attention_mask": mask})],
+    )
+    assert record.num_samples == 24
+    [first, _] = ms.lower_tokens(masked, model.layers, tokens[0], targets[0], token_loss, attention_mask=mask)
+    assert first.loss == pytest.approx(record.value_before, rel=0.5)
+    with pytest.raises(ValueError, match=r"keywords\.attention_mask must hold as many samples"):
+        search.step(tokens[0], targets[0], attention_mask=mask[:3])
