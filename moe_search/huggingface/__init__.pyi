@@ -1,0 +1,8 @@
+from .mixture_layers import (
+    MoELayer as MoELayer,
+    moe_layers as moe_layers,
+)
+from .selection import (
+    keep_experts as keep_experts,
+    permute_experts as permute_experts,
+)
