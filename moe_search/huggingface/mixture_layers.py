@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, field
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 ROUTER_NAMES = ("gate", "router")
 
@@ -98,3 +100,24 @@ def moe_layers(model: nn.Module) -> tuple[MoELayer, ...]:
                 )
             )
     return tuple(found)
+
+
+class TokenRows:
+    """Which rows of the forward under way are tokens, and which are padding, by the attention mask of the model."""
+
+    def __init__(self) -> None:
+        self._mask: Tensor | None = None
+
+    def see(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Take in what a model is called with: a forward pre-hook, with keywords."""
+        given = inspect.signature(model.forward).bind_partial(*args, **kwargs).arguments
+        mask = given.get("attention_mask", given.get("kwargs", {}).get("attention_mask"))
+        # Other masks than that of padding say nothing about single tokens.
+        self._mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+
+    def of(self, hidden: Tensor) -> Tensor | slice:
+        """Return the index of the tokens among rows [T, d] of a layer, sequence by sequence."""
+        if self._mask is None:
+            return slice(None)
+        # With a cache, the mask reaches back over tokens that are no rows of this forward.
+        return self._mask[:, -(hidden.shape[0] // self._mask.shape[0]) :].flatten().to(hidden.device) > 0

@@ -190,7 +190,9 @@ def checked_kept(layers: Sequence[MoELayer], kept: Sequence[npt.ArrayLike]) -> l
         )
     if len(kept) != len(layers):
         raise ValueError(f"kept must hold the experts of each of {len(layers)} layers, got {len(kept)}")
-    chosen = [np.sort(_experts(f"kept of layer {layer.name}", each, layer)) for layer, each in zip(layers, kept)]
+    chosen = [
+        np.sort(_experts(f"kept of layer {layer.name}", each, layer)) for layer, each in zip(layers, kept, strict=True)
+    ]
     counts = [len(each) for each in chosen]
     if len(set(counts)) > 1:
         raise ValueError(
