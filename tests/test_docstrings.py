@@ -20,6 +20,8 @@ COMPILED = {
     "PlacementSearch",
     "Rebalancing",
     "SimulatedAnnealing",
+    "SubsetEnumeration",
+    "SubsetSearch",
     "TabuSearch",
     "Transport",
     "solve",
