@@ -6,6 +6,7 @@ import inspect
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 ROUTER_NAMES = ("gate", "router")
@@ -115,9 +116,9 @@ class TokenRows:
         # Other masks than that of padding say nothing about single tokens.
         self._mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
 
-    def of(self, hidden: Tensor) -> Tensor | slice:
-        """Return the index of the tokens among rows [T, d] of a layer, sequence by sequence."""
+    def of(self, hidden: Tensor) -> Tensor:
+        """Return which rows [T, d] of a layer are tokens, booleans [T]."""
         if self._mask is None:
-            return slice(None)
+            return torch.ones(len(hidden), dtype=torch.bool, device=hidden.device)
         # With a cache, the mask reaches back over tokens that are no rows of this forward.
         return self._mask[:, -(hidden.shape[0] // self._mask.shape[0]) :].flatten().to(hidden.device) > 0

@@ -207,12 +207,12 @@ def checked_kept(layers: Sequence[MoELayer], kept: Sequence[npt.ArrayLike]) -> l
                 f"kept of layer {layer.name} must hold equally many experts of each of {layer.num_groups} groups,"
                 f" got {of_groups.tolist()}"
             )
-    _try_router(layers[0], chosen[0])
+    try_router(layers[0], chosen[0])
     return chosen
 
 
 @torch.no_grad()
-def _try_router(layer: MoELayer, kept: Experts) -> None:
+def try_router(layer: MoELayer, kept: Experts) -> None:
     """Raise ValueError unless a router of the kept experts can route: some look for several experts in a group."""
     small = smaller_router(layer, kept)
     weight = next(parameter for parameter in small.parameters() if parameter.ndim == 2)
