@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe_search.huggingface.mixture_layers import MoELayer, TokenRows
@@ -100,11 +99,11 @@ def checked_batches(name: str, batches: Iterable[Any]) -> list[Batch]:
     return found
 
 
-def labels_of(batch: Batch) -> Tensor:
-    """Return what is to be foretold: the labels of a batch, or its tokens; padding is no target."""
-    labels = batch.get("labels", batch["input_ids"])
+def targets_of(batch: Batch) -> Tensor:
+    """Return what is to be foretold, [sequences, tokens - 1]: labels, or tokens; no padding, nor what follows it."""
+    targets = batch.get("labels", batch["input_ids"])[:, 1:]
     mask = batch.get("attention_mask")
-    return labels if mask is None else labels.masked_fill(mask == 0, IGNORED)
+    return targets if mask is None else targets.masked_fill((mask[:, 1:] == 0) | (mask[:, :-1] == 0), IGNORED)
 
 
 def batch_losses(model: Any, batch: Batch) -> Tensor:
@@ -112,9 +111,11 @@ def batch_losses(model: Any, batch: Batch) -> Tensor:
     device = next(model.parameters()).device
     given = {name: tensor.to(device) for name, tensor in batch.items() if name != "labels"}
     logits = model(**given, use_cache=False).logits[:, :-1]
-    labels = labels_of(batch)[:, 1:].to(logits.device)
-    losses = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="none")
-    return losses.view(labels.shape)
+    targets = targets_of(batch).to(logits.device)
+    losses = nn.functional.cross_entropy(
+        logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="none"
+    )
+    return losses.view(targets.shape)
 
 
 def sequence_losses(model: nn.Module, batches: Sequence[Batch]) -> SequenceLosses:
@@ -123,7 +124,7 @@ def sequence_losses(model: nn.Module, batches: Sequence[Batch]) -> SequenceLosse
     with frozen(model):
         for batch in batches:
             sums.append(batch_losses(model, batch).double().sum(1).cpu().numpy())
-            targets.append((labels_of(batch)[:, 1:] != IGNORED).sum(1).cpu().numpy())
+            targets.append((targets_of(batch) != IGNORED).sum(1).cpu().numpy())
     found = SequenceLosses(np.concatenate(sums), np.concatenate(targets))
     if not found.targets.sum():
         raise ValueError("batches must have targets, tokens that follow another one, got none")
@@ -163,7 +164,7 @@ def record_rows(
                 store.append(seen.rows(chosen))
             tokens += len(of_tokens)
             taken += len(chosen)
-            targets += int((labels_of(batch)[:, 1:] != IGNORED).sum())
+            targets += int((targets_of(batch) != IGNORED).sum())
     if not targets or not taken:
         raise ValueError("batches must have targets, tokens that follow another one, got none")
     return [LayerRows(*map(torch.cat, zip(*store, strict=True))) for store in kept], tokens / taken / targets

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from moe_search.checks import require_choice, require_flag, require_integer, require_number
 from moe_search.huggingface.calibration import (
-    Batch,
     LayerRows,
     checked_batches,
     record_rows,
@@ -25,7 +24,7 @@ from moe_search.huggingface.mixture_layers import MoELayer
 from moe_search.huggingface.routing_rule import routing_rule
 from moe_search.huggingface.selection import keep_experts, kept_only, require_layers, smaller_router, try_router
 from moe_search.plotting.table import Table
-from moe_search.problems.expert_subset import ExpertSubset, Subset
+from moe_search.problems.expert_subset import Subset
 from moe_search.solvers.engine.stop import MaxRuntime
 from moe_search.solvers.heuristic.subset_search import SubsetSearch
 
@@ -332,7 +331,7 @@ def _choose(layer: MoELayer, met: LayerRows, stay: int, names: Sequence[str]) ->
             rule = routing_rule(layer, met, stay)
             if rule is not None:
                 problem = rule.problem(gram, products, energies, stay, layer.top_k)
-                chosen[name] = SubsetSearch().solve(problem, MaxRuntime(math.inf)).solution
+                chosen[name] = SubsetSearch().solve(problem, MaxRuntime(math.inf)).solution.copy()
             continue
         ranked = np.argsort(-scores[name].reshape(layer.num_groups, size), axis=1, kind="stable")
         first = ranked[:, : stay // layer.num_groups] + size * np.arange(layer.num_groups)[:, None]

@@ -60,8 +60,8 @@ def permute_experts(layer: MoELayer, order: npt.ArrayLike, router: bool = True) 
     groups = experts.reshape(layer.num_groups, size) // size
     if router and (groups != groups[:, :1]).any():
         raise ValueError(
-            f"order must keep the {layer.num_groups} groups of {size} experts whole, as the router chooses groups first,"
-            f" got experts of groups {sorted(set(groups[np.argmax((groups != groups[:, :1]).any(1))].tolist()))} in one"
+            f"order must keep the {layer.num_groups} groups of {size} experts whole, as the router chooses groups"
+            f" first, got {experts.tolist()}"
         )
     index = torch.from_numpy(experts)
     for module in (layer.experts, layer.router, layer.block) if router else (layer.experts,):
