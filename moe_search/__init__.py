@@ -2,7 +2,7 @@
 
 import lazy_loader
 
-from moe_search import gates, layers, problems, solvers, training
+from moe_search import gates, huggingface, layers, problems, solvers, training
 
 __version__ = "0.2.0"
 
@@ -10,10 +10,10 @@ __version__ = "0.2.0"
 # waits for no torch and no matplotlib.
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    ["gates", "integrations", "layers", "plotting", "problems", "serving", "solvers", "training"],
+    ["gates", "huggingface", "integrations", "layers", "plotting", "problems", "serving", "solvers", "training"],
     {"api": ["lower_bound", "solve"], "compilation": ["warm_up"], "installation": ["show_versions"]}
     | {
         package.__name__.removeprefix("moe_search."): package.__all__
-        for package in (gates, layers, problems, solvers, training)
+        for package in (gates, huggingface, layers, problems, solvers, training)
     },
 )

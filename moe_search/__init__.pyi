@@ -1,5 +1,6 @@
 from . import (
     gates as gates,
+    huggingface as huggingface,
     integrations as integrations,
     layers as layers,
     plotting as plotting,
@@ -11,6 +12,7 @@ from . import (
 from .api import lower_bound as lower_bound, solve as solve
 from .compilation import warm_up as warm_up
 from .gates import *
+from .huggingface import *
 from .installation import show_versions as show_versions
 from .layers import *
 from .problems import *

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_search.checks import require_choice, require_flag, require_number
+from moe_search.problems.expert_subset import ExpertSubset
 from moe_search.problems.kernel_cache import LOGGER
 from moe_search.problems.linear import LinearAssignment
 from moe_search.problems.permutation_problem import PermutationProblem
@@ -59,7 +60,8 @@ def solve(
         By default the best one for the class: `Hungarian` or `Transport` for linear problems (exact), `Enumeration`
         for up to 8! permutations (exact), `BranchAndBound` (exact) for quadratic problems of up to 12! permutations and
         pairwise ones of up to 10!, else `TabuSearch` where the limit of seconds allows enough moves, and otherwise
-        `IteratedLocalSearch`.
+        `IteratedLocalSearch`; `PlacementSearch` for placements, and `SubsetEnumeration` (exact) for an `ExpertSubset`
+        where the limit of seconds allows it, else `SubsetSearch`.
     stop : StoppingCriterion, optional
         When to return the incumbent, at the latest; by default ``MaxRuntime(1.0)``, and for linear problems not before
         the optimum. The time for the bound, a tenth of the limit at most, is part of it.
@@ -211,6 +213,13 @@ def default_solver(problem: Problem, seconds: float) -> Solver:
         from moe_search.solvers.heuristic.placement_search import PlacementSearch
 
         return PlacementSearch()
+    if isinstance(problem, ExpertSubset):
+        from moe_search.solvers.exact.subset_enumeration import SubsetEnumeration
+        from moe_search.solvers.heuristic.subset_search import SubsetSearch
+
+        seconds_of_all = problem.num_subsets * problem.evaluation_cost * SECONDS_PER_OPERATION
+        enumerable = SubsetEnumeration().refuses(problem) is None and seconds_of_all <= seconds
+        return SubsetEnumeration() if enumerable else SubsetSearch()
     if not isinstance(problem, PermutationProblem):
         raise TypeError(
             f"solver must be given: none is known for {type(problem).__name__}, whose solutions are no permutations"

@@ -18,6 +18,7 @@ from .exact.enumeration import Enumeration as Enumeration
 from .exact.hungarian import Hungarian as Hungarian
 from .exact.min_cost_flow import MinCostFlow as MinCostFlow
 from .exact.placement_cp_sat import PlacementCpSat as PlacementCpSat
+from .exact.subset_enumeration import SubsetEnumeration as SubsetEnumeration
 from .exact.transport import Transport as Transport
 from .heuristic.frank_wolfe import FrankWolfe as FrankWolfe
 from .heuristic.iterated_local_search import IteratedLocalSearch as IteratedLocalSearch
@@ -26,4 +27,5 @@ from .heuristic.longest_processing_time import LongestProcessingTime as LongestP
 from .heuristic.multi_start import MultiStart as MultiStart
 from .heuristic.placement_search import PlacementSearch as PlacementSearch
 from .heuristic.simulated_annealing import SimulatedAnnealing as SimulatedAnnealing
+from .heuristic.subset_search import SubsetSearch as SubsetSearch
 from .heuristic.tabu_search import TabuSearch as TabuSearch

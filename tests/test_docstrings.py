@@ -20,13 +20,15 @@ COMPILED = {
     "PlacementSearch",
     "Rebalancing",
     "SimulatedAnnealing",
+    "SubsetEnumeration",
+    "SubsetSearch",
     "TabuSearch",
     "Transport",
     "solve",
 }
 
 
-PACKAGES = {"gates", "integrations", "layers", "plotting", "problems", "serving", "solvers", "training"}
+PACKAGES = {"gates", "huggingface", "integrations", "layers", "plotting", "problems", "serving", "solvers", "training"}
 # Names, not objects: collecting the tests loads no torch.
 PUBLIC = [
     *(("moe_search", name) for name in ms.__all__ if name not in PACKAGES),

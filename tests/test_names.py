@@ -28,7 +28,7 @@ def test_every_public_name_is_there_and_documented(name):
 
 
 def test_names_agree_with_their_packages():
-    for home in ("gates", "layers", "problems", "solvers", "training"):
+    for home in ("gates", "huggingface", "layers", "problems", "solvers", "training"):
         package = importlib.import_module(f"moe_search.{home}")
         for name in package.__all__:
             if name in ms.__all__:

@@ -25,6 +25,7 @@ HOMES = {
     "token-table": "token_table",
     "load-limit": "load_limit",
     "cardinality-digits": "cardinality",
+    "pruning": "pruning",
     "tuning-budget": "fresh_experts",
     "tuning-budget-slots": "fresh_experts",
 }

@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from moe_search.checks import require_integer
 from moe_search.gates.batch_checks import is_recomputing
 from moe_search.gates.expert_map import ExpertMap
 from moe_search.gates.gate import SlotWeights
+from moe_search.huggingface.mixture_layers import MoELayer, TokenRows, moe_layers
 from moe_search.plotting.table import Table
 from moe_search.training.lowering.frozen import as_written, searching
 from moe_search.training.lowering.tasks import Layer, mixtures_of
@@ -133,8 +138,13 @@ class RoutingSummary:
 class RoutingStatistics:
     """Adds up over batches which experts the samples go to.
 
-    Feed it with `update`, or let it `watch` a layer. Sums are kept on the device of the weights, in int64 and float64;
-    nothing is synchronized before `summary`.
+    Feed it with `update`, or let it `watch` a layer, or all mixture layers of a model of transformers. Sums are kept on
+    the device of the weights, in int64 and float64; nothing is synchronized before `summary`.
+
+    Parameters
+    ----------
+    window : int, optional
+        Batches that make a window of `loads`; by default all make one.
 
     Examples
     --------
@@ -150,14 +160,14 @@ class RoutingStatistics:
     (30, 2.0, tensor(60))
     """
 
-    def __init__(self) -> None:
+    def __init__(self, window: int | None = None) -> None:
+        self.window = None if window is None else require_integer("window", window)
         self.reset()
 
     def reset(self) -> None:
         """Forget all batches."""
-        self._num_samples = 0
-        self._k: set[int | None] = set()
-        self._sums: tuple[Tensor, ...] = ()
+        self._layers: dict[str, _Sums] = {}
+        self._batches = 0
 
     @torch.no_grad()
     def update(self, slot_weights: SlotWeights, expert_map: ExpertMap) -> None:
@@ -181,24 +191,13 @@ class RoutingStatistics:
             raise TypeError(f"slot_weights must be SlotWeights, got {type(slot_weights).__name__}")
         if not isinstance(expert_map, ExpertMap):
             raise TypeError(f"expert_map must be an ExpertMap, got {type(expert_map).__name__}")
-        n = expert_map.num_experts
-        if self._sums and len(self._sums[0]) != n:
-            raise ValueError(f"expert_map must have {len(self._sums[0])} experts as in earlier batches, got {n}")
         weights = expert_map(slot_weights.weights).double()
-        active = weights > 0
-        # Counts are exact in float64, which multiplies matrices on every device, as integers do not.
-        together = active.double().t() @ active.double()
-        sums = (
-            weights.sum(0),
-            together.long(),
-            torch.bincount(active.sum(1), minlength=n + 1),
-            torch.special.entr(weights / weights.sum(1, keepdim=True)).sum(),
-        )
-        self._sums = tuple(old + new for old, new in zip(self._sums, sums, strict=True)) if self._sums else sums
-        self._num_samples += len(weights)
+        sums = self._sums("", expert_map.num_experts)
+        self._batches += 1
+        sums.add(weights, weights > 0, self._window())
 
     @contextmanager
-    def watch(self, moe: Layer) -> Iterator[RoutingStatistics]:
+    def watch(self, moe: Layer | nn.Module) -> Iterator[RoutingStatistics]:
         """Within the context, add every batch that goes through the gate of a layer, in training and in eval mode.
 
         What a search of the layer's map runs through it, under maps that it may refuse, is left out, and so is what a
@@ -207,36 +206,133 @@ class RoutingStatistics:
 
         Parameters
         ----------
-        moe : MixtureOfExperts or MultiGateMixtureOfExperts
+        moe : MixtureOfExperts, MultiGateMixtureOfExperts or PreTrainedModel
             A layer of several gates counts all its tasks together, a sample once for each. One task of it is
-            ``multi.tasks[t]``, with a shared map too.
+            ``multi.tasks[t]``, with a shared map too. Of a model of transformers all `moe_layers` are watched, each by
+            itself. Its samples are tokens, without those that its attention mask says are padding.
         """
-        layers = mixtures_of(moe)
-
-        def add(gate: Any, _: Any, slot_weights: SlotWeights) -> None:
-            if not searching() and not is_recomputing():
-                self._k.add(getattr(gate, "k", None))
-                self.update(slot_weights, gate.expert_map)
-
+        found = moe_layers(moe) if isinstance(moe, nn.Module) else ()
         with ExitStack() as entered:
             entered.enter_context(as_written())
-            for layer in layers:
-                entered.callback(layer.gate.register_forward_hook(add).remove)
+            if found:
+                assert isinstance(moe, nn.Module)
+                hooks = self._hooks_of_model(moe, found)
+            else:
+                hooks = [layer.gate.register_forward_hook(self._take_in) for layer in mixtures_of(moe)]  # type: ignore[arg-type]
+            for hook in hooks:
+                entered.callback(hook.remove)
             yield self
 
     def summary(self) -> RoutingSummary:
-        """Return what was added up so far, on the CPU."""
-        if not self._sums:
+        """Return what was added up so far, on the CPU; of a model of one layer, or see `summaries`."""
+        summaries = self.summaries()
+        if len(summaries) > 1:
+            raise ValueError(f"there must be one layer for a summary, got {len(summaries)}: call summaries()")
+        return next(iter(summaries.values()))
+
+    def summaries(self) -> dict[str, RoutingSummary]:
+        """Return what was added up so far, on the CPU, by the name of the layer, in the order of a forward."""
+        if not self._layers:
             raise ValueError(
                 "there must be at least one batch before a summary, got none: call update, or watch a layer"
             )
-        importance, together, experts, entropy = (sums.cpu() for sums in self._sums)
+        return {name: sums.summary() for name, sums in self._layers.items()}
+
+    def loads(self) -> npt.NDArray[np.int64]:
+        """Return the load of every expert, shape (windows, layers, experts): what `ExpertPlacement` takes."""
+        widths = {len(each.load) for each in self.summaries().values()}
+        if len(widths) > 1:
+            raise ValueError(f"all layers must have equally many experts, got {sorted(widths)}")
+        layers = [sums.windows for sums in self._layers.values()]
+        nothing = torch.zeros(widths.pop(), dtype=torch.int64)
+        windows = range(self._window() + 1)
+        return np.stack([[windowed.get(w, nothing).cpu().numpy() for windowed in layers] for w in windows])
+
+    def save_loads(self, path: str | Path) -> None:
+        """Write `loads` and the names of the layers to a file .npz, which ``moe-search place`` reads."""
+        if Path(path).suffix != ".npz":
+            raise ValueError(f"path must end in .npz, got {path}")
+        np.savez_compressed(path, load=self.loads(), layers=np.array(list(self._layers)))
+
+    def _sums(self, name: str, num_experts: int) -> _Sums:
+        sums = self._layers.setdefault(name, _Sums(num_experts))
+        if sums.num_experts != num_experts:
+            raise ValueError(
+                f"expert_map must have {sums.num_experts} experts as in earlier batches, got {num_experts}"
+            )
+        return sums
+
+    def _window(self) -> int:
+        return 0 if self.window is None else (self._batches - 1) // self.window
+
+    def _take_in(self, gate: Any, _: Any, slot_weights: SlotWeights) -> None:
+        if not searching() and not is_recomputing():
+            self.update(slot_weights, gate.expert_map)
+            self._layers[""].k.add(getattr(gate, "k", None))
+
+    def _hooks_of_model(self, model: nn.Module, layers: tuple[MoELayer, ...]) -> list[Any]:
+        """Return the hooks by which the layers of a model of transformers are watched."""
+        tokens = TokenRows()
+
+        def begin(given: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if not searching():
+                tokens.see(given, args, kwargs)
+                self._batches += 1
+
+        @torch.no_grad()
+        def add(layer: MoELayer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if searching() or is_recomputing():
+                return
+            hidden, index, weights = (*args, *kwargs.values())
+            rows = tokens.of(hidden)
+            index, weights = index[rows].long(), weights[rows].double()
+            zeros = weights.new_zeros(len(weights), layer.num_experts)
+            sums = self._sums(layer.name, layer.num_experts)
+            sums.k.add(layer.top_k)
+            active = zeros.scatter(1, index, 1.0) > 0
+            sums.add(zeros.scatter_add(1, index, weights), active, self._window())
+
+        def hook(layer: MoELayer) -> Any:
+            watched = lambda _, args, kwargs: add(layer, args, kwargs)  # noqa: E731
+            return layer.experts.register_forward_pre_hook(watched, with_kwargs=True)
+
+        return [model.register_forward_pre_hook(begin, with_kwargs=True), *map(hook, layers)]
+
+
+class _Sums:
+    """The sums of one layer."""
+
+    def __init__(self, num_experts: int) -> None:
+        self.num_experts = num_experts
+        self.num_samples = 0
+        self.k: set[int | None] = set()
+        self.sums: tuple[Tensor, ...] = ()
+        self.windows: dict[int, Tensor] = {}
+
+    def add(self, weights: Tensor, active: Tensor, window: int) -> None:
+        """Add the weights [B, n] of experts, those that a sample has being active."""
+        # Counts are exact in float64, which multiplies matrices on every device, as integers do not.
+        together = (active.double().t() @ active.double()).long()
+        sums = (
+            weights.sum(0),
+            together,
+            torch.bincount(active.sum(1), minlength=self.num_experts + 1),
+            torch.special.entr(weights / weights.sum(1, keepdim=True)).sum(),
+        )
+        self.sums = tuple(old + new for old, new in zip(self.sums, sums, strict=True)) if self.sums else sums
+        load = together.diagonal()
+        self.windows[window] = self.windows[window] + load if window in self.windows else load.clone()
+        self.num_samples += len(weights)
+
+    def summary(self) -> RoutingSummary:
+        """Return what was added up so far, on the CPU."""
+        importance, together, experts, entropy = (sums.cpu() for sums in self.sums)
         return RoutingSummary(
-            num_samples=self._num_samples,
+            num_samples=self.num_samples,
             load=together.diagonal().clone(),
             importance=importance,
             co_activation=together,
             experts_per_sample=experts,
-            sample_entropy=float(entropy) / self._num_samples,
-            k=next(iter(self._k)) if len(self._k) == 1 else None,
+            sample_entropy=float(entropy) / self.num_samples,
+            k=next(iter(self.k)) if len(self.k) == 1 else None,
         )

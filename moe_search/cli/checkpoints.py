@@ -1,0 +1,96 @@
+"""Checkpoints of transformers on disk, and texts for their models: nothing is fetched, nothing unpickled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moe_search.checks import require_integer
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+TOKENIZERS = ("tokenizer.json", "tokenizer_config.json")
+
+
+def check_checkpoint(folder: Path) -> None:
+    """Raise an error unless a folder has a configuration and weights as safetensors."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"CHECKPOINT must be a folder that exists, got {folder}")
+    for pattern in ("config.json", "*.safetensors"):
+        if not any(folder.glob(pattern)):
+            raise FileNotFoundError(f"CHECKPOINT must hold {pattern}, got {folder} without")
+
+
+def load_model(folder: Path, device: str) -> Any:
+    """Return the language model of a checkpoint, in the precision that it was saved with."""
+    transformers = _transformers()
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype="auto", use_safetensors=True, local_files_only=True, trust_remote_code=False
+    )
+    return model.to(find_device(device)).eval()
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """Return the tokenizer of a checkpoint; None if it has none."""
+    if not any((folder / name).exists() for name in TOKENIZERS):
+        return None
+    return _transformers().AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def find_device(name: str) -> torch.device:
+    """Return the device of a name; auto is the accelerator, if there is one."""
+    import torch
+
+    if name != "auto":
+        return torch.device(name)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def read_batches(path: Path, tokenizer: Any, sequences: int, tokens: int, batch: int) -> list[Tensor]:
+    """Return token ids in batches, from a text, or from ids in a file of numpy.
+
+    Parameters
+    ----------
+    path : Path
+        An .npz or .npy with one array of integers [sequences, tokens], or any other file: a text in UTF-8.
+    tokenizer : PreTrainedTokenizerBase or None
+        Takes a text apart.
+    sequences, tokens : int
+        The most sequences, spread evenly over the file, and the tokens of one.
+    batch : int
+        The sequences of a batch.
+    """
+    import numpy as np
+    import torch
+
+    for name, number, least in (("--sequences", sequences, 2), ("--tokens", tokens, 2), ("--batch", batch, 1)):
+        require_integer(name, number, least)
+    if path.suffix in (".npz", ".npy"):
+        loaded = np.load(path, allow_pickle=False)
+        ids = loaded if isinstance(loaded, np.ndarray) else loaded[loaded.files[0]]
+        if ids.ndim != 2 or ids.dtype.kind not in "iu":
+            raise ValueError(f"{path} must hold integers of shape (sequences, tokens), got {ids.dtype} {ids.shape}")
+        ids = ids[:, :tokens]
+    else:
+        if tokenizer is None:
+            raise ValueError(f"CHECKPOINT must hold a tokenizer to take {path} apart, or give ids as an .npz")
+        found = np.array(tokenizer(path.read_text(encoding="utf-8"), verbose=False)["input_ids"])
+        if len(found) < 2 * tokens:
+            raise ValueError(f"{path} must hold two sequences of {tokens} tokens, got {len(found)} tokens")
+        ids = found[: len(found) // tokens * tokens].reshape(-1, tokens)
+    chosen = np.linspace(0, len(ids) - 1, min(sequences, len(ids))).astype(int)
+    return list(torch.from_numpy(ids[chosen].astype(np.int64)).split(batch))
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ImportError:
+        raise ImportError('checkpoints need transformers: pip install "moe-search[transformers]"') from None
+    if int(transformers.__version__.split(".")[0]) < 5:
+        raise ImportError(
+            f'checkpoints need transformers 5, got {transformers.__version__}: pip install -U "transformers>=5"'
+        )
+    return transformers

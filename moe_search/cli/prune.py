@@ -1,0 +1,72 @@
+"""The command ``moe-search prune``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from moe_search.cli.arguments import one_line_errors
+
+
+def prune(
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(help="Folder of a model of transformers: config.json and safetensors.", metavar="CHECKPOINT"),
+    ],
+    text: Annotated[
+        Path,
+        typer.Option(help="A text, or token ids [sequences, tokens] as .npz or .npy.", metavar="FILE"),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder of the pruned checkpoint, new or empty.", metavar="PATH")
+    ],
+    keep: Annotated[str, typer.Option(help="How many experts of a layer stay, or the part of them.")] = "0.5",
+    criterion: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="error, frequency, gate sum, EAN, REAP or REAP sum; repeatable. [default: all, the best is taken]",
+            metavar="NAME",
+        ),
+    ] = None,
+    sequences: Annotated[int, typer.Option(help="Sequences of the text, spread evenly over it, at most.")] = 256,
+    tokens: Annotated[int, typer.Option(help="Tokens of a sequence.")] = 256,
+    batch: Annotated[int, typer.Option(help="Sequences of a batch; every third batch is held out.")] = 8,
+    rows: Annotated[int, typer.Option(help="Tokens that experts are judged by.")] = 2048,
+    seed: Annotated[int, typer.Option(help="Draws these tokens.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, or a device of torch such as cpu.")] = "auto",
+) -> None:
+    """Drop experts of a model, and print what that costs.
+
+    The loss is forecast, and measured on texts that the choice of experts has not seen.
+    """
+    with one_line_errors():
+        from moe_search.cli.checkpoints import check_checkpoint, load_model, load_tokenizer, read_batches
+
+        check_checkpoint(checkpoint)
+        text.open("rb").close()
+        if output.exists() and (not output.is_dir() or any(output.iterdir())):
+            raise FileExistsError(f"--output must be a new or empty folder, got {output}")
+        part = _keep(keep)
+        tokenizer = load_tokenizer(checkpoint)
+        batches = read_batches(text, tokenizer, sequences, tokens, batch)
+        from moe_search.huggingface.pruning import checked_criteria, prune_experts
+
+        criteria = checked_criteria(criterion or "auto")
+        model = load_model(checkpoint, device)
+        plan = prune_experts(model, batches, part, criteria=criteria, rows=rows, seed=seed, display=True)
+        plan.apply(model).save_pretrained(output)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(output)
+    from rich.console import Console
+
+    Console().print(plan.table())
+    typer.echo(f"checkpoint written to {output}")
+
+
+def _keep(text: str) -> float:
+    try:
+        return float(text) if "." in text else int(text)
+    except ValueError:
+        raise ValueError(f"--keep must be a number of experts, or a part such as 0.5, got {text!r}") from None

@@ -1,0 +1,224 @@
+"""What tokens of a text meet in the mixture layers of a language model, and what the model loses by them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from moe_search.huggingface.mixture_layers import MoELayer, TokenRows
+from moe_search.training.lowering.frozen import frozen
+
+IGNORED = -100
+"""The label of what is no target, as everywhere in torch and transformers."""
+
+Batch = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class LayerRows:
+    """What some tokens meet in a layer, a row each.
+
+    Parameters
+    ----------
+    hidden : Tensor, shape [rows, features]
+        What router and experts are given.
+    logits : Tensor, shape [rows, n]
+        What the router says of all experts.
+    index, weights : Tensor, shape [rows, k]
+        The experts of a row, and their weights.
+    outputs : Tensor of float32, shape [rows, features]
+        What the experts make of a row, together.
+    gradients : Tensor of float32, shape [rows, features]
+        The gradient of the summed loss of all targets by these outputs.
+    """
+
+    hidden: Tensor
+    logits: Tensor
+    index: Tensor
+    weights: Tensor
+    outputs: Tensor
+    gradients: Tensor
+
+    def weights_of_experts(self) -> Tensor:
+        """Return the weight of every expert, float32 of shape [rows, n]."""
+        return self.weights.float().new_zeros(self.logits.shape).scatter_add(1, self.index.long(), self.weights.float())
+
+
+@dataclass(frozen=True, eq=False)
+class SequenceLosses:
+    """Losses of sequences, which are the samples.
+
+    Parameters
+    ----------
+    sums : ndarray of float64, shape (sequences,)
+        The sum of the losses of the targets of a sequence.
+    targets : ndarray of int64, shape (sequences,)
+        How many targets it has.
+    """
+
+    sums: npt.NDArray[np.float64]
+    targets: npt.NDArray[np.int64]
+
+    @property
+    def mean(self) -> float:
+        """The mean loss of a target."""
+        return float(self.sums.sum() / self.targets.sum())
+
+    def increase(self, other: SequenceLosses) -> tuple[float, float]:
+        """Return by how much the mean loss of another model on the same sequences is larger, and its standard error."""
+        differences = other.sums - self.sums
+        mean = differences.sum() / self.targets.sum()
+        # That of a ratio of sums: sequences differ in their number of targets.
+        spread = ((differences - mean * self.targets) ** 2).sum()
+        count = len(differences)
+        scale = count / max(count - 1, 1)
+        return float(mean), float(np.sqrt(scale * spread) / self.targets.sum()) if count > 1 else np.nan
+
+
+def checked_batches(name: str, batches: Iterable[Any]) -> list[Batch]:
+    """Return batches as mappings with ``input_ids``, or raise an error that says what was expected."""
+    found: list[Batch] = []
+    for batch in batches:
+        given = {"input_ids": batch} if isinstance(batch, Tensor) else batch
+        ids = given.get("input_ids") if isinstance(given, Mapping) else None
+        if not isinstance(ids, Tensor) or ids.ndim != 2:
+            raise TypeError(
+                f"{name} must hold tensors of token ids, [sequences, tokens], or mappings with such input_ids,"
+                f" got {type(batch).__name__}"
+            )
+        found.append(given)
+    if not found:
+        raise ValueError(f"{name} must hold at least one batch, got none")
+    return found
+
+
+def targets_of(batch: Batch) -> Tensor:
+    """Return what is to be foretold, [sequences, tokens - 1]: labels, or tokens; no padding, nor what follows it."""
+    targets = batch.get("labels", batch["input_ids"])[:, 1:]
+    mask = batch.get("attention_mask")
+    return targets if mask is None else targets.masked_fill((mask[:, 1:] == 0) | (mask[:, :-1] == 0), IGNORED)
+
+
+def batch_losses(model: Any, batch: Batch) -> Tensor:
+    """Return the losses of the targets [sequences, tokens - 1], 0 where there is none."""
+    device = next(model.parameters()).device
+    given = {name: tensor.to(device) for name, tensor in batch.items() if name != "labels"}
+    logits = model(**given, use_cache=False).logits[:, :-1]
+    targets = targets_of(batch).to(logits.device)
+    losses = nn.functional.cross_entropy(
+        logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="none"
+    )
+    return losses.view(targets.shape)
+
+
+def sequence_losses(model: nn.Module, batches: Sequence[Batch]) -> SequenceLosses:
+    """Return the losses of a model, in eval mode, by sequence."""
+    sums, targets = [], []
+    with frozen(model):
+        for batch in batches:
+            sums.append(batch_losses(model, batch).double().sum(1).cpu().numpy())
+            targets.append((targets_of(batch) != IGNORED).sum(1).cpu().numpy())
+    found = SequenceLosses(np.concatenate(sums), np.concatenate(targets))
+    if not found.targets.sum():
+        raise ValueError("batches must have targets, tokens that follow another one, got none")
+    return found
+
+
+def record_rows(
+    model: nn.Module, batches: Sequence[Batch], layers: Sequence[MoELayer], rows: int, seed: int
+) -> tuple[list[LayerRows], float]:
+    """Run batches forward and backward, once, and keep what a random part of the tokens meets in every layer.
+
+    Returns
+    -------
+    list of LayerRows
+        One for each layer, all of the same tokens, at most `rows`.
+    float
+        How many rows of all tokens one of these stands for, over the number of targets: sums over rows times this are
+        means over targets.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    per_batch = -(-rows // len(batches))
+    kept: list[list[tuple[Tensor, ...]]] = [[] for _ in layers]
+    tokens, taken, targets = 0, 0, 0
+    with frozen(model), ExitStack() as entered:
+        wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+        entered.callback(lambda: [parameter.requires_grad_(was) for parameter, was in wanted])
+        model.requires_grad_(False)
+        recorder = _Recorder(layers)
+        for hook in recorder.attach(model):
+            entered.callback(hook.remove)
+        for batch in batches:
+            with torch.enable_grad():
+                batch_losses(model, batch).sum().backward()
+            of_tokens = recorder.tokens.of(recorder.seen[0].hidden).cpu().nonzero().flatten()
+            chosen = of_tokens[torch.randperm(len(of_tokens), generator=generator)[:per_batch].sort().values]
+            for store, seen in zip(kept, recorder.seen, strict=True):
+                store.append(seen.rows(chosen))
+            tokens += len(of_tokens)
+            taken += len(chosen)
+            targets += int((targets_of(batch) != IGNORED).sum())
+    if not targets or not taken:
+        raise ValueError("batches must have targets, tokens that follow another one, got none")
+    return [LayerRows(*map(torch.cat, zip(*store, strict=True))) for store in kept], tokens / taken / targets
+
+
+class _Seen:
+    """What went through one layer in the forward under way."""
+
+    hidden: Tensor
+    logits: Tensor
+    index: Tensor
+    weights: Tensor
+    outputs: Tensor
+
+    def rows(self, chosen: Tensor) -> tuple[Tensor, ...]:
+        """Return some rows, in the order of the fields of `LayerRows`."""
+        gradients = self.outputs.grad
+        assert gradients is not None
+        parts = (self.hidden, self.logits, self.index, self.weights, self.outputs, gradients)
+        index = chosen.to(self.hidden.device)
+        first, second, third, fourth, *floats = (part.detach().flatten(0, -2)[index] for part in parts)
+        return (first, second, third, fourth, *(part.float() for part in floats))
+
+
+class _Recorder:
+    """Hooks that take down what goes through the layers of a model."""
+
+    def __init__(self, layers: Sequence[MoELayer]) -> None:
+        self.tokens = TokenRows()
+        self.layers = layers
+        self.seen = [_Seen() for _ in layers]
+
+    def attach(self, model: nn.Module) -> list[Any]:
+        hooks = [model.register_forward_pre_hook(self.tokens.see, with_kwargs=True)]
+        for layer, seen in zip(self.layers, self.seen, strict=True):
+            hooks.append(layer.router.register_forward_hook(_take_logits(seen)))
+            hooks.append(layer.experts.register_forward_hook(_take_experts(seen), with_kwargs=True))
+        return hooks
+
+
+def _take_logits(seen: _Seen) -> Any:
+    def hook(_: nn.Module, __: Any, routed: tuple[Tensor, ...]) -> None:
+        seen.logits = routed[0]
+
+    return hook
+
+
+def _take_experts(seen: _Seen) -> Any:
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Tensor) -> Tensor:
+        seen.hidden, seen.index, seen.weights = (*args, *kwargs.values())
+        # No parameter asks for a gradient: it begins at the first layer.
+        seen.outputs = outputs if outputs.requires_grad else outputs.detach().requires_grad_()
+        seen.outputs.retain_grad()
+        # The model may go on in place.
+        return seen.outputs.clone()
+
+    return hook
