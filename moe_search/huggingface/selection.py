@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from moe_search.checks import require_flag
 from moe_search.huggingface.mixture_layers import ROUTER_NAMES, MoELayer, moe_layers
+from moe_search.huggingface.searched_layer import settle_map
 
 COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 """The names under which configurations and modules have the number of experts."""
@@ -56,6 +57,7 @@ def permute_experts(layer: MoELayer, order: npt.ArrayLike, router: bool = True) 
     experts = _experts("order", order, layer)
     if len(experts) < layer.num_experts:
         raise ValueError(f"order must hold every expert 0 .. {layer.num_experts - 1} once, got {experts.tolist()}")
+    settle_map(layer)
     size = layer.num_experts // layer.num_groups
     groups = experts.reshape(layer.num_groups, size) // size
     if router and (groups != groups[:, :1]).any():
@@ -108,6 +110,7 @@ def keep_experts(model: nn.Module, kept: Sequence[npt.ArrayLike]) -> nn.Module:
     if not fields:
         raise ValueError(f"the configuration must have the {n} experts in one of {', '.join(COUNTS)}, got none")
     for layer, experts in zip(layers, chosen, strict=True):
+        settle_map(layer)
         index = torch.from_numpy(experts)
         for module in (layer.experts, layer.router, layer.block):
             _select(module, index, n, recurse=module is not layer.block)

@@ -61,7 +61,7 @@ class TokenLayer:
 
 @singledispatch
 def token_layer(layer: Any) -> TokenLayer:
-    """Return a layer as a search of tokens sees it."""
+    """Return a layer as a search of tokens sees it; the package of the models of Transformers adds theirs."""
     raise TypeError(
         f"moe must be a MixtureOfExperts or MultiGateMixtureOfExperts, or hold several of the first, "
         f"got {type(layer).__name__}"
