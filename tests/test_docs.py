@@ -47,6 +47,7 @@ def test_training(capsys):
     printed = re.findall(reports, capsys.readouterr().out, flags=re.MULTILINE)
     assert [(name, *counts) for name, _, *counts in printed] == [(name, *counts) for name, _, *counts in shown]
     assert [float(loss) for _, loss, *_ in printed] == pytest.approx([float(loss) for _, loss, *_ in shown], rel=0.25)
+    assert [record.outcome for record in scope["token_search"].history] == ["committed"] * 2
     losses = {name: float(loss) for name, loss, *_ in printed}
     assert max(losses[name] for name in ("with search", "Lightning", "Transformers")) < losses["gradient alone"] / 5
     code = "\n".join(re.findall(r"```(?:python|{.*} python)\n(.*?)```", page("training.md"), flags=re.DOTALL))

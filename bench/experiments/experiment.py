@@ -26,6 +26,8 @@ HOMES = {
     "load-limit": "load_limit",
     "cardinality-digits": "cardinality",
     "pruning": "pruning",
+    "token-maps": "token_maps",
+    "token-maps-intact": "token_maps",
     "tuning-budget": "fresh_experts",
     "tuning-budget-slots": "fresh_experts",
 }
