@@ -14,7 +14,7 @@ from moe_search.solvers.bounds.convex_relaxation import convex_relaxation
 from moe_search.solvers.bounds.gilmore_lawler import gilmore_lawler, pairwise_gilmore_lawler
 from moe_search.solvers.bounds.linear_assignment import assignment_seconds, linear_bound
 from moe_search.solvers.bounds.projection import projection_bound, projection_seconds
-from moe_search.solvers.bounds.semidefinite import SEMIDEFINITE_UP_TO, semidefinite_bound
+from moe_search.solvers.bounds.semidefinite import SEMIDEFINITE_UP_TO, semidefinite, semidefinite_bound
 
 
 @singledispatch
@@ -89,10 +89,10 @@ def _projection(costs: PairCosts, seconds: float) -> int | float:
 
 
 def _semidefinite(costs: PairCosts, seconds: float) -> int | float:
-    slots, experts = costs.shape
     if costs.factors is None and costs.make_pairwise is None:
         raise ValueError("it takes problems whose pairs cost something; linear ones are solved to optimality")
-    if not slots == costs.block_size == experts or not 2 <= slots <= SEMIDEFINITE_UP_TO:
+    if not semidefinite(costs):
+        slots, experts = costs.shape
         raise ValueError(
             f"it takes one block of 2 to {SEMIDEFINITE_UP_TO} slots and as many experts, got {slots} slots in blocks "
             f"of {costs.block_size} and {experts} experts"

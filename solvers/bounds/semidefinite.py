@@ -18,10 +18,17 @@ Matrix = npt.NDArray[np.float64]
 
 # A matrix of the method has n^4 entries: at 30 slots an iteration takes some tenths of a second.
 SEMIDEFINITE_UP_TO = 30
-# Up to here an iterate bounds nothing; a bound takes about as long as an iteration.
+# A bound takes about as long as an iteration, and the first iterates bound little.
 BOUND_EVERY = 25
 # Oliveira, Wolkowicz and Xu's step of the multipliers.
 STEP = 1.618
+
+
+def semidefinite(costs: PairCosts) -> bool:
+    """Return whether the bound takes some costs: pairs of one block of slots, with a seat of its own for each."""
+    slots, experts = costs.shape
+    pairs = costs.factors is not None or costs.make_pairwise is not None
+    return pairs and slots == costs.block_size == experts and 2 <= slots <= SEMIDEFINITE_UP_TO
 
 
 def semidefinite_bound(costs: PairCosts, seconds: float, target: float = math.inf) -> float:
@@ -36,9 +43,9 @@ def semidefinite_bound(costs: PairCosts, seconds: float, target: float = math.in
     Parameters
     ----------
     costs : PairCosts
-        Of one block, with a seat for each slot, of two slots at least.
+        Those that `semidefinite` tells.
     seconds : float
-        Time after which no further iteration begins. The first `BOUND_EVERY` are always made.
+        Time after which no further iteration begins; a bound takes about as long as one. The first is always made.
     target : float, optional
         A bound that is enough.
 
@@ -61,7 +68,7 @@ def semidefinite_bound(costs: PairCosts, seconds: float, target: float = math.in
     y, z = _barycentre(n), np.zeros_like(lifted)
     best = -math.inf
     iteration = 0
-    while best < target and (iteration < BOUND_EVERY or time.perf_counter() < deadline):
+    while best < target and (iteration == 0 or time.perf_counter() < deadline):
         iteration += 1
         reduced = _reduce(y + z / beta, n)
         values, vectors = np.linalg.eigh(reduced)

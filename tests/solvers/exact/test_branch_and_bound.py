@@ -12,9 +12,11 @@ from qaplib_files import FOLDER, best_known, needs_qaplib
 from scipy.optimize import linear_sum_assignment
 
 from moe_search import problems
-from moe_search.solvers import BranchAndBound, CpSat, Enumeration, MaxIterations, MaxRuntime
+from moe_search.solvers import BranchAndBound, CpSat, Enumeration, MaxIterations, MaxRuntime, TabuSearch
 from moe_search.solvers.bounds.gilmore_lawler import gilmore_lawler
 from moe_search.solvers.bounds.linear_assignment import assign, empty_duals
+from moe_search.solvers.bounds.lower_bounds import lower_bound
+from moe_search.solvers.exact import branch_and_bound
 from moe_search.solvers.exact.branch_and_bound import relax
 from moe_search.solvers.exact.symmetry import symmetry_of
 
@@ -210,3 +212,15 @@ def test_the_small_assignment_is_scipys_from_any_prices(seed, n, values):
     assert reduced.min() >= 0
     assert total == duals.row[part].sum() + duals.column[part].sum()
     assert sorted(duals.column_of[part]) == list(range(2, 2 + n))
+
+
+def test_stopped_early_it_has_the_semidefinite_bound(monkeypatch):
+    # Of a grid, on which the bounds of the tree are far off; no time is left for the tree.
+    monkeypatch.setattr(branch_and_bound, "SEMIDEFINITE_SHARE", 0.99)
+    flow = np.triu(np.random.default_rng(0).integers(0, 6, (15, 15)), 1)
+    problem = problems.QuadraticAssignment(flow, grid(3, 5))
+    result = BranchAndBound().solve(problem, MaxRuntime(4.0))
+    value = TabuSearch().solve(problem, MaxIterations(20_000)).value
+    assert lower_bound(problem, 1.0) < result.bound <= min(value, result.value)
+    # Iterations are no time that could be kept.
+    assert BranchAndBound().solve(problem, MaxIterations(20)).bound < result.bound
