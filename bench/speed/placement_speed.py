@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 
 import moe_search as ms
-from moe_search.bench.peers.eplb import eplb
 from moe_search.bench.speed.rounds import compared, in_turns
+from moe_search.serving.greedy_eplb import eplb
 
 TITLE = "Placement of experts against EPLB's algorithm in numpy, milliseconds"
 NOTES = """\

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 import moe_search as ms
-from moe_search.bench.peers.eplb import eplb
+from moe_search.serving.greedy_eplb import eplb
 
 TITLE = "Rebalancing at every window: balance on the next one, migrations as part of EPLB's, milliseconds"
 NOTES = """\

@@ -115,7 +115,8 @@ def over_rebalances(ylabel: str, **values: ArrayLike) -> Figure:
         figure = Figure(figsize=(7.2, 2.9), layout="constrained")
         axis = figure.subplots()
         for (name, given), colour in zip(values.items(), cycle(LINES), strict=False):
-            axis.plot(np.arange(1, np.size(given) + 1), np.asarray(given), color=colour, linewidth=1.2, label=name)
+            places = np.arange(1, np.size(given) + 1)
+            axis.plot(places, np.asarray(given), color=colour, linewidth=1.2, label=name)
         axis.set_xlabel("rebalance")
         axis.set_ylabel(ylabel)
         _finish(figure)
@@ -134,10 +135,10 @@ def trade_off(**families: Sequence[tuple[str, float, float]]) -> Figure:
     Examples
     --------
     >>> from moe_search.plotting import trade_off
-    >>> trade_off(EPLB=[("", 0.84, 0.91)], tolerance=[("1 %", 0.08, 0.9), ("5 %", 0.02, 0.89)]).savefig("trade.svg")
+    >>> trade_off(EPLB=[("", 0.84, 0.91)], tolerance=[("1%", 0.08, 0.9), ("5%", 0.02, 0.89)]).savefig("trade.svg")
     """
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(7.2, 3.6), layout="constrained")
+        figure = Figure(figsize=(7.2, 4.2), layout="constrained")
         draw_trade_off(figure.subplots(), families)
         figure.legend(frameon=False, loc="outside upper left", ncols=4, fontsize=8)
     return figure
@@ -145,15 +146,18 @@ def trade_off(**families: Sequence[tuple[str, float, float]]) -> Figure:
 
 def draw_trade_off(axis: Axes, families: Mapping[str, Sequence[tuple[str, float, float]]]) -> None:
     """Draw what `trade_off` does on axes, but for the legend."""
+    # Labels of families that lie close stand above, below and beside their points.
+    places = cycle([((0, 5), "center"), ((0, -11), "center"), ((6, -3), "left")])
     for (name, points), colour in zip(families.items(), cycle(LINES), strict=False):
         labels, moved, balance = zip(*points, strict=True)
         axis.plot(moved, balance, "o-", color=colour, markersize=4.5, linewidth=1.0, label=name)
+        offset, side = next(places) if any(labels) else ((0, 0), "center")
         for label, x, y in zip(labels, moved, balance, strict=True):
-            axis.annotate(label, (x, y), (0, 5), textcoords="offset points", ha="center", fontsize=7, color=colour)
+            axis.annotate(label, (x, y), offset, textcoords="offset points", ha=side, fontsize=7, color=colour)
     axis.set_xscale("symlog", linthresh=LINEAR_TO)
     axis.set_xlim(-LINEAR_TO / 4, 1.4)
     axis.xaxis.set_major_locator(FixedLocator([0.0, 0.001, 0.01, 0.1, 1.0]))
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
     axis.xaxis.set_minor_locator(NullLocator())
     axis.margins(y=0.12)
     axis.grid(axis="y", color=RULE, linewidth=0.6)

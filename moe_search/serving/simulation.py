@@ -50,7 +50,7 @@ class Policy:
     --------
     >>> import moe_search as ms
     >>> print(ms.serving.Policy(tolerance=0.02, last=None, decay=0.8))
-    tolerance 2 %, average .8
+    tolerance 2%, average .8
     """
 
     algorithm: Algorithm = "search"
@@ -78,7 +78,7 @@ class Policy:
     def limit(self) -> str:
         """The tolerance or the budget in words; empty if there is none."""
         given = self.budget if self.tolerance is None else self.tolerance
-        return "" if given is None else f"{100 * given:g} %"
+        return "" if given is None else f"{100 * given:g}%"
 
     @property
     def family(self) -> str:
@@ -107,8 +107,8 @@ DEFAULT_POLICIES = (
     Policy("eplb"),
     Policy("search"),
     *(Policy(tolerance=tolerance) for tolerance in (0.01, 0.02, 0.05, 0.1)),
-    *(Policy(tolerance=tolerance, last=None, decay=0.8) for tolerance in (0.01, 0.02, 0.05, 0.1)),
     *(Policy(budget=budget) for budget in (0.01, 0.05)),
+    *(Policy(tolerance=tolerance, last=None, decay=0.8) for tolerance in (0.01, 0.02, 0.05, 0.1)),
 )
 
 
@@ -193,7 +193,7 @@ class Simulation:
                 f"{outcome.balance.mean():.4f}",
                 f"{outcome.balance.min():.4f}",
                 f"{outcome.planned.mean():.4f}",
-                f"{100 * self.part_moved(outcome):.2f} %",
+                f"{self.part_moved(outcome):.2%}",
                 f"{outcome.migrations.sum():,}",
             )
             for outcome in self.outcomes
@@ -208,6 +208,18 @@ class Simulation:
             f" after the one that was planned with. * moves least among those within {CLOSE:g} of the best.",
         )
 
+    def advice(self) -> tuple[str, ...]:
+        """Return what moves least among the good policies, and the others beside it, a sentence each."""
+        advised = self.advised
+        beside = [each for each in self.outcomes if each.policy.algorithm != "search" and each is not advised]
+        told = [
+            f"{'Advised: ' if each is advised else ''}{each.policy}, balance {each.balance.mean():.3f} on the next"
+            f" window, {self.part_moved(each):.1%} of slots moved."
+            for each in (advised, *beside)
+        ]
+        if not advised.migrations.any():
+            told.append(f"Nothing to gain: without migrations, balance is within {CLOSE:g} of the best policy's.")
+        return tuple(told)
 
     def families(self) -> dict[str, list[tuple[str, float, float]]]:
         """Return limit, part of all slots moved and balance of all policies, by what they have in common."""
