@@ -353,6 +353,8 @@ class _Trace:
 
     def searched(self, problem: ExpertPlacement | Rebalancing) -> Experts:
         result = PlacementSearch(tolerance=TOLERANCE).solve(problem, MaxIterations(self.iterations), self.seed)
+        if result.status == "interrupted":
+            raise KeyboardInterrupt
         return result.solution.physical_to_logical
 
     def balance(self, load: Floats, experts: Experts | None) -> float:
