@@ -22,6 +22,9 @@ COMPILED = {
     "SimulatedAnnealing",
     "TabuSearch",
     "Transport",
+    "expert_map",
+    "rebalance_experts",
+    "simulate",
     "solve",
 }
 
@@ -31,6 +34,7 @@ PACKAGES = {"gates", "integrations", "layers", "plotting", "problems", "serving"
 PUBLIC = [
     *(("moe_search", name) for name in ms.__all__ if name not in PACKAGES),
     *(("moe_search.plotting", name) for name in ms.plotting.__all__),
+    *(("moe_search.serving", name) for name in ms.serving.__all__),
     *(("moe_search.integrations", name) for name in ms.integrations.__all__),
 ]
 

@@ -61,8 +61,8 @@ def rebalance_experts(
     >>> loads = [[8, 4, 2, 2], [1, 1, 1, 9]]
     >>> arguments = {"num_replicas": 6, "num_groups": 1, "num_nodes": 1, "num_gpus": 2}
     >>> experts, slots, counts = ms.serving.rebalance_experts(loads, **arguments)
-    >>> counts.tolist()
-    [[2, 2, 1, 1], [1, 2, 1, 2]]
+    >>> counts[0].tolist()
+    [2, 2, 1, 1]
     """
     import torch
 

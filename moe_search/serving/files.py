@@ -53,11 +53,12 @@ def write_placement(
 
     Examples
     --------
+    >>> import pathlib
     >>> import moe_search as ms
     >>> cluster = ms.Cluster(num_devices=2, slots_per_device=2)
     >>> placement = ms.ExpertPlacement([8, 6, 1, 2], cluster).check_solution([0, 2, 1, 3])
     >>> ms.serving.write_placement("map.json", placement, cluster, "sglang", layers=[1])
-    >>> print(open("map.json").read().strip())
+    >>> print(pathlib.Path("map.json").read_text().strip())
     {"physical_to_logical_map": [[0, 1, 2, 3], [0, 2, 1, 3]]}
     """
     require_choice("format", format, FORMATS)

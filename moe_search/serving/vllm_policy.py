@@ -59,7 +59,7 @@ def expert_map(
     >>> import moe_search as ms
     >>> cluster = {"num_replicas": 4, "num_groups": 0, "num_nodes": 1, "num_ranks": 2}
     >>> drifted = ms.serving.expert_map([[9, 1, 7, 3]], **cluster, old_global_expert_indices=[[0, 2, 1, 3]])
-    >>> [sorted(device) for device in drifted.reshape(2, 2).tolist()]
+    >>> sorted(sorted(device) for device in drifted.reshape(2, 2).tolist())
     [[0, 1], [2, 3]]
     """
     import torch
