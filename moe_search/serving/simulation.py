@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Algorithm = Literal["static", "eplb", "search"]
 Floats = npt.NDArray[np.float64]
 # A difference in balance of less than this is not worth a migration.
-CLOSE = 0.005
+CLOSE = 0.01
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ class Simulation:
 
     @property
     def advised(self) -> PolicyOutcome:
-        """The outcome of fewest migrations among those whose balance is within .005 of the best one."""
+        """The outcome of fewest migrations among those whose balance is within .01 of the best one."""
         good = max(outcome.balance.mean() for outcome in self.outcomes) - CLOSE
         close = [outcome for outcome in self.outcomes if outcome.balance.mean() >= good]
         return min(close, key=lambda outcome: outcome.migrations.sum())
