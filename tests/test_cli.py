@@ -257,7 +257,10 @@ def test_the_library_has_its_own_commands_and_the_laboratory_adds_the_others():
         "import moe_search.bench.commands; print(*get_command(cli.app).commands)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["solve place simulate warm-up", "solve place simulate warm-up demo bench experiment report"]
+    assert done.stdout.splitlines() == [
+        "solve place simulate warm-up",
+        "solve place simulate warm-up demo bench experiment report",
+    ]
 
 
 def test_the_library_never_imports_the_laboratory():

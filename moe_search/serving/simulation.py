@@ -201,7 +201,7 @@ class Simulation:
         rows.append(("had it been known", f"{self.best.mean():.4f}", f"{self.best.min():.4f}", "-", "-", "-"))
         return Table(
             "Balance on the next window, and migrations",
-            ("policy", "balance", "worst window", "as planned", "slots moved a time", "in all"),
+            ("policy", "balance", "worst window", "as planned", "slots moved", "in all"),
             tuple(rows),
             rules=(len(rows) - 2,),
             note=f"{len(self.best)} rebalances. Balance is the mean load of a device over the largest, in the window"
