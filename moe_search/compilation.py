@@ -129,6 +129,9 @@ def usual_problems() -> Iterator[Problem]:
             yield random_mixture(size, num_samples=64, seed=0, loss=loss)
     mixture = random_mixture(24, 8, num_samples=64, seed=0, loss="cross_entropy")
     yield LoadLimited(mixture, np.ones(24), np.full(8, 4.0))
-    placement = ExpertPlacement(np.arange(1, 17), Cluster(num_devices=4, slots_per_device=5, num_nodes=2), num_groups=4)
+    placement = ExpertPlacement(
+        np.arange(1.0, 17.0), Cluster(num_devices=4, slots_per_device=5, num_nodes=2), num_groups=4
+    )
     yield placement
-    yield Rebalancing(placement, previous=placement.random_solution(np.random.default_rng(0)), tolerance=0.0)
+    start = placement.random_solution(np.random.default_rng(0))
+    yield Rebalancing(placement, previous=start.physical_to_logical, tolerance=0.0)

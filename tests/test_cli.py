@@ -113,6 +113,8 @@ def test_solve_refuses_a_missing_file(tmp_path):
 
 WRONG = (
     ("solve", "missing.dat"),
+    ("place", "missing.npz", "--devices", "2", "--slots", "4"),
+    ("simulate", "missing.npz", "--devices", "2", "--slots", "4"),
     ("bench", "--suite", "nosuch"),
     ("bench", "--timeout", "-1"),
     ("bench", "--solver-file", "missing.py"),

@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+from ctrl_c import ctrl_c_after
 from typer.testing import CliRunner
 
 import moe_search as ms
@@ -128,3 +129,12 @@ def test_loads_that_are_none_end_in_a_line(load, message, tmp_path):
     result = run(tmp_path / "loads.npy", "--devices", 4, "--slots", 20)
     assert (result.exit_code, result.stdout, len(result.stderr.splitlines())) == (2, "", 1)
     assert message in result.stderr
+
+
+def test_ctrl_c_leaves_the_best_placement_found(loads, tmp_path):
+    arguments = (loads, "--devices", 8, "--slots", 16, "-o", tmp_path / "map.npz")
+    run(*arguments, "--turns", 1)
+    with ctrl_c_after(0.3):
+        result = run(*arguments, "--turns", 10_000_000)
+    assert result.exit_code == 130
+    assert read_placement(tmp_path / "map.npz").shape == (3, 16)

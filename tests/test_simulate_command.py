@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+from ctrl_c import ctrl_c_after
 from typer.testing import CliRunner
 
 import moe_search as ms
@@ -63,3 +64,11 @@ def test_bad_arguments_end_in_a_line(trace, arguments, message):
     result = run(trace, "--devices", 4, *arguments)
     assert (result.exit_code, result.stdout, len(result.stderr.splitlines())) == (2, "", 1)
     assert message in result.stderr
+
+
+def test_ctrl_c_ends_it_without_a_table(trace):
+    arguments = (trace, "--devices", 4, "--slots", 20)
+    run(*arguments, "--turns", 1)
+    with ctrl_c_after(0.3):
+        result = run(*arguments, "--turns", 100_000)
+    assert (result.exit_code, result.stdout) == (130, "")

@@ -78,6 +78,10 @@ def place(
     less. Layers without any load keep their experts and are left out.
     """
     with one_line_errors():
+        for path in (loads, previous):
+            if path is not None:
+                # What is not there is told before anything is imported that takes long.
+                path.open("rb").close()
         from moe_search.serving.files import FORMATS, check_suffix, read_loads, read_placement, write_placement
 
         require_choice("--format", format, FORMATS)
@@ -102,7 +106,7 @@ def place(
         from moe_search.solvers.heuristic.placement_search import PlacementSearch
 
         load = checked_loads(read_loads(loads))
-        active = load.any(axis=1)
+        active = load.max(axis=1) > 0
         if not active.any():
             raise ValueError(f"{loads} must hold a load above 0, got none")
         numbers = range(first_layer, first_layer + len(load))

@@ -68,6 +68,7 @@ def simulate(
     one. Printed are balance and migrations; choose the tolerance by them.
     """
     with one_line_errors():
+        trace.open("rb").close()
         for name, number, least in (
             ("--groups", groups, 0),
             ("--merge", merge, 1),

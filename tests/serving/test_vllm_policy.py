@@ -7,6 +7,7 @@ import abc
 import importlib
 import inspect
 import os
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -191,3 +192,23 @@ def test_the_tolerance_is_that_of_the_environment(policy, monkeypatch):
         monkeypatch.setenv("MOE_SEARCH_TOLERANCE", wrong)
         with pytest.raises(ValueError, match=f"MOE_SEARCH_TOLERANCE {message}"):
             register()
+
+
+def test_two_processes_find_the_same_map_whatever_their_threads_and_hashes():
+    code = (
+        "import numpy as np; from moe_search.serving import expert_map\n"
+        "rng = np.random.default_rng(4); loads = rng.lognormal(size=(3, 32))\n"
+        "old = expert_map(loads, 40, 4, 2, 8)\n"
+        "print(expert_map(loads * rng.lognormal(sigma=0.2, size=loads.shape), 40, 4, 2, 8, old).tolist())"
+    )
+    told = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=os.environ | {"PYTHONHASHSEED": number, "NUMBA_NUM_THREADS": number, "OMP_NUM_THREADS": number},
+        ).stdout
+        for number in ("1", "2")
+    ]
+    assert told[0] == told[1] != ""
