@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,6 +17,12 @@ from moe_search.checks import require_integer
 
 if TYPE_CHECKING:
     from moe_search.problems.placement import Cluster
+
+Devices = Annotated[int, typer.Option(help="Devices that share the experts of a layer.")]
+Slots = Annotated[int, typer.Option(help="Slots of all devices, replicas counted.")]
+Nodes = Annotated[int, typer.Option(help="Nodes that the devices stand in.")]
+Groups = Annotated[int, typer.Option(help="Groups of experts that stay on nodes; 0 is none.")]
+Seed = Annotated[int, typer.Option(help="Source of all randomness.")]
 
 INTERRUPTED = 130
 """The exit code of what Ctrl-C has ended, by the custom of shells: 128 and the number of the signal."""

@@ -15,6 +15,11 @@ import typer
 from moe_search.checks import require_choice, require_integer
 from moe_search.cli.arguments import (
     INTERRUPTED,
+    Devices,
+    Groups,
+    Nodes,
+    Seed,
+    Slots,
     check_output_file,
     cluster_of_arguments,
     command_line,
@@ -38,10 +43,10 @@ def place(
             metavar="LOADS",
         ),
     ],
-    devices: Annotated[int, typer.Option(help="Devices that share the experts of a layer.")],
-    slots: Annotated[int, typer.Option(help="Slots of all devices, replicas counted.")],
-    nodes: Annotated[int, typer.Option(help="Nodes that the devices stand in.")] = 1,
-    groups: Annotated[int, typer.Option(help="Groups of experts that stay on nodes; 0 is none.")] = 0,
+    devices: Devices,
+    slots: Slots,
+    nodes: Nodes = 1,
+    groups: Groups = 0,
     previous: Annotated[
         Path | None,
         typer.Option(help="The placement so far: .npz, .json or .yaml of an engine. [default: none]", metavar="FILE"),
@@ -57,7 +62,7 @@ def place(
     turns: Annotated[
         int, typer.Option(help="Descents for each layer; the result depends on it and on no clock.")
     ] = 100,
-    seed: Annotated[int, typer.Option(help="Source of all randomness.")] = 0,
+    seed: Seed = 0,
     format: Annotated[str, typer.Option(help="vllm, sglang, tensorrt-llm or ascend.")] = "vllm",  # noqa: A002
     first_layer: Annotated[
         int,
@@ -221,7 +226,7 @@ def _write_page(path: Path, loads: Path, found: _Placed, table: Table) -> None:
         crossing = sum(each.source // devices != each.target // devices for each in placed.transfers)
         between = "" if found.placement.cluster.num_nodes == 1 else f", {crossing} of them between nodes"
         part = placed.migrations / slots
-        headlines.append(f"{placed.migrations} migrations{between}: {part:.1%} of {slots} slots.")
+        headlines.append(f"{placed.migrations} migrations{between}: {part:.1%} of {slots:,} slots.")
         folded = (_transfers(found),) if placed.migrations else ()
     write_report(
         Report(

@@ -11,6 +11,11 @@ import typer
 from moe_search.checks import require_integer, require_number
 from moe_search.cli.arguments import (
     INTERRUPTED,
+    Devices,
+    Groups,
+    Nodes,
+    Seed,
+    Slots,
     check_output_file,
     cluster_of_arguments,
     command_line,
@@ -32,10 +37,10 @@ def simulate(
             metavar="TRACE",
         ),
     ],
-    devices: Annotated[int, typer.Option(help="Devices that share the experts of a layer.")],
-    slots: Annotated[int, typer.Option(help="Slots of all devices, replicas counted.")],
-    nodes: Annotated[int, typer.Option(help="Nodes that the devices stand in.")] = 1,
-    groups: Annotated[int, typer.Option(help="Groups of experts that stay on nodes; 0 is none.")] = 0,
+    devices: Devices,
+    slots: Slots,
+    nodes: Nodes = 1,
+    groups: Groups = 0,
     merge: Annotated[
         int, typer.Option(help="Windows of the trace that make one, where it is finer than the rebalances.")
     ] = 1,
@@ -59,7 +64,7 @@ def simulate(
         ),
     ] = 0.8,
     turns: Annotated[int, typer.Option(help="Descents for each layer at a rebalance.")] = 30,
-    seed: Annotated[int, typer.Option(help="Source of all randomness.")] = 0,
+    seed: Seed = 0,
     report: Annotated[Path | None, typer.Option(help="Where a page with pictures goes.", metavar="PATH")] = None,
 ) -> None:
     """Play a trace of traffic through under several policies.
@@ -93,14 +98,15 @@ def simulate(
         policies += [Policy(budget=each, last=last) for each in budgets]
         if average:
             policies += [Policy(tolerance=each, last=None, decay=average) for each in tolerances]
+        from rich.console import Console
+
         try:
-            played = simulate(_merged(read_loads(trace), merge), cluster, policies, groups or None, turns, seed)
+            with Console(stderr=True).status(f"Playing {len(policies)} policies"):
+                played = simulate(_merged(read_loads(trace), merge), cluster, policies, groups or None, turns, seed)
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
         if report is not None:
             _write_page(report, trace, played, cluster, merge)
-    from rich.console import Console
-
     console = Console()
     console.print(played.table().as_rich())
     console.print(*played.advice(), sep="\n", style="bold", highlight=False)
