@@ -57,6 +57,18 @@ def test_a_placement_and_then_another_at_few_migrations(loads, tmp_path):
     assert "all" in windows.stdout
 
 
+def test_what_two_replicas_on_a_device_bear_is_told_before_they_are_mended(loads, tmp_path):
+    old = [0, 0, 1, 2, 3, *range(4, 16), 1, 2, 3]
+    (tmp_path / "old.json").write_text(json.dumps({"physical_to_logical_map": [old] * 3}))
+    told = run(loads, "--devices", 4, "--slots", 20, "--previous", tmp_path / "old.json", "--tolerance", "100%")
+    rows = [line.split() for line in told.stdout.splitlines() if line.strip().startswith(("0 ", "1 ", "2 "))]
+    for row, load in zip(rows, LOADS, strict=True):
+        copies = np.bincount(old)
+        borne = (load / copies)[old].reshape(4, 5).sum(axis=1)
+        assert row[1] == f"{borne.mean() / borne.max():.4f}"
+        assert int(row[-1]) >= 1
+
+
 @pytest.mark.parametrize(("form", "suffix"), [("sglang", "json"), ("tensorrt-llm", "yaml"), ("vllm", "npz")])
 def test_layers_are_those_of_the_model_and_idle_ones_keep_their_experts(tmp_path, form, suffix):
     if suffix == "yaml":

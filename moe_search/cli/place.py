@@ -116,19 +116,23 @@ def place(
             raise ValueError(f"{loads} must hold a load above 0, got none")
         numbers = range(first_layer, first_layer + len(load))
         problem: ExpertPlacement | Rebalancing
+        before = None
         if previous is None:
             problem = placement = ExpertPlacement(without_idle_layers(load), cluster, groups or None)
         else:
             read = read_placement(previous, numbers if first_layer else None)
             old = checked_map("--previous", read, len(load), slots)
             placement = ExpertPlacement(without_idle_layers(load, old), cluster, groups or None)
-            if budget is None:
+            if budget is not None:
+                problem = Rebalancing(placement, old, budget=_migrations_of("--budget", budget, old.size))
+            else:
                 near = 0.02 if tolerance is None else part_of("--tolerance", tolerance)
                 problem = Rebalancing(placement, old, tolerance=near)
-            else:
-                problem = Rebalancing(placement, old, budget=_migrations_of("--budget", budget, old.size))
+            # Two replicas on a device are mended in the start, but not what the devices bear before.
+            whole = old.min() >= 0 and placement.replica_count(old).min() > 0
+            before = placement.placed(old if whole else problem.start)
         result = PlacementSearch().solve(problem, MaxIterations(turns * len(load)), seed=seed)
-        found = _Placed(problem, placement, result, active, numbers)
+        found = _Placed(problem, placement, before, result, active, numbers)
         table = _table(found)
         if output is not None:
             write_placement(output, result.solution, cluster, format, numbers)  # type: ignore[arg-type]
@@ -163,15 +167,10 @@ class _Placed:
 
     problem: ExpertPlacement | Rebalancing
     placement: ExpertPlacement
+    before: Placement | None
     result: Result
     active: npt.NDArray[np.bool_]
     numbers: range
-
-    @cached_property
-    def before(self) -> Placement | None:
-        """The previous placement, if there was one."""
-        start = getattr(self.problem, "start", None)
-        return None if start is None else self.placement.placed(start)
 
     @cached_property
     def best(self) -> npt.NDArray[np.float64]:
@@ -223,7 +222,8 @@ def _write_page(path: Path, loads: Path, found: _Placed, table: Table) -> None:
     if before is not None:
         slots = placed.physical_to_logical.size
         devices = found.placement.cluster.devices_per_node
-        crossing = sum(each.source // devices != each.target // devices for each in placed.transfers)
+        sent = [each for each in placed.transfers if each.source >= 0]
+        crossing = sum(each.source // devices != each.target // devices for each in sent)
         between = "" if found.placement.cluster.num_nodes == 1 else f", {crossing} of them between nodes"
         part = placed.migrations / slots
         headlines.append(f"{placed.migrations} migrations{between}: {part:.1%} of {slots:,} slots.")
@@ -282,7 +282,12 @@ def _transfers(found: _Placed) -> Table:
     from moe_search.plotting import Table
 
     rows = [
-        tuple(map(str, (found.numbers[each.layer], each.expert, each.source, each.target)))
+        (
+            str(found.numbers[each.layer]),
+            str(each.expert),
+            "-" if each.source < 0 else str(each.source),
+            str(each.target),
+        )
         for each in found.result.solution.transfers
     ]
     return Table("Migrations", ("layer", "expert", "from device", "to device"), tuple(rows))
