@@ -7,8 +7,6 @@ runs: ``moe-search --help`` and ``moe-search solve`` load neither torch nor benc
 from __future__ import annotations
 
 import ast
-import shlex
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,7 +18,7 @@ import typer
 from moe_search.bench.experiments.experiment import HOMES
 from moe_search.checks import require_choice, require_integer
 from moe_search.cli import app
-from moe_search.cli.arguments import check_output_file, check_picture_file, one_line_errors
+from moe_search.cli.arguments import check_output_file, check_picture_file, command_line, one_line_errors
 
 __all__ = ["app"]
 
@@ -57,7 +55,7 @@ def demo(
 
     from moe_search.bench.demo.run import run_demo
 
-    run_demo(settings, torch_device, report, _command_line(), Console(), picture)
+    run_demo(settings, torch_device, report, command_line(), Console(), picture)
 
 
 @app.command()
@@ -116,7 +114,7 @@ def bench(
         from moe_search.bench.comparison.report import make_report, write_comparison
 
         comparison = run_comparison(settings)
-    report = make_report(comparison, settings, _command_line())
+    report = make_report(comparison, settings, command_line())
     paths = write_comparison(comparison, report, output)
     from rich.console import Console
 
@@ -215,13 +213,8 @@ def report(
         folder = DEFAULT_FOLDER if folder is None else folder
         finished = read_finished(folder)
         page = check_output_file(folder / "report.html" if page is None else page, "--page")
-        write_report(make_report(finished, _command_line()), page)
+        write_report(make_report(finished, command_line()), page)
     typer.echo(f"Report: {page.resolve()}")
-
-
-def _command_line() -> str:
-    """Return the command as it was typed, for a report that tells how to repeat it."""
-    return shlex.join(["moe-search", *sys.argv[1:]])
 
 
 @contextmanager

@@ -45,7 +45,17 @@ default_role = "py:obj"
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
 
-PACKAGES = ("problems", "solvers", "gates", "layers", "huggingface", "training", "plotting", "integrations")
+PACKAGES = (
+    "problems",
+    "solvers",
+    "gates",
+    "layers",
+    "training",
+    "huggingface",
+    "serving",
+    "plotting",
+    "integrations",
+)
 # Where a public name is documented: a docstring writes `TabuSearch`, whatever package it stands in.
 HOMES = {name: f"moe_search.{package}.{name}" for package in PACKAGES for name in getattr(ms, package).__all__}
 HOMES |= {name: f"moe_search.{name}" for name in ms.__all__ if name not in HOMES and name not in PACKAGES}

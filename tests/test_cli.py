@@ -113,6 +113,8 @@ def test_solve_refuses_a_missing_file(tmp_path):
 
 WRONG = (
     ("solve", "missing.dat"),
+    ("place", "missing.npz", "--devices", "2", "--slots", "4"),
+    ("simulate", "missing.npz", "--devices", "2", "--slots", "4"),
     ("bench", "--suite", "nosuch"),
     ("bench", "--timeout", "-1"),
     ("bench", "--solver-file", "missing.py"),
@@ -257,7 +259,10 @@ def test_the_library_has_its_own_commands_and_the_laboratory_adds_the_others():
         "import moe_search.bench.commands; print(*get_command(cli.app).commands)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["solve place warm-up", "solve place warm-up demo bench experiment report"]
+    assert done.stdout.splitlines() == [
+        "solve place simulate warm-up",
+        "solve place simulate warm-up demo bench experiment report",
+    ]
 
 
 def test_the_library_never_imports_the_laboratory():

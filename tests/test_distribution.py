@@ -174,6 +174,18 @@ def test_the_wheel_imports_and_solves_beside_packages_of_the_same_names(clean, u
         assert answer["gap"] is not None
 
 
+def test_vllm_finds_its_plug_in_and_the_extra_of_serving_names_yaml(clean, user):
+    code = (
+        "from importlib import metadata\n"
+        "(found,) = metadata.entry_points(group='vllm.general_plugins', name='moe_search')\n"
+        "found.load()()\n"
+        "print(found.value, *metadata.requires('moe-search'), sep='\\n')"
+    )
+    value, *requirements = run(clean, "-c", code, cwd=user).splitlines()
+    assert value == "moe_search.serving.vllm_policy:register"
+    assert any(re.fullmatch(r"pyyaml>=6; extra == .serving.", each) for each in requirements)
+
+
 def test_the_command_line_runs_from_another_directory(clean, user):
     command = clean.parent / "moe-search"
     run(clean, "-c", "import moe_search as ms; ms.write_qaplib('x.dat', ms.random_quadratic(9, seed=0))", cwd=user)

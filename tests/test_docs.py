@@ -60,6 +60,25 @@ def test_refused():
     assert {record.outcome for record in history} <= {"refused", "no improvement", "committed"}
 
 
+def test_placement(capsys):
+    scope = run("placement.md")
+    shown = {line[:19].strip(): line[19:].split() for line in page("placement.md").splitlines() if "0." in line[:30]}
+    rows = {row[0]: list(row[1:]) for row in scope["played"].table().rows}
+    told = {
+        name: [float(cell.strip("%").replace(",", "")) for cell in cells[:5]]
+        for name, cells in rows.items()
+        if "-" not in cells
+    }
+    assert [*told] == [name for name in shown if name in told]
+    for name, numbers in told.items():
+        page_numbers = [float(cell.strip("%").replace(",", "")) for cell in shown[name]]
+        assert numbers == pytest.approx(page_numbers, rel=0.1, abs=0.01)
+    printed = capsys.readouterr().out
+    assert "of 576 slots" in printed
+    assert scope["plan"].migrations < 60
+    assert {path.name for path in Path().iterdir()} == {"trace.npz", "loads.npz", "today.npz"}
+
+
 def test_the_api_lists_every_name_that_no_package_has():
     packages = [getattr(ms, name) for name in PACKAGES]
     own = set(ms.__all__) - PACKAGES - {name for package in packages for name in package.__all__}

@@ -24,6 +24,9 @@ COMPILED = {
     "SubsetSearch",
     "TabuSearch",
     "Transport",
+    "expert_map",
+    "rebalance_experts",
+    "simulate",
     "solve",
 }
 
@@ -33,6 +36,7 @@ PACKAGES = {"gates", "huggingface", "integrations", "layers", "plotting", "probl
 PUBLIC = [
     *(("moe_search", name) for name in ms.__all__ if name not in PACKAGES),
     *(("moe_search.plotting", name) for name in ms.plotting.__all__),
+    *(("moe_search.serving", name) for name in ms.serving.__all__),
     *(("moe_search.integrations", name) for name in ms.integrations.__all__),
 ]
 

@@ -26,7 +26,7 @@ def numbers(text):
 
 
 def test_every_example_has_its_output():
-    assert len(EXAMPLES) == TEXT.count("```python") == 2
+    assert len(EXAMPLES) == TEXT.count("```python") == 3
 
 
 def test_the_problem_is_solved_as_well_as_it_says(tmp_path):
@@ -46,6 +46,16 @@ def test_search_wins(tmp_path):
     assert losses[1] < losses[0] / 5
     # Machines round differently, and training makes it more.
     assert losses == pytest.approx([numbers(line)[1] for line in shown.splitlines()], rel=0.2)
+
+
+def test_few_experts_migrate(tmp_path):
+    example, shown = EXAMPLES[2]
+    before, after, migrations, slots = numbers(printed(example, tmp_path))
+    expected = numbers(shown)
+    assert slots == expected[3]
+    # How far a search gets in its two seconds depends on the machine.
+    assert [before, after] == pytest.approx(expected[:2], abs=0.005)
+    assert migrations == pytest.approx(expected[2], rel=0.15)
 
 
 def test_the_solve_command_runs(tmp_path):

@@ -45,6 +45,7 @@ def test_what_is_compiled_for_what():
     assert {str(each) for each in cases(ms.Transport())} == {"Transport for LinearAssignment"}
     of_all = {str(each) for each in cases()}
     assert {"BranchAndBound for PairwiseAssignment", "LocalSearch for LoadLimited"} < of_all
+    assert {"PlacementSearch for ExpertPlacement", "PlacementSearch for Rebalancing"} < of_all
     assert ms.warm_up(linear, ms.Hungarian()) < 60  # imports alone
 
 

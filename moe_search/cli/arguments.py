@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import math
 import os
+import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from moe_search.checks import require_integer
+
+if TYPE_CHECKING:
+    from moe_search.problems.placement import Cluster
+
+Devices = Annotated[int, typer.Option(help="Devices that share the experts of a layer.")]
+Slots = Annotated[int, typer.Option(help="Slots of all devices, replicas counted.")]
+Nodes = Annotated[int, typer.Option(help="Nodes that the devices stand in.")]
+Groups = Annotated[int, typer.Option(help="Groups of experts that stay on nodes; 0 is none.")]
+Seed = Annotated[int, typer.Option(help="Source of all randomness.")]
 
 INTERRUPTED = 130
 """The exit code of what Ctrl-C has ended, by the custom of shells: 128 and the number of the signal."""
@@ -58,3 +73,33 @@ def check_picture_file(path: str | os.PathLike[str], name: str = "path") -> Path
     if Path(path).suffix[1:].lower() not in formats:
         raise ValueError(f"{name} must end in one of .{', .'.join(formats)}, got {Path(path)}")
     return check_output_file(path, name)
+
+
+def part_of(name: str, text: str) -> float:
+    """Return the part that a percentage such as 2% is, or a number below 1."""
+    is_percentage = text.endswith("%")
+    try:
+        part = float(text.removesuffix("%")) / (100 if is_percentage else 1)
+    except ValueError:
+        part = math.nan
+    if not 0 <= part < (math.inf if is_percentage else 1):
+        raise ValueError(f"{name} must be a percentage such as 2%, or a part such as 0.02, got {text!r}")
+    return part
+
+
+def cluster_of_arguments(devices: int, slots: int, nodes: int) -> Cluster:
+    """Return the cluster of --devices, --slots and --nodes."""
+    from moe_search.problems.placement import Cluster
+
+    for name, number in (("--devices", devices), ("--slots", slots), ("--nodes", nodes)):
+        require_integer(name, number)
+    if slots % devices:
+        raise ValueError(f"--slots must be a multiple of --devices, {devices}, got {slots}")
+    if devices % nodes:
+        raise ValueError(f"--devices must be a multiple of --nodes, {nodes}, got {devices}")
+    return Cluster(devices, slots // devices, nodes)
+
+
+def command_line() -> str:
+    """Return the command as it was typed, for a report that tells how to repeat it."""
+    return shlex.join(["moe-search", *sys.argv[1:]])

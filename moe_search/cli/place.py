@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
+import numpy.typing as npt
 import typer
 
-from moe_search.cli.arguments import check_output_file, one_line_errors
+from moe_search.checks import require_choice, require_integer
+from moe_search.cli.arguments import (
+    INTERRUPTED,
+    Devices,
+    Groups,
+    Nodes,
+    Seed,
+    Slots,
+    check_output_file,
+    cluster_of_arguments,
+    command_line,
+    one_line_errors,
+    part_of,
+)
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from moe_search.plotting import Table
+    from moe_search.plotting import ReportFigure, Table
     from moe_search.problems.placement import ExpertPlacement, Placement
     from moe_search.problems.rebalancing import Rebalancing
     from moe_search.solvers.engine.result import Result
@@ -22,21 +38,22 @@ def place(
     loads: Annotated[
         Path,
         typer.Argument(
-            help="Loads of experts: .npz with one array or one named load, .json with lists, or .csv with a line a"
-            " layer; shape experts, layers x experts, or windows x layers x experts.",
+            help="Loads of experts: .npz with one array or one named load, .npy, .json with lists, or .csv with a line"
+            " a layer; shape experts, layers x experts, or windows x layers x experts.",
             metavar="LOADS",
         ),
     ],
-    devices: Annotated[int, typer.Option(help="Devices that share the experts of a layer.")],
-    slots: Annotated[int, typer.Option(help="Slots of all devices, replicas counted.")],
-    nodes: Annotated[int, typer.Option(help="Nodes that the devices stand in.")] = 1,
-    groups: Annotated[int, typer.Option(help="Groups of experts that stay on nodes; 0 is none.")] = 0,
+    devices: Devices,
+    slots: Slots,
+    nodes: Nodes = 1,
+    groups: Groups = 0,
     previous: Annotated[
         Path | None,
         typer.Option(help="The placement so far: .npz, .json or .yaml of an engine. [default: none]", metavar="FILE"),
     ] = None,
     budget: Annotated[
-        str | None, typer.Option(help="The most migrations, as a number or a part of all slots such as 5%.")
+        str | None,
+        typer.Option(help="The most migrations: a number, or a part of the slots of all layers such as 5%."),
     ] = None,
     tolerance: Annotated[
         str | None,
@@ -45,8 +62,15 @@ def place(
     turns: Annotated[
         int, typer.Option(help="Descents for each layer; the result depends on it and on no clock.")
     ] = 100,
-    seed: Annotated[int, typer.Option(help="Source of all randomness.")] = 0,
+    seed: Seed = 0,
     format: Annotated[str, typer.Option(help="vllm, sglang, tensorrt-llm or ascend.")] = "vllm",  # noqa: A002
+    first_layer: Annotated[
+        int,
+        typer.Option(
+            help="Number in the model of the first layer of LOADS, where those before have no experts; SGLang and"
+            " TensorRT-LLM count them."
+        ),
+    ] = 0,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Where the placement goes.", metavar="PATH")
     ] = None,
@@ -54,185 +78,216 @@ def place(
 ) -> None:
     """Place experts on devices, and print balance and bound.
 
-    Migrations are printed too: with --previous, experts migrate as little as asked for.
-    Balance is that of the loads given: of traffic to come it is less.
+    Migrations are printed too: with --previous, experts migrate as little as
+    asked for. Balance is that of the loads given: of traffic to come it is
+    less. Layers without any load keep their experts and are left out.
     """
     with one_line_errors():
-        from moe_search.checks import require_choice, require_integer
-        from moe_search.serving.files import FORMATS, read_placement, write_placement
+        for path in (loads, previous):
+            if path is not None:
+                # What is not there is told before anything is imported that takes long.
+                path.open("rb").close()
+        from moe_search.serving.files import FORMATS, check_suffix, read_loads, read_placement, write_placement
 
         require_choice("--format", format, FORMATS)
         for name, path in (("--output", output), ("--report", report)):
             if path is not None:
                 check_output_file(path, name)
+        if output is not None:
+            check_suffix(output, format, "--output")  # type: ignore[arg-type]
         if previous is None and (budget, tolerance) != (None, None):
             raise ValueError("--budget and --tolerance need --previous, the placement that experts migrate from")
         if None not in (budget, tolerance):
             raise ValueError("--budget and --tolerance exclude each other, got both")
-        require_integer("--turns", turns)
-        require_integer("--slots", slots)
-        limits = {"budget": _part("--budget", budget, slots), "tolerance": _part("--tolerance", tolerance, 1)}
+        for name, number, least in (("--turns", turns, 1), ("--groups", groups, 0), ("--first-layer", first_layer, 0)):
+            require_integer(name, number, least)
+        require_integer("--seed", seed, 0)
+        cluster = cluster_of_arguments(devices, slots, nodes)
 
-        from moe_search.problems.placement import ExpertPlacement
+        from moe_search.problems.placement import ExpertPlacement, checked_loads, checked_map
         from moe_search.problems.rebalancing import Rebalancing
-        from moe_search.serving.eplb import cluster_of
+        from moe_search.serving.eplb import without_idle_layers
         from moe_search.solvers.engine.stop import MaxIterations
         from moe_search.solvers.heuristic.placement_search import PlacementSearch
 
-        cluster, kept = cluster_of(slots, groups, nodes, devices)
-        placement = ExpertPlacement(_read_loads(loads), cluster, kept)
-        layers = len(placement.load)
-        problem: ExpertPlacement | Rebalancing = placement
-        if previous is not None:
-            if limits["budget"] is not None:
-                whole = "%" not in (budget or "")
-                most = int(limits["budget"]) if whole else int(limits["budget"] * layers)
-                problem = Rebalancing(placement, read_placement(previous), budget=most)
+        load = checked_loads(read_loads(loads))
+        active = load.max(axis=1) > 0
+        if not active.any():
+            raise ValueError(f"{loads} must hold a load above 0, got none")
+        numbers = range(first_layer, first_layer + len(load))
+        problem: ExpertPlacement | Rebalancing
+        before = None
+        if previous is None:
+            problem = placement = ExpertPlacement(without_idle_layers(load), cluster, groups or None)
+        else:
+            read = read_placement(previous, numbers if first_layer else None)
+            old = checked_map("--previous", read, len(load), slots)
+            placement = ExpertPlacement(without_idle_layers(load, old), cluster, groups or None)
+            if budget is not None:
+                problem = Rebalancing(placement, old, budget=_migrations_of("--budget", budget, old.size))
             else:
-                near = 0.02 if limits["tolerance"] is None else limits["tolerance"]
-                problem = Rebalancing(placement, read_placement(previous), tolerance=near)
-        result = PlacementSearch().solve(problem, MaxIterations(turns * layers), seed=seed)
-        table = _table(problem, placement, result)
+                near = 0.02 if tolerance is None else part_of("--tolerance", tolerance)
+                problem = Rebalancing(placement, old, tolerance=near)
+            # Two replicas on a device are mended in the start, but not what the devices bear before.
+            whole = old.min() >= 0 and placement.replica_count(old).min() > 0
+            before = placement.placed(old if whole else problem.start)
+        result = PlacementSearch().solve(problem, MaxIterations(turns * len(load)), seed=seed)
+        found = _Placed(problem, placement, before, result, active, numbers)
+        table = _table(found)
         if output is not None:
-            write_placement(output, result.solution, cluster, format)  # type: ignore[arg-type]
+            write_placement(output, result.solution, cluster, format, numbers)  # type: ignore[arg-type]
         if report is not None:
-            _write_page(report, loads, problem, placement, result, table)
+            _write_page(report, loads, found, table)
     from rich.console import Console
 
     Console().print(table.as_rich())
     for name, path in (("placement", output), ("page", report)):
         if path is not None:
             typer.echo(f"{name} written to {path}")
+    if result.status == "interrupted":
+        raise typer.Exit(INTERRUPTED)
 
 
-def _part(name: str, text: str | None, whole: int) -> float | None:
-    """Return a number, or the part of `whole` that a percentage is."""
-    if text is None:
-        return None
-    from moe_search.checks import require_number
-
-    try:
-        number = float(text.removesuffix("%"))
-    except ValueError:
-        raise ValueError(f"{name} must be a number or a percentage such as 5%, got {text!r}") from None
-    require_number(name, number)
-    return number / 100 * whole if text.endswith("%") else number
-
-
-def _read_loads(path: Path) -> np.ndarray[Any, Any]:
-    """Return the loads in a file, whose suffix says how they are written."""
-    import json
-
-    import numpy as np
-
-    suffix = path.suffix.lower()
-    if suffix == ".npz":
-        with np.load(path, allow_pickle=False) as arrays:
-            name = "load" if "load" in arrays else arrays.files[0]
-            if name != "load" and len(arrays.files) > 1:
-                raise ValueError(f"{path} must hold one array or one named load, got {sorted(arrays.files)}")
-            return arrays[name]
-    if suffix not in (".json", ".csv"):
-        raise ValueError(f"{path} must end in .npz, .json or .csv")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        if suffix == ".csv":
-            return np.loadtxt(text.splitlines(), delimiter=",", ndmin=2)
-        return np.array(json.loads(text), dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} holds no loads: {error}") from error
+def _migrations_of(name: str, text: str, slots: int) -> int:
+    """Return the migrations that a text allows, one at least."""
+    if text.endswith("%"):
+        most = int(part_of(name, text) * slots)
+    elif text.isdecimal():
+        most = int(text)
+    else:
+        raise ValueError(f"{name} must be a number of migrations, or a percentage such as 5%, got {text!r}")
+    if most == 0:
+        raise ValueError(f"{name} must allow one migration at least, got {text} of {slots} slots")
+    return most
 
 
-def _before(problem: ExpertPlacement | Rebalancing) -> Placement | None:
-    from moe_search.problems.rebalancing import Rebalancing
+@dataclass(frozen=True)
+class _Placed:
+    """A placement that was found: of layers of these numbers, of which some have no load."""
 
-    return problem.placement.placed(problem.start) if isinstance(problem, Rebalancing) else None
+    problem: ExpertPlacement | Rebalancing
+    placement: ExpertPlacement
+    before: Placement | None
+    result: Result
+    active: npt.NDArray[np.bool_]
+    numbers: range
+
+    @cached_property
+    def best(self) -> npt.NDArray[np.float64]:
+        """The balance of every layer that its bound allows."""
+        return self.placement.load.sum(axis=1) / self.placement.cluster.num_devices / self.placement.load_bounds
+
+    @cached_property
+    def migrations(self) -> npt.NDArray[np.int64]:
+        """How many experts migrate in every layer."""
+        layers = [transfer.layer for transfer in self.result.solution.transfers]
+        return np.bincount(layers, minlength=len(self.numbers))
 
 
-def _migrations(problem: ExpertPlacement | Rebalancing, placed: Placement) -> list[str]:
-    from moe_search.problems.rebalancing import Rebalancing
-
-    if isinstance(problem, Rebalancing):
-        return [str(number) for number in problem.migrations(placed.physical_to_logical)]
-    return ["-"] * len(placed.physical_to_logical)
-
-
-def _table(problem: ExpertPlacement | Rebalancing, placement: ExpertPlacement, result: Result) -> Table:
+def _table(found: _Placed) -> Table:
     from moe_search.plotting import Table
 
-    placed, before = result.solution, _before(problem)
-    best = placement.load.sum(axis=1) / placement.cluster.num_devices / placement.load_bounds
-    moved = _migrations(problem, placed)
+    placed, before, active = found.result.solution, found.before, found.active
+    gap = found.best / placed.balancedness - 1
+    most = placed.replica_count.max(axis=1)
+    columns: dict[str, tuple[npt.NDArray[Any], Callable[[Any], Any], str]] = {
+        "balance": (placed.balancedness, np.mean, ".4f"),
+        "best possible": (found.best, np.mean, ".4f"),
+        "gap": (gap, np.mean, ".2%"),
+        "most replicas": (most, np.max, "d"),
+    }
+    if before is not None:
+        columns = {"balance before": (before.balancedness, np.mean, ".4f")} | columns
+        columns["migrations"] = (found.migrations, np.sum, "d")
     rows = [
-        (
-            str(layer),
-            "-" if before is None else f"{before.balancedness[layer]:.4f}",
-            f"{placed.balancedness[layer]:.4f}",
-            f"{best[layer]:.4f}",
-            f"{100 * (best[layer] / placed.balancedness[layer] - 1):.2f} %",
-            str(placed.replica_count[layer].max()),
-            moved[layer],
-        )
-        for layer in range(len(best))
+        (str(found.numbers[layer]), *(format(values[layer], form) for values, _, form in columns.values()))
+        for layer in np.flatnonzero(active)
     ]
-    rows.append(
-        (
-            "all",
-            "-" if before is None else f"{before.balancedness.mean():.4f}",
-            f"{placed.balancedness.mean():.4f}",
-            f"{best.mean():.4f}",
-            f"{100 * (best / placed.balancedness - 1).mean():.2f} %",
-            str(placed.replica_count.max()),
-            "-" if before is None else str(placed.migrations),
-        )
-    )
-    return Table(
-        "Placement",
-        ("layer", "balance before", "balance", "best possible", "gap", "most replicas", "migrations"),
-        tuple(rows),
-        rules=(len(rows) - 2,),
-        note="Balance is the mean load of a device over the largest. No placement is above the best possible.",
-    )
+    rows.append(("all", *(format(of_all(values[active]), form) for values, of_all, form in columns.values())))
+    note = "Balance is the mean load of a device over the largest. No placement is above the best possible."
+    if not active.all():
+        idle = ", ".join(str(found.numbers[layer]) for layer in np.flatnonzero(~active))
+        note += f" Left out, as without any load: {idle}."
+    return Table("Placement", ("layer", *columns), tuple(rows), rules=(len(rows) - 2,), note=note)
 
 
-def _write_page(
-    path: Path,
-    loads: Path,
-    problem: ExpertPlacement | Rebalancing,
-    placement: ExpertPlacement,
-    result: Result,
-    table: Table,
-) -> None:
-    from moe_search.plotting import Report, ReportFigure, Section, device_loads, layer_balance, write_report
-    from moe_search.plotting.report import figure_svg
+def _write_page(path: Path, loads: Path, found: _Placed, table: Table) -> None:
+    from moe_search.plotting import Report, Section, write_report
 
-    placed, before = result.solution, _before(problem)
-    best = placement.load.sum(axis=1) / placement.cluster.num_devices / placement.load_bounds
-    maps = {"after": placed} if before is None else {"before": before, "after": placed}
-    devices = device_loads(**{name: placement.device_loads(each.physical_to_logical) for name, each in maps.items()})
-    layers = layer_balance(best, **{name: each.balancedness for name, each in maps.items()})
-    pictures = (
-        (devices, "Loads of the devices in multiples of the mean: a band holds all layers, a line is their mean."),
-        (layers, "Balance of every layer, and the best that its bound allows."),
-    )
-    headline = f"Mean balance {placed.balancedness.mean():.4f}; at best {best.mean():.4f} is possible."
-    migrations = (
-        () if before is None else (f"{placed.migrations} migrations, of {placed.physical_to_logical.size} slots.",)
-    )
+    placed, before, active = found.result.solution, found.before, found.active
+    balance, best = placed.balancedness[active].mean(), found.best[active].mean()
+    was = "" if before is None else f", {before.balancedness[active].mean():.4f} before"
+    headlines = [f"Mean balance {balance:.4f}{was}; at best {best:.4f} is possible."]
+    folded: tuple[Table, ...] = ()
+    if before is not None:
+        slots = placed.physical_to_logical.size
+        devices = found.placement.cluster.devices_per_node
+        sent = [each for each in placed.transfers if each.source >= 0]
+        crossing = sum(each.source // devices != each.target // devices for each in sent)
+        between = "" if found.placement.cluster.num_nodes == 1 else f", {crossing} of them between nodes"
+        part = placed.migrations / slots
+        headlines.append(f"{placed.migrations} migrations{between}: {part:.1%} of {slots:,} slots.")
+        folded = (_transfers(found),) if placed.migrations else ()
     write_report(
         Report(
             "Placement of experts",
             "Which device holds which expert, and how evenly the devices are loaded. Balance is that of the loads"
             " given: of traffic to come it is less.",
             (
-                Section(
-                    "Devices", figures=tuple(ReportFigure(figure_svg(each, text), text) for each, text in pictures)
-                ),
-                Section("Layers", tables=(table,)),
+                Section("Devices and layers", figures=_figures(found)),
+                Section("Layer by layer", tables=(table,), folded=folded),
             ),
-            {"loads": loads.name, "problem": repr(problem), "solver": result.solver, "seed": str(result.seed)}
-            | dict(result.versions),
-            (headline, *migrations),
+            {
+                "command": command_line(),
+                "loads": loads.name,
+                "problem": repr(found.problem),
+                "solver": found.result.solver,
+                "seed": str(found.result.seed),
+            }
+            | dict(found.result.versions),
+            tuple(headlines),
         ),
         path,
     )
+
+
+def _figures(found: _Placed) -> tuple[ReportFigure, ...]:
+    from moe_search.plotting import ReportFigure, device_loads, layer_balance, layer_migrations
+    from moe_search.plotting.report import figure_svg
+
+    placed, before, active = found.result.solution, found.before, found.active
+    maps = {"after": placed} if before is None else {"before": before, "after": placed}
+    borne = {name: found.placement.device_loads(each.physical_to_logical)[active] for name, each in maps.items()}
+    # Matplotlib leaves out what is no number.
+    best, *of_layers = (
+        np.where(active, values, np.nan) for values in (found.best, *(each.balancedness for each in maps.values()))
+    )
+    figures = {
+        "Loads of the devices in multiples of the mean: a band holds all layers, a line is their mean.": device_loads(
+            **borne
+        ),
+        "Balance of every layer, and the best that its bound allows.": layer_balance(
+            best, **dict(zip(maps, of_layers, strict=True))
+        ),
+    }
+    if before is not None:
+        figures["How many experts migrate in every layer."] = layer_migrations(found.migrations)
+    for figure in [*figures.values()][1:]:
+        # Layers are numbered as in the model.
+        figure.axes[0].xaxis.set_major_formatter(lambda place, _: f"{place + found.numbers[0]:g}")
+    return tuple(ReportFigure(figure_svg(figure, text), text) for text, figure in figures.items())
+
+
+def _transfers(found: _Placed) -> Table:
+    from moe_search.plotting import Table
+
+    rows = [
+        (
+            str(found.numbers[each.layer]),
+            str(each.expert),
+            "-" if each.source < 0 else str(each.source),
+            str(each.target),
+        )
+        for each in found.result.solution.transfers
+    ]
+    return Table("Migrations", ("layer", "expert", "from device", "to device"), tuple(rows))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moe_search.cli.arguments import INTERRUPTED, check_output_file, one_line_errors
+from moe_search.cli.arguments import INTERRUPTED, Seed, check_output_file, one_line_errors
 
 if TYPE_CHECKING:
     from moe_search.problems.permutation_problem import Permutation, PermutationProblem
@@ -37,7 +37,7 @@ def solve(
             " multi-start: four tabu searches side by side."
         ),
     ] = "auto",
-    seed: Annotated[int, typer.Option(help="Source of all randomness.")] = 0,
+    seed: Seed = 0,
     initial: Annotated[
         Path | None,
         typer.Option(

@@ -9,7 +9,13 @@ from .loss_curves import (
     LossPanel as LossPanel,
     loss_curves as loss_curves,
 )
-from .placements import device_loads as device_loads, layer_balance as layer_balance
+from .placements import (
+    device_loads as device_loads,
+    layer_balance as layer_balance,
+    layer_migrations as layer_migrations,
+    over_rebalances as over_rebalances,
+    trade_off as trade_off,
+)
 from .report import (
     Report as Report,
     ReportFigure as ReportFigure,

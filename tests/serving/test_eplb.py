@@ -1,17 +1,10 @@
-"""EPLB's function and vLLM's policy, on what these are called with."""
-
-import abc
-import inspect
-import sys
-import types
+"""EPLB's function, on what it is called with."""
 
 import numpy as np
 import pytest
 import torch
 
-import moe_search as ms
-from moe_search.serving import expert_map, rebalance_experts
-from moe_search.serving.vllm_policy import policy_of, register
+from moe_search.serving import rebalance_experts
 
 pytestmark = pytest.mark.slow  # compiles kernels
 
@@ -75,66 +68,3 @@ def test_groups_that_cannot_stay_on_nodes_are_none_and_idle_layers_count_all_exp
 def test_bad_arguments_are_refused_in_a_sentence(arguments, message):
     with pytest.raises(ValueError, match=message):
         rebalance_experts(*arguments)
-
-
-def test_the_policy_migrates_little_and_keeps_what_is_idle():
-    rng = np.random.default_rng(0)
-    loads = rng.lognormal(size=(4, 32))
-    old = expert_map(torch.tensor(loads), 40, 0, 1, 8)
-    drifted = loads * rng.lognormal(sigma=0.15, size=loads.shape)
-    drifted[2] = 0.0
-    new = expert_map(torch.tensor(drifted), 40, 0, 1, 8, old)
-    assert new[2].tolist() == old[2].tolist()
-    assert 0 < (new != old).sum() < 40
-    active = [0, 1, 3]
-    bounds = ms.ExpertPlacement(drifted[active], ms.Cluster(8, 5)).load_bounds
-    assert (largest(drifted[active], new[active], 8) <= 1.021 * bounds).all()
-    assert expert_map(torch.zeros(4, 32), 40, 0, 1, 8, old).tolist() == old.tolist()
-    assert expert_map(torch.zeros(4, 32), 40, 0, 1, 8).shape == (4, 40)
-
-
-def test_old_maps_with_holes_or_of_another_width_are_taken():
-    loads = torch.tensor(LOADS)
-    holes = torch.tensor(EPLB_MAP)
-    holes[:, -1] = -1
-    for old in (holes, torch.tensor(EPLB_MAP)[:, :8]):
-        experts = expert_map(loads, 16, 4, 2, 8, old)
-        assert experts.shape == (2, 16)
-        assert (np.sort(np.unique(experts[0])) == np.arange(12)).all()
-
-
-def vllm_stand_in():
-    """Return what the plug-in sees of vLLM: the names, and the signature of the abstract class (vLLM 0.33)."""
-
-    class AbstractEplbPolicy(abc.ABC):
-        @classmethod
-        @abc.abstractmethod
-        def rebalance_experts(
-            cls, weight, num_replicas, num_groups, num_nodes, num_ranks, old_global_expert_indices=None
-        ):
-            raise NotImplementedError
-
-    policy = types.ModuleType("vllm.distributed.eplb.policy")
-    policy.AbstractEplbPolicy = AbstractEplbPolicy
-    policy.EPLB_POLICIES = {"default": AbstractEplbPolicy}
-    return policy
-
-
-def test_the_plug_in_takes_the_place_of_the_default_policy_where_it_is_named(monkeypatch):
-    policy = vllm_stand_in()
-    for name in ("vllm", "vllm.distributed", "vllm.distributed.eplb"):
-        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
-    sys.modules["vllm.distributed.eplb"].policy = policy
-    for named, replaced in ((None, False), ("other", False), ("other,moe_search", True)):
-        monkeypatch.delenv("VLLM_PLUGINS", raising=False)
-        if named is not None:
-            monkeypatch.setenv("VLLM_PLUGINS", named)
-        register()
-        assert (policy.EPLB_POLICIES["default"] is not policy.AbstractEplbPolicy) == replaced
-    chosen = policy.EPLB_POLICIES["default"]
-    assert issubclass(chosen, policy.AbstractEplbPolicy)
-    names = list(inspect.signature(policy.AbstractEplbPolicy.rebalance_experts).parameters)
-    assert list(inspect.signature(chosen.rebalance_experts).parameters) == names
-    experts = chosen.rebalance_experts(torch.tensor(LOADS), 16, 4, 2, 8)
-    assert (experts.dtype, experts.device.type, experts.shape) == (torch.int64, "cpu", (2, 16))
-    assert not inspect.isabstract(policy_of(policy.AbstractEplbPolicy))

@@ -2,8 +2,8 @@ from functools import partial
 
 import numpy as np
 
-from moe_search.bench.peers.eplb import eplb
 from moe_search.bench.speed import placement_speed, rebalancing_drift
+from moe_search.serving.greedy_eplb import eplb
 
 LOADS = [
     [90, 132, 40, 61, 104, 165, 39, 4, 73, 56, 183, 86],
