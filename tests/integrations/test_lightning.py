@@ -63,7 +63,7 @@ def fit(module, callback, folder, epochs=1, accumulate=1, resume=None, logger=Fa
 
 
 def told(callback):
-    return [replace(record, seconds=0.0, seconds_solving=0.0) for record in callback.history]
+    return [replace(record, seconds=0.0, seconds_solving=0.0, compile_seconds=0.0) for record in callback.history]
 
 
 def test_a_run_is_that_of_a_loop_written_out(tmp_path):
