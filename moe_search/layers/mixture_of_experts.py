@@ -229,18 +229,12 @@ class MixtureOfExperts(nn.Module):
         ------
         ValueError
             If that forward ran with gradients off, so that the penalty would have none: under `torch.no_grad`, or in a
-            `torch.utils.checkpoint` with ``use_reentrant=True``.
+            `torch.utils.checkpoint` with ``use_reentrant=True``. Under `torch.no_grad` it is returned all the same.
         """
         if self.training and self.routing is not None:
             penalty = self.gate.penalty(self.routing)
-            lost = torch.is_grad_enabled() and not self.routing.weights.requires_grad and not penalty.requires_grad
-            # Some gates have nothing to learn.
-            if lost and any(parameter.requires_grad for parameter in self.gate.parameters()):
-                raise ValueError(
-                    "the last forward in training mode must run with gradients on for its penalty to have one, it ran "
-                    "with them off: under torch.no_grad, or in a torch.utils.checkpoint with use_reentrant=True, which "
-                    "use_reentrant=False mends"
-                )
+            if type(self.gate).penalty is not Gate.penalty and not penalty.requires_grad:
+                self.routing.require_gradient()
             return penalty
         return torch.zeros((), device=self.gate.expert_map.experts.device)
 

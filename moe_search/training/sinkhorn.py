@@ -172,6 +172,7 @@ class SinkhornPermutation(WrappedGate):
         """Return the penalty of the wrapped gate plus, until finished, ``zeta * mean_rows sum_sj -P log P``."""
         if not isinstance(slot_weights, PermutedWeights):
             return self.gate.penalty(slot_weights)
+        slot_weights.require_gradient()
         penalty = self.gate.penalty(slot_weights.source)
         log_p = slot_weights.log_permutation
         return penalty - (self.entropy * (log_p.exp() * log_p).sum((1, 2)).mean()).to(penalty.dtype)
