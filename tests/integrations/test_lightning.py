@@ -191,6 +191,29 @@ def test_a_model_that_is_averaged(tmp_path, use_buffers):
     assert torch.equal(seen[-1], module.setting.expert_map.experts)
 
 
+def test_a_model_that_is_averaged_without_a_search(tmp_path):
+    """Lightning copies by `.data`, which no version counts, in the middle of the evaluation of a model."""
+    averaging = pytest.importorskip("lightning.pytorch.callbacks.weight_averaging", reason="of lightning >= 2.6")
+
+    class Validating(Module):
+        def validation_step(self, batch, _):
+            self(batch[0])
+
+        def val_dataloader(self):
+            return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(self.setting.inputs), batch_size=SAMPLES)
+
+    class Moved(pl.Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            if trainer.global_step == STEPS + 2:
+                module.setting.scramble(1)
+
+    module, _ = make_run()
+    with pytest.raises(ValueError, match=r"the mean of two maps is none: .* WeightAveraging of Lightning do with use_"):
+        fit(Validating(module.setting), [averaging.EMAWeightAveraging(), Moved()], tmp_path, epochs=2)
+    module, _ = make_run()
+    fit(Validating(module.setting), [averaging.EMAWeightAveraging(use_buffers=False), Moved()], tmp_path, epochs=2)
+
+
 def test_before_fit():
     _, callback = make_run()
     assert callback.history == []
