@@ -57,9 +57,9 @@ CASES = (
 )
 
 
-def peer_block(case: Case) -> nn.Module:
+def peer_block(case: Case) -> Any:
     """Return the block of Transformers, with weights from torch's generator."""
-    sizes = {
+    sizes: dict[str, Any] = {
         "hidden_size": case.width,
         "num_experts_per_tok": case.k,
         "num_attention_heads": 1,
@@ -86,13 +86,13 @@ def peer_block(case: Case) -> nn.Module:
     return block
 
 
-def our_layer(case: Case, block: Any) -> ms.MixtureOfExperts:
+def our_layer(case: Case, block: Any) -> Any:
     """Return our layer with copies of the weights of a block."""
 
     def swiglu(n: int) -> ms.StackedExperts:
         return ms.StackedExperts(n, case.width, case.width, case.hidden, nn.SiLU, gated=True, bias=False)
 
-    layer = ms.MixtureOfExperts(
+    layer: Any = ms.MixtureOfExperts(
         swiglu(case.num_experts),
         ms.TopK(case.width, case.num_experts, case.k),
         shared=swiglu(1) if case.shared else None,
@@ -103,13 +103,13 @@ def our_layer(case: Case, block: Any) -> ms.MixtureOfExperts:
         if case.shared:
             one = block.shared_expert
             up = torch.cat([one.gate_proj.weight, one.up_proj.weight])
-            pairs.append((layer.shared.weights, (up[None], one.down_proj.weight[None])))  # type: ignore[union-attr]
-            layer.shared_gate.weight.copy_(block.shared_expert_gate.weight)  # type: ignore[union-attr]
+            pairs.append((layer.shared.weights, (up[None], one.down_proj.weight[None])))
+            layer.shared_gate.weight.copy_(block.shared_expert_gate.weight)
         for stack, given in pairs:
-            for ours, theirs in zip(stack, given, strict=True):  # type: ignore[arg-type]
+            for ours, theirs in zip(stack, given, strict=True):
                 ours.copy_(theirs)
-        layer.gate.linear.weight.copy_(block.gate.weight)  # type: ignore[union-attr]
-        layer.gate.linear.bias.zero_()  # type: ignore[union-attr]
+        layer.gate.linear.weight.copy_(block.gate.weight)
+        layer.gate.linear.bias.zero_()
     return layer
 
 
@@ -138,7 +138,7 @@ def contest(case: Case, backward: bool, seconds: float) -> list[list[float]]:
             outputs = forward()
         if not backward:
             return [outputs]
-        outputs.square().mean().backward()
+        torch.autograd.backward(outputs.square().mean())
         gradients = [tensor.grad for tensor in (tokens, *layer.experts.weights, *block.experts.parameters())]
         layer.zero_grad()
         block.zero_grad()

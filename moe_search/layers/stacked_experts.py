@@ -161,7 +161,7 @@ class StackedExperts(nn.Module):
         # All experts read the same inputs: their first maps are one tall matrix.
         bias = None if biases[0] is None else biases[0].flatten()
         outputs = nn.functional.linear(inputs, weights[0].flatten(0, 1), bias)
-        outputs = self._activate(outputs.unflatten(-1, weights[0].shape[:2]))
+        outputs = self._activate(outputs.reshape(-1, *weights[0].shape[:2]))
         if self.hidden_features is None:
             return outputs
         outputs, by_column = outputs.transpose(0, 1), weights[1].transpose(1, 2)
