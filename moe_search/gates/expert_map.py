@@ -13,6 +13,14 @@ from moe_search.checks import require_integer
 from moe_search.gates.batch_checks import cannot_read_values
 from moe_search.gates.fresh_start import is_loaded
 
+AVERAGED = (
+    "the mean of two maps is none: averages of models must take over buffers of integers as they are, as AveragedModel "
+    "of torch and WeightAveraging of Lightning do with use_buffers=False"
+)
+
+ROUNDING = 1e-3
+"""How far from integers the means of equal integers may be."""
+
 
 class ExpertMap(nn.Module):
     """The expert of every slot, one row for each selector.
@@ -40,11 +48,15 @@ class ExpertMap(nn.Module):
 
     Notes
     -----
-    The buffer is checked at the first forward, and after it was written to at the next one in eval mode, which the
-    version that torch counts tells of: a look at the entries each time would wait for the device. After
-    `torch.nn.Module.to_empty`, `reset_parameters` makes it a fresh map. ``AveragedModel(use_buffers=True)`` averages
-    it, as `EMAWeightAveraging` of Lightning does by default, and the mean of two maps is none; with
-    ``use_buffers=False`` the averaged model takes over the map of the model, which is right.
+    The buffer is checked at the first forward and, on the CPU, at every one that finds other entries in it. To look at
+    the entries would wait for any other device: there it is checked after `train` and `eval` and, in eval mode, where
+    the version that torch counts tells that it was written to. After `torch.nn.Module.to_empty`, `reset_parameters`
+    makes it a fresh map.
+
+    ``AveragedModel(use_buffers=True)`` averages it, as `EMAWeightAveraging` of Lightning does by default. The mean of
+    two maps is none, nor is what is left of it when it is rounded down (its squares sum to less), so that the next
+    forward refuses it; with ``use_buffers=False`` the averaged model takes over the map of the model, which is right.
+    The mean of equal maps is that map: a state dict whose entries were averaged as numbers is loaded.
 
     Examples
     --------
@@ -57,8 +69,8 @@ class ExpertMap(nn.Module):
 
     experts: Tensor
 
-    # The buffer that was last found to be a map, and its version then.
-    _checked: tuple[Tensor, int] | None = None
+    # The buffer that was last found to be a map, its version then, and a copy of its entries.
+    _checked: tuple[Tensor, int, Tensor] | None = None
 
     def __init__(
         self, num_experts: int, num_slots: int | None = None, num_selectors: int = 1, shared: bool = False
@@ -122,7 +134,7 @@ class ExpertMap(nn.Module):
         ValueError
             If something else wrote to the buffer what is no map.
         """
-        self._check("experts", self.experts)
+        self._check_buffer()
         experts = self.experts.cpu().numpy()
         rows, m = experts.shape
         seats = np.empty((rows, m), dtype=np.int64)
@@ -200,28 +212,36 @@ class ExpertMap(nn.Module):
             f"num_selectors={self.num_selectors}, shared={self.shared}"
         )
 
-    def _require_map(self) -> None:
-        """Raise ValueError if the buffer holds no map; it is looked at once, and in eval mode after it was written to.
+    def train(self, mode: bool = True) -> ExpertMap:
+        """Set training or eval mode; the buffer is checked at the next forward."""
+        self._checked = None
+        return super().train(mode)
 
-        In training mode DistributedDataParallel writes to all buffers at every step.
-        """
-        experts = self.experts
-        if cannot_read_values() or experts.is_inference():
+    def _require_map(self) -> None:
+        """Raise ValueError if the buffer holds no map, where that can be told; see the notes of the class."""
+        if cannot_read_values() or self.experts.is_inference() or self._is_checked():
             return
-        seen = self._checked is not None and self._checked[0] is experts
-        if seen and (self.training or self._checked[1] == experts._version):  # type: ignore[index]
-            return
-        if cannot_read_values(experts):
-            return
+        if not cannot_read_values(self.experts):
+            self._check_buffer()
+            self._checked = self.experts, self.experts._version, self.experts.clone()
+
+    def _is_checked(self) -> bool:
+        if self._checked is None or self._checked[0] is not self.experts:
+            return False
+        _, version, entries = self._checked
+        if self.experts.is_cpu:
+            return torch.equal(entries, self.experts)
+        # In training mode DistributedDataParallel writes to all buffers at every step.
+        return self.training or version == self.experts._version
+
+    def _check_buffer(self) -> None:
         try:
-            self._check("experts", experts)
-        except ValueError as error:
+            self._check("experts", self.experts)
+        except (TypeError, ValueError) as error:
             raise ValueError(
                 f"the buffer of an expert map must be changed by the map alone, it was written to: {error} "
-                "(a module that was emptied, or made on the device meta, starts anew by reset_parameters; "
-                "AveragedModel of torch and WeightAveraging of Lightning average buffers unless use_buffers=False)"
+                f"(a module that was emptied, or made on the device meta, starts anew by reset_parameters; {AVERAGED})"
             ) from None
-        self._checked = experts, experts._version
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_checked": None}
@@ -258,10 +278,13 @@ class ExpertMap(nn.Module):
         key = f"{prefix}experts"
         experts = state_dict.get(key)
         if isinstance(experts, Tensor) and not experts.is_meta:
+            if experts.is_floating_point() and bool(((experts - experts.round()).abs() <= ROUNDING).all()):
+                experts = experts.round().long()
+                state_dict = {**state_dict, key: experts}
             try:
                 self._check(key, experts)
             except (TypeError, ValueError) as error:
                 error_messages: list[str] = rest[-1]
-                error_messages.append(str(error))
+                error_messages.append(f"{error} ({AVERAGED})" if experts.shape == self.experts.shape else str(error))
                 return
         super()._load_from_state_dict(state_dict, prefix, *rest)

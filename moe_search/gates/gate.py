@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -50,9 +50,23 @@ class SlotWeights:
     probabilities: Tensor | None = None
     noisy_logits: Tensor | None = None
     noise_scale: Tensor | None = None
+    with_gradient: bool = field(default_factory=torch.is_grad_enabled, kw_only=True)
+
+    def require_gradient(self) -> None:
+        """Raise ValueError if a penalty on these would act on nothing, as gradients are on now and were off then."""
+        if torch.is_grad_enabled() and not self.with_gradient:
+            raise ValueError(
+                "the gate must run with gradients on for a penalty to have one, it ran with them off: under "
+                "torch.no_grad, or in a torch.utils.checkpoint with use_reentrant=True, which use_reentrant=False "
+                "mends; a penalty may be looked at under torch.no_grad"
+            )
 
     def require_probabilities(self, gate: str) -> Tensor:
-        """Return the probabilities, which those of a ``gate`` have, or raise ValueError if there are none."""
+        """Return the probabilities, which those of a ``gate`` have, for its penalty.
+
+        Raise ValueError if there are none, and as `require_gradient` does.
+        """
+        self.require_gradient()
         if self.probabilities is None:
             raise ValueError(f"slot_weights must have probabilities, as those of {gate} do, got None")
         return self.probabilities
@@ -141,7 +155,10 @@ class Gate(nn.Module, ABC):
         reset_children(self)
 
     def penalty(self, slot_weights: SlotWeights) -> Tensor:
-        """Return what the gate adds to the training loss for these slot weights, a scalar; 0 by default."""
+        """Return what the gate adds to the training loss for these slot weights, a scalar; 0 by default.
+
+        One that is not 0 raises ValueError where it would have no gradient, by `SlotWeights.require_gradient`.
+        """
         return slot_weights.weights.new_zeros(())
 
     def features(self, inputs: Tensor, dtype: torch.dtype | None = None) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from moe_search.training.search.candidate_map import SearchRecord
 from moe_search.training.search.permutation_search import PermutationSearch
 
 try:
-    from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+    from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 except ImportError as error:
     raise ImportError('the callback of Transformers takes pip install "moe-search[transformers]"') from error
 
@@ -35,12 +35,14 @@ class TransformersSearch(TrainerCallback):
     With every checkpoint, each process saves its state in the checkpoint's folder, as
     ``permutation_search-LAYER-RANK.pt``, LAYER being the name of the layer in the model: several layers have a callback
     each. A run that resumes from a checkpoint takes up the state in its folder, wherever that is. Where none is, as the
-    run was without a search, or of fewer processes, the search begins afresh, with a warning.
+    run was without a search, or of fewer processes, the search begins afresh, with a warning. Every trial of
+    ``Trainer.hyperparameter_search`` begins afresh and has its states among its own checkpoints.
 
     Parameters
     ----------
-    moe : MixtureOfExperts or MultiGateMixtureOfExperts
-        The layer, a submodule of the model that is trained.
+    moe : MixtureOfExperts, MultiGateMixtureOfExperts or str
+        The layer, a submodule of the model that is trained, or its name there: with ``model_init`` the Trainer makes a
+        model of its own at every start.
     loss : callable, or sequence of callable
         ``loss(outputs, targets)``, a scalar tensor that is the mean over the samples; with several gates the loss of a
         task, as `PermutationSearch` takes it.
@@ -69,7 +71,7 @@ class TransformersSearch(TrainerCallback):
 
     def __init__(
         self,
-        moe: Layer,
+        moe: Layer | str,
         loss: TaskLoss,
         *,
         inputs: str = "input_ids",
@@ -98,9 +100,11 @@ class TransformersSearch(TrainerCallback):
     ) -> None:
         """Begin, or go on from the checkpoint of the present step; process groups exist only now."""
         model = kwargs["model"]
+        self._forget()
+        self._batch, self._metrics = None, {}  # of a run before, such as another trial
+        self._layer, moe = _named_layer(model, self._moe)
         outputs_only = _OutputsOnly(model, self._names[0], self._outputs)
-        self.search = PermutationSearch(outputs_only, self._moe, loss=self._loss, **self._options)
-        self._layer = next(name for name, module in model.named_modules() if module is self._moe)
+        self.search = PermutationSearch(outputs_only, moe, loss=self._loss, **self._options)
         if state.global_step > 0:
             path = _folder_resumed_from(args, state) / self._file(args)
             ranks = ranks_of(self._options.get("process_group"), lambda: next(model.parameters()).device)
@@ -201,17 +205,39 @@ class _OutputsOnly(nn.Module):
         return answer[self.outputs]
 
 
+def _named_layer(model: nn.Module, moe: Layer | str) -> tuple[str, Layer]:
+    if isinstance(moe, str):
+        return moe, model.get_submodule(moe)  # type: ignore[return-value]
+    for name, module in model.named_modules():
+        if module is moe:
+            return name, moe
+    raise ValueError(
+        "moe must be a layer of the model that is trained, or its name there, as it must where the Trainer makes the "
+        f"model by model_init; got one that {type(model).__name__} does not contain"
+    )
+
+
 def _folder(args: TrainingArguments, state: TrainerState) -> Path:
-    # The Trainer has its checkpoint of this step there.
-    return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+    # The Trainer has its checkpoint of this step there, that of a trial in the trial's folder. No callback is told
+    # which: the Trainer that is calling is asked.
+    run_folder = str(args.output_dir)
+    for names in _names_of_callers():
+        if isinstance(trainer := names.get("self"), Trainer):
+            run_folder = trainer._get_output_dir(trainer._trial)
+            break
+    return Path(run_folder) / f"checkpoint-{state.global_step}"
 
 
 def _folder_resumed_from(args: TrainingArguments, state: TrainerState) -> Path:
     # It is an argument of Trainer.train, which tells it to no callback: it is read from the call that is under way.
+    for names in _names_of_callers():
+        if isinstance(folder := names.get("resume_from_checkpoint"), (str, os.PathLike)):
+            return Path(folder)
+    return _folder(args, state)
+
+
+def _names_of_callers() -> Iterator[Mapping[str, Any]]:
     frame = inspect.currentframe()
     while frame is not None:
-        folder = frame.f_locals.get("resume_from_checkpoint")
-        if isinstance(folder, (str, os.PathLike)):
-            return Path(folder)
+        yield frame.f_locals
         frame = frame.f_back
-    return _folder(args, state)

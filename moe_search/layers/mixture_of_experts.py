@@ -17,7 +17,7 @@ from moe_search.layers.stacked_experts import StackedExperts
 
 
 class MixtureOfExperts(nn.Module):
-    """Mixes experts with the weights of a gate: ``sum_e w[b, e] f_e(x_b)``.
+    """Mixes experts with the weights of a gate: ``sum_e w[b, e] f_e(x_b)``, and adds what shared experts make of all.
 
     An expert runs only on the samples that give it weight, and is not called where there are none: in training and in
     eval mode, unless `dispatch` says otherwise or, by default, running all of a small stack on all samples is faster.
@@ -46,12 +46,19 @@ class MixtureOfExperts(nn.Module):
           for gradients: an expert whose values are finite and whose gradient is not, as of a square root at 0, spoils
           the gradients of itself and of the inputs also by samples that give it weight 0, where dense is the fastest.
           With "sorted" and "grouped" it never does.
+    shared : Module, optional
+        Runs on every sample, whatever the gate says, and is added: ``sum_e w[b, e] f_e(x_b) + s(x_b)``, as in
+        DeepSeek-MoE. Of `StackedExperts` the sum of all is added.
+    shared_gate : Module, optional
+        Weighs what is shared, ``sigmoid(v(x_b)) s(x_b)``, as in Qwen2-MoE: it returns a number a sample, shape [B, 1],
+        as ``torch.nn.Linear(in_features, 1, bias=False)`` does.
 
     Attributes
     ----------
     experts : StackedExperts or ModuleList
     gate : Gate
     dispatch : str
+    shared, shared_gate : Module or None
     routing : SlotWeights or None
         What the gate returned in the last forward in training mode, graph attached. It is not copied, pickled or in the
         state dict.
@@ -69,6 +76,10 @@ class MixtureOfExperts(nn.Module):
 
     Under autocast, experts compute in its dtype, with all dispatches, and so does the mixture come out.
 
+    Shared experts: Dai et al. (2024), DeepSeekMoE, arXiv 2401.06066, equation 9; with a sigmoid: Yang et al. (2024),
+    Qwen2 technical report, arXiv 2407.10671, and its ``shared_expert_gate`` in Transformers. A map changes nothing of
+    what is shared: a search takes it for a constant that is added to the mixture.
+
     Examples
     --------
     >>> import torch
@@ -78,11 +89,26 @@ class MixtureOfExperts(nn.Module):
     >>> moe = MixtureOfExperts(StackedExperts(4, in_features=8, out_features=3), TopK(8, 4, k=2))
     >>> moe(torch.randn(5, 8)).shape
     torch.Size([5, 3])
+
+    The block of DeepSeek: SwiGLU experts, of which two are shared.
+
+    >>> def swiglu(n):
+    ...     return StackedExperts(n, 8, 8, hidden_features=16, activation=torch.nn.SiLU, gated=True, bias=False)
+    >>> MixtureOfExperts(swiglu(4), TopK(8, 4, k=2), shared=swiglu(2))(torch.randn(5, 8)).shape
+    torch.Size([5, 8])
     """
 
     experts: StackedExperts | nn.ModuleList
 
-    def __init__(self, experts: StackedExperts | Iterable[nn.Module], gate: Gate, dispatch: str = "auto") -> None:
+    def __init__(
+        self,
+        experts: StackedExperts | Iterable[nn.Module],
+        gate: Gate,
+        dispatch: str = "auto",
+        *,
+        shared: nn.Module | None = None,
+        shared_gate: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         if not isinstance(gate, Gate):
             raise TypeError(f"gate must be a Gate, got {type(gate).__name__}")
@@ -105,6 +131,13 @@ class MixtureOfExperts(nn.Module):
         self.dispatch = dispatch
         if dispatch == "grouped" and not isinstance(experts, StackedExperts):
             raise ValueError('dispatch="grouped" needs StackedExperts, got modules of their own')
+        for name, module in (("shared", shared), ("shared_gate", shared_gate)):
+            if module is not None and not isinstance(module, nn.Module):
+                raise TypeError(f"{name} must be a torch module, got {type(module).__name__}")
+        if shared_gate is not None and shared is None:
+            raise ValueError("shared must be given for a shared_gate to weigh, got None")
+        self.shared = shared
+        self.shared_gate = shared_gate
         self.routing: SlotWeights | None = None
 
     def forward(self, inputs: Tensor, ids: Tensor | None = None) -> Tensor:
@@ -135,7 +168,15 @@ class MixtureOfExperts(nn.Module):
         routing = self.gate(inputs, ids)
         (mixture,) = self.mix(inputs, [self.gate.expert_map(routing.weights)])
         self._remember(routing)
-        return mixture
+        shared = self.shared_outputs(inputs)
+        if shared is None:
+            return mixture
+        if shared.shape != mixture.shape:
+            raise ValueError(
+                f"shared must return outputs of the shape of the mixture, {tuple(mixture.shape)}, "
+                f"got shape {tuple(shared.shape)}"
+            )
+        return mixture + shared
 
     def _remember(self, routing: SlotWeights | None) -> None:
         # While a module is exported, its tensors are stand-ins, which no later penalty can use; what runs anew under
@@ -192,8 +233,17 @@ class MixtureOfExperts(nn.Module):
             return self.experts(inputs)
         return torch.stack(_outputs((e, expert, inputs) for e, expert in enumerate(self.experts)), 1)
 
+    def shared_outputs(self, inputs: Tensor) -> Tensor | None:
+        """Return what is added to the mixture of every sample, shape [B, ...], or None if nothing is shared."""
+        if self.shared is None:
+            return None
+        outputs: Tensor = self.shared(inputs)
+        if isinstance(self.shared, StackedExperts):
+            outputs = outputs.sum(-2)
+        return outputs if self.shared_gate is None else self.shared_gate(inputs).sigmoid() * outputs
+
     def combine(self, expert_weights: Tensor, expert_outputs: Tensor) -> Tensor:
-        """Mix given outputs of the experts with given weights.
+        """Mix given outputs of the experts with given weights, without what is shared.
 
         Parameters
         ----------
@@ -229,18 +279,12 @@ class MixtureOfExperts(nn.Module):
         ------
         ValueError
             If that forward ran with gradients off, so that the penalty would have none: under `torch.no_grad`, or in a
-            `torch.utils.checkpoint` with ``use_reentrant=True``.
+            `torch.utils.checkpoint` with ``use_reentrant=True``. Under `torch.no_grad` it is returned all the same.
         """
         if self.training and self.routing is not None:
             penalty = self.gate.penalty(self.routing)
-            lost = torch.is_grad_enabled() and not self.routing.weights.requires_grad and not penalty.requires_grad
-            # Some gates have nothing to learn.
-            if lost and any(parameter.requires_grad for parameter in self.gate.parameters()):
-                raise ValueError(
-                    "the last forward in training mode must run with gradients on for its penalty to have one, it ran "
-                    "with them off: under torch.no_grad, or in a torch.utils.checkpoint with use_reentrant=True, which "
-                    "use_reentrant=False mends"
-                )
+            if type(self.gate).penalty is not Gate.penalty and not penalty.requires_grad:
+                self.routing.require_gradient()
             return penalty
         return torch.zeros((), device=self.gate.expert_map.experts.device)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise, repeat
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,13 @@ class Stack(nn.ParameterList):
 class StackedExperts(nn.Module):
     """n experts of the same shape: an affine map and an activation, or two affine maps with an activation between.
 
+    With a being the activation, an expert without `hidden_features`, one with them and a gated one compute
+
+        a(W x + b),   W2 a(W1 x + b1) + b2,   W2 (a(G x + c) * (U x + d)) + b2.
+
+    A gated one with ``torch.nn.SiLU`` and no biases is the SwiGLU expert of Mixtral, Qwen, OLMoE and DeepSeek; with
+    `GELU`, `Sigmoid`, `ReLU` and None the product is what Shazeer calls GEGLU, GLU, ReGLU and bilinear.
+
     Parameters
     ----------
     num_experts : int
@@ -52,11 +59,18 @@ class StackedExperts(nn.Module):
     activation : callable or None
         Returns a module that works elementwise (or row by row), which all experts share. None stands for no activation:
         without `hidden_features`, the experts are then affine.
+    gated : bool
+        Whether the activation of one map of the inputs is multiplied by another map of them; it takes
+        `hidden_features`.
+    bias : bool
+        Whether the affine maps have biases.
 
     Attributes
     ----------
     weights, biases : ParameterList
-        One entry for each affine map, of shape [n, out, in] and [n, out].
+        One entry for each affine map, of shape [n, out, in] and [n, out]; no biases if there are none. The two first
+        maps of gated experts are one entry, G above U: [n, 2 hidden_features, in_features], as `gate_up_proj` of
+        Transformers.
     multiplications : int
         What one expert takes for one sample.
 
@@ -64,12 +78,20 @@ class StackedExperts(nn.Module):
     -----
     Every expert starts as `torch.nn.Linear` would: weight and bias uniform within 1 / sqrt(width of its inputs) of 0.
 
+    Gated experts: Shazeer (2020), GLU variants improve transformer, arXiv 2002.05202, equations 5 and 6.
+
     Examples
     --------
     >>> import torch
     >>> from moe_search.layers.stacked_experts import StackedExperts
     >>> StackedExperts(4, in_features=8, out_features=3, hidden_features=16)(torch.randn(5, 8)).shape
     torch.Size([5, 4, 3])
+
+    SwiGLU experts:
+
+    >>> experts = StackedExperts(4, 8, 8, hidden_features=16, activation=torch.nn.SiLU, gated=True, bias=False)
+    >>> [tuple(weight.shape) for weight in experts.weights]
+    [(4, 32, 8), (4, 8, 16)]
     """
 
     def __init__(
@@ -79,6 +101,9 @@ class StackedExperts(nn.Module):
         out_features: int,
         hidden_features: int | None = None,
         activation: Callable[[], nn.Module] | None = nn.ReLU,
+        *,
+        gated: bool = False,
+        bias: bool = True,
     ) -> None:
         super().__init__()
         self.num_experts = require_integer("num_experts", num_experts)
@@ -90,18 +115,24 @@ class StackedExperts(nn.Module):
         self.activation = nn.Identity() if activation is None else activation()
         if not isinstance(self.activation, nn.Module):
             raise TypeError(f"activation must return a torch.nn.Module, got {type(self.activation).__name__}")
+        self.gated = bool(gated)
+        if self.gated and self.hidden_features is None:
+            raise ValueError("hidden_features must be given for gated experts, got None")
         widths = [width for width in (self.in_features, self.hidden_features, self.out_features) if width is not None]
-        shapes = [(self.num_experts, after, before) for before, after in itertools.pairwise(widths)]
+        shapes = [(self.num_experts, after, before) for before, after in pairwise(widths)]
+        if self.gated:
+            shapes[0] = (self.num_experts, 2 * widths[1], widths[0])
         self.multiplications = sum(before * after for _, after, before in shapes)
         self.weights = Stack(shapes, widths[:-1])
-        self.biases = Stack([shape[:2] for shape in shapes], widths[:-1])
+        self.biases = Stack([shape[:2] for shape in shapes] if bias else [], widths[:-1])
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw fresh weights from torch's global generator."""
         for i in range(len(self.weights)):
             self.weights.reset(i)
-            self.biases.reset(i)
+            if len(self.biases):
+                self.biases.reset(i)
 
     def __len__(self) -> int:
         """Return the number of experts."""
@@ -126,15 +157,17 @@ class StackedExperts(nn.Module):
             If there is no sample, or shape, dtype or device are not those of the experts.
         """
         self.check(inputs)
-        weight, bias = self.weights[0], self.biases[0]
+        weights, biases = self._maps()
         # All experts read the same inputs: their first maps are one tall matrix.
-        outputs = nn.functional.linear(inputs, weight.flatten(0, 1), bias.flatten()).reshape(-1, *bias.shape)
+        bias = None if biases[0] is None else biases[0].flatten()
+        outputs = nn.functional.linear(inputs, weights[0].flatten(0, 1), bias)
+        outputs = self._activate(outputs.reshape(-1, *weights[0].shape[:2]))
         if self.hidden_features is None:
-            return self.activation(outputs)
-        outputs = torch.baddbmm(
-            self.biases[1].unsqueeze(1), self.activation(outputs).transpose(0, 1), self.weights[1].transpose(1, 2)
-        )
-        return outputs.transpose(0, 1)
+            return outputs
+        outputs, by_column = outputs.transpose(0, 1), weights[1].transpose(1, 2)
+        if biases[1] is None:
+            return torch.bmm(outputs, by_column).transpose(0, 1)
+        return torch.baddbmm(biases[1].unsqueeze(1), outputs, by_column).transpose(0, 1)
 
     def forward_sorted(self, inputs: Tensor, counts: Sequence[int], grouped: bool = False) -> Tensor:
         """Run every expert on samples of its own.
@@ -175,13 +208,18 @@ class StackedExperts(nn.Module):
 
     def _one_by_one(self, inputs: Tensor, counts: Sequence[int]) -> Tensor:
         # Unbound once: the backward pass of an index, expert by expert, would fill a whole stack of zeros for each.
-        weights = list(zip(*(weight.unbind(0) for weight in self.weights), strict=True))
-        biases = list(zip(*(bias.unbind(0) for bias in self.biases), strict=True))
+        stacks = [
+            (weight.unbind(0), repeat(None) if bias is None else bias.unbind(0))
+            for weight, bias in zip(*self._maps(), strict=True)
+        ]
+        first, *last = [list(zip(weight, bias, strict=False)) for weight, bias in stacks]
         outputs = []
-        for part, weight, bias in zip(torch.split(inputs, list(counts)), weights, biases, strict=True):
+        for e, part in enumerate(torch.split(inputs, list(counts))):
             if len(part):
-                part = self.activation(nn.functional.linear(part, weight[0], bias[0]))
-                outputs.append(part if self.hidden_features is None else nn.functional.linear(part, weight[1], bias[1]))
+                part = self._activate(nn.functional.linear(part, *first[e]))
+                for of_experts in last:
+                    part = nn.functional.linear(part, *of_experts[e])
+                outputs.append(part)
         return torch.cat(outputs)
 
     def _grouped(self, inputs: Tensor, counts: Sequence[int]) -> Tensor:
@@ -191,13 +229,24 @@ class StackedExperts(nn.Module):
         # Autocast does not know grouped_mm.
         dtype = _product_dtype(inputs)
         outputs = inputs
-        for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+        for i, (weight, bias) in enumerate(zip(*self._maps(), strict=True)):
             by_column = weight.to(dtype).transpose(1, 2)
-            products = nn.functional.grouped_mm(outputs.to(dtype).contiguous(), by_column, offs=ends)
-            outputs = products.add_(bias.to(dtype).index_select(0, owners))
+            outputs = nn.functional.grouped_mm(outputs.to(dtype).contiguous(), by_column, offs=ends)
+            if bias is not None:
+                outputs = outputs.add_(bias.to(dtype).index_select(0, owners))
             if i == 0:
-                outputs = self.activation(outputs)
+                outputs = self._activate(outputs)
         return outputs
+
+    def _maps(self) -> tuple[list[Tensor], list[Tensor] | list[None]]:
+        weights = list(self.weights)
+        return weights, list(self.biases) if len(self.biases) else [None] * len(weights)
+
+    def _activate(self, outputs: Tensor) -> Tensor:
+        if not self.gated:
+            return self.activation(outputs)
+        gate, up = outputs.chunk(2, -1)
+        return self.activation(gate) * up
 
     def refuses_grouped(self) -> str | None:
         """Return why `torch.nn.functional.grouped_mm` cannot run these experts, or None if it can.
@@ -241,7 +290,7 @@ class StackedExperts(nn.Module):
         """Return the sizes, for `repr`."""
         return (
             f"num_experts={self.num_experts}, in_features={self.in_features}, out_features={self.out_features}, "
-            f"hidden_features={self.hidden_features}"
+            f"hidden_features={self.hidden_features}, gated={self.gated}, bias={len(self.biases) > 0}"
         )
 
 

@@ -1,7 +1,8 @@
 """Even loads: penalties on uneven use of experts and on large logits, or biases lowered where samples crowd.
 
 A penalty is a scalar function of the slot weights that a gate returned for a batch, `MixtureOfExperts.routing`, and of
-the gate's expert map; it is added to the loss times a factor.
+the gate's expert map; it is added to the loss times a factor. Where the gate ran with gradients off, so that a penalty
+would have none, each raises ValueError, as `MixtureOfExperts.regularization` does.
 """
 
 from __future__ import annotations
@@ -40,6 +41,11 @@ def importance_loss(slot_weights: SlotWeights, expert_map: ExpertMap) -> Tensor:
     Tensor
         A scalar, to be added to the loss times a factor (0.1 in the paper).
 
+    Raises
+    ------
+    ValueError
+        If the slot weights would give no gradient.
+
     References
     ----------
     Shazeer et al. (2017), Outrageously large neural networks, equations 6 and 7.
@@ -52,6 +58,7 @@ def importance_loss(slot_weights: SlotWeights, expert_map: ExpertMap) -> Tensor:
     >>> loss = moe(torch.randn(5, 8)).square().mean()
     >>> loss = loss + moe.regularization() + 0.1 * ms.importance_loss(moe.routing, moe.gate.expert_map)
     """
+    slot_weights.require_gradient()
     return _squared_variation(expert_map(slot_weights.weights).sum(0))
 
 
@@ -83,7 +90,7 @@ def smooth_load_loss(slot_weights: SlotWeights, expert_map: ExpertMap, k: int) -
     Raises
     ------
     ValueError
-        If the slot weights have no noise, or k is not in 1 .. m.
+        If the slot weights have no noise or would give no gradient, or k is not in 1 .. m.
 
     References
     ----------
@@ -98,6 +105,7 @@ def smooth_load_loss(slot_weights: SlotWeights, expert_map: ExpertMap, k: int) -
     >>> loss.ndim, bool(loss >= 0)
     (0, True)
     """
+    slot_weights.require_gradient()
     logits, noisy, scale = slot_weights.logits, slot_weights.noisy_logits, slot_weights.noise_scale
     if logits is None or noisy is None or scale is None:
         raise ValueError(
@@ -137,7 +145,7 @@ def load_balancing_loss(slot_weights: SlotWeights, expert_map: ExpertMap) -> Ten
     Raises
     ------
     ValueError
-        If the slot weights have no logits.
+        If the slot weights have no logits, or would give no gradient.
 
     References
     ----------
@@ -177,7 +185,7 @@ def router_z_loss(slot_weights: SlotWeights) -> Tensor:
     Raises
     ------
     ValueError
-        If the slot weights have no logits.
+        If the slot weights have no logits, or would give no gradient.
 
     References
     ----------
@@ -351,6 +359,7 @@ def _squared_variation(amounts: Tensor) -> Tensor:
 
 
 def _required_logits(slot_weights: SlotWeights) -> Tensor:
+    slot_weights.require_gradient()
     if slot_weights.logits is None:
         raise ValueError("slot_weights must have logits, as those of TopK, COMET and Softmax do, got None")
     return slot_weights.logits

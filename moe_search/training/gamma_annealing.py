@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moe_search.checks import require_integer, require_number
+from moe_search.checks import require_number
 from moe_search.gates.comet import COMET
 from moe_search.gates.dselect_k import DSelectK
 from moe_search.gates.fresh_start import is_loaded
@@ -67,20 +67,17 @@ class GammaAnnealing(WrappedGate):
     def __init__(self, gate: COMET | DSelectK, steps: int, last: float = 0.01) -> None:
         if not isinstance(gate, COMET | DSelectK):
             raise TypeError(f"gate must be a COMET or a DSelectK, which have a gamma, got {type(gate).__name__}")
-        super().__init__(gate)
+        super().__init__(gate, steps)
         self.k = gate.k
-        self.steps = require_integer("steps", steps)
         self.first, self.last = gate.gamma, require_number("last", last, strict=True)
-        self._step = 0
 
     def reset_parameters(self) -> None:
         """Start anew, with a fresh gate and map, at the first step."""
         super().reset_parameters()
-        if not any(is_loaded(parameter) for parameter in self.gate.parameters()):
-            self._go_to(0)
+        loaded = any(is_loaded(parameter) for parameter in self.gate.parameters())
+        self._go_to(self._step if loaded else 0)
 
-    def forward(self, inputs: Tensor, ids: Tensor | None = None) -> SlotWeights:
-        """Return the weights of the slots of the gate; see `Gate.forward`."""
+    def _at_step(self, inputs: Tensor, ids: Tensor | None) -> SlotWeights:
         return self.gate(inputs, ids)
 
     def penalty(self, slot_weights: SlotWeights) -> Tensor:
@@ -106,7 +103,7 @@ class GammaAnnealing(WrappedGate):
         return f"steps={self.steps}, step={self._step}, first={self.first:g}, last={self.last:g}"
 
     def _go_to(self, step: int) -> None:
-        self._step = step
+        self._count(step)
         # At both ends it is what was given, without any rounding.
         part = step / self.steps
         self.gate.gamma = self.first ** (1 - part) * self.last**part

@@ -108,8 +108,7 @@ class SinkhornPermutation(WrappedGate):
             raise TypeError(f"gate must be a Gate, got {type(gate).__name__}")
         if isinstance(gate, SinkhornPermutation):
             raise ValueError("gate must not be a SinkhornPermutation: one permutation a map is enough")
-        super().__init__(gate)
-        self.steps = require_integer("steps", steps)
+        super().__init__(gate, steps)
         hot, cold = (require_number("temperatures", each, strict=True) for each in _pair("temperatures", temperatures))
         few, many = (require_integer("iterations", each) for each in _pair("iterations", iterations))
         self.temperatures, self.iterations = (hot, cold), (few, many)
@@ -117,7 +116,6 @@ class SinkhornPermutation(WrappedGate):
         self.noise = require_number("noise", noise)
         rows, m = gate.expert_map.experts.shape
         self.log_weights = nn.Parameter(torch.empty(rows, m, m).uniform_(-INITIAL_RANGE, INITIAL_RANGE))
-        self._step = 0
         self.finished = False
         self._learned = True
 
@@ -125,8 +123,7 @@ class SinkhornPermutation(WrappedGate):
         """Start anew, with a fresh gate and map, fresh logarithms, and at the first step."""
         super().reset_parameters()
         nn.init.uniform_(self.log_weights, -INITIAL_RANGE, INITIAL_RANGE)
-        if not is_loaded(self.log_weights):
-            self.set_extra_state(torch.zeros(2, dtype=torch.int64))
+        self._go_to(self._step if is_loaded(self.log_weights) else 0)
 
     @property
     def temperature(self) -> float:
@@ -140,8 +137,7 @@ class SinkhornPermutation(WrappedGate):
         first, last = self.iterations
         return round(first + self._progress() * (last - first))
 
-    def forward(self, inputs: Tensor, ids: Tensor | None = None) -> SlotWeights:
-        """Return the weights of the seats, of the wrapped gate's slots once finished; see `Gate.forward`."""
+    def _at_step(self, inputs: Tensor, ids: Tensor | None) -> SlotWeights:
         routing = self.gate(inputs, ids)
         if self.finished:
             return routing
@@ -172,6 +168,7 @@ class SinkhornPermutation(WrappedGate):
         """Return the penalty of the wrapped gate plus, until finished, ``zeta * mean_rows sum_sj -P log P``."""
         if not isinstance(slot_weights, PermutedWeights):
             return self.gate.penalty(slot_weights)
+        slot_weights.require_gradient()
         penalty = self.gate.penalty(slot_weights.source)
         log_p = slot_weights.log_permutation
         return penalty - (self.entropy * (log_p.exp() * log_p).sum((1, 2)).mean()).to(penalty.dtype)
@@ -181,13 +178,14 @@ class SinkhornPermutation(WrappedGate):
         """Count an optimizer step: cool down, and round at the last of them. Afterwards it does nothing."""
         if self.finished:
             return
-        self._step += 1
-        if self._step < self.steps:
+        if self._step + 1 < self.steps:
+            self._go_to(self._step + 1)
             return
+        self._step += 1  # the last temperature
         seats = round_permutations(sinkhorn(self.log_weights.double() / self.temperature, self.num_iterations))
         experts = self.expert_map.experts
         self.expert_map.assign(experts.gather(1, seats.to(experts.device)))
-        self._finish()
+        self._go_to(self.steps)
 
     def get_extra_state(self) -> Tensor:
         """Return step and `finished` for the state dict."""
@@ -197,12 +195,8 @@ class SinkhornPermutation(WrappedGate):
         """Take up what `get_extra_state` returned."""
         if not isinstance(state, Tensor) or state.shape != (2,) or state.is_floating_point() or int(state.min()) < 0:
             raise ValueError(f"the extra state must be two integers from 0 on, step and finished, got {state!r}")
-        self._step, finished = state.tolist()
-        if finished:
-            self._finish()
-        elif self.finished:
-            self.finished = False
-            self.log_weights.requires_grad_(self._learned)
+        step, finished = state.tolist()
+        self._go_to(self.steps if finished else step)
 
     def extra_repr(self) -> str:
         """Return the schedule, for `repr`."""
@@ -211,6 +205,14 @@ class SinkhornPermutation(WrappedGate):
     def _progress(self) -> float:
         # Clamped: a temperature that goes on falling ends in NaN.
         return min(self._step / self.steps, 1.0)
+
+    def _go_to(self, step: int) -> None:
+        self._count(step)
+        if step >= self.steps:
+            self._finish()
+        elif self.finished:
+            self.finished = False
+            self.log_weights.requires_grad_(self._learned)
 
     def _finish(self) -> None:
         if not self.finished:

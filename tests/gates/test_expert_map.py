@@ -211,7 +211,7 @@ def test_state_dict_round_trip_and_deepcopy():
         (torch.tensor([[0, 1, 2]]), r"must have shape \(1, 4\) for 2 experts and 1 row of 4 slots, got shape \(1, 3\)"),
         (torch.tensor([[0, 1, 2, 3]]), r"the experts 0 \.\. 1, got 0 \.\. 3"),
         (torch.tensor([[0, 1, 1, 1]]), r"every expert 2 times .*, got expert 0 1 times in row 0"),
-        (torch.tensor([[0.0, 1.0, 0.0, 1.0]]), "must hold integers, got dtype torch.float32"),
+        (torch.tensor([[0.0, 1.0, 0.5, 1.0]]), "must hold integers, got dtype torch.float32"),
     ],
 )
 @pytest.mark.parametrize("strict", [True, False])
@@ -225,6 +225,32 @@ def test_a_wrong_map_in_a_state_dict_is_refused(experts, fault, strict):
 def test_a_missing_map_is_named():
     with pytest.raises(RuntimeError, match=r"Missing key.*experts"):
         ExpertMap(2).load_state_dict({})
+
+
+def by_torch(model, averaged, _):
+    averaged.update_parameters(model)
+
+
+def by_hand(model, averaged, state):
+    """As the average of all entries of a state dict is mostly written."""
+    for name, value in model.state_dict().items():
+        state[name] = 0.9 * state[name] + (1 - 0.9) * value
+    averaged.load_state_dict(state)
+
+
+def in_place(model, averaged, _):
+    for name, value in averaged.state_dict().items():
+        value.copy_(0.9 * value + (1 - 0.9) * model.state_dict()[name])
+
+
+def by_data(model, averaged, _):
+    """Which no version counts."""
+    for one, other in zip(averaged.buffers(), model.buffers(), strict=True):
+        one.data.copy_(0.9 * one.data + (1 - 0.9) * other.data)
+
+
+EMA = {"multi_avg_fn": torch.optim.swa_utils.get_ema_multi_avg_fn(0.9), "use_buffers": True}
+AVERAGES = [(by_torch, {"use_buffers": True}), (by_torch, EMA), (by_hand, None), (in_place, None), (by_data, None)]
 
 
 class TestWrittenToFromOutside:
@@ -259,6 +285,32 @@ class TestWrittenToFromOutside:
         averaged.module[0].assign([[2, 0, 1]])
         assert averaged(torch.tensor([[[1.0, 2.0, 3.0]]])).tolist() == [[2.0, 3.0, 1.0]]
 
+    @pytest.mark.parametrize("training", [False, True])
+    @pytest.mark.parametrize(("update", "options"), AVERAGES)
+    def test_a_map_survives_its_averages_or_they_are_refused(self, update, options, training):
+        """As long as the map stays, all is well; once it changes, the next load or forward says what to do."""
+        model = torch.nn.Sequential(ExpertMap(3))
+        model.register_parameter("scale", torch.nn.Parameter(torch.ones(1)))
+        model[0].assign([[2, 0, 1]])
+        averaged = copy.deepcopy(model) if options is None else torch.optim.swa_utils.AveragedModel(model, **options)
+        averaged.train(training)
+        weights, state = torch.tensor([[[1.0, 2.0, 3.0]]]), averaged.state_dict()
+        for _ in range(3):
+            update(model, averaged, state)
+            assert averaged(weights).tolist() == [[2.0, 3.0, 1.0]]
+        model[0].assign([[1, 2, 0]])
+        refused = pytest.raises((ValueError, RuntimeError), match=r"the mean of two maps is none: .*use_buffers=False")
+        if update is by_hand:
+            with refused:
+                update(model, averaged, state)
+            return
+        update(model, averaged, state)
+        for broken in (averaged, copy.deepcopy(averaged)):
+            with refused:
+                broken(weights)
+        with refused:
+            copy.deepcopy(averaged).load_state_dict(averaged.state_dict())
+
     def test_without_buffers_the_map_is_that_of_the_model(self):
         averaged = self.averaged()
         assert averaged.module[0].experts.tolist() == [[2, 0, 1]]
@@ -285,9 +337,11 @@ class TestWrittenToFromOutside:
         forward()
         expert_map.assign([[1, 0, 2]])
         forward()
-        expert_map.train().experts.copy_(torch.tensor([[0, 0, 0]]))  # as DistributedDataParallel does, if not so wrong
+        expert_map.train()
         forward()
-        assert counts == [1, 0, 1, 0, 0, 1, 0]
+        expert_map.experts.copy_(expert_map.experts.clone())  # as DistributedDataParallel does at every step
+        forward()
+        assert counts == [1, 0, 1, 0, 0, 1, 1, 0]
 
     def test_maps_go_through_vmap_and_inference_mode(self):
         maps = [ExpertMap(3).eval() for _ in range(2)]

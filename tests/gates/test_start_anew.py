@@ -16,6 +16,13 @@ from moe_search.layers.stacked_experts import StackedExperts
 LAYERS = {
     "one map": lambda: StackedExperts(3, 5, 2),
     "two maps": lambda: StackedExperts(3, 5, 2, hidden_features=4),
+    "gated": lambda: StackedExperts(3, 5, 2, 4, nn.SiLU, gated=True, bias=False),
+    "shared": lambda: MixtureOfExperts(
+        StackedExperts(3, 5, 2),
+        TopK(5, 3, 2),
+        shared=StackedExperts(1, 5, 2, 4, nn.SiLU, gated=True),
+        shared_gate=nn.Linear(5, 1),
+    ),
     "mixture": lambda: MixtureOfExperts(StackedExperts(3, 5, 2), TopK(5, 3, 2, noise=True)),
     "several gates": lambda: MultiGateMixtureOfExperts(
         StackedExperts(3, 5, 2), [TopK(5, 3, 2), TopK(5, 3, 1)], shared_map=True

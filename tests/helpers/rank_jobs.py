@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from moe_search.solvers.engine.stop import MaxIterations
 from moe_search.training.balance import LossFreeBalancing
+from moe_search.training.lowering.losses import NonFiniteLossError
 from moe_search.training.lowering.process_group import ALONE, ranks_of
 from moe_search.training.search.permutation_search import PermutationSearch
 
@@ -198,7 +199,24 @@ def solver_fails(rank, _):
         return f"{type(error).__name__}: {error}"
 
 
-def failed_and_resumed(rank, _):
+def unlike_failures(rank, _):
+    """What each rank is told where one loss is not finite and the other one has an error."""
+
+    def fail():
+        raise NonFiniteLossError("a loss of nan") if rank == 0 else TypeError("no loss")
+
+    try:
+        ranks_of(None, lambda: torch.device("cpu")).agree(fail)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def failed_and_resumed(rank, saved):
+    """A solver that fails on the first rank, which is the one that solves, and what another run makes of the state.
+
+    It is saved before or after the error has come.
+    """
+
     class Broken:
         def solve(self, problem, stop, seed=0, initial=None):
             raise KeyError("no such move")
@@ -208,16 +226,20 @@ def failed_and_resumed(rank, _):
         return PermutationSearch(setting.model, setting.moe, **options)
 
     setting = make_kind("top-2")
-    first, second = search(solver=Broken()), search()
+    first, second = search(solver=Broken() if rank == 0 else None), search()
     for _ in range(3):
         first.step(setting.inputs, setting.targets)
+    if saved == "after":
+        with pytest.raises((KeyError, RuntimeError), match="no such move"):
+            first.step(setting.inputs, setting.targets)
+        assert first.step(setting.inputs, setting.targets) is None
     state = first.state_dict()
     has_one = [None] * RANKS
     distributed.all_gather_object(has_one, state["underway"] is not None)
     if len(set(has_one)) > 1:
         return "one rank would wait for the other"
     second.load_state_dict(state)
-    for _ in range(3):
+    while second.state_dict()["step"] < 6:
         second.step(setting.inputs, setting.targets)
     second.finish()
     return [(record.step, record.outcome) for record in second.history]
@@ -286,7 +308,8 @@ JOBS = [
     (one_rank_unsearchable, None),
     (solver_fails, None),
     (solver_fails_with_a_warning, None),
-    (failed_and_resumed, None),
+    *((failed_and_resumed, saved) for saved in ("before", "after")),
+    (unlike_failures, None),
     (model_moves, "hash, any loss"),
     (explicit_group, None),
 ]

@@ -63,7 +63,7 @@ def fit(module, callback, folder, epochs=1, accumulate=1, resume=None, logger=Fa
 
 
 def told(callback):
-    return [replace(record, seconds=0.0, seconds_solving=0.0) for record in callback.history]
+    return [replace(record, seconds=0.0, seconds_solving=0.0, compile_seconds=0.0) for record in callback.history]
 
 
 def test_a_run_is_that_of_a_loop_written_out(tmp_path):
@@ -189,6 +189,29 @@ def test_a_model_that_is_averaged(tmp_path, use_buffers):
     assert "committed" in [record.outcome for record in callback.history]
     assert not torch.equal(seen[-1], fresh)
     assert torch.equal(seen[-1], module.setting.expert_map.experts)
+
+
+def test_a_model_that_is_averaged_without_a_search(tmp_path):
+    """Lightning copies by `.data`, which no version counts, in the middle of the evaluation of a model."""
+    averaging = pytest.importorskip("lightning.pytorch.callbacks.weight_averaging", reason="of lightning >= 2.6")
+
+    class Validating(Module):
+        def validation_step(self, batch, _):
+            self(batch[0])
+
+        def val_dataloader(self):
+            return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(self.setting.inputs), batch_size=SAMPLES)
+
+    class Moved(pl.Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            if trainer.global_step == STEPS + 2:
+                module.setting.scramble(1)
+
+    module, _ = make_run()
+    with pytest.raises(ValueError, match=r"the mean of two maps is none: .* WeightAveraging of Lightning do with use_"):
+        fit(Validating(module.setting), [averaging.EMAWeightAveraging(), Moved()], tmp_path, epochs=2)
+    module, _ = make_run()
+    fit(Validating(module.setting), [averaging.EMAWeightAveraging(use_buffers=False), Moved()], tmp_path, epochs=2)
 
 
 def test_before_fit():

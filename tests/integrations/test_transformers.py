@@ -50,8 +50,17 @@ def make_run(**options):
     return Model(setting), TransformersSearch(setting.moe, setting.loss, inputs="features", **options)
 
 
-def train(
-    model, callback, folder, resume=None, steps=STEPS, save_steps=0, rows=None, accumulate=1, bf16=False, behind=()
+def make_trainer(
+    model,
+    callback,
+    folder,
+    steps=STEPS,
+    save_steps=0,
+    rows=None,
+    accumulate=1,
+    behind=(),
+    model_init=None,
+    **options,
 ):
     arguments = transformers.TrainingArguments(
         output_dir=str(folder),
@@ -62,21 +71,30 @@ def train(
         save_steps=save_steps or 500,
         report_to=[],
         use_cpu=True,
-        bf16=bf16,
         disable_tqdm=True,
-        logging_strategy="no",
         lr_scheduler_type="constant",
         seed=3,
+        **{"logging_strategy": "no"} | options,
     )
-    trainer = transformers.Trainer(
-        model=model, args=arguments, train_dataset=rows or Rows(model.setting), callbacks=[callback, *behind]
+    rows = rows or Rows(model.setting)
+    return transformers.Trainer(
+        model=model,
+        model_init=model_init,
+        args=arguments,
+        train_dataset=rows,
+        eval_dataset=rows,
+        callbacks=[callback, *behind],
     )
+
+
+def train(model, callback, folder, resume=None, **options):
+    trainer = make_trainer(model, callback, folder, **options)
     trainer.train(resume_from_checkpoint=resume)
     return trainer
 
 
 def told(callback):
-    return [replace(record, seconds=0.0, seconds_solving=0.0) for record in callback.history]
+    return [replace(record, seconds=0.0, seconds_solving=0.0, compile_seconds=0.0) for record in callback.history]
 
 
 def test_a_run_searches_and_leaves_no_hook(tmp_path):
@@ -179,6 +197,39 @@ def test_a_search_that_is_added_to_a_run_begins_afresh(tmp_path):
         train(model, callback, tmp_path, resume=str(tmp_path / "checkpoint-3"))
     assert [record.step for record in callback.history] == [3]  # counted from the sixth step of the run
     assert model.setting.true_loss() < 1
+
+
+def test_every_trial_of_a_search_of_hyperparameters_begins_afresh(tmp_path):
+    """Two trials of the same values are the same run, and each is one to be resumed from."""
+    pytest.importorskip("optuna")
+    setting, trials = make_run()[0].setting, []
+
+    class Kept(transformers.TrainerCallback):
+        def on_train_end(self, args, state, control, **kwargs):
+            trials.append((told(callback), [entry["step"] for entry in state.log_history if "search/gain" in entry]))
+
+    def search():
+        return TransformersSearch("model.moe", setting.loss, inputs="features", period=3, stop=ms.MaxIterations(2_000))
+
+    callback = search()
+    options = {"save_steps": 3, "steps": 3, "behind": [Kept()], "logging_strategy": "steps", "logging_steps": 1}
+    trainer = make_trainer(None, callback, tmp_path, rows=Rows(setting), model_init=lambda: make_run()[0], **options)
+    trainer.hyperparameter_search(lambda _: {}, n_trials=2, backend="optuna", hp_name=lambda t: f"trial-{t.number}")
+    assert [record.step for record in trials[0][0]] == [3]
+    assert trials[0] == trials[1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["trial-0", "trial-1"]
+
+    whole, again = search(), search()
+    train(make_run()[0], whole, tmp_path / "whole")
+    train(make_run()[0], again, tmp_path / "other", resume=str(tmp_path / "trial-1" / "checkpoint-3"))
+    assert [record.step for record in again.history] == [3, 6]
+    assert [record.value_found for record in again.history] == [record.value_found for record in whole.history]
+
+
+def test_a_layer_that_the_model_has_not(tmp_path):
+    (model, _), (_, callback) = make_run(), make_run()
+    with pytest.raises(ValueError, match="moe must be a layer of the model that is trained, or its name there"):
+        train(model, callback, tmp_path)
 
 
 class Two(nn.Module):

@@ -6,10 +6,17 @@ from gate_contract import FEATURES, GATES, batch, make_seeded
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from moe_search.gates.top_k import TopK
 from moe_search.layers.mixture_of_experts import MixtureOfExperts
 from moe_search.layers.multi_gate_mixture_of_experts import MultiGateMixtureOfExperts
 from moe_search.layers.stacked_experts import StackedExperts
-from moe_search.training.balance import LossFreeBalancing
+from moe_search.training.balance import (
+    LossFreeBalancing,
+    importance_loss,
+    load_balancing_loss,
+    router_z_loss,
+    smooth_load_loss,
+)
 from moe_search.training.routing_statistics import RoutingStatistics
 
 kinds = pytest.mark.parametrize("reentrant", [True, False])
@@ -37,25 +44,86 @@ def test_every_sample_is_counted_once(reentrant, name):
     assert statistics.summary().num_samples == 2 * 7 * (2 if name == "several gates" else 1)
 
 
+def of_layer(layer):
+    return layer.regularization()
+
+
+def of_gate(layer):
+    return layer.gate.penalty(layer.routing)
+
+
+def load(layer):
+    return smooth_load_loss(layer.routing, layer.gate.expert_map, k=2)
+
+
+def importance(layer):
+    return importance_loss(layer.routing, layer.gate.expert_map)
+
+
+def balance(layer):
+    return load_balancing_loss(layer.routing, layer.gate.expert_map)
+
+
+def size(layer):
+    return router_z_loss(layer.routing)
+
+
+NO_PENALTY = ("TopK", "Softmax", "HashRouting")
+WITH_PENALTY = [name for name in GATES if not name.startswith(NO_PENALTY)]
+WITH_LOGITS = [name for name in GATES if name.startswith(("TopK", "Softmax", "COMET"))]
+PENALTIES = [
+    *((name, of_layer) for name in [*GATES, "several gates"]),
+    *((name, of_gate) for name in WITH_PENALTY),
+    ("TopK-noise", load),
+    *((name, importance) for name in [*WITH_PENALTY, *WITH_LOGITS]),
+    *((name, penalty) for penalty in (balance, size) for name in WITH_LOGITS),
+]
+
+
 @kinds
-@pytest.mark.parametrize("name", [*GATES, "several gates"])
-def test_a_penalty_acts_or_raises(reentrant, name):
+@pytest.mark.parametrize(("name", "penalty"), PENALTIES)
+def test_a_penalty_acts_or_raises(reentrant, name, penalty):
     layer, plain = make_layer(name), make_layer(name)
     plain.load_state_dict(layer.state_dict())
     torch.manual_seed(0)  # noise
     mixture = run(layer, reentrant)
-    if reentrant and not name.startswith("HashRouting"):
+    acts = penalty is not of_layer or not name.startswith(NO_PENALTY)
+    if reentrant and acts:
         with pytest.raises(ValueError, match=r"in a torch\.utils\.checkpoint with use_reentrant=True, which use_reent"):
-            layer.regularization()
+            penalty(layer)
+        with torch.no_grad():
+            assert bool(penalty(layer).isfinite())
         return
-    (mixture.square().sum() + layer.regularization()).backward()
+    (mixture.square().sum() + penalty(layer)).backward()
     torch.manual_seed(0)
-    (plain(*batch()).square().sum() + plain.regularization()).backward()
+    (plain(*batch()).square().sum() + penalty(plain)).backward()
     for (parameter, p), other in zip(layer.named_parameters(), plain.parameters(), strict=True):
         if p.grad is None or other.grad is None:
             assert p.grad is other.grad, parameter
         else:
             torch.testing.assert_close(p.grad, other.grad)
+
+
+def test_the_penalty_of_a_frozen_gate_acts_on_what_is_before_it():
+    first, layer = nn.Linear(FEATURES, FEATURES), make_layer("COMET-1")
+    layer.gate.requires_grad_(False)
+    layer(first(batch()[0]))
+    layer.regularization().backward()
+    assert first.weight.grad.abs().sum() > 0
+    checkpoint(layer, first(batch()[0]), use_reentrant=True)
+    with pytest.raises(ValueError, match="the gate must run with gradients on for a penalty to have one"):
+        layer.regularization()
+
+
+def test_a_penalty_of_a_gate_of_ones_own():
+    class Own(TopK):
+        def penalty(self, slot_weights):
+            return slot_weights.logits.square().mean()
+
+    layer = MixtureOfExperts(StackedExperts(3, FEATURES, 2), Own(FEATURES, 3, k=2))
+    run(layer, True)
+    with pytest.raises(ValueError, match="the gate must run with gradients on for a penalty to have one"):
+        layer.regularization()
 
 
 def test_a_penalty_without_gradients_may_be_looked_at():

@@ -10,6 +10,7 @@ from moe_search.gates.top_k import TopK
 from moe_search.layers.mixture_of_experts import MixtureOfExperts
 from moe_search.layers.stacked_experts import StackedExperts
 from moe_search.training.gamma_annealing import GammaAnnealing
+from moe_search.training.sinkhorn import SinkhornPermutation
 
 GATES = {"COMET": COMET, "DSelectK": DSelectK}
 every_kind = pytest.mark.parametrize("kind", GATES.values(), ids=GATES.keys())
@@ -106,3 +107,26 @@ def test_the_map_is_the_gates_own_and_in_the_state_once():
 def test_wrong_arguments(arguments, error, fault):
     with pytest.raises(error, match=fault):
         GammaAnnealing(*arguments)
+
+
+WRAPPED = {
+    "annealed": lambda: make(steps=2),
+    "Sinkhorn": lambda: SinkhornPermutation(TopK(5, 4, 2), steps=2),
+}
+
+
+@pytest.mark.parametrize("make_gate", WRAPPED.values(), ids=WRAPPED.keys())
+def test_an_average_of_models_is_at_the_step_of_the_model(make_gate):
+    gate, inputs = make_gate(), torch.randn(30, 5)
+    averaged = torch.optim.swa_utils.AveragedModel(gate)
+    for _ in range(gate.steps):
+        gate.step()
+        averaged.update_parameters(gate)
+        torch.testing.assert_close(averaged(inputs).weights, gate(inputs).weights)
+    assert averaged.module.extra_repr() == gate.extra_repr()
+    gate.counted.copy_(torch.tensor([0, 1]))
+    for broken in (gate, gate.eval()):
+        with pytest.raises(ValueError, match=r"the step of a gate must be in 0 \.\. 2, something else wrote \[0, 1\]"):
+            broken(inputs)
+    gate.reset_parameters()
+    gate(inputs)

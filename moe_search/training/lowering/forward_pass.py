@@ -67,6 +67,9 @@ class Chunk:
         What the layer returned, shape [R, ...].
     outputs : Tensor
         What the model returned, shape [R, ...].
+    shared : Tensor or None
+        What the layer added to the mixture of its experts, the same under all maps: shape [R, 1, ...]; None for
+        nothing.
     """
 
     start: int
@@ -77,6 +80,11 @@ class Chunk:
     autocast: Autocast
     mixture: Tensor
     outputs: Tensor
+    shared: Tensor | None
+
+    def with_shared(self, mixtures: Tensor) -> Tensor:
+        """Add what the layer adds to k mixtures of experts a row, shape [R, k, ...]."""
+        return mixtures if self.shared is None else mixtures + self.shared
 
     @property
     def stop(self) -> int:
@@ -161,7 +169,8 @@ class Opened:
             yield slice(start, min(start + step, count))
 
     def losses_of(self, chunk: Chunk, mixtures: Tensor) -> NDArray[np.float64]:
-        """Return the losses of the rows of a chunk, shape [R, k], for k mixtures each, shape [R, k, ...]."""
+        """Return the losses of the rows of a chunk, shape [R, k], for k mixtures of experts each, [R, k, ...]."""
+        mixtures = chunk.with_shared(mixtures)
         count, tasks = mixtures.shape[1], self.tasks.count
         repeated = chunk.batch.repeat(count)
         # Every copy of a sample is followed by the next; the rows of a copy are its tasks.
@@ -280,15 +289,19 @@ def _open_chunk(model: nn.Module, tasks: Tasks, batch: Batch, start: int) -> Chu
             f"for {len(batch)} samples"
         )
     weights = at_least_single(torch.stack([weights for weights, _ in of_gates], 1).flatten(0, 1))
+    autocast = of_gates[0][1]
+    with autocast.again():
+        shared = tasks.shared_outputs(moe_inputs)
     return Chunk(
         start,
         batch,
         tasks.rows("targets", batch.targets),
         moe_inputs,
         weights.sum(1, keepdim=True) if len(tasks.expert_map.experts) == 1 else weights,
-        of_gates[0][1],
+        autocast,
         tasks.rows("the mixture", mixture),
         tasks.rows("the outputs of model", outputs),
+        None if shared is None else shared.unsqueeze(1),
     )
 
 

@@ -189,8 +189,8 @@ def recognize_loss(loss: Loss, outputs: Tensor, targets: Tensor) -> RecognizedLo
     candidates = list(_candidates(shape, as_numpy(targets)))
     try:
         measured += [sample_losses(loss, trial, targets) for trial in trials[1:]]
-    except NonFiniteLossError:
-        candidates = []  # no accepted loss overflows so early
+    except Exception:
+        candidates = []  # no accepted loss overflows so early, or refuses outputs such as those beyond 0 .. 1
     arrays = [trial.cpu().double().numpy() for trial in trials]
     for candidate in candidates:
         try:

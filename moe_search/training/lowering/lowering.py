@@ -286,12 +286,14 @@ def _choose(
     if problem == "auto" and most == 1 and len(opened.tasks.expert_map.experts) == 1:
         problem = "linear"
     if problem in ("auto", "mixture"):
-        recognized: tuple[RecognizedLoss, ...] | None = None
-        error: ValueError | None = None
-        try:
-            recognized = _recognize(opened, known)
-        except ValueError as no_mixture:
-            error = no_mixture
+
+        def recognize() -> tuple[tuple[RecognizedLoss, ...] | None, ValueError | None]:
+            try:
+                return _recognize(opened, known), None
+            except ValueError as no_mixture:
+                return None, no_mixture
+
+        recognized, error = ranks.agree(recognize)
         errors = [text for text in ranks.collect(None if error is None else str(error)) if text]
         if not errors:
             return "mixture", recognized

@@ -79,6 +79,8 @@ def mixture_arrays(opened: Opened, losses: tuple[RecognizedLoss, ...]) -> Mixtur
         totals = chunk.total_weights
         simplex = torch.where(totals > 0, chunk.slot_weights / totals, 1 / chunk.slot_weights[0].numel())
         answers = at_least_single(answers) * totals.reshape(-1, *[1] * (answers.ndim - 1))
+        # Weights that sum to 1 add it once.
+        answers = chunk.with_shared(answers)
         weights = _expert_weights(simplex, tasks.expert_map.experts, answers.shape[1])
         folded = fold_head(opened, chunk, weights, answers)
         if not bool(folded.isfinite().all()):

@@ -131,9 +131,10 @@ def _failure(error: BaseException | None) -> tuple[bool, str] | None:
 
 
 def _raise(own: BaseException | None, failures: list[tuple[bool, str] | None]) -> None:
-    if own is not None:
+    # An error of the program comes before a number that is not finite, which training survives, on all ranks.
+    worse = isinstance(own, NonFiniteLossError) and any(failure is not None and failure[0] for failure in failures)
+    if own is not None and not worse:
         raise own
-    # An error of the program comes before a number that is not finite, which training survives.
     for finite, message in sorted(filter(None, failures), key=lambda failure: not failure[0]):
         if finite:
             raise RuntimeError(f"the search failed on another rank: {message}")

@@ -77,6 +77,10 @@ class Tasks:
         outputs = self.moe.expert_outputs(inputs)
         return outputs if self.count == 1 else outputs.repeat_interleave(self.count, 0)
 
+    def shared_outputs(self, inputs: Tensor) -> Tensor | None:
+        """Return what is added to the mixture of every sample, whatever the map: [rows, ...], or None for nothing."""
+        return self.moe.shared_outputs(inputs) if isinstance(self.moe, MixtureOfExperts) else None
+
     def combine(self, expert_weights: Tensor, expert_outputs: Tensor) -> Tensor:
         """Mix outputs of experts, shape [rows, n, ...], with weights of shape [rows, n]."""
         return mixtures_of(self.moe)[0].combine(expert_weights, expert_outputs)

@@ -361,6 +361,11 @@ def at_once(compute: Callable[[], CandidateMap]) -> Future[CandidateMap]:
 def on_thread(compute: Callable[[], CandidateMap]) -> Future[CandidateMap]:
     """Compute on a thread that ends with the answer; the compiled searches release the GIL."""
     executor = ThreadPoolExecutor(1, thread_name_prefix="permutation-search")
-    future = executor.submit(compute)
-    executor.shutdown(wait=False)
-    return future
+    try:
+        return executor.submit(compute)
+    except RuntimeError as error:  # no thread is left: it comes where the answer is asked for, on all ranks
+        failed: Future[CandidateMap] = Future()
+        failed.set_exception(error)
+        return failed
+    finally:
+        executor.shutdown(wait=False)

@@ -189,6 +189,7 @@ REJECTED = {
         torch.full((B, D), 40.0),
         halves(B, D),
     ),
+    "probabilities, none of others": (nn.BCELoss(), torch.sigmoid(outputs_of(B, D)), halves(B, D).clamp(0, 1)),
     "probabilities as targets": (nn.CrossEntropyLoss(), outputs_of(B, C), torch.softmax(outputs_of(B, C), 1)),
 }
 

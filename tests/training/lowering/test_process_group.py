@@ -126,9 +126,18 @@ def test_a_solver_that_raises_may_be_only_warned_of_on_all_ranks(found):
 
 
 def test_ranks_agree_on_a_saved_search_whose_solver_failed(found):
-    for rank in found["failed_and_resumed", None]:
+    for rank in found["failed_and_resumed", "before"]:
         assert rank[0] == (3, "failed")
         assert [step for step, _ in rank] == [3, 6]
+    for rank in found["failed_and_resumed", "after"]:
+        assert [step for step, _ in rank] == [6]
+
+
+def test_ranks_that_fail_in_unlike_ways_raise_alike(found):
+    assert found["unlike_failures", None] == (
+        "RuntimeError: the search failed on another rank: TypeError: no loss",
+        "TypeError: no loss",
+    )
 
 
 def test_a_model_may_move_to_another_device_after_the_search_is_made(found):
