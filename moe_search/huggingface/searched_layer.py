@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from moe_search.gates.expert_map import ExpertMap
 from moe_search.huggingface.mixture_layers import MoELayer
-from moe_search.training.lowering.token_lowering import TokenLayer, token_layer
+from moe_search.training.lowering.token_lowering import TokenLayer
 
 MAP = "expert_map"
 """The name of the map in the module of the experts."""
@@ -81,8 +81,8 @@ def _begin_afresh(experts: nn.Module, state: dict[str, Any], prefix: str, *_: An
     state[f"{prefix}{MAP}.experts"] = expert_map.experts.clone()
 
 
-@token_layer.register
-def _token_layer(layer: MoELayer) -> TokenLayer:
+def token_layer_of(layer: MoELayer) -> TokenLayer:
+    """Return a layer as a search of tokens sees it."""
     expert_map, experts, n = give_map(layer), layer.experts, layer.num_experts
 
     def expert_outputs(rows: Tensor) -> Tensor:

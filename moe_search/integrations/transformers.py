@@ -5,15 +5,16 @@ from __future__ import annotations
 import inspect
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from moe_search.huggingface.mixture_layers import MoELayer, moe_layers
 from moe_search.training.lowering.process_group import ranks_of
-from moe_search.training.lowering.tasks import Layer, TaskLoss
+from moe_search.training.lowering.tasks import TaskLoss
 from moe_search.training.search.candidate_map import SearchRecord
 from moe_search.training.search.permutation_search import PermutationSearch
 
@@ -21,6 +22,10 @@ try:
     from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 except ImportError as error:
     raise ImportError('the callback of Transformers takes pip install "moe-search[transformers]"') from error
+
+
+ALL = "all"
+"""What stands for all mixture layers of a model of Transformers."""
 
 
 class TransformersSearch(TrainerCallback):
@@ -33,21 +38,23 @@ class TransformersSearch(TrainerCallback):
     ``report_to`` too.
 
     With every checkpoint, each process saves its state in the checkpoint's folder, as
-    ``permutation_search-LAYER-RANK.pt``, LAYER being the name of the layer in the model: several layers have a callback
-    each. A run that resumes from a checkpoint takes up the state in its folder, wherever that is. Where none is, as the
+    ``permutation_search-LAYER-RANK.pt``, LAYER being the name of the layer in the model, or of the first of several. A
+    run that resumes from a checkpoint takes up the state in its folder, wherever that is. Where none is, as the
     run was without a search, or of fewer processes, the search begins afresh, with a warning. Every trial of
     ``Trainer.hyperparameter_search`` begins afresh and has its states among its own checkpoints.
 
     Parameters
     ----------
-    moe : MixtureOfExperts, MultiGateMixtureOfExperts or str
+    moe : MixtureOfExperts, MultiGateMixtureOfExperts or str, or a sequence
         The layer, a submodule of the model that is trained, or its name there: with ``model_init`` the Trainer makes a
-        model of its own at every start.
+        model of its own at every start. Several layers whose rows are tokens, of this package or of
+        ``ms.moe_layers(model)``, are searched one after the other; ``"all"`` stands for the latter.
     loss : callable, or sequence of callable
         ``loss(outputs, targets)``, a scalar tensor that is the mean over the samples; with several gates the loss of a
         task, as `PermutationSearch` takes it.
     inputs, targets : str
-        Names under which the model is given its inputs and its targets. It must need no other tensors.
+        Names under which the model is given its inputs and its targets. What other tensors it is given for the samples,
+        such as a mask, it is given by the search too.
     outputs : str
         Name under which it returns its outputs, also where it is given no targets.
     **options
@@ -71,7 +78,7 @@ class TransformersSearch(TrainerCallback):
 
     def __init__(
         self,
-        moe: Layer | str,
+        moe: Any,
         loss: TaskLoss,
         *,
         inputs: str = "input_ids",
@@ -84,7 +91,7 @@ class TransformersSearch(TrainerCallback):
         self._names = (inputs, targets)
         self._outputs = outputs
         self._options = options
-        self._batch: tuple[Tensor, Tensor] | None = None
+        self._batch: tuple[Tensor, Tensor, dict[str, Tensor]] | None = None
         self._hook: Any = None
         self._layer = ""
         self._metrics: dict[str, float] = {}
@@ -131,7 +138,8 @@ class TransformersSearch(TrainerCallback):
         """Count an optimizer step, and search if it is time."""
         batch, self._batch = self._batch, None
         if self.search is not None and batch is not None:
-            self._log(state, self.search.step(*batch))
+            inputs, targets, keywords = batch
+            self._log(state, self.search.step(inputs, targets, **keywords))
 
     def on_log(
         self,
@@ -183,14 +191,16 @@ class TransformersSearch(TrainerCallback):
             if not isinstance(kwargs.get(name), Tensor):
                 raise ValueError(f"the model must be given a tensor named {name}, got {', '.join(sorted(kwargs))}")
         inputs, targets = (kwargs[name].detach() for name in self._names)
-        for name, value in kwargs.items():
-            if name not in self._names and isinstance(value, Tensor) and value.shape[:1] == inputs.shape[:1]:
-                raise ValueError(f"the model must need no tensors but {' and '.join(self._names)}, got {name} too")
-        self._batch = inputs, targets
+        keywords = {
+            name: value.detach()
+            for name, value in kwargs.items()
+            if name not in self._names and isinstance(value, Tensor) and value.shape[:1] == inputs.shape[:1]
+        }
+        self._batch = inputs, targets, keywords
 
 
 class _OutputsOnly(nn.Module):
-    """A model of Transformers as one from a tensor to a tensor."""
+    """A model of Transformers as one whose inputs are its first argument, and which returns a tensor."""
 
     def __init__(self, model: nn.Module, inputs: str, outputs: str) -> None:
         super().__init__()
@@ -198,18 +208,25 @@ class _OutputsOnly(nn.Module):
         self.inputs = inputs
         self.outputs = outputs
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        answer = self.model(**{self.inputs: inputs})
+    def forward(self, inputs: Tensor, **keywords: Tensor) -> Tensor:
+        answer = self.model(**{self.inputs: inputs}, **keywords)
         if not isinstance(answer, Mapping) or self.outputs not in answer:
             raise ValueError(f"the model must return a dict with the key {self.outputs}, got {type(answer).__name__}")
         return answer[self.outputs]
 
 
-def _named_layer(model: nn.Module, moe: Layer | str) -> tuple[str, Layer]:
+def _named_layer(model: nn.Module, moe: Any) -> tuple[str, Any]:
+    """Return the name of a layer, or of the first of several, and what a search takes for it."""
+    if moe == ALL:
+        moe = moe_layers(model)
     if isinstance(moe, str):
-        return moe, model.get_submodule(moe)  # type: ignore[return-value]
+        return moe, model.get_submodule(moe)
+    if isinstance(moe, Sequence | nn.ModuleList) and len(moe):
+        layers = [_named_layer(model, layer) for layer in moe]
+        return layers[0][0], [layer for _, layer in layers]
+    module_of_layer = moe.block if isinstance(moe, MoELayer) else moe
     for name, module in model.named_modules():
-        if module is moe:
+        if module is module_of_layer:
             return name, moe
     raise ValueError(
         "moe must be a layer of the model that is trained, or its name there, as it must where the Trainer makes the "

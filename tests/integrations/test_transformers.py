@@ -286,10 +286,6 @@ def test_steps_are_those_of_the_optimizer(tmp_path):
 
 
 def test_models_that_take_or_return_something_else(tmp_path):
-    model, callback = make_run()
-    rows = Rows(model.setting, mask=torch.ones(SAMPLES * STEPS, 3))
-    with pytest.raises(ValueError, match="the model must need no tensors but features and labels, got mask too"):
-        train(model, callback, tmp_path, rows=rows)
     model = make_run()[0]
     callback = TransformersSearch(model.setting.moe, model.setting.loss, period=2)
     with pytest.raises(ValueError, match="the model must be given a tensor named input_ids, got features, labels"):
@@ -319,3 +315,27 @@ def test_every_search_is_logged(tmp_path, asynchronous, period, count):
         assert record.metrics().items() <= entry.items()
     if not asynchronous:  # the last log of a run comes before its end
         assert callback.history[-1].metrics().items() <= behind.given.items()
+
+
+@pytest.mark.parametrize("moe", ["all", "named"])
+def test_all_layers_of_a_model_of_transformers(tmp_path, moe):
+    from tiny_models import tiny_model, tokens  # which imports transformers
+
+    model = tiny_model("olmoe")
+    ids = tokens(0, SAMPLES * STEPS, 6)
+    mask = torch.ones_like(ids)
+    mask[::3, 4:] = 0
+    rows = [
+        {"input_ids": one, "labels": one.where(seen > 0, -100), "attention_mask": seen}
+        for one, seen in zip(ids, mask, strict=True)
+    ]
+
+    def loss(logits, labels):
+        return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+
+    layers = "all" if moe == "all" else [layer for layer in ms.moe_layers(model)]
+    callback = TransformersSearch(layers, loss, period=2, stop=ms.MaxIterations(200))
+    make_trainer(model, callback, tmp_path, rows=rows, steps=4).train()
+    assert [(record.step, record.layer) for record in callback.history] == [(2, 0), (2, 1), (4, 0), (4, 1)]
+    assert {record.num_samples for record in callback.history} == {SAMPLES}
+    assert not {record.outcome for record in callback.history} & {"skipped", "not finite"}

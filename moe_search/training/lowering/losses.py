@@ -105,7 +105,8 @@ def sequence_losses(loss: Loss, outputs: Tensor, targets: Tensor) -> tuple[NDArr
     """Return the loss of each sequence alone, shape [B], and what it counts in the mean over a batch, shape [B].
 
     A sequence counts as many times as it has targets that are not ignored, where these are integers for each of its
-    tokens, and once where they are anything else, or where the loss says so.
+    tokens (the first one apart, where the loss leaves it out, as those do that shift targets against outputs), and once
+    where they are anything else, or where the loss says so. One that counts nothing has the loss 0.
 
     Raises
     ------
@@ -114,27 +115,43 @@ def sequence_losses(loss: Loss, outputs: Tensor, targets: Tensor) -> tuple[NDArr
     NonFiniteLossError
         If the loss of the batch is NaN or infinite.
     """
-    counts = torch.ones(len(targets), dtype=torch.float64)
+    counted = torch.ones(len(targets), 1, dtype=torch.bool, device=targets.device)
     if targets.ndim > 1 and not targets.is_floating_point():
-        counts = (targets != IGNORED).flatten(1).sum(1).cpu().double()
-    some = torch.nonzero(counts).flatten()
-    if not len(some):
-        return np.zeros(len(targets)), counts.numpy()
-    whole = torch.zeros(len(targets), dtype=torch.float64)
-    here = some.to(outputs.device)
-    of_batch = float(loss(at_least_single(outputs), at_least_single(targets)))
-    if not np.isfinite(of_batch):
-        raise NonFiniteLossError(f"loss must be finite, got {of_batch}")
-    whole[some] = torch.from_numpy(_each_loss(loss, outputs[here], targets[here]))
-    tolerance = torch.finfo(torch.promote_types(outputs.dtype, torch.float32)).eps ** 0.5 * float(whole.abs().mean())
-    for weights in (counts, (counts > 0).double() * counts.sum() / len(some)):
-        if abs(float(whole @ weights) / float(weights.sum()) - of_batch) <= tolerance:
-            return whole.numpy(), weights.numpy()
+        counted = (targets != IGNORED).flatten(1)
+    if not bool(counted.any()):
+        return np.zeros(len(targets)), np.zeros(len(targets))
+    outputs, targets = at_least_single(outputs), at_least_single(targets)
+    mean = float(loss(outputs, targets))
+    tolerance = torch.finfo(outputs.dtype).eps ** 0.5
+    if counted.shape[1] > 1 and _without_first(loss, outputs, targets, mean, tolerance):
+        counted = counted[:, 1:]
+    counts = counted.sum(1).double().cpu().numpy()
+    if not counts.any():
+        return np.zeros(len(targets)), counts
+    if not np.isfinite(mean):
+        raise NonFiniteLossError(f"loss must be finite, got {mean}")
+    here = torch.from_numpy(np.flatnonzero(counts)).to(outputs.device)
+    losses = np.zeros(len(targets))
+    losses[counts > 0] = _each_loss(loss, outputs[here], targets[here])
+    for weights in (counts, (counts > 0) * counts.sum() / len(here)):
+        if abs(losses @ weights / weights.sum() - mean) <= tolerance * np.abs(losses).max():
+            return losses, weights
     raise ValueError(
-        "loss must be the mean over the sequences, or over the targets that are not "
-        f"{IGNORED}, got {of_batch:.6g} for {len(targets)} sequences whose own losses have the mean "
-        f"{float(whole[some].mean()):.6g}"
+        f"loss must be the mean over the sequences, or over the targets that are not {IGNORED}, got {mean:.6g} for "
+        f"{len(targets)} sequences whose own losses have the mean {losses[counts > 0].mean():.6g}"
     )
+
+
+def _without_first(loss: Loss, outputs: Tensor, targets: Tensor, mean: float, tolerance: float) -> bool:
+    """Return whether the first target of a sequence changes nothing."""
+    without = targets.clone()
+    without[:, 0] = IGNORED
+    try:
+        changed = float(loss(outputs, without))
+    except Exception:
+        # A loss that knows no targets to ignore.
+        return False
+    return abs(changed - mean) <= tolerance * abs(mean) or (np.isnan(changed) and np.isnan(mean))
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import singledispatch
 from typing import Any
 
 import numpy as np
@@ -59,17 +58,20 @@ class TokenLayer:
     listen: Callable[[Callable[[Tensor, Tensor, Tensor], Tensor]], Iterable[Any]]
 
 
-@singledispatch
 def token_layer(layer: Any) -> TokenLayer:
-    """Return a layer as a search of tokens sees it; the package of the models of Transformers adds theirs."""
-    raise TypeError(
-        f"moe must be a MixtureOfExperts or MultiGateMixtureOfExperts, or hold several of the first, "
-        f"got {type(layer).__name__}"
-    )
+    """Return a layer as a search of tokens sees it: a mixture of ours, or what a method ``token_layer`` gives."""
+    if isinstance(layer, MixtureOfExperts):
+        return _of_mixture(layer)
+    if not hasattr(layer, "token_layer"):
+        raise TypeError(
+            "moe must be a MixtureOfExperts or MultiGateMixtureOfExperts, or hold several of the first, "
+            f"got {type(layer).__name__}"
+        )
+    found: TokenLayer = layer.token_layer()
+    return found
 
 
-@token_layer.register
-def _mixture(layer: MixtureOfExperts) -> TokenLayer:
+def _of_mixture(layer: MixtureOfExperts) -> TokenLayer:
     gate = layer.gate
 
     def listen(take: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Iterable[Any]:

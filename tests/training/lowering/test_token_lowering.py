@@ -147,6 +147,13 @@ def test_what_a_sequence_counts():
     # One whose targets are real numbers, and one that says that sequences count alike.
     assert sequence_losses(mse_loss, outputs, outputs + 1)[1].tolist() == [1, 1, 1, 1]
 
+    # One that shifts targets against outputs leaves the first out, and the sequence with it that has no other.
+    targets[3] = torch.tensor([2, -100, -100])
+    shifted = sequence_losses(lambda o, t: token_loss(o[:, :-1], t[:, 1:]), outputs, targets)
+    assert shifted[1].tolist() == [1, 2, 0, 0]
+    assert shifted[0][3] == 0
+    targets[3] = torch.tensor([-100, 3, -100])
+
     def of_sequences(outputs, targets):
         each = cross_entropy(outputs.transpose(1, 2), targets, reduction="none").sum(1)
         return (each / (targets != -100).sum(1).clamp(min=1)).sum() / (targets != -100).any(1).sum()
