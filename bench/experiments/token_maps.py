@@ -47,9 +47,9 @@ class TokenMapSettings:
     model: PruningSettings = field(default_factory=PruningSettings)
     steps: int = 50
     learning_rate: float = 3e-3
-    searched: int = 32
-    verified: int = 32
-    iterations: int = 3000
+    searched: int = 16
+    verified: int = 16
+    iterations: int = 1000
     swaps: int = 40
 
 

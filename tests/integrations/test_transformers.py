@@ -333,7 +333,7 @@ def test_all_layers_of_a_model_of_transformers(tmp_path, moe):
     def loss(logits, labels):
         return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
 
-    layers = "all" if moe == "all" else [layer for layer in ms.moe_layers(model)]
+    layers = "all" if moe == "all" else list(ms.moe_layers(model))
     callback = TransformersSearch(layers, loss, period=2, stop=ms.MaxIterations(200))
     make_trainer(model, callback, tmp_path, rows=rows, steps=4).train()
     assert [(record.step, record.layer) for record in callback.history] == [(2, 0), (2, 1), (4, 0), (4, 1)]

@@ -170,21 +170,14 @@ class TokenLowering:
         weights = np.full(len(targets), curvature / 2 * self.unit)
         return MixtureAssignment(self.slot_weights, self.outputs, targets, "squared", weights)
 
-    def lowerings(self, kind: ProblemKind = "auto") -> list[Lowering]:
-        """Return what a search tries, one after the other: the first problem, and the second for some curvatures.
-
-        Raises
-        ------
-        ValueError
-            If `kind` asks for a class of problem that these are not of.
-        """
-        problems: list[LinearAssignment | MixtureAssignment] = []
-        if self.first_order is not None and kind in ("auto", "linear"):
-            problems.append(self.first_order)
-        if kind in ("auto", "mixture"):
-            problems += [self.quadratic(curvature) for curvature in CURVATURES]
-        if not problems:
-            raise ValueError(f"problem must be auto, mixture, or linear for one row of slots, got {kind!r}")
+    def lowerings(self, kind: ProblemKind) -> list[Lowering]:
+        """Return what a search tries: the first problem if it is to be linear, else the second for some curvatures."""
+        problems: list[LinearAssignment | MixtureAssignment]
+        if kind == "linear":
+            assert self.first_order is not None
+            problems = [self.first_order]
+        else:
+            problems = [self.quadratic(curvature) for curvature in CURVATURES]
         return [
             Lowering(problem, self.initial, True, self.loss, self.num_samples, None, self.slot_loads)
             for problem in problems

@@ -158,11 +158,11 @@ class PermutationSearch:
     -----
     Where a layer sees the tokens of a sequence and the loss couples them, as in a transformer, no slot of a sample has
     a loss of its own. One forward and one backward of the batch then tell the derivative of the loss by the outputs of
-    all layers (see `lower_tokens`). For one layer after the other, maps are proposed by the first-order problem, solved
-    to optimality, and by quadratic ones of several curvatures; all of them are tried by true forwards of the present
-    batch, and the best is committed, if its gain exceeds `confidence` standard errors, which are those of sequences,
-    never of tokens. Each layer has a record of its own. Samples count in the mean loss by their targets that are not
-    -100 where these are integers for every token.
+    all layers (see `lower_tokens`). For one layer after the other, a map is proposed by the first-order problem, solved
+    to optimality, and, where it is refused, maps by quadratic ones of several curvatures; they are tried by true
+    forwards of the present batch, and the best is committed, if its gain exceeds `confidence` standard errors, which
+    are those of sequences, never of tokens. Each layer has a record of its own. Samples count in the mean loss by their
+    targets that are not -100 where these are integers for every token.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""The search of layers whose rows are tokens: several maps proposed for each, the best by true forwards committed."""
+"""The search of layers whose rows are tokens: maps proposed for each, the best by true forwards committed."""
 
 from __future__ import annotations
 
@@ -67,6 +67,7 @@ class TokenSearch:
     ) -> Iterator[tuple[SearchRecord, CandidateMap | None]]:
         """Search one layer after another; yield a record of each once its map is decided, and what it came from.
 
+        The quadratic problems, which take several times as long, are made where the map of the linear one is refused.
         The gradients of a layer are those under the maps that all others have by then: after a commit they are taken
         anew.
 
@@ -83,14 +84,20 @@ class TokenSearch:
                     # Those behind are opened too, in case that the map of this one stays.
                     opened = self.ranks.agree(partial(self.open, searched, index))
                 lowering = lower_rows(self.layers[index], opened, index, self.max_rows, self.chunk_size, self.ranks)
-            whole: list[CandidateMap] = []
-            found = self.ranks.from_first(
-                partial(self._propose, lowering, index, partial(stop, start), seed, step, whole)
-            )
-            record, chosen = self._decide(index, found, verified)
-            if record.new_map:
-                opened = None
-            yield replace(record, seconds=time.perf_counter() - start), whole[chosen] if whole else None
+            best: tuple[SearchRecord, CandidateMap | None] | None = None
+            for kind in kinds_of(self.problem, self.layers[index]):
+                whole: list[CandidateMap] = []
+                found = self.ranks.from_first(
+                    partial(self._propose, lowering, kind, index, partial(stop, start), seed, step, whole)
+                )
+                record, chosen = self._decide(index, found, verified)
+                if best is None or _gain(record) >= _gain(best[0]):
+                    best = record, whole[chosen] if whole else None
+                if record.new_map:
+                    opened = None
+                    break
+            assert best is not None
+            yield replace(best[0], seconds=time.perf_counter() - start), best[1]
 
     def open(self, batches: Sequence[Batch], first: int = 0) -> OpenedTokens:
         """Return the rows of the layers from the `first` on, by a forward and a backward."""
@@ -99,6 +106,7 @@ class TokenSearch:
     def _propose(
         self,
         lowering: TokenLowering | None,
+        kind: ProblemKind,
         index: int,
         stop: Callable[[], StoppingCriterion],
         seed: int,
@@ -107,7 +115,7 @@ class TokenSearch:
     ) -> list[CandidateMap]:
         """Return the candidates as they are sent to other ranks; `whole` gets them with where they came from."""
         assert lowering is not None
-        for problem in lowering.lowerings(self.problem):
+        for problem in lowering.lowerings(kind):
             candidate = find_candidate(problem, self.solver, stop(), seed, step, self.load_limit)
             gain = 0.0 if candidate.permutation is None else -lowering.forecast(candidate.permutation)
             record = replace(
@@ -149,3 +157,16 @@ class TokenSearch:
         assert candidate.permutation is not None
         expert_map.assign_permutation(candidate.permutation)
         return replace(record, loads=candidate.loads), numbers[best]
+
+
+def kinds_of(problem: ProblemKind, layer: TokenLayer) -> list[ProblemKind]:
+    """Return the kinds of problems of a layer in the order in which they are tried, of all or the one asked for."""
+    kinds: list[ProblemKind] = ["linear", "mixture"] if len(layer.expert_map.experts) == 1 else ["mixture"]
+    asked = kinds if problem == "auto" else [kind for kind in kinds if kind == problem]
+    if not asked:
+        raise ValueError(f"problem must be auto or {' or '.join(kinds)} for a layer of tokens, got {problem!r}")
+    return asked
+
+
+def _gain(record: SearchRecord) -> float:
+    return float("-inf") if record.verified_gain is None else record.verified_gain

@@ -170,7 +170,7 @@ def test_what_a_search_of_layers_refuses_and_what_a_batch_cannot_do():
         stepping(model, [model.layers[0], taught()[0].layers[0]])
     with pytest.raises(ValueError, match="at least one layer"):
         stepping(model, [])
-    with pytest.raises(ValueError, match="problem must be auto, mixture, or linear"):
+    with pytest.raises(ValueError, match="problem must be auto or linear or mixture for a layer"):
         stepping(model, model.layers, problem="pairwise").search_batches(
             [(searched.inputs, searched.targets)], verify=[(verified.inputs, verified.targets)]
         )
