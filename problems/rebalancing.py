@@ -210,26 +210,37 @@ class Rebalancing(Problem):
         homes = np.repeat(home, size)
         first, node = cluster.first_slots, np.repeat(np.arange(len(regions) - 1), np.diff(regions))
         on: list[list[int]] = [
-            [int(e) for e in np.flatnonzero(before[g]) if homes[e] == node[g]] for g in range(cluster.num_devices)
+            [int(e) for e in np.flatnonzero(before[g]) if problem.anywhere or homes[e] == node[g]]
+            for g in range(cluster.num_devices)
         ]
-        copies = np.bincount([e for held in on for e in held], minlength=len(loads))
-        missing = [int(e) for e in np.argsort(-loads, kind="stable") if copies[e] == 0]
+        copies, at_home = np.zeros(len(loads), dtype=np.int64), np.zeros(len(loads), dtype=np.int64)
+        for g, held in enumerate(on):
+            copies[held] += 1
+            at_home[[e for e in held if homes[e] == node[g]]] += 1
+        missing = [int(e) for e in np.argsort(-loads, kind="stable") if at_home[e] == 0]
         for e in missing:
             inside = np.flatnonzero(node == homes[e])
             with_room = [g for g in inside if len(on[g]) < first[g + 1] - first[g]]
             if with_room:
                 device = min(with_room, key=lambda g: sum(loads[x] / max(copies[x], 1) for x in on[g]))
             else:
-                # Then some expert has a copy to spare.
-                spare = [(loads[x] / copies[x], g, x) for g in inside for x in on[g] if copies[x] > 1]
+                # Then some expert has a copy to spare, or is to be elsewhere.
+                spare = [
+                    (loads[x] / copies[x], g, x)
+                    for g in inside
+                    for x in on[g]
+                    if at_home[x] > 1 or homes[x] != homes[e]
+                ]
                 _, device, gone = min(spare)
                 on[device].remove(gone)
                 copies[gone] -= 1
+                at_home[gone] -= homes[gone] == homes[e]
             on[device].append(e)
             copies[e] += 1
+            at_home[e] += 1
         for g, held in enumerate(on):
             while len(held) < first[g + 1] - first[g]:
-                others = [e for e in np.flatnonzero(homes == node[g]) if e not in held]
+                others = [e for e in np.flatnonzero(problem.anywhere | (homes == node[g])) if e not in held]
                 chosen = max(others, key=lambda e: loads[e] / copies[e])
                 held.append(int(chosen))
                 copies[chosen] += 1

@@ -48,7 +48,7 @@ def test_groups_stay_on_nodes():
     problem = ms.ExpertPlacement([8, 8, 1, 1], ms.Cluster(2, 2, num_nodes=2), num_groups=2)
     assert problem.value([0, 1, 2, 3]) == 16.0
     assert problem.load_bounds.tolist() == pytest.approx([16.0])
-    with pytest.raises(ValueError, match="solution must hold every group of experts on one node, one is on two in"):
+    with pytest.raises(ValueError, match="must hold all copies of all experts of a group on one node, .* in layer 0"):
         problem.value([0, 2, 1, 3])
     # Of ten pairs of groups, the least largest pair is that of equal sums.
     loads = np.repeat([1, 2, 3, 4], 2)
@@ -57,10 +57,28 @@ def test_groups_stay_on_nodes():
     assert four.homes.tolist() in ([[0, 1, 1, 0]], [[1, 0, 0, 1]])
 
 
-@pytest.mark.parametrize("groups", [None, 4])
-def test_random_solutions_are_placements(groups):
+def test_only_the_first_copies_stay_on_nodes():
+    # The node of the heavy group keeps a copy of each of its experts; further ones relieve it.
+    cluster = ms.Cluster(4, 2, num_nodes=2)
+    problem = ms.ExpertPlacement([8, 6, 1, 1], cluster, num_groups=2, first_copy_only=True)
+    assert problem.value([0, 1, 1, 0, 2, 3, 0, 1]) == pytest.approx(8 / 3 + 6 / 3)
+    assert problem.homes_of(np.array([[0, 1, 1, 0, 2, 3, 0, 1]])).tolist() == [[0, 1]]
+    assert problem.homes_of(np.array([[0, 2, 1, 3, 0, 2, 1, 3]])).tolist() in ([[0, 1]], [[1, 0]])
+    with pytest.raises(ValueError, match="must hold a copy of every expert of a group on one node, equally many"):
+        problem.value([0, 2, 0, 2, 1, 3, 1, 3])
+    strict = ms.ExpertPlacement(problem.load, cluster, num_groups=2)
+    assert problem.load_bounds[0] < ms.solve(problem).value < strict.load_bounds[0]
+    # Without further copies there is no difference.
+    full = [ms.ExpertPlacement([8, 6, 1, 1], ms.Cluster(2, 2, 2), 2, first) for first in (True, False)]
+    assert full[0].load_bounds.tolist() == full[1].load_bounds.tolist()
+    assert repr(full[0]).endswith("num_groups=2, first_copy_only=True)")
+
+
+@pytest.mark.parametrize(("groups", "first_copy_only"), [(None, False), (4, False), (4, True)])
+def test_random_solutions_are_placements(groups, first_copy_only):
     rng = np.random.default_rng(0)
-    problem = ms.ExpertPlacement(rng.random((3, 8)) + 0.1, ms.Cluster(4, (3, 4, 3, 4), num_nodes=2), groups)
+    cluster = ms.Cluster(4, (3, 4, 3, 4), num_nodes=2)
+    problem = ms.ExpertPlacement(rng.random((3, 8)) + 0.1, cluster, groups, first_copy_only)
     for _ in range(20):
         placement = problem.random_solution(rng)
         assert problem.value(placement) >= problem.load_bounds.sum() * (1 - 1e-12)
