@@ -375,7 +375,7 @@ def best_retarget(
             gone = experts[c]
             if not may_leave(gone, other):
                 continue
-            room = min(top - target, top - other["load"] + gone["share"])
+            room = top - other["load"] + gone["share"]
             for x in range(experts.shape[0] if h == g else device["end"] - device["first"]):
                 a = x if h == g else place[device["first"] + x]
                 come = experts[a]

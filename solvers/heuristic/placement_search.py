@@ -320,13 +320,11 @@ def search_slice(
             if layers.price > 0.0 and row["failures"] % 2 == 1:
                 # Where migrations cost, every other turn looks for as good a load at fewer of them.
                 aim = max(aim, board.devices[most_loaded(board.devices)]["load"])
-            by_groups = False
             if ranked is not None:
-                by_groups = random_unit(rng) < GROUP_SHARE
-                if by_groups:
+                if random_unit(rng) < GROUP_SHARE:
                     exchange_groups(board, ranked[layer], rng)
-            if not by_groups:
-                kick(board, was, rng)
+                    settle(board, was)
+            kick(board, was, rng)
             moved = settle(board, was)
         moved = descend(board, was, aim, moved, allowed, worth, trace)
         if was is not None:
