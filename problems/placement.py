@@ -73,6 +73,11 @@ class Cluster:
         slots = np.broadcast_to(np.array(self.slots_per_device), self.num_devices)
         return read_only(np.concatenate([[0], np.cumsum(slots)]).astype(np.int64))
 
+    @cached_property
+    def slots(self) -> npt.NDArray[np.int64]:
+        """The number of slots of every device."""
+        return read_only(self.first_slots[1:] - self.first_slots[:-1])
+
     @property
     def num_slots(self) -> int:
         """The number of slots of all devices."""
@@ -86,7 +91,7 @@ class Cluster:
     @property
     def device_of_slot(self) -> npt.NDArray[np.int64]:
         """The device of every slot."""
-        return np.repeat(np.arange(self.num_devices), np.diff(self.first_slots))
+        return np.repeat(np.arange(self.num_devices), self.slots)
 
 
 class Transfer(NamedTuple):
@@ -245,7 +250,7 @@ class ExpertPlacement(Problem):
                     f"every node must have a slot for each of the {experts // nodes} experts of its groups,"
                     f" got one of {room.min()} slots"
                 )
-        most = int(np.diff(cluster.first_slots).max())
+        most = int(cluster.slots.max())
         may_hold = experts if self.anywhere else experts // nodes
         if most > may_hold:
             raise ValueError(
@@ -280,7 +285,7 @@ class ExpertPlacement(Problem):
     @property
     def regions(self) -> npt.NDArray[np.int64]:
         """The first device of every region, and the number of devices."""
-        return np.linspace(0, self.cluster.num_devices, self.num_regions + 1).astype(np.int64)
+        return np.arange(self.num_regions + 1) * (self.cluster.num_devices // self.num_regions)
 
     @cached_property
     def homes(self) -> npt.NDArray[np.int64]:
@@ -290,7 +295,7 @@ class ExpertPlacement(Problem):
     @cached_property
     def load_bounds(self) -> npt.NDArray[np.float64]:
         """What the most loaded device of every layer bears at least."""
-        slots = np.diff(self.cluster.first_slots)
+        slots = self.cluster.slots
         return read_only(np.maximum(device_bounds(self.load, slots), self._groups_on_nodes[1]))
 
     @cached_property
@@ -298,7 +303,7 @@ class ExpertPlacement(Problem):
         layers, groups = len(self.load), self.num_groups or 1
         if self.num_regions == 1:
             return np.zeros((layers, 1), dtype=np.int64), np.zeros(layers)
-        slots = np.diff(self.cluster.first_slots)
+        slots = self.cluster.slots
         # Without further copies, the first ones are all.
         further = int(slots.sum()) - self.load.shape[1] if self.anywhere else 0
         return share_out_groups(self.load, slots, self.num_regions, groups, further)
@@ -313,17 +318,35 @@ class ExpertPlacement(Problem):
         """Return the load of the most loaded device of every layer, given the expert in every slot."""
         return self.device_loads(experts).max(axis=1)
 
+    def costs(self, experts: Experts) -> npt.NDArray[np.float64]:
+        """Return what every layer costs, given the expert in every slot: its largest load."""
+        return self.largest_loads(experts)
+
     def device_loads(self, experts: Experts) -> npt.NDArray[np.float64]:
         """Return the load of every device, shape (layers, devices), given the expert in every slot."""
-        rows = np.arange(len(experts))[:, None]
-        share = self.load[rows, experts] / self.replica_count(experts)[rows, experts]
-        return np.add.reduceat(share, self.cluster.first_slots[:-1], axis=1)
+        share = self.load.ravel() / np.maximum(self.replica_count(experts), 1).ravel()
+        # All layers in a row: numpy takes several times longer for an axis.
+        return np.add.reduceat(share.take(self._numbered(experts)), self._first_slots).reshape(len(experts), -1)
 
     def replica_count(self, experts: Experts) -> Experts:
         """Return how many slots hold every expert."""
+        return np.bincount(self._numbered(experts), minlength=self.load.size).reshape(self.load.shape)
+
+    def _numbered(self, experts: Experts) -> Experts:
+        """Return the expert in every slot, all layers in a row, where the experts of all layers have numbers."""
+        return (experts + self._first_experts).ravel()
+
+    @cached_property
+    def _first_experts(self) -> Experts:
+        """The number of the first expert of every layer, shape (layers, 1)."""
         layers, num_experts = self.load.shape
-        places = experts + num_experts * np.arange(layers)[:, None]
-        return np.bincount(places.ravel(), minlength=layers * num_experts).reshape(layers, num_experts)
+        return num_experts * np.arange(layers)[:, None]
+
+    @cached_property
+    def _first_slots(self) -> Experts:
+        """The first slot of every device, all layers in a row."""
+        first = self.cluster.first_slots
+        return (first[:-1] + first[-1] * np.arange(len(self.load))[:, None]).ravel()
 
     def check_map(self, solution: Any, name: str = "solution") -> Experts:
         """Return the expert in every slot, shape (layers, slots), or raise an error that says why it is no placement.
@@ -421,7 +444,7 @@ class ExpertPlacement(Problem):
                 own = rng.permutation(np.flatnonzero(members == region))
                 further = np.arange(num_experts) if self.anywhere else own
                 devices = np.arange(regions[region], regions[region + 1])
-                free = np.diff(cluster.first_slots)[devices]
+                free = cluster.slots[devices]
                 # Dealt out to the device with most room, in a circle of experts, none comes twice to a device.
                 dealt: list[list[int]] = [[] for _ in devices]
                 for turn in range(int(free.sum())):

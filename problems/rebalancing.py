@@ -142,7 +142,12 @@ class Rebalancing(Problem):
 
     def migrations(self, experts: Experts) -> npt.NDArray[np.int64]:
         """Return the number of migrations of every layer, given the expert in every slot."""
-        return (self.placement.held(experts) & ~self.held_before).sum(axis=(1, 2))
+        return self._arrived(experts).sum(axis=1)
+
+    def _arrived(self, experts: Experts) -> npt.NDArray[np.bool_]:
+        """Return in which slots are experts that their device did not hold before, shape (layers, slots)."""
+        layers = np.arange(len(experts))[:, None]
+        return ~self.held_before[layers, self.placement.cluster.device_of_slot, experts]
 
     def value(self, solution: Any) -> float:
         """Return what loads and migrations cost, summed over the layers."""
@@ -168,7 +173,10 @@ class Rebalancing(Problem):
         """Return the placement of an expert in every slot; experts that stay on a device stay in their slots."""
         experts = self._in_their_slots(experts)
         cluster = self.placement.cluster
-        layers, targets, moved = np.nonzero(self.placement.held(experts) & ~self.held_before)
+        layers, slots = np.nonzero(self._arrived(experts))
+        targets, moved = cluster.device_of_slot[slots], experts[layers, slots]
+        order = np.lexsort((moved, targets, layers))
+        layers, targets, moved = layers[order], targets[order], moved[order]
         sources = self.held_before[layers, :, moved]
         nodes = np.arange(cluster.num_devices) // cluster.devices_per_node
         # Links inside a node are the faster ones.
@@ -183,9 +191,9 @@ class Rebalancing(Problem):
     def _in_their_slots(self, experts: Experts) -> Experts:
         experts = experts.copy()
         first = self.placement.cluster.first_slots
-        layers, slots = np.nonzero(experts != self.previous)
-        changed = np.stack([layers, self.placement.cluster.device_of_slot[slots]], axis=1)
-        for layer, device in np.unique(changed, axis=0).tolist():
+        layers, slots = np.nonzero((experts != self.previous) & ~self._arrived(experts))
+        shifted = np.stack([layers, self.placement.cluster.device_of_slot[slots]], axis=1)
+        for layer, device in np.unique(shifted, axis=0).tolist():
             begin, end = first[device], first[device + 1]
             come = dict.fromkeys(experts[layer, begin:end].tolist())
             # What stays is taken out; a second copy that the device held goes.

@@ -375,15 +375,22 @@ def best_retarget(
             gone = experts[c]
             if not may_leave(gone, other):
                 continue
+            # What the other devices that hold it come to bear, unless they hold the one that comes, too.
+            high = 0.0
+            for k in range(gone["copies"]):
+                if board.on[c, k] != h:
+                    high = max(high, devices[board.on[c, k]]["load"])
+            high += gone["load"] / (gone["copies"] - 1) - gone["share"]
             room = top - other["load"] + gone["share"]
             for x in range(experts.shape[0] if h == g else device["end"] - device["first"]):
                 a = x if h == g else place[device["first"] + x]
                 come = experts[a]
                 now = come["load"] / (come["copies"] + 1)
                 # What it gains at most, before a look at all devices that hold either.
-                most = min(room - now, top - target)
+                relief = come["share"] - now
+                most = min(room - now, top - target, top - high + relief)
                 if h != g:
-                    most = min(most, come["share"] - now)
+                    most = min(most, relief)
                 if most < least or slot[a, h] >= 0:
                     continue
                 price, more = 1.0, 0

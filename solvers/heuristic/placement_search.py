@@ -99,14 +99,16 @@ class PlacementSearch(Solver):
         if run.initial is None:
             starts_at = problem.start if isinstance(problem, Rebalancing) else constructed(problem)
             run.initial = problem.placed(starts_at)
-        start = run.take_initial().physical_to_logical
+        start = run.initial.physical_to_logical
+        costs = problem.costs(start)
+        run.offer(run.initial, float(costs.sum()), 0)
         if run.bound is None:
             run.bound = problem.value_range()[0]
         placement = problem.placement if isinstance(problem, Rebalancing) else problem
-        board, layers = empty_board(placement), _layers_of(problem, start, self.tolerance)
+        board, layers = empty_board(placement), _layers_of(problem, start, costs, self.tolerance)
         state, past, ranked = _standing_of(layers), _past_of(problem), _ranked(placement)
         if isinstance(problem, Rebalancing) and problem.budget is not None:
-            layers.rows["most_moved"] = _shares(problem, start, self.tolerance)
+            layers.rows["most_moved"] = _shares(problem, start, costs, self.tolerance)
             state["spare"] = problem.budget - layers.rows["most_moved"].sum()
         standing = state[0]
         rng = random_state(run.seed)
@@ -131,7 +133,9 @@ class PlacementSearch(Solver):
         return run.result(moves=int(standing["accepted"]), restarts=int(standing["restarts"]))
 
 
-def _layers_of(problem: ExpertPlacement | Rebalancing, start: Experts, tolerance: float) -> Layers:
+def _layers_of(
+    problem: ExpertPlacement | Rebalancing, start: Experts, costs: npt.NDArray[np.float64], tolerance: float
+) -> Layers:
     """Return where all layers stand at the start."""
     placement = problem.placement if isinstance(problem, Rebalancing) else problem
     num_layers, num_experts = placement.load.shape
@@ -140,14 +144,11 @@ def _layers_of(problem: ExpertPlacement | Rebalancing, start: Experts, tolerance
     rows["goal"] = rows["target"] = near
     rows["slope"], rows["most_moved"], rows["fresh"] = 1.0, placement.cluster.num_slots, True
     if isinstance(problem, Rebalancing):
-        costs = problem.costs(start)
         rows["limit"], rows["slope"], rows["moved"] = problem.limits, problem.slopes, problem.migrations(start)
         if problem.price:
             rows["goal"] = problem.least_costs
         if problem.tolerance is not None:
             rows["target"] = problem.limits
-    else:
-        costs = placement.largest_loads(start)
     rows["cost"] = rows["least_cost"] = costs
     rows["left"] = costs > rows["goal"] * (1 + 1e-12)
     groups = placement.homes.shape[1]
@@ -188,11 +189,13 @@ def _standing_of(layers: Layers) -> npt.NDArray[np.void]:
     return state
 
 
-def _shares(problem: Rebalancing, start: Experts, tolerance: float) -> npt.NDArray[np.int64]:
+def _shares(
+    problem: Rebalancing, start: Experts, costs: npt.NDArray[np.float64], tolerance: float
+) -> npt.NDArray[np.int64]:
     """Share the budget out: the steps that gain most for a migration, along the envelopes of all layers."""
     assert problem.budget is not None
     shares = problem.migrations(start)
-    board, layers = empty_board(problem.placement), _layers_of(problem, start, tolerance)
+    board, layers = empty_board(problem.placement), _layers_of(problem, start, costs, tolerance)
     state, past, ranked = _standing_of(layers), _past_of(problem, TRACE_LENGTH), _ranked(problem.placement)
     trace = past[-1]
     log_values, log_iterations = np.zeros(1), np.zeros(1, dtype=np.int64)
