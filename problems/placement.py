@@ -322,9 +322,13 @@ class ExpertPlacement(Problem):
         """Return what every layer costs, given the expert in every slot: its largest load."""
         return self.largest_loads(experts)
 
-    def device_loads(self, experts: Experts) -> npt.NDArray[np.float64]:
-        """Return the load of every device, shape (layers, devices), given the expert in every slot."""
-        share = self.load.ravel() / np.maximum(self.replica_count(experts), 1).ravel()
+    def device_loads(self, experts: Experts, count: Experts | None = None) -> npt.NDArray[np.float64]:
+        """Return the load of every device, shape (layers, devices), given the expert in every slot.
+
+        The numbers of replicas are counted unless they are given.
+        """
+        count = self.replica_count(experts) if count is None else count
+        share = (self.load / np.maximum(count, 1)).ravel()
         # All layers in a row: numpy takes several times longer for an axis.
         return np.add.reduceat(share.take(self._numbered(experts)), self._first_slots).reshape(len(experts), -1)
 
@@ -425,9 +429,9 @@ class ExpertPlacement(Problem):
 
     def placed(self, experts: Experts) -> Placement:
         """Return the placement of which the expert in every slot is given, which is one."""
-        mean = self.load.sum(axis=1) / self.cluster.num_devices
-        balancedness = mean / self.largest_loads(experts)
         count = self.replica_count(experts)
+        mean = self.load.sum(axis=1) / self.cluster.num_devices
+        balancedness = mean / self.device_loads(experts, count).max(axis=1)
         return Placement(read_only(experts.copy()), read_only(count), read_only(balancedness))
 
     def random_solution(self, rng: np.random.Generator) -> Placement:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,8 +79,8 @@ def construct_layers(
     devices, num_experts = first.shape[0] - 1, load.shape[1]
     own, some = np.empty(num_experts, np.int64), np.empty(num_experts, np.int64)
     copies, at = np.empty(num_experts, np.int64), np.empty(num_experts, np.int64)
-    used, line = np.empty(devices, np.int64), np.empty(devices, np.int64)
-    share, borne, height = np.empty(num_experts), np.empty(devices), np.empty(devices)
+    used, line = np.empty(devices, np.int64), np.empty(first[devices] + num_experts + devices, np.int64)
+    share, borne = np.empty(num_experts), np.empty(devices)
     for layer in range(load.shape[0]):
         w, place = load[layer], experts[layer]
         for e in range(num_experts):
@@ -103,13 +102,13 @@ def construct_layers(
             if not anywhere:
                 replicate(w, own, count, first[end] - first[begin] - count, end - begin, copies, share)
             sort_again(share, copies, own, count, some)
-            deal(place, own, count, copies, share, at, anywhere, first, used, borne, line, height, begin, end)
+            deal(place, own, count, copies, share, at, anywhere, first, used, borne, line, begin, end)
         if anywhere:
             for i in range(num_experts):
                 own[i] = falling[layer, i]
                 copies[own[i]] -= 1
             sort_descending(share, own, num_experts)
-            deal(place, own, num_experts, copies, share, at, False, first, used, borne, line, height, 0, devices)
+            deal(place, own, num_experts, copies, share, at, False, first, used, borne, line, 0, devices)
 
 
 @compiled
@@ -165,7 +164,6 @@ def deal(
     used: Any,
     borne: Any,
     line: Any,
-    height: Any,
     begin: int,
     end: int,
 ) -> None:
@@ -173,41 +171,30 @@ def deal(
 
     A copy does not go to the device `at` which the expert is; that of one copy each is written down there.
     """
-    free = 0
+    # The devices with room stand in line by load. The first take the copies, and go back in line, from its end on.
+    head = tail = 0
     for g in range(begin, end):
-        if used[g] < first[g + 1]:
-            k = free
-            while k > 0 and height[k - 1] > borne[g]:
-                line[k], height[k] = line[k - 1], height[k - 1]
-                k -= 1
-            line[k], height[k] = g, borne[g]
-            free += 1
+        tail = stand_in_line(line, head, tail, g, used, borne, first)
     for i in range(count):
         e = order[i]
-        # The devices with room stand in line by load. The first take the copies, and go back in line.
         left = 1 if one_each else copies[e]
-        for k in range(min(left, free)):
+        for k in range(head, min(head + left, tail)):
             if line[k] == at[e]:
                 left += 1
                 break
-        for k in range(min(left, free) - 1, -1, -1):
-            g, behind = line[k], k
-            if g == at[e]:
-                continue
-            if one_each:
-                at[e] = g
-            place[used[g]] = e
-            used[g] += 1
-            borne[g] += share[e]
-            load = borne[g] if used[g] < first[g + 1] else math.inf
-            while behind + 1 < free and height[behind + 1] < load:
-                line[behind], height[behind] = line[behind + 1], height[behind + 1]
-                behind += 1
-            line[behind], height[behind] = g, load
-        while free > 0 and height[free - 1] == math.inf:
-            free -= 1
+        old = head
+        head = min(head + left, tail)
+        for k in range(old, head):
+            g = line[k]
+            if g != at[e]:
+                place[used[g]] = e
+                used[g] += 1
+                borne[g] += share[e]
+                if one_each:
+                    at[e] = g
+            tail = stand_in_line(line, head, tail, g, used, borne, first)
     # All devices with room may have held the expert: then the busiest of others get the copies.
-    for k in range(0 if one_each else free):
+    for k in range(tail if one_each else head, tail):
         g = line[k]
         for i in range(count):
             is_here = False
@@ -216,6 +203,19 @@ def deal(
             if used[g] < first[g + 1] and not is_here:
                 place[used[g]] = order[i]
                 used[g] += 1
+
+
+@compiled
+def stand_in_line(line: Any, head: int, tail: int, g: int, used: Any, borne: Any, first: Any) -> int:
+    """Let a device that has room stand in line, behind those that bear no more; return the new end of the line."""
+    if used[g] == first[g + 1]:
+        return tail
+    k = tail
+    while k > head and borne[line[k - 1]] > borne[g]:
+        line[k] = line[k - 1]
+        k -= 1
+    line[k] = g
+    return tail + 1
 
 
 @compiled

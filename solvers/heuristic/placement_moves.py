@@ -288,11 +288,11 @@ def descend(board: Board, was: Any, target: float, moved: int, most_moved: int, 
         least, retargeted, a, h, j, more = LEAST_GAIN * top, 0.0, 0, 0, 0, 0
         if was is not None:
             least = max(least, LEAST_SHARE * (top - max(target, devices[low]["load"])))
-            retargeted, a, h, j, more = best_retarget(board, was, g, target, least, most_moved - moved, worth)
+            retargeted, a, h, j, more = best_retarget(board, was, g, low, target, least, most_moved - moved, worth)
         gain, i, to, at, fewer = best_swap(board, was, g, low, target, least, most_moved - moved, worth, retargeted)
         if was is None:
             if gain == 0.0:
-                retargeted, a, h, j, more = best_retarget(board, was, g, target, least, 0, 0.0)
+                retargeted, a, h, j, more = best_retarget(board, was, g, low, target, least, 0, 0.0)
         if gain > 0.0:
             swap(board, was, i, g, at, to)
             moved += fewer
@@ -357,18 +357,20 @@ def best_swap(
 
 @compiled
 def best_retarget(
-    board: Board, was: Any, g: int, target: float, least: float, allowed: int, worth: float
+    board: Board, was: Any, g: int, low: int, target: float, least: float, allowed: int, worth: float
 ) -> tuple[float, int, int, int, int]:
     """Return the retarget that takes most load off device g, for each migration where these count.
 
     An expert of this device gets one more replica elsewhere, or gives way here to a lighter one. The gain, 0 without
-    one; the expert; the device that it comes to, and the slot there; the migrations.
+    one; the expert; the device that it comes to, of which `low` bears least, and the slot there; the migrations.
     """
     experts, devices, place, slot = board.experts, board.devices, board.place, board.slot
     device = devices[g]
     top = device["load"]
     best, best_a, best_h, best_j, best_more = 0.0, 0, 0, 0, 0
-    for h in range(device["near"], device["beyond"]):
+    for h in range(low, low + device["beyond"] - device["near"]):
+        if h >= device["beyond"]:
+            h -= device["beyond"] - device["near"]
         other = devices[h]
         for j in range(other["first"], other["end"]):
             c = place[j]

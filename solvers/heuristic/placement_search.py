@@ -340,7 +340,6 @@ def search_slice(
         feasible = was is None or moved <= row["moved"] + standing["spare"]
         failures = row["failures"]
         best = row["least_cost"]
-        row["fresh"] = False
         if feasible and cost < best - 1e-12 * abs(best):
             standing["total"] += cost - best
             standing["spare"] -= moved - row["moved"]
@@ -350,14 +349,17 @@ def search_slice(
             copy_row(board.place, layers.best[layer])
             if ranked is not None:
                 homes_of(board.experts, layers.homes[1, layer])
-            log_values[standing["logged"]] = standing["total"]
-            log_iterations[standing["logged"]] = standing["iterations"]
-            standing["logged"] += 1
+            # The first descents of all layers are one improvement.
+            if standing["logged"] == 0 or not row["fresh"]:
+                standing["logged"] += 1
+            log_values[standing["logged"] - 1] = standing["total"]
+            log_iterations[standing["logged"] - 1] = standing["iterations"]
             if cost <= row["goal"] * (1.0 + 1e-12):
                 row["left"] = False
                 standing["left"] -= 1
         else:
             row["failures"] = failures + 1
+        row["fresh"] = False
         slack = WORST_ACCEPTED * max(0, 2 * failures - patience) / patience
         if feasible and cost <= max(row["cost"], best * (1.0 + slack)):
             row["cost"] = cost
