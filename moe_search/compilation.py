@@ -13,9 +13,11 @@ from moe_search.problems.linear import LinearAssignment
 from moe_search.problems.load_limited import LoadLimited
 from moe_search.problems.mixture import LossName
 from moe_search.problems.permutation_problem import PermutationProblem
+from moe_search.problems.placement import Cluster, ExpertPlacement
 from moe_search.problems.problem import Problem
 from moe_search.problems.quadratic import QuadraticAssignment
 from moe_search.problems.random_instances import random_linear, random_mixture, random_pairwise, random_quadratic
+from moe_search.problems.rebalancing import Rebalancing
 from moe_search.solvers.bounds.lower_bounds import lower_bound
 from moe_search.solvers.engine.solver import Solver
 from moe_search.solvers.engine.stop import AnyOf, MaxIterations, MaxRuntime
@@ -107,11 +109,14 @@ def usual_cases() -> Iterator[Case]:
     """Yield what `solve` takes by itself, and `PermutationSearch`, whose limits are short."""
     for problem in usual_problems():
         yield Case(default_solver(problem, LONGEST_SECONDS), problem)
-        if not isinstance(problem, (LinearAssignment, QuadraticAssignment)) and not problem.integral:
+        searched = isinstance(problem, PermutationProblem) and not isinstance(
+            problem, (LinearAssignment, QuadraticAssignment)
+        )
+        if searched and not problem.integral:
             yield Case(training_solver(problem), problem)
 
 
-def usual_problems() -> Iterator[PermutationProblem]:
+def usual_problems() -> Iterator[Problem]:
     """Yield a problem of every class, of the types that users have most, for every solver that a size calls for."""
     for integral in (True, False):
         yield random_linear(1024, 16, seed=0, integral=integral)
@@ -126,3 +131,8 @@ def usual_problems() -> Iterator[PermutationProblem]:
             yield random_mixture(size, num_samples=64, seed=0, loss=loss)
     mixture = random_mixture(24, 8, num_samples=64, seed=0, loss="cross_entropy")
     yield LoadLimited(mixture, np.ones(24), np.full(8, 4.0))
+    rng = np.random.default_rng(0)
+    for groups in (None, 4):
+        placement = ExpertPlacement(rng.lognormal(size=(2, 16)), Cluster(4, 5, 2), groups)
+        yield placement
+        yield Rebalancing(placement, placement.random_solution(rng), tolerance=0.01)

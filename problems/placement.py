@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -471,23 +472,36 @@ class ExpertPlacement(Problem):
 
 def checked_loads(load: npt.ArrayLike) -> npt.NDArray[np.float64]:
     """Return loads as floats of shape (layers, experts), windows added up."""
-    ndim = np.ndim(load)
+    load = _as_array("load", load)
+    ndim = load.ndim
     if not 1 <= ndim <= 3:
         raise ValueError(
             "load must have shape (experts,), (layers, experts) or (windows, layers, experts),"
-            f" got shape {np.shape(load)}"
+            f" got shape {load.shape}"
         )
     checked = numeric_array("load", load, ndim)
     if checked.min() < 0:
         where = tuple(int(k) for k in np.argwhere(checked < 0)[0])
         raise ValueError(f"load must not be negative, got {checked[where]} at index {where}")
     loads = np.atleast_2d(checked).astype(np.float64)
-    return read_only(loads.sum(axis=0) if ndim == 3 else loads)
+    # Infinite sums are refused in a sentence below.
+    with np.errstate(over="ignore"):
+        loads = loads.sum(axis=0) if ndim == 3 else loads
+        if not math.isfinite(loads.sum()):
+            raise ValueError("load must have a finite sum, got one that overflows")
+    return read_only(loads)
+
+
+def _as_array(name: str, given: Any) -> npt.NDArray[Any]:
+    try:
+        return np.asarray(given)
+    except ValueError:
+        raise ValueError(f"{name} must be an array, got lists of unequal lengths") from None
 
 
 def checked_map(name: str, given: Any, layers: int, slots: int) -> Experts:
     """Return the expert in every slot as integers of shape (layers, slots)."""
-    experts = np.asarray(given)
+    experts = _as_array(name, given)
     if experts.shape == (slots,) and layers == 1:
         experts = experts[None]
     if experts.shape != (layers, slots):

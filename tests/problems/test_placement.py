@@ -90,17 +90,25 @@ def test_random_solutions_are_placements(groups, first_copy_only):
         ([1, -2, 3], (3, 1), None, r"load must not be negative, got -2 at index \(1,\)"),
         ([1.0, np.nan], (2, 1), None, r"load must be finite, got nan at index \(1,\)"),
         ([[1, 2], [0, 0]], (2, 1), None, "load must be above 0 for some expert of every layer, got none in layer 1"),
+        ([[1, 2], [3]], (2, 1), None, "load must be an array, got lists of unequal lengths"),
+        ([1e308, 1e308], (2, 1), None, "load must have a finite sum, got one that overflows"),
         (3.0, (2, 1), None, r"load must have shape \(experts,\), .* got shape \(\)"),
         ([1, 2, 3], (2, 1), None, "the devices must have a slot for each of 3 experts, got 2 slots"),
         ([1, 2], (2, 3), None, "a device must have at most one slot for each of the 2 experts .* got 3 slots"),
         ([1, 2, 3, 4], (4, 1, 2), 3, "num_groups must divide the number of experts, 4, .* num_nodes, 2; got 3"),
         ([1, 2, 3], (3, 1), 2, "num_groups must divide the number of experts, 3, .* got 2"),
+        ([1, 2, 3, 4], (4, 1, 2), 0, "num_groups must be an integer >= 1, got 0"),
         ([1, 2, 3, 4], (2, (3, 1), 2), 2, "every node must have a slot for each of the 2 experts .* one of 1 slots"),
     ],
 )
 def test_bad_problems_are_refused_in_a_sentence(load, cluster, groups, message):
     with pytest.raises(ValueError, match=message):
         ms.ExpertPlacement(load, ms.Cluster(*cluster), groups)
+
+
+def test_first_copies_have_groups():
+    with pytest.raises(ValueError, match="first_copy_only must be given with num_groups, got it without"):
+        ms.ExpertPlacement([1, 2], ms.Cluster(2, 1), first_copy_only=True)
 
 
 @pytest.mark.parametrize(
