@@ -454,7 +454,9 @@ class ExpertPlacement(Problem):
                 dealt: list[list[int]] = [[] for _ in devices]
                 for turn in range(int(free.sum())):
                     device = int(np.argmax(free))
-                    rest = [e for e in further if e not in dealt[device]] if turn >= per_region else own[turn : turn + 1]
+                    rest = (
+                        [e for e in further if e not in dealt[device]] if turn >= per_region else own[turn : turn + 1]
+                    )
                     dealt[device].append(int(rest[rng.integers(len(rest))]))
                     free[device] -= 1
                 first, last = cluster.first_slots[devices[0]], cluster.first_slots[devices[-1] + 1]
@@ -476,8 +478,7 @@ def checked_loads(load: npt.ArrayLike) -> npt.NDArray[np.float64]:
     ndim = load.ndim
     if not 1 <= ndim <= 3:
         raise ValueError(
-            "load must have shape (experts,), (layers, experts) or (windows, layers, experts),"
-            f" got shape {load.shape}"
+            f"load must have shape (experts,), (layers, experts) or (windows, layers, experts), got shape {load.shape}"
         )
     checked = numeric_array("load", load, ndim)
     if checked.min() < 0:

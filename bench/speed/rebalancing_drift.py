@@ -12,12 +12,12 @@ import numpy as np
 import pandas as pd
 
 import moe_search as ms
-from moe_search.bench.peers.eplb import eplb
+from moe_search.bench.peers.eplb import Pack, eplb, packed, packed_by_layer
 
 TITLE = "Rebalancing at every window: balance on the next one, migrations as part of EPLB's, milliseconds"
 NOTES = """\
 Every method plans with the windows seen last and is judged on the next, which it has not seen: balance that was planned
-flatters. Drift: every load is multiplied by a lognormal number of this sigma from window to window.
+flatters. EPLB's algorithm packs all layers at once in numpy, or by layer, as vLLM does. Drift: every load is multiplied by a lognormal number of this sigma from window to window.
 
 """
 LAST = 4
@@ -48,6 +48,7 @@ def measure(qaplib: Path | None, seconds: float) -> pd.DataFrame:
     rows = []
     for name, (windows, devices, slots) in streams.items():
         methods = {"static": keep, "EPLB anew": anew(slots, devices)}
+        methods["EPLB anew, by layer"] = anew(slots, devices, packed_by_layer)
         methods |= {f"tolerance {100 * tolerance:g} %": near(tolerance) for tolerance in TOLERANCES}
         judged = {method: run(windows, devices, slots, plan) for method, plan in methods.items()}
         whole = judged["EPLB anew"]["migrations"]
@@ -66,9 +67,9 @@ def keep(problem: ms.ExpertPlacement, old: np.ndarray[Any, Any]) -> np.ndarray[A
     return old
 
 
-def anew(slots: int, devices: int) -> Plan:
+def anew(slots: int, devices: int, pack: Pack = packed) -> Plan:
     """Return the plan of EPLB, whatever was before."""
-    return lambda problem, old: eplb(problem.load, slots, 1, 1, devices)
+    return lambda problem, old: eplb(problem.load, slots, 1, 1, devices, pack)
 
 
 def near(tolerance: float) -> Plan:

@@ -203,9 +203,7 @@ def _shares(
     for layer in np.flatnonzero(layers.rows["left"]).tolist():
         trace[:] = 0.0
         state["layer"], state["logged"] = layer, 0
-        search_slice(
-            board, layers, *past, ranked, state, random_state(0), log_values, log_iterations, 1, -math.inf, 1
-        )
+        search_slice(board, layers, *past, ranked, state, random_state(0), log_values, log_iterations, 1, -math.inf, 1)
         for (few, high), (many, low) in _envelope([row for row in trace.tolist() if row[1] > 0]):
             steps.append(((high - low) / (many - few), int(many - few), layer))
     left = problem.budget - int(shares.sum())

@@ -67,7 +67,8 @@ def test_only_the_first_copies_stay_on_nodes():
     with pytest.raises(ValueError, match="must hold a copy of every expert of a group on one node, equally many"):
         problem.value([0, 2, 0, 2, 1, 3, 1, 3])
     strict = ms.ExpertPlacement(problem.load, cluster, num_groups=2)
-    assert problem.load_bounds[0] < ms.solve(problem).value < strict.load_bounds[0]
+    assert problem.load_bounds == pytest.approx([4.0])
+    assert strict.load_bounds == pytest.approx([7.0])
     # Without further copies there is no difference.
     full = [ms.ExpertPlacement([8, 6, 1, 1], ms.Cluster(2, 2, 2), 2, first) for first in (True, False)]
     assert full[0].load_bounds.tolist() == full[1].load_bounds.tolist()
