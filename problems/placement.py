@@ -290,7 +290,7 @@ class ExpertPlacement(Problem):
 
     @cached_property
     def homes(self) -> npt.NDArray[np.int64]:
-        """The region of every group where a search starts, shape (layers, groups); of one group if there is one region."""
+        """The region of every group where a search starts, shape (layers, groups); one group if there is one region."""
         return self._groups_on_nodes[0]
 
     @cached_property
@@ -454,9 +454,9 @@ class ExpertPlacement(Problem):
                 dealt: list[list[int]] = [[] for _ in devices]
                 for turn in range(int(free.sum())):
                     device = int(np.argmax(free))
-                    rest = (
-                        [e for e in further if e not in dealt[device]] if turn >= per_region else own[turn : turn + 1]
-                    )
+                    rest = own[turn : turn + 1]
+                    if turn >= per_region:
+                        rest = [e for e in further if e not in dealt[device]]
                     dealt[device].append(int(rest[rng.integers(len(rest))]))
                     free[device] -= 1
                 first, last = cluster.first_slots[devices[0]], cluster.first_slots[devices[-1] + 1]

@@ -48,7 +48,7 @@ def packed_by_layer(weight: npt.NDArray[Any], packs: int) -> tuple[Ints, Ints]:
     for row, order in enumerate(np.argsort(-weight, axis=1, kind="stable")):
         borne, held = np.zeros(packs), np.zeros(packs, dtype=np.int64)
         for item in order:
-            chosen = int(borne.argmin())
+            chosen = int(np.argmin(borne))
             pack[row, item], rank[row, item] = chosen, held[chosen]
             held[chosen] += 1
             borne[chosen] = np.inf if held[chosen] == room else borne[chosen] + weight[row, item]

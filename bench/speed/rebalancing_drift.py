@@ -17,7 +17,8 @@ from moe_search.bench.peers.eplb import Pack, eplb, packed, packed_by_layer
 TITLE = "Rebalancing at every window: balance on the next one, migrations as part of EPLB's, milliseconds"
 NOTES = """\
 Every method plans with the windows seen last and is judged on the next, which it has not seen: balance that was planned
-flatters. EPLB's algorithm packs all layers at once in numpy, or by layer, as vLLM does. Drift: every load is multiplied by a lognormal number of this sigma from window to window.
+flatters. Drift: every load is multiplied by a lognormal number of this sigma from window to window. EPLB's algorithm is
+timed in numpy for all layers at once, and by layer, as vLLM packs.
 
 """
 LAST = 4

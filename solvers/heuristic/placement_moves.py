@@ -290,9 +290,8 @@ def descend(board: Board, was: Any, target: float, moved: int, most_moved: int, 
             least = max(least, LEAST_SHARE * (top - max(target, devices[low]["load"])))
             retargeted, a, h, j, more = best_retarget(board, was, g, low, target, least, most_moved - moved, worth)
         gain, i, to, at, fewer = best_swap(board, was, g, low, target, least, most_moved - moved, worth, retargeted)
-        if was is None:
-            if gain == 0.0:
-                retargeted, a, h, j, more = best_retarget(board, was, g, low, target, least, 0, 0.0)
+        if was is None and gain == 0.0:
+            retargeted, a, h, j, more = best_retarget(board, was, g, low, target, least, 0, 0.0)
         if gain > 0.0:
             swap(board, was, i, g, at, to)
             moved += fewer
@@ -349,9 +348,8 @@ def best_swap(
                 if gain > best and may_swap(board, i, g, j, h):
                     found, best, best_i, best_h, best_j, best_more = gain, gain, i, h, j, more
                     needed = max(least, best * price)
-        if was is None:
-            if best >= good:
-                break
+        if was is None and best >= good:
+            break
     return found, best_i, best_h, best_j, best_more
 
 
@@ -484,7 +482,7 @@ def kick(board: Board, was: Any, rng: Any) -> None:
 
 @compiled
 def exchange_groups(board: Board, ranked: Any, rng: Any) -> None:
-    """Let two groups of experts, drawn at random, exchange home and slots: the busiest of one with that of the other."""
+    """Let two random groups of experts exchange home and slots: the busiest of one with that of the other."""
     experts, place, slot = board.experts, board.place, board.slot
     groups, size = ranked.shape
     a, b = int(random_unit(rng) * groups), int(random_unit(rng) * groups)

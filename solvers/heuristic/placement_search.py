@@ -138,7 +138,7 @@ def _layers_of(
 ) -> Layers:
     """Return where all layers stand at the start."""
     placement = problem.placement if isinstance(problem, Rebalancing) else problem
-    num_layers, num_experts = placement.load.shape
+    num_layers = len(placement.load)
     near = (1 + tolerance) * placement.load_bounds
     rows = np.zeros(num_layers, dtype=LAYER)
     rows["goal"] = rows["target"] = near
@@ -321,10 +321,9 @@ def search_slice(
             if layers.price > 0.0 and row["failures"] % 2 == 1:
                 # Where migrations cost, every other turn looks for as good a load at fewer of them.
                 aim = max(aim, board.devices[most_loaded(board.devices)]["load"])
-            if ranked is not None:
-                if random_unit(rng) < GROUP_SHARE:
-                    exchange_groups(board, ranked[layer], rng)
-                    settle(board, was)
+            if ranked is not None and random_unit(rng) < GROUP_SHARE:
+                exchange_groups(board, ranked[layer], rng)
+                settle(board, was)
             kick(board, was, rng)
             moved = settle(board, was)
         moved = descend(board, was, aim, moved, allowed, worth, trace)

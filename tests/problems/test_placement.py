@@ -48,7 +48,7 @@ def test_groups_stay_on_nodes():
     problem = ms.ExpertPlacement([8, 8, 1, 1], ms.Cluster(2, 2, num_nodes=2), num_groups=2)
     assert problem.value([0, 1, 2, 3]) == 16.0
     assert problem.load_bounds.tolist() == pytest.approx([16.0])
-    with pytest.raises(ValueError, match="must hold all copies of all experts of a group on one node, .* in layer 0"):
+    with pytest.raises(ValueError, match=r"must hold all copies of all experts of a group on one node, .* in layer 0"):
         problem.value([0, 2, 1, 3])
     # Of ten pairs of groups, the least largest pair is that of equal sums.
     loads = np.repeat([1, 2, 3, 4], 2)

@@ -1,7 +1,6 @@
 from functools import partial
 
 import numpy as np
-
 import pytest
 
 from moe_search.bench.peers.eplb import eplb, packed, packed_by_element, packed_by_layer

@@ -18,7 +18,7 @@ EPLB_MAP = [
 
 
 def tiny(rng):
-    """Return a tiny layer, and all its placements: of three, one has groups, and one groups of which first copies stay."""
+    """Return a tiny layer, in some cases of groups on nodes, of which all copies stay or the first; its placements."""
     while True:
         devices, experts = int(rng.integers(2, 5)), int(rng.integers(2, 7))
         groups, first_copy_only = None, False
