@@ -109,8 +109,10 @@ def usual_cases() -> Iterator[Case]:
     """Yield what `solve` takes by itself, and `PermutationSearch`, whose limits are short."""
     for problem in usual_problems():
         yield Case(default_solver(problem, LONGEST_SECONDS), problem)
-        searched = isinstance(problem, PermutationProblem) and not problem.integral
-        if searched and not isinstance(problem, (LinearAssignment, QuadraticAssignment)):
+        searched = isinstance(problem, PermutationProblem) and not isinstance(
+            problem, (LinearAssignment, QuadraticAssignment)
+        )
+        if searched and not problem.integral:
             yield Case(training_solver(problem), problem)
 
 
@@ -129,9 +131,8 @@ def usual_problems() -> Iterator[Problem]:
             yield random_mixture(size, num_samples=64, seed=0, loss=loss)
     mixture = random_mixture(24, 8, num_samples=64, seed=0, loss="cross_entropy")
     yield LoadLimited(mixture, np.ones(24), np.full(8, 4.0))
-    placement = ExpertPlacement(
-        np.arange(1.0, 17.0), Cluster(num_devices=4, slots_per_device=5, num_nodes=2), num_groups=4
-    )
-    yield placement
-    start = placement.random_solution(np.random.default_rng(0))
-    yield Rebalancing(placement, previous=start.physical_to_logical, tolerance=0.0)
+    rng = np.random.default_rng(0)
+    for groups in (None, 4):
+        placement = ExpertPlacement(rng.lognormal(size=(2, 16)), Cluster(4, 5, 2), groups)
+        yield placement
+        yield Rebalancing(placement, placement.random_solution(rng), tolerance=0.01)

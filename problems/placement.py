@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from moe_search.checks import require_integer, store_plain
+from moe_search.checks import require_flag, require_integer, store_plain
 from moe_search.problems.arrays import numeric_array, read_only
 from moe_search.problems.placement_bounds import device_bounds, share_out_groups
 from moe_search.problems.problem import Problem
@@ -73,6 +74,11 @@ class Cluster:
         slots = np.broadcast_to(np.array(self.slots_per_device), self.num_devices)
         return read_only(np.concatenate([[0], np.cumsum(slots)]).astype(np.int64))
 
+    @cached_property
+    def slots(self) -> npt.NDArray[np.int64]:
+        """The number of slots of every device."""
+        return read_only(self.first_slots[1:] - self.first_slots[:-1])
+
     @property
     def num_slots(self) -> int:
         """The number of slots of all devices."""
@@ -86,7 +92,7 @@ class Cluster:
     @property
     def device_of_slot(self) -> npt.NDArray[np.int64]:
         """The device of every slot."""
-        return np.repeat(np.arange(self.num_devices), np.diff(self.first_slots))
+        return np.repeat(np.arange(self.num_devices), self.slots)
 
 
 class Transfer(NamedTuple):
@@ -182,7 +188,9 @@ class ExpertPlacement(Problem):
         The devices.
     num_groups : int, optional
         The experts form groups of equal size, one after the other, as where routing is limited to few nodes. All
-        copies of all experts of a group are on one node, and every node holds equally many groups.
+        copies of all experts of a group are on one node, its home, and every node is the home of equally many groups.
+    first_copy_only : bool, default False
+        Whether one copy of every expert on the home of its group is enough, and further ones may be on any node.
 
     Attributes
     ----------
@@ -200,7 +208,8 @@ class ExpertPlacement(Problem):
     -----
     The bound is the largest of three: the mean load of a device; the least load per replica of the busiest expert; and
     the least T for which there are enough slots, as on G devices of s slots, at most (k - 1) G replicas can exceed
-    (T - the s - k lightest) / k.
+    (T - the s - k lightest) / k. Where groups stay on nodes, the least of all ways to share out up to ten groups to
+    nodes that are alike is a bound, too.
 
     Examples
     --------
@@ -214,12 +223,16 @@ class ExpertPlacement(Problem):
     load: npt.NDArray[np.float64]
     cluster: Cluster
     num_groups: int | None = None
+    first_copy_only: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.cluster, Cluster):
             raise TypeError(f"cluster must be a Cluster, got {type(self.cluster).__name__}")
         load = checked_loads(self.load)
         object.__setattr__(self, "load", load)
+        require_flag("first_copy_only", self.first_copy_only)
+        if self.first_copy_only and self.num_groups is None:
+            raise ValueError("first_copy_only must be given with num_groups, got it without")
         experts = load.shape[1]
         cluster, slots = self.cluster, self.cluster.num_slots
         if slots < experts:
@@ -238,10 +251,11 @@ class ExpertPlacement(Problem):
                     f"every node must have a slot for each of the {experts // nodes} experts of its groups,"
                     f" got one of {room.min()} slots"
                 )
-        most = int(np.diff(cluster.first_slots).max())
-        if most > experts // nodes:
+        most = int(cluster.slots.max())
+        may_hold = experts if self.anywhere else experts // nodes
+        if most > may_hold:
             raise ValueError(
-                f"a device must have at most one slot for each of the {experts // nodes} experts that it may hold, as"
+                f"a device must have at most one slot for each of the {may_hold} experts that it may hold, as"
                 f" none is held twice; got {most} slots"
             )
         empty = np.flatnonzero(load.max(axis=1) == 0)
@@ -251,6 +265,7 @@ class ExpertPlacement(Problem):
     def __repr__(self) -> str:
         layers, experts = self.load.shape
         groups = "" if self.num_groups is None else f", num_groups={self.num_groups}"
+        groups += ", first_copy_only=True" if self.first_copy_only else ""
         return f"{type(self).__name__}({layers} layers of {experts} experts, {self.cluster}{groups})"
 
     @property
@@ -264,27 +279,35 @@ class ExpertPlacement(Problem):
         return 1 if self.num_groups is None else self.cluster.num_nodes
 
     @property
+    def anywhere(self) -> bool:
+        """Whether further copies of an expert may be outside of its region."""
+        return self.first_copy_only and self.num_regions > 1
+
+    @property
     def regions(self) -> npt.NDArray[np.int64]:
         """The first device of every region, and the number of devices."""
-        return np.linspace(0, self.cluster.num_devices, self.num_regions + 1).astype(np.int64)
+        return np.arange(self.num_regions + 1) * (self.cluster.num_devices // self.num_regions)
 
     @cached_property
     def homes(self) -> npt.NDArray[np.int64]:
-        """The region of every group of every layer where a search starts, shape (layers, groups)."""
+        """The region of every group where a search starts, shape (layers, groups); one group if there is one region."""
         return self._groups_on_nodes[0]
 
     @cached_property
     def load_bounds(self) -> npt.NDArray[np.float64]:
         """What the most loaded device of every layer bears at least."""
-        slots = np.diff(self.cluster.first_slots)
+        slots = self.cluster.slots
         return read_only(np.maximum(device_bounds(self.load, slots), self._groups_on_nodes[1]))
 
     @cached_property
     def _groups_on_nodes(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
         layers, groups = len(self.load), self.num_groups or 1
         if self.num_regions == 1:
-            return np.zeros((layers, groups), dtype=np.int64), np.zeros(layers)
-        return share_out_groups(self.load, np.diff(self.cluster.first_slots), self.num_regions, groups)
+            return np.zeros((layers, 1), dtype=np.int64), np.zeros(layers)
+        slots = self.cluster.slots
+        # Without further copies, the first ones are all.
+        further = int(slots.sum()) - self.load.shape[1] if self.anywhere else 0
+        return share_out_groups(self.load, slots, self.num_regions, groups, further)
 
     def value(self, solution: Any) -> float:
         """Return the largest load of a device, summed over the layers."""
@@ -296,17 +319,39 @@ class ExpertPlacement(Problem):
         """Return the load of the most loaded device of every layer, given the expert in every slot."""
         return self.device_loads(experts).max(axis=1)
 
-    def device_loads(self, experts: Experts) -> npt.NDArray[np.float64]:
-        """Return the load of every device, shape (layers, devices), given the expert in every slot."""
-        rows = np.arange(len(experts))[:, None]
-        share = self.load[rows, experts] / self.replica_count(experts)[rows, experts]
-        return np.add.reduceat(share, self.cluster.first_slots[:-1], axis=1)
+    def costs(self, experts: Experts) -> npt.NDArray[np.float64]:
+        """Return what every layer costs, given the expert in every slot: its largest load."""
+        return self.largest_loads(experts)
+
+    def device_loads(self, experts: Experts, count: Experts | None = None) -> npt.NDArray[np.float64]:
+        """Return the load of every device, shape (layers, devices), given the expert in every slot.
+
+        The numbers of replicas are counted unless they are given.
+        """
+        count = self.replica_count(experts) if count is None else count
+        share = (self.load / np.maximum(count, 1)).ravel()
+        # All layers in a row: numpy takes several times longer for an axis.
+        return np.add.reduceat(share.take(self._numbered(experts)), self._first_slots).reshape(len(experts), -1)
 
     def replica_count(self, experts: Experts) -> Experts:
         """Return how many slots hold every expert."""
+        return np.bincount(self._numbered(experts), minlength=self.load.size).reshape(self.load.shape)
+
+    def _numbered(self, experts: Experts) -> Experts:
+        """Return the expert in every slot, all layers in a row, where the experts of all layers have numbers."""
+        return (experts + self._first_experts).ravel()
+
+    @cached_property
+    def _first_experts(self) -> Experts:
+        """The number of the first expert of every layer, shape (layers, 1)."""
         layers, num_experts = self.load.shape
-        places = experts + num_experts * np.arange(layers)[:, None]
-        return np.bincount(places.ravel(), minlength=layers * num_experts).reshape(layers, num_experts)
+        return num_experts * np.arange(layers)[:, None]
+
+    @cached_property
+    def _first_slots(self) -> Experts:
+        """The first slot of every device, all layers in a row."""
+        first = self.cluster.first_slots
+        return (first[:-1] + first[-1] * np.arange(len(self.load))[:, None]).ravel()
 
     def check_map(self, solution: Any, name: str = "solution") -> Experts:
         """Return the expert in every slot, shape (layers, slots), or raise an error that says why it is no placement.
@@ -324,25 +369,53 @@ class ExpertPlacement(Problem):
         experts = checked_map(name, solution, layers, self.cluster.num_slots)
         if experts.min() < 0 or experts.max() >= num_experts:
             raise ValueError(f"{name} must hold experts 0 .. {num_experts - 1}, got {experts.min()} .. {experts.max()}")
-        held = self.held(experts)
-        missing = np.argwhere(~held.any(axis=1))
-        if len(missing):
+        count = self.replica_count(experts)
+        if not count.all():
+            missing = np.argwhere(count == 0)
             raise ValueError(
                 f"{name} must hold every expert, expert {missing[0, 1]} is missing in layer {missing[0, 0]}"
             )
-        if held.sum() < experts.size:
+        held = self.held(experts)
+        if np.count_nonzero(held) < experts.size:
             layer = int(np.argmax(held.sum(axis=(1, 2)) < self.cluster.num_slots))
             raise ValueError(f"{name} must hold no expert twice on a device, one is in layer {layer}")
         if self.num_regions > 1:
-            grouped = held.reshape(
-                layers, self.num_regions, -1, self.num_groups or 1, num_experts // (self.num_groups or 1)
-            )
-            nodes = grouped.any(axis=(2, 4)).sum(axis=1).max(axis=1)
-            if nodes.max() > 1:
+            astray = (self.homes_of(experts) < 0).any(axis=1)
+            if astray.any():
+                asked = "a copy of every expert" if self.anywhere else "all copies of all experts"
                 raise ValueError(
-                    f"{name} must hold every group of experts on one node, one is on two in layer {int(nodes.argmax())}"
+                    f"{name} must hold {asked} of a group on one node, equally many groups on each:"
+                    f" it does not in layer {int(astray.argmax())}"
                 )
         return experts
+
+    def homes_of(self, experts: Experts) -> npt.NDArray[np.int64]:
+        """Return the region of every group, shape (layers, groups), given the expert in every slot; -1 where none is.
+
+        Where further copies may be anywhere, one of several ways to see it is returned.
+        """
+        layers, num_experts = self.load.shape
+        groups, regions = self.num_groups or 1, self.num_regions
+        if regions == 1:
+            return np.zeros((layers, 1), dtype=np.int64)
+        here = np.zeros((layers, regions, num_experts), dtype=np.bool_)
+        region = self.cluster.device_of_slot * regions // self.cluster.num_devices
+        here[np.arange(layers)[:, None], region, experts] = True
+        grouped, each = here.reshape(layers, regions, groups, -1), groups // regions
+        whole = grouped.all(axis=3)
+        if not self.anywhere:
+            whole &= grouped.any(axis=3).sum(axis=1, keepdims=True) == 1
+            homes = np.where(whole.any(axis=1), whole.argmax(axis=1), -1)
+            return np.where((whole.sum(axis=2) == each).all(axis=1, keepdims=True), homes, -1)
+        # Imported here: it takes longer than all else that a placement needs.
+        from scipy.optimize import linear_sum_assignment
+
+        homes = np.full((layers, groups), -1)
+        for layer in range(layers):
+            # A region is as many rows as it is to be the home of groups.
+            rows, columns = linear_sum_assignment(~np.repeat(whole[layer], each, axis=0))
+            homes[layer, columns] = np.where(whole[layer, rows // each, columns], rows // each, -1)
+        return homes
 
     def held(self, experts: Experts) -> npt.NDArray[np.bool_]:
         """Return which device holds which expert, shape (layers, devices, experts); -1 is no expert."""
@@ -357,9 +430,9 @@ class ExpertPlacement(Problem):
 
     def placed(self, experts: Experts) -> Placement:
         """Return the placement of which the expert in every slot is given, which is one."""
-        mean = self.load.sum(axis=1) / self.cluster.num_devices
-        balancedness = mean / self.largest_loads(experts)
         count = self.replica_count(experts)
+        mean = self.load.sum(axis=1) / self.cluster.num_devices
+        balancedness = mean / self.device_loads(experts, count).max(axis=1)
         return Placement(read_only(experts.copy()), read_only(count), read_only(balancedness))
 
     def random_solution(self, rng: np.random.Generator) -> Placement:
@@ -374,13 +447,16 @@ class ExpertPlacement(Problem):
             members = np.repeat(homes, num_experts // len(homes))
             for region in range(self.num_regions):
                 own = rng.permutation(np.flatnonzero(members == region))
+                further = np.arange(num_experts) if self.anywhere else own
                 devices = np.arange(regions[region], regions[region + 1])
-                free = np.diff(cluster.first_slots)[devices]
+                free = cluster.slots[devices]
                 # Dealt out to the device with most room, in a circle of experts, none comes twice to a device.
                 dealt: list[list[int]] = [[] for _ in devices]
                 for turn in range(int(free.sum())):
                     device = int(np.argmax(free))
-                    rest = [e for e in own if e not in dealt[device]] if turn >= per_region else own[turn : turn + 1]
+                    rest = own[turn : turn + 1]
+                    if turn >= per_region:
+                        rest = [e for e in further if e not in dealt[device]]
                     dealt[device].append(int(rest[rng.integers(len(rest))]))
                     free[device] -= 1
                 first, last = cluster.first_slots[devices[0]], cluster.first_slots[devices[-1] + 1]
@@ -398,23 +474,35 @@ class ExpertPlacement(Problem):
 
 def checked_loads(load: npt.ArrayLike) -> npt.NDArray[np.float64]:
     """Return loads as floats of shape (layers, experts), windows added up."""
-    ndim = np.ndim(load)
+    load = _as_array("load", load)
+    ndim = load.ndim
     if not 1 <= ndim <= 3:
         raise ValueError(
-            "load must have shape (experts,), (layers, experts) or (windows, layers, experts),"
-            f" got shape {np.shape(load)}"
+            f"load must have shape (experts,), (layers, experts) or (windows, layers, experts), got shape {load.shape}"
         )
     checked = numeric_array("load", load, ndim)
     if checked.min() < 0:
         where = tuple(int(k) for k in np.argwhere(checked < 0)[0])
         raise ValueError(f"load must not be negative, got {checked[where]} at index {where}")
     loads = np.atleast_2d(checked).astype(np.float64)
-    return read_only(loads.sum(axis=0) if ndim == 3 else loads)
+    # Infinite sums are refused in a sentence below.
+    with np.errstate(over="ignore"):
+        loads = loads.sum(axis=0) if ndim == 3 else loads
+        if not math.isfinite(loads.sum()):
+            raise ValueError("load must have a finite sum, got one that overflows")
+    return read_only(loads)
+
+
+def _as_array(name: str, given: Any) -> npt.NDArray[Any]:
+    try:
+        return np.asarray(given)
+    except ValueError:
+        raise ValueError(f"{name} must be an array, got lists of unequal lengths") from None
 
 
 def checked_map(name: str, given: Any, layers: int, slots: int) -> Experts:
     """Return the expert in every slot as integers of shape (layers, slots)."""
-    experts = np.asarray(given)
+    experts = _as_array(name, given)
     if experts.shape == (slots,) and layers == 1:
         experts = experts[None]
     if experts.shape != (layers, slots):

@@ -40,6 +40,9 @@ def exceeds(limit: float, falling: Any, devices: int, least: int, slots: int) ->
         above = (k - 1) * devices
         needed = min(above, count)
         for i in range(above, count):
+            if falling[i] <= room:
+                needed += count - i
+                break
             copies = max(1, math.ceil(falling[i] / room - ROUNDING))
             needed += copies
             if copies > most_copies or needed > slots:
@@ -85,11 +88,24 @@ def device_bounds(load: Floats, slots: npt.NDArray[np.int64]) -> Floats:
     return bounds
 
 
-def share_out_groups(load: Floats, slots: npt.NDArray[np.int64], num_nodes: int, num_groups: int) -> tuple[Any, Floats]:
+def share_out_groups(
+    load: Floats, slots: npt.NDArray[np.int64], num_nodes: int, num_groups: int, further: int = 0
+) -> tuple[Any, Floats]:
     """Return the node of every group of every layer, equally many on each, and what the most loaded device bears.
 
     Of few groups on nodes that are alike, it is the way of the least bound, and that is a bound for all. Else groups
     go to nodes by falling load, and the bound is 0.
+
+    Parameters
+    ----------
+    load : ndarray, shape (layers, experts)
+        The loads of the experts.
+    slots : ndarray of int64
+        The slots of every device.
+    num_nodes, num_groups : int
+        Nodes, of equally many devices, and groups of experts.
+    further : int
+        How many copies there are that may be on any node; 0 if all copies of an expert are on one.
     """
     layers = len(load)
     grouped = load.reshape(layers, num_groups, -1)
@@ -99,7 +115,10 @@ def share_out_groups(load: Floats, slots: npt.NDArray[np.int64], num_nodes: int,
         return _share_out_by_load(grouped.sum(axis=2), num_nodes, held), np.zeros(layers)
     sets = list(combinations(range(num_groups), held))
     members = grouped[:, np.array(sets)].reshape(layers * len(sets), -1)
-    of_set = device_bounds(members, nodes[0]).reshape(layers, len(sets))
+    if further:
+        of_set = (relieved(members, further, len(slots)) / nodes.shape[1]).reshape(layers, len(sets))
+    else:
+        of_set = device_bounds(members, nodes[0]).reshape(layers, len(sets))
     # least[mask]: of the groups in the mask on as many nodes as they fill; the first of them is in the set chosen.
     least = {0: np.zeros(layers)}
     chosen: dict[int, npt.NDArray[np.int64]] = {}
@@ -119,6 +138,20 @@ def share_out_groups(load: Floats, slots: npt.NDArray[np.int64], num_nodes: int,
             homes[layer, list(sets[choice])] = node
             rest[layer] ^= masks[choice]
     return homes, least[(1 << num_groups) - 1]
+
+
+def relieved(load: Floats, further: int, most_copies: int) -> Floats:
+    """Return the sum of loads of every row, each divided by its copies, if all further copies go where they help most.
+
+    That is the least which first copies bear.
+    """
+    copies = np.ones_like(load)
+    rows = np.arange(len(load))
+    for _ in range(further):
+        gain = np.where(copies < most_copies, load / (copies * (copies + 1)), -1.0)
+        most = gain.argmax(axis=1)
+        copies[rows, most] += gain[rows, most] >= 0
+    return (load / copies).sum(axis=1)
 
 
 def _share_out_by_load(load: Floats, num_nodes: int, held: int) -> npt.NDArray[np.int64]:

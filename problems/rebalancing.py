@@ -142,7 +142,12 @@ class Rebalancing(Problem):
 
     def migrations(self, experts: Experts) -> npt.NDArray[np.int64]:
         """Return the number of migrations of every layer, given the expert in every slot."""
-        return (self.placement.held(experts) & ~self.held_before).sum(axis=(1, 2))
+        return self._arrived(experts).sum(axis=1)
+
+    def _arrived(self, experts: Experts) -> npt.NDArray[np.bool_]:
+        """Return in which slots are experts that their device did not hold before, shape (layers, slots)."""
+        layers = np.arange(len(experts))[:, None]
+        return ~self.held_before[layers, self.placement.cluster.device_of_slot, experts]
 
     def value(self, solution: Any) -> float:
         """Return what loads and migrations cost, summed over the layers."""
@@ -168,7 +173,10 @@ class Rebalancing(Problem):
         """Return the placement of an expert in every slot; experts that stay on a device stay in their slots."""
         experts = self._in_their_slots(experts)
         cluster = self.placement.cluster
-        layers, targets, moved = np.nonzero(self.placement.held(experts) & ~self.held_before)
+        layers, slots = np.nonzero(self._arrived(experts))
+        targets, moved = cluster.device_of_slot[slots], experts[layers, slots]
+        order = np.lexsort((moved, targets, layers))
+        layers, targets, moved = layers[order], targets[order], moved[order]
         sources = self.held_before[layers, :, moved]
         nodes = np.arange(cluster.num_devices) // cluster.devices_per_node
         # Links inside a node are the faster ones.
@@ -183,9 +191,9 @@ class Rebalancing(Problem):
     def _in_their_slots(self, experts: Experts) -> Experts:
         experts = experts.copy()
         first = self.placement.cluster.first_slots
-        layers, slots = np.nonzero(experts != self.previous)
-        changed = np.stack([layers, self.placement.cluster.device_of_slot[slots]], axis=1)
-        for layer, device in np.unique(changed, axis=0).tolist():
+        layers, slots = np.nonzero((experts != self.previous) & ~self._arrived(experts))
+        shifted = np.stack([layers, self.placement.cluster.device_of_slot[slots]], axis=1)
+        for layer, device in np.unique(shifted, axis=0).tolist():
             begin, end = first[device], first[device + 1]
             come = dict.fromkeys(experts[layer, begin:end].tolist())
             # What stays is taken out; a second copy that the device held goes.
@@ -210,26 +218,37 @@ class Rebalancing(Problem):
         homes = np.repeat(home, size)
         first, node = cluster.first_slots, np.repeat(np.arange(len(regions) - 1), np.diff(regions))
         on: list[list[int]] = [
-            [int(e) for e in np.flatnonzero(before[g]) if homes[e] == node[g]] for g in range(cluster.num_devices)
+            [int(e) for e in np.flatnonzero(before[g]) if problem.anywhere or homes[e] == node[g]]
+            for g in range(cluster.num_devices)
         ]
-        copies = np.bincount([e for held in on for e in held], minlength=len(loads))
-        missing = [int(e) for e in np.argsort(-loads, kind="stable") if copies[e] == 0]
+        copies, at_home = np.zeros(len(loads), dtype=np.int64), np.zeros(len(loads), dtype=np.int64)
+        for g, held in enumerate(on):
+            copies[held] += 1
+            at_home[[e for e in held if homes[e] == node[g]]] += 1
+        missing = [int(e) for e in np.argsort(-loads, kind="stable") if at_home[e] == 0]
         for e in missing:
             inside = np.flatnonzero(node == homes[e])
             with_room = [g for g in inside if len(on[g]) < first[g + 1] - first[g]]
             if with_room:
                 device = min(with_room, key=lambda g: sum(loads[x] / max(copies[x], 1) for x in on[g]))
             else:
-                # Then some expert has a copy to spare.
-                spare = [(loads[x] / copies[x], g, x) for g in inside for x in on[g] if copies[x] > 1]
+                # Then some expert has a copy to spare, or is to be elsewhere.
+                spare = [
+                    (loads[x] / copies[x], g, x)
+                    for g in inside
+                    for x in on[g]
+                    if at_home[x] > 1 or homes[x] != homes[e]
+                ]
                 _, device, gone = min(spare)
                 on[device].remove(gone)
                 copies[gone] -= 1
+                at_home[gone] -= homes[gone] == homes[e]
             on[device].append(e)
             copies[e] += 1
+            at_home[e] += 1
         for g, held in enumerate(on):
             while len(held) < first[g + 1] - first[g]:
-                others = [e for e in np.flatnonzero(homes == node[g]) if e not in held]
+                others = [e for e in np.flatnonzero(problem.anywhere | (homes == node[g])) if e not in held]
                 chosen = max(others, key=lambda e: loads[e] / copies[e])
                 held.append(int(chosen))
                 copies[chosen] += 1

@@ -1,4 +1,4 @@
-"""Placements against EPLB's algorithm in numpy: milliseconds of processor time, and how evenly devices are loaded."""
+"""Placements against EPLB's algorithm: milliseconds of processor time, and how evenly devices are loaded."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ import numpy as np
 import pandas as pd
 
 import moe_search as ms
+from moe_search.bench.peers.eplb import packed_by_element, packed_by_layer
 from moe_search.bench.speed.rounds import compared, in_turns
-from moe_search.serving.greedy_eplb import eplb
+from moe_search.serving.greedy_eplb import Pack, eplb, packed
 
-TITLE = "Placement of experts against EPLB's algorithm in numpy, milliseconds"
+TITLE = "Placement of experts against EPLB's algorithm, milliseconds"
 NOTES = """\
+The peer is EPLB's algorithm in numpy, all layers at once; "by layer" packs one layer after the other in numpy, as vLLM
+does, and "by element" tensors, element by element, as EPLB publishes it: each with how many times as fast ours is.
 Balance is the mean load of a device over the largest, the mean over layers; at best is what the bound allows, and the
 gap that of the worst layer. "Search" is what the solver reports as its runtime, on the clock.
 Loads of real routers are read from the folder that MOE_SEARCH_ROUTING names.
@@ -116,18 +119,25 @@ def measure_case(case: Case, load: np.ndarray[Any, Any], seconds: float) -> dict
         searched.append(1e3 * result.runtime)
         return result
 
-    def theirs() -> np.ndarray[Any, Any]:
-        return eplb(load, case.slots, case.groups, case.nodes, case.devices)
+    def theirs(pack: Pack) -> np.ndarray[Any, Any]:
+        return eplb(load, case.slots, case.groups, case.nodes, case.devices, pack)
 
-    result, peer = ours(), theirs()  # compiles
+    result, peer = ours(), theirs(packed)  # compiles
     searched.clear()
-    times = in_turns([partial(milliseconds, ours), partial(milliseconds, theirs)], ROUNDS, seconds)
+    calls = [ours, partial(theirs, packed), partial(theirs, packed_by_layer)]
+    *times, by_layer = in_turns([partial(milliseconds, call) for call in calls], ROUNDS, seconds)
+    # It takes a second, and once is enough.
+    by_element = [milliseconds(partial(theirs, packed_by_element))] * len(by_layer)
     problem = ms.ExpertPlacement(load, cluster, groups)
     best = load.sum(axis=1) / case.devices / problem.load_bounds
     balance = result.solution.balancedness
     return {
         "instance": case.name,
         **compared(*times),
+        "by layer": float(np.median(by_layer)),
+        "ratio by layer": compared(times[0], by_layer)["ratio"],
+        "by element": by_element[0],
+        "ratio by element": compared(times[0], by_element)["ratio"],
         "search": float(np.median(searched)),
         "balance": balance.mean(),
         "EPLB": float((load.sum(axis=1) / case.devices / problem.largest_loads(peer)).mean()),

@@ -27,7 +27,11 @@ from moe_search.solvers.heuristic.placement_moves import (
     empty_board,
     exchange_groups,
     go_back,
+    go_home,
+    homes_of,
     kick,
+    most_loaded,
+    remember,
     settle,
 )
 
@@ -95,103 +99,112 @@ class PlacementSearch(Solver):
         if run.initial is None:
             starts_at = problem.start if isinstance(problem, Rebalancing) else constructed(problem)
             run.initial = problem.placed(starts_at)
-        start = run.take_initial().physical_to_logical
+        start = run.initial.physical_to_logical
+        costs = problem.costs(start)
+        run.offer(run.initial, float(costs.sum()), 0)
         if run.bound is None:
             run.bound = problem.value_range()[0]
-        board = _board_of(problem)
-        layers = _layers_of(problem, start, self.tolerance)
-        state = _standing_of(layers)
+        placement = problem.placement if isinstance(problem, Rebalancing) else problem
+        board, layers = empty_board(placement), _layers_of(problem, start, costs, self.tolerance)
+        state, past, ranked = _standing_of(layers), _past_of(problem), _ranked(placement)
         if isinstance(problem, Rebalancing) and problem.budget is not None:
-            layers.rows.most_moved[:] = _shares(problem, start, board, self.tolerance)
-            state.spare = problem.budget - layers.rows.most_moved.sum()
+            layers.rows["most_moved"] = _shares(problem, start, costs, self.tolerance)
+            state["spare"] = problem.budget - layers.rows["most_moved"].sum()
         standing = state[0]
         rng = random_state(run.seed)
         log_values, log_iterations = np.zeros(LOG_LENGTH), np.zeros(LOG_LENGTH, dtype=np.int64)
 
         def advance(budget: int, target: float) -> Slice:
-            before = int(standing.iterations)
-            standing.logged = 0
-            search_slice(board, layers, state, rng, log_values, log_iterations, budget, target, self.patience)
-            logged, iterations = int(standing.logged), int(standing.iterations)
+            before = int(standing["iterations"])
+            standing["logged"] = 0
+            search_slice(
+                board, layers, *past, ranked, state, rng, log_values, log_iterations, budget, target, self.patience
+            )
+            logged, iterations = int(standing["logged"]), int(standing["iterations"])
             if logged and run.on_improvement is not None:
                 run.incumbent = problem.placed(layers.best)
-            improvements = zip(log_iterations[:logged], log_values[:logged], strict=True)
-            ended = standing.left == 0 or standing.total <= target
+            improvements = zip(log_iterations[:logged].tolist(), log_values[:logged].tolist(), strict=True)
+            ended = standing["left"] == 0 or standing["total"] <= target
             return Slice(iterations - before, iterations, improvements, bool(ended))
 
         run.loop(advance, first_budget=FIRST_TURNS)
         if len(run.trajectory) > 1:
             run.incumbent = problem.placed(layers.best)
-        return run.result(moves=int(standing.accepted), restarts=int(standing.restarts))
+        return run.result(moves=int(standing["accepted"]), restarts=int(standing["restarts"]))
 
 
-def _board_of(problem: ExpertPlacement | Rebalancing) -> Board:
-    placement = problem.placement if isinstance(problem, Rebalancing) else problem
-    return empty_board(placement.cluster.first_slots, placement.regions, placement.load.shape[1])
-
-
-def _layers_of(problem: ExpertPlacement | Rebalancing, start: Experts, tolerance: float, trace: int = 0) -> Layers:
+def _layers_of(
+    problem: ExpertPlacement | Rebalancing, start: Experts, costs: npt.NDArray[np.float64], tolerance: float
+) -> Layers:
     """Return where all layers stand at the start."""
     placement = problem.placement if isinstance(problem, Rebalancing) else problem
-    num_layers, num_experts = placement.load.shape
+    num_layers = len(placement.load)
     near = (1 + tolerance) * placement.load_bounds
-    moved = np.zeros(num_layers, dtype=np.int64)
-    costs = placement.largest_loads(start)
-    goals = targets = near
+    rows = np.zeros(num_layers, dtype=LAYER)
+    rows["goal"] = rows["target"] = near
+    rows["slope"], rows["most_moved"], rows["fresh"] = 1.0, placement.cluster.num_slots, True
     if isinstance(problem, Rebalancing):
-        moved = problem.migrations(start)
-        costs = problem.costs(start)
-        goals = problem.least_costs if problem.price else near
-        targets = near if problem.tolerance is None else problem.limits
-        before = np.ascontiguousarray(problem.held_before.transpose(0, 2, 1))
-    else:
-        before = np.zeros((1, num_experts, placement.cluster.num_devices), dtype=np.bool_)
-    ranked = np.zeros((num_layers, 1, 1), dtype=np.int64)
-    if placement.num_groups is not None:
-        grouped = placement.load.reshape(num_layers, placement.num_groups, -1)
-        ranked = np.argsort(-grouped, axis=2, kind="stable")
-        ranked += np.arange(placement.num_groups)[:, None] * grouped.shape[2]
-    rows = np.zeros(num_layers, dtype=LAYER).view(np.recarray)
-    rows.limit = problem.limits if isinstance(problem, Rebalancing) else 0.0
-    rows.slope = problem.slopes if isinstance(problem, Rebalancing) else 1.0
-    rows.goal, rows.target = goals, targets
-    rows.cost = rows.least_cost = costs
-    rows.moved, rows.most_moved = moved, placement.cluster.num_slots
-    rows.left = costs > goals * (1 + 1e-12)
-    rows.fresh = True
+        rows["limit"], rows["slope"], rows["moved"] = problem.limits, problem.slopes, problem.migrations(start)
+        if problem.price:
+            rows["goal"] = problem.least_costs
+        if problem.tolerance is not None:
+            rows["target"] = problem.limits
+    rows["cost"] = rows["least_cost"] = costs
+    rows["left"] = costs > rows["goal"] * (1 + 1e-12)
+    groups = placement.homes.shape[1]
+    homes = np.zeros((2, num_layers, groups), dtype=np.int64)
+    if placement.num_regions > 1:
+        homes[:] = placement.homes_of(start)
     return Layers(
         load=placement.load,
         current=start.copy(),
         best=start.copy(),
         rows=rows,
-        before=before,
-        ranked=ranked,
-        trace=np.zeros((trace, 2)),
-        counts=isinstance(problem, Rebalancing),
+        homes=homes,
         price=problem.price if isinstance(problem, Rebalancing) else 0.0,
     )
 
 
-def _standing_of(layers: Layers) -> Any:
-    state = np.zeros(1, dtype=STANDING).view(np.recarray)
-    state.total = layers.rows.least_cost.sum()
-    state.left = layers.rows.left.sum()
+def _past_of(problem: ExpertPlacement | Rebalancing, trace: int = 0) -> Any:
+    """Return what `search_slice` takes where migrations count, and Nones where they do not."""
+    if not isinstance(problem, Rebalancing):
+        return None, None, None
+    was = np.zeros((problem.placement.load.shape[1], problem.placement.cluster.num_devices), dtype=np.bool_)
+    return was, problem.previous, np.zeros((trace, 2))
+
+
+def _ranked(placement: ExpertPlacement) -> npt.NDArray[np.int64] | None:
+    """Return the experts of every group by falling load, shape (layers, groups, experts of a group)."""
+    if placement.num_regions == 1:
+        return None
+    grouped = placement.load.reshape(len(placement.load), placement.num_groups or 1, -1)
+    ranked = np.argsort(-grouped, axis=2, kind="stable")
+    return ranked + np.arange(grouped.shape[1])[:, None] * grouped.shape[2]
+
+
+def _standing_of(layers: Layers) -> npt.NDArray[np.void]:
+    state = np.zeros(1, dtype=STANDING)
+    state["total"] = layers.rows["least_cost"].sum()
+    state["left"] = layers.rows["left"].sum()
     return state
 
 
-def _shares(problem: Rebalancing, start: Experts, board: Board, tolerance: float) -> npt.NDArray[np.int64]:
+def _shares(
+    problem: Rebalancing, start: Experts, costs: npt.NDArray[np.float64], tolerance: float
+) -> npt.NDArray[np.int64]:
     """Share the budget out: the steps that gain most for a migration, along the envelopes of all layers."""
     assert problem.budget is not None
     shares = problem.migrations(start)
-    layers = _layers_of(problem, start, tolerance, TRACE_LENGTH)
-    state = _standing_of(layers)
+    board, layers = empty_board(problem.placement), _layers_of(problem, start, costs, tolerance)
+    state, past, ranked = _standing_of(layers), _past_of(problem, TRACE_LENGTH), _ranked(problem.placement)
+    trace = past[-1]
+    log_values, log_iterations = np.zeros(1), np.zeros(1, dtype=np.int64)
     steps = []
-    for layer in np.flatnonzero(layers.rows.left).tolist():
-        layers.trace[:] = 0.0
-        state.layer = layer
-        state.logged = 0
-        search_slice(board, layers, state, random_state(0), np.zeros(1), np.zeros(1, dtype=np.int64), 1, -math.inf, 1)
-        for (few, high), (many, low) in _envelope([row for row in layers.trace.tolist() if row[1] > 0]):
+    for layer in np.flatnonzero(layers.rows["left"]).tolist():
+        trace[:] = 0.0
+        state["layer"], state["logged"] = layer, 0
+        search_slice(board, layers, *past, ranked, state, random_state(0), log_values, log_iterations, 1, -math.inf, 1)
+        for (few, high), (many, low) in _envelope([row for row in trace.tolist() if row[1] > 0]):
             steps.append(((high - low) / (many - few), int(many - few), layer))
     left = problem.budget - int(shares.sum())
     for _, migrations, layer in sorted(steps, key=lambda step: -step[0]):
@@ -255,10 +268,7 @@ class Layers(NamedTuple):
     current: Experts  # (layers, slots) the local optimum that kicks start from
     best: Experts  # (layers, slots)
     rows: Any  # of `LAYER`, (layers,)
-    before: npt.NDArray[np.bool_]  # (layers, experts, devices) who held what; one layer where nothing was
-    ranked: npt.NDArray[np.int64]  # (layers, groups, experts of a group) the experts of every group by falling load
-    trace: npt.NDArray[np.float64]  # (steps, 2) gets migrations and largest load of every step of a descent
-    counts: bool  # whether migrations count
+    homes: npt.NDArray[np.int64]  # (2, layers, groups) the regions of groups, in the current and the best placement
     price: float  # of a migration
 
 
@@ -266,6 +276,10 @@ class Layers(NamedTuple):
 def search_slice(
     board: Board,
     layers: Layers,
+    was: Any,
+    before: Any,
+    trace: Any,
+    ranked: Any,
     state: Any,
     rng: Any,
     log_values: Any,
@@ -274,83 +288,88 @@ def search_slice(
     target: float,
     patience: int,
 ) -> None:
-    """Let layers take turns, at most `budget` of them."""
+    """Let layers take turns, at most `budget` of them.
+
+    What is None is not compiled: where migrations do not count, `was` (experts, devices), `before` (layers, slots) and
+    `trace`, which gets migrations and largest load of every step of a descent; where there are no groups, `ranked`, the
+    experts of every group of every layer by falling load.
+    """
     standing = state[0]
-    counts = layers.counts
     for _ in range(budget):
-        if standing.left == 0 or standing.total <= target or standing.logged == log_values.shape[0]:
+        if standing["left"] == 0 or standing["total"] <= target or standing["logged"] == log_values.shape[0]:
             return
-        layer = standing.layer
-        while not layers.rows[layer].left:
+        layer = standing["layer"]
+        while not layers.rows[layer]["left"]:
             layer = (layer + 1) % layers.rows.shape[0]
-        standing.layer = (layer + 1) % layers.rows.shape[0]
+        standing["layer"] = (layer + 1) % layers.rows.shape[0]
         row = layers.rows[layer]
-        standing.iterations += 1
-        w, slope, aim = layers.load[layer], row.slope, row.target
-        was = layers.before[layer if counts else 0]
+        standing["iterations"] += 1
         copy_row(layers.current[layer], board.place)
-        if counts and row.fresh:
-            # What the first descent leaves of its share, all layers may take.
-            standing.spare += row.most_moved - row.moved
-        moved = np.int64(0)
-        for phase in range(3):
-            moved = settle(board, w, was)
-            if phase == 0 and not row.fresh:
-                if layers.price > 0.0 and row.failures % 2 == 1:
-                    # Where migrations cost, every other turn looks for as good a load at fewer of them.
-                    aim = max(aim, largest(board.load))
-                if board.regions.shape[0] > 2 and random_unit(rng) < GROUP_SHARE:
-                    exchange_groups(board, layers.ranked[layer], rng)
-                else:
-                    kick(board, w, was, rng)
-            elif phase == 1:
-                worth = layers.price / slope
-                allowed = row.moved + standing.spare
-                if row.fresh:
-                    allowed = row.most_moved
-                moved = descend(board, w, was, aim, moved, allowed, worth, counts, layers.trace)
-                if counts:
-                    go_back(board, w, was, aim, moved, worth)
-        load = largest(board.load)
-        cost = slope * max(load - row.limit, 0.0) + layers.price * moved
-        feasible = not counts or moved <= row.moved + standing.spare
-        failures = row.failures
-        best = row.least_cost
-        row.fresh = False
+        for e in range(board.experts.shape[0]):
+            board.experts[e]["load"] = layers.load[layer, e]
+        if ranked is not None:
+            go_home(board.experts, layers.homes[0, layer])
+        worth, allowed, aim = layers.price / row["slope"], row["moved"] + standing["spare"], row["target"]
+        if was is not None:
+            remember(board.devices, was, before[layer], True)
+            if row["fresh"]:
+                # What the first descent leaves of its share, all layers may take.
+                standing["spare"] += row["most_moved"] - row["moved"]
+                allowed = row["most_moved"]
+        moved = settle(board, was)
+        if not row["fresh"]:
+            if layers.price > 0.0 and row["failures"] % 2 == 1:
+                # Where migrations cost, every other turn looks for as good a load at fewer of them.
+                aim = max(aim, board.devices[most_loaded(board.devices)]["load"])
+            if ranked is not None and random_unit(rng) < GROUP_SHARE:
+                exchange_groups(board, ranked[layer], rng)
+                settle(board, was)
+            kick(board, was, rng)
+            moved = settle(board, was)
+        moved = descend(board, was, aim, moved, allowed, worth, trace)
+        if was is not None:
+            go_back(board, was, before[layer], aim, moved, worth)
+        moved = settle(board, was)
+        if was is not None:
+            remember(board.devices, was, before[layer], False)
+        load = board.devices[most_loaded(board.devices)]["load"]
+        cost = row["slope"] * max(load - row["limit"], 0.0) + layers.price * moved
+        feasible = was is None or moved <= row["moved"] + standing["spare"]
+        failures = row["failures"]
+        best = row["least_cost"]
         if feasible and cost < best - 1e-12 * abs(best):
-            standing.total += cost - best
-            standing.spare -= moved - row.moved
-            row.moved = moved
-            row.least_cost = cost
-            row.failures = 0
+            standing["total"] += cost - best
+            standing["spare"] -= moved - row["moved"]
+            row["moved"] = moved
+            row["least_cost"] = cost
+            row["failures"] = 0
             copy_row(board.place, layers.best[layer])
-            log_values[standing.logged] = standing.total
-            log_iterations[standing.logged] = standing.iterations
-            standing.logged += 1
-            if cost <= row.goal * (1.0 + 1e-12):
-                row.left = False
-                standing.left -= 1
+            if ranked is not None:
+                homes_of(board.experts, layers.homes[1, layer])
+            # The first descents of all layers are one improvement.
+            if standing["logged"] == 0 or not row["fresh"]:
+                standing["logged"] += 1
+            log_values[standing["logged"] - 1] = standing["total"]
+            log_iterations[standing["logged"] - 1] = standing["iterations"]
+            if cost <= row["goal"] * (1.0 + 1e-12):
+                row["left"] = False
+                standing["left"] -= 1
         else:
-            row.failures = failures + 1
+            row["failures"] = failures + 1
+        row["fresh"] = False
         slack = WORST_ACCEPTED * max(0, 2 * failures - patience) / patience
-        if feasible and cost <= max(row.cost, best * (1.0 + slack)):
-            row.cost = cost
+        if feasible and cost <= max(row["cost"], best * (1.0 + slack)):
+            row["cost"] = cost
             copy_row(board.place, layers.current[layer])
-            standing.accepted += 1
+            if ranked is not None:
+                homes_of(board.experts, layers.homes[0, layer])
+            standing["accepted"] += 1
         elif failures >= patience:
-            row.failures = 0
-            row.cost = best
+            row["failures"] = 0
+            row["cost"] = best
             copy_row(layers.best[layer], layers.current[layer])
-            standing.restarts += 1
-
-
-@compiled
-def largest(load: Any) -> float:
-    """Return the largest of the loads, or 0."""
-    found = 0.0
-    for g in range(load.shape[0]):
-        found = max(found, load[g])
-    return found
+            copy_row(layers.homes[1, layer], layers.homes[0, layer])
+            standing["restarts"] += 1
 
 
 @compiled

@@ -3,10 +3,11 @@
 import itertools
 
 
-def placements(num_experts, slots, groups=None):
+def placements(num_experts, slots, groups=None, first_copy_only=False):
     """Yield all placements as one set of experts for each device; `groups` are the number of groups and of nodes."""
+    fits = at_home if first_copy_only else grouped
     for held in itertools.product(*(itertools.combinations(range(num_experts), count) for count in slots)):
-        if set().union(*held) == set(range(num_experts)) and (groups is None or grouped(held, num_experts, *groups)):
+        if set().union(*held) == set(range(num_experts)) and (groups is None or fits(held, num_experts, *groups)):
             yield held
 
 
@@ -15,6 +16,16 @@ def grouped(held, num_experts, num_groups, num_nodes):
     size, near = num_experts // num_groups, len(held) // num_nodes
     nodes = [{e // size for each in held[n * near : (n + 1) * near] for e in each} for n in range(num_nodes)]
     return all(len(node) == num_groups // num_nodes for node in nodes)
+
+
+def at_home(held, num_experts, num_groups, num_nodes):
+    """Return whether nodes can be the homes of equally many groups, of all whose experts they have a copy."""
+    size, near = num_experts // num_groups, len(held) // num_nodes
+    nodes = [{e for each in held[n * near : (n + 1) * near] for e in each} for n in range(num_nodes)]
+    return any(
+        all(set(range(g * size, (g + 1) * size)) <= nodes[k * num_nodes // num_groups] for k, g in enumerate(order))
+        for order in itertools.permutations(range(num_groups))
+    )
 
 
 def largest_load(held, load):

@@ -48,7 +48,7 @@ def test_groups_stay_on_nodes():
     problem = ms.ExpertPlacement([8, 8, 1, 1], ms.Cluster(2, 2, num_nodes=2), num_groups=2)
     assert problem.value([0, 1, 2, 3]) == 16.0
     assert problem.load_bounds.tolist() == pytest.approx([16.0])
-    with pytest.raises(ValueError, match="solution must hold every group of experts on one node, one is on two in"):
+    with pytest.raises(ValueError, match=r"must hold all copies of all experts of a group on one node, .* in layer 0"):
         problem.value([0, 2, 1, 3])
     # Of ten pairs of groups, the least largest pair is that of equal sums.
     loads = np.repeat([1, 2, 3, 4], 2)
@@ -57,10 +57,29 @@ def test_groups_stay_on_nodes():
     assert four.homes.tolist() in ([[0, 1, 1, 0]], [[1, 0, 0, 1]])
 
 
-@pytest.mark.parametrize("groups", [None, 4])
-def test_random_solutions_are_placements(groups):
+def test_only_the_first_copies_stay_on_nodes():
+    # The node of the heavy group keeps a copy of each of its experts; further ones relieve it.
+    cluster = ms.Cluster(4, 2, num_nodes=2)
+    problem = ms.ExpertPlacement([8, 6, 1, 1], cluster, num_groups=2, first_copy_only=True)
+    assert problem.value([0, 1, 1, 0, 2, 3, 0, 1]) == pytest.approx(8 / 3 + 6 / 3)
+    assert problem.homes_of(np.array([[0, 1, 1, 0, 2, 3, 0, 1]])).tolist() == [[0, 1]]
+    assert problem.homes_of(np.array([[0, 2, 1, 3, 0, 2, 1, 3]])).tolist() in ([[0, 1]], [[1, 0]])
+    with pytest.raises(ValueError, match="must hold a copy of every expert of a group on one node, equally many"):
+        problem.value([0, 2, 0, 2, 1, 3, 1, 3])
+    strict = ms.ExpertPlacement(problem.load, cluster, num_groups=2)
+    assert problem.load_bounds == pytest.approx([4.0])
+    assert strict.load_bounds == pytest.approx([7.0])
+    # Without further copies there is no difference.
+    full = [ms.ExpertPlacement([8, 6, 1, 1], ms.Cluster(2, 2, 2), 2, first) for first in (True, False)]
+    assert full[0].load_bounds.tolist() == full[1].load_bounds.tolist()
+    assert repr(full[0]).endswith("num_groups=2, first_copy_only=True)")
+
+
+@pytest.mark.parametrize(("groups", "first_copy_only"), [(None, False), (4, False), (4, True)])
+def test_random_solutions_are_placements(groups, first_copy_only):
     rng = np.random.default_rng(0)
-    problem = ms.ExpertPlacement(rng.random((3, 8)) + 0.1, ms.Cluster(4, (3, 4, 3, 4), num_nodes=2), groups)
+    cluster = ms.Cluster(4, (3, 4, 3, 4), num_nodes=2)
+    problem = ms.ExpertPlacement(rng.random((3, 8)) + 0.1, cluster, groups, first_copy_only)
     for _ in range(20):
         placement = problem.random_solution(rng)
         assert problem.value(placement) >= problem.load_bounds.sum() * (1 - 1e-12)
@@ -72,17 +91,25 @@ def test_random_solutions_are_placements(groups):
         ([1, -2, 3], (3, 1), None, r"load must not be negative, got -2 at index \(1,\)"),
         ([1.0, np.nan], (2, 1), None, r"load must be finite, got nan at index \(1,\)"),
         ([[1, 2], [0, 0]], (2, 1), None, "load must be above 0 for some expert of every layer, got none in layer 1"),
+        ([[1, 2], [3]], (2, 1), None, "load must be an array, got lists of unequal lengths"),
+        ([1e308, 1e308], (2, 1), None, "load must have a finite sum, got one that overflows"),
         (3.0, (2, 1), None, r"load must have shape \(experts,\), .* got shape \(\)"),
         ([1, 2, 3], (2, 1), None, "the devices must have a slot for each of 3 experts, got 2 slots"),
         ([1, 2], (2, 3), None, "a device must have at most one slot for each of the 2 experts .* got 3 slots"),
         ([1, 2, 3, 4], (4, 1, 2), 3, "num_groups must divide the number of experts, 4, .* num_nodes, 2; got 3"),
         ([1, 2, 3], (3, 1), 2, "num_groups must divide the number of experts, 3, .* got 2"),
+        ([1, 2, 3, 4], (4, 1, 2), 0, "num_groups must be an integer >= 1, got 0"),
         ([1, 2, 3, 4], (2, (3, 1), 2), 2, "every node must have a slot for each of the 2 experts .* one of 1 slots"),
     ],
 )
 def test_bad_problems_are_refused_in_a_sentence(load, cluster, groups, message):
     with pytest.raises(ValueError, match=message):
         ms.ExpertPlacement(load, ms.Cluster(*cluster), groups)
+
+
+def test_first_copies_have_groups():
+    with pytest.raises(ValueError, match="first_copy_only must be given with num_groups, got it without"):
+        ms.ExpertPlacement([1, 2], ms.Cluster(2, 1), first_copy_only=True)
 
 
 @pytest.mark.parametrize(

@@ -49,17 +49,25 @@ def test_old_maps_that_are_no_placements_are_mended():
 
 def test_maps_that_know_no_groups_are_mended_to_keep_them_on_nodes():
     rng = np.random.default_rng(0)
-    grouped = ms.ExpertPlacement(rng.random((5, 8)) + 0.1, ms.Cluster(4, 3, 2), num_groups=4)
-    free = ms.ExpertPlacement(grouped.load, ms.Cluster(4, 3, 2))
-    problem = ms.Rebalancing(grouped, free.random_solution(rng), tolerance=0.1)
-    grouped.check_map(problem.start)
-    assert problem.migrations(problem.start).max() <= 9
+    free = ms.ExpertPlacement(rng.random((5, 8)) + 0.1, ms.Cluster(4, 3, 2))
+    previous, empty = free.random_solution(rng), np.full((5, 12), -1)
+    most = []
+    for first_copy_only in (False, True):
+        grouped = ms.ExpertPlacement(free.load, free.cluster, 4, first_copy_only)
+        for old in (previous, empty):
+            problem = ms.Rebalancing(grouped, old, tolerance=0.1)
+            grouped.check_map(problem.start)
+            most.append(problem.migrations(problem.start).max())
+    # What may be anywhere stays where it is.
+    assert most[2] < most[0] <= 9
+    assert most[1] == most[3] == 12
 
 
 @pytest.mark.parametrize(
     ("previous", "options", "message"),
     [
         ([0, 1, 2], {"budget": 1}, r"previous must have shape \(1, 6\), layers and slots, got shape \(3,\)"),
+        ([[0, 1, 2], [3]], {"budget": 1}, "previous must be an array, got lists of unequal lengths"),
         ([0, 1, 2, 3, 4, 0], {"budget": 1}, r"previous must hold experts 0 .. 3 of this model, .* got 0 .. 4"),
         (OLD, {"budget": 0}, "budget must be an integer >= 1, got 0"),
         (OLD, {"tolerance": -0.1}, "tolerance must be a finite number >= 0, got -0.1"),

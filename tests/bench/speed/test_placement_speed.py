@@ -1,9 +1,11 @@
 from functools import partial
 
 import numpy as np
+import pytest
 
+from moe_search.bench.peers.eplb import packed_by_element, packed_by_layer
 from moe_search.bench.speed import placement_speed, rebalancing_drift
-from moe_search.serving.greedy_eplb import eplb
+from moe_search.serving.greedy_eplb import eplb, packed
 
 LOADS = [
     [90, 132, 40, 61, 104, 165, 39, 4, 73, 56, 183, 86],
@@ -11,12 +13,13 @@ LOADS = [
 ]
 
 
-def test_the_peer_gives_what_eplb_publishes():
-    assert eplb(np.array(LOADS), 16, 4, 2, 8).tolist() == [
+@pytest.mark.parametrize("pack", [packed, packed_by_layer, packed_by_element])
+def test_the_peer_gives_what_eplb_publishes(pack):
+    assert eplb(np.array(LOADS), 16, 4, 2, 8, pack).tolist() == [
         [5, 6, 5, 7, 8, 4, 3, 4, 10, 9, 10, 2, 0, 1, 11, 1],
         [7, 10, 6, 8, 6, 11, 8, 9, 2, 4, 5, 1, 5, 0, 3, 1],
     ]
-    assert eplb(np.array([[8.0, 4.0, 2.0, 2.0]]), 4, 0, 1, 4).tolist() == [[0, 1, 2, 3]]
+    assert eplb(np.array([[8.0, 4.0, 2.0, 2.0]]), 4, 0, 1, 4, pack).tolist() == [[0, 1, 2, 3]]
 
 
 def test_a_row_for_every_case_whose_loads_there_are(monkeypatch):
@@ -27,7 +30,7 @@ def test_a_row_for_every_case_whose_loads_there_are(monkeypatch):
     (row,) = placement_speed.measure(None, seconds=0.01).to_dict("records")
     assert row["instance"] == "small"
     assert row["EPLB"] < row["balance"] <= row["at best"] <= 1.0
-    assert min(row["ours"], row["peer"], row["search"]) > 0
+    assert min(row[each] for each in ("ours", "peer", "by layer", "by element", "search")) > 0
 
 
 def test_rebalancing_migrates_less_than_eplb_and_keeping_not_at_all(monkeypatch):

@@ -18,22 +18,23 @@ EPLB_MAP = [
 
 
 def tiny(rng):
-    """Return a tiny layer, and all its placements."""
+    """Return a tiny layer, in some cases of groups on nodes, of which all copies stay or the first; its placements."""
     while True:
         devices, experts = int(rng.integers(2, 5)), int(rng.integers(2, 7))
-        groups = None
-        if devices % 2 == 0 and experts % 2 == 0 and experts > 2 and rng.random() < 0.4:
+        groups, first_copy_only = None, False
+        if devices % 2 == 0 and experts % 2 == 0 and experts > 2 and rng.random() < 0.8:
             groups = (4 if experts % 4 == 0 and rng.random() < 0.5 else 2, 2)
+            first_copy_only = bool(rng.random() < 0.5)
         near = experts // (groups[1] if groups else 1)
-        slots = tuple(map(int, rng.integers(1, min(3, near) + 1, devices)))
+        slots = tuple(map(int, rng.integers(1, min(3, experts if first_copy_only else near) + 1, devices)))
         parts = (slots[: devices // 2], slots[devices // 2 :]) if groups else (slots,)
         if min(map(sum, parts)) >= near:
             break
     load = rng.integers(0, 50, experts) ** int(rng.integers(1, 3))
     load[0] += 1
     cluster = ms.Cluster(devices, slots, groups[1] if groups else 1)
-    every = list(placements(experts, slots, groups))
-    return ms.ExpertPlacement(load, cluster, groups[0] if groups else None), slots, every
+    every = list(placements(experts, slots, groups, first_copy_only))
+    return ms.ExpertPlacement(load, cluster, groups[0] if groups else None, first_copy_only), slots, every
 
 
 def solved(problem, optimum, iterations=4000):
