@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_search.checks import require_flag
+from moe_search.problems.co_activation import CoActivation
 from moe_search.problems.kernel_cache import LOGGER
 from moe_search.problems.linear import LinearAssignment
 from moe_search.problems.permutation_problem import PermutationProblem
@@ -162,6 +163,10 @@ def default_solver(problem: Problem, seconds: float) -> Solver:
         from moe_search.solvers.heuristic.placement_search import PlacementSearch
 
         return PlacementSearch()
+    if isinstance(problem, CoActivation):
+        from moe_search.solvers.heuristic.co_activation_search import CoActivationSearch
+
+        return CoActivationSearch()
     if not isinstance(problem, PermutationProblem):
         raise TypeError(
             f"solver must be given: none is known for {type(problem).__name__}, whose solutions are no permutations"
