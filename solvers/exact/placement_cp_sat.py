@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -19,11 +19,18 @@ from moe_search.solvers.engine.random_state import random_state
 from moe_search.solvers.engine.result import Result
 from moe_search.solvers.engine.run import Run
 from moe_search.solvers.engine.solver import Solver
+from moe_search.solvers.exact.replica_counts import ReplicaCounts, conditions, paired, possible_counts
 from moe_search.solvers.heuristic.longest_processing_time import constructed
 
 MOST_TERMS = 50_000
 # Loads become integers on a grid of this many steps: CP-SAT errs on models of much larger coefficients.
 LOAD_STEPS = 2.0**34
+# Limits of two slots a device are bisected to this part at first, and what CP-SAT spends on one is about a second; then
+# to a tenth of it, at four times the effort, and so on to the last.
+FIRST_PRECISION, LAST_PRECISION = 1e-3, 1e-9
+FIRST_EFFORT, MORE_EFFORT = 1.0, 4.0
+# At first it is given the numbers of replicas that cost so many slots more at most, then all of them.
+LIKELY_SLOTS = 0.15
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,11 @@ class PlacementCpSat(Solver):
     A variable says that an expert has k replicas, and one for each device that one of these k is there. Layers whose
     construction, or `initial`, reaches the bound are left as they are. Loads are rounded down to a grid of 2^-34 of
     their sum, and an optimum is one up to that. An iteration is one conflict.
+
+    Where every device has two slots, and no groups stay on nodes, layers of hundreds of experts are within reach: no
+    device is above a limit if the replicas that bear more than half of it have light enough partners, which is a matter
+    of numbers of replicas alone. The limit is bisected between a proof by CP-SAT, or by the linear relaxation, and a
+    placement.
 
     Examples
     --------
@@ -61,7 +73,9 @@ class PlacementCpSat(Solver):
     def refuses(self, problem: Problem) -> str | None:
         """Refuse models that are too large."""
         assert isinstance(problem, ExpertPlacement)
-        terms = problem.load.shape[1] * problem.cluster.num_devices * most_copies(problem)
+        if has_two_slots(problem):
+            return None
+        terms = terms_of(problem)
         if terms > MOST_TERMS:
             return f"the model of a layer would have {terms:,} terms, {MOST_TERMS:,} at most; PlacementSearch takes any"
         return None
@@ -94,33 +108,46 @@ class PlacementCpSat(Solver):
         allowance = run.stop.start().allowance(run.progress())
         if allowance.spent:
             return False
+        if has_two_slots(problem) and (
+            self._bisect_limit(run, problem, layer, experts, bounds) or terms_of(problem) > MOST_TERMS
+        ):
+            return problem.largest_loads(experts)[layer] <= bounds[layer] * (1 + LAST_PRECISION)
         model = _Model(problem, layer, float(bounds[layer]))
         model.hint(experts[layer])
+        done = run.iterations
+
+        class Solutions(cp_model.CpSolverSolutionCallback):  # type: ignore[misc]
+            def on_solution_callback(self) -> None:
+                run.iterations = done + self.num_conflicts
+                take_layer(run, problem, layer, experts, model.experts(self.boolean_value))
+
+        solver, status = self._run_cp_sat(run, model.model, Solutions())
+        bounds[layer] = max(bounds[layer], solver.best_objective_bound / model.scale)
+        return status == cp_model.OPTIMAL
+
+    def _run_cp_sat(self, run: Run, model: Any, callback: Any = None, effort: float = math.inf) -> tuple[Any, Any]:
+        """Solve a model as long as the run may last, and at most an effort; return the solver and its status."""
+        from ortools.sat.python import cp_model
+
+        allowance = run.stop.start().allowance(run.progress())
         solver = cp_model.CpSolver()
         solver.parameters.num_workers = self.workers
         solver.parameters.random_seed = int(random_state(run.seed)[0] % 2**31)
         # Ctrl-C is Python's; a handler inside the library would end the process's own.
         solver.parameters.catch_sigint_signal = False
         if math.isfinite(allowance.seconds):
-            solver.parameters.max_time_in_seconds = allowance.seconds
+            solver.parameters.max_time_in_seconds = max(allowance.seconds, 0.0)
         if math.isfinite(allowance.iterations):
-            solver.parameters.max_number_of_conflicts = int(allowance.iterations)
-        done = run.iterations
-
-        class Solutions(cp_model.CpSolverSolutionCallback):  # type: ignore[misc]
-            def on_solution_callback(self) -> None:
-                better = experts.copy()
-                better[layer] = model.experts(self.boolean_value)
-                run.iterations = done + self.num_conflicts
-                if problem.value(better) < run.value:
-                    experts[layer] = better[layer]
-                    run.offer(problem.placed(better), problem.value(better), run.iterations)
-
-        status = None
+            solver.parameters.max_number_of_conflicts = int(max(allowance.iterations, 0))
+        if math.isfinite(effort):
+            solver.parameters.max_deterministic_time = effort
+            # Conditions on numbers of replicas are nearly tight as linear programs.
+            solver.parameters.linearization_level = 2
+        done, status = run.iterations, None
 
         def work() -> None:
             nonlocal status
-            status = solver.solve(model.model, Solutions())
+            status = solver.solve(model, callback)
 
         def look() -> None:
             run.show()
@@ -130,8 +157,100 @@ class PlacementCpSat(Solver):
         if run_watched(work, look, solver.stop_search):
             raise KeyboardInterrupt
         run.iterations = done + solver.num_conflicts
-        bounds[layer] = max(bounds[layer], solver.best_objective_bound / model.scale)
-        return status == cp_model.OPTIMAL
+        return solver, status
+
+    def _bisect_limit(self, run: Run, problem: ExpertPlacement, layer: int, experts: Experts, bounds: Any) -> bool:
+        """Bisect what a device of a layer bears at most; return whether this ended, and not for want of a pairing."""
+        precision, effort = FIRST_PRECISION, FIRST_EFFORT
+        while True:
+            open_low, out_of_effort, unpaired, below = 0.0, False, False, effort > FIRST_EFFORT
+            # Below the limits that are left open a proof may be easier, and above them a placement.
+            for upwards in (False, True):
+                low = max(float(bounds[layer]), open_low if upwards else 0.0)
+                high = float(problem.largest_loads(experts)[layer])
+                while high - low > precision * high:
+                    if run.stop.start().stops(run.progress()):
+                        return True
+                    # What was found is optimal if there is nothing right below.
+                    limit = high * (1 - 0.5 * LAST_PRECISION) if below else 0.5 * (low + high)
+                    below = False
+                    answer, placed = self._within_limit(
+                        run, problem.load[layer], problem.cluster.num_devices, limit, effort
+                    )
+                    if answer == "none":
+                        low = bounds[layer] = limit
+                    elif placed is not None:
+                        take_layer(run, problem, layer, experts, placed)
+                        high = float(problem.largest_loads(experts)[layer])
+                    else:
+                        out_of_effort, unpaired = out_of_effort or answer == "open", unpaired or answer == "unpaired"
+                        open_low = max(open_low, limit)
+                        low, high = (limit, high) if upwards else (low, limit)
+            if problem.largest_loads(experts)[layer] <= bounds[layer] * (1 + LAST_PRECISION):
+                return True
+            if unpaired and not out_of_effort:
+                return False
+            precision, effort = max(0.1 * precision, LAST_PRECISION), MORE_EFFORT * effort
+
+    def _within_limit(
+        self, run: Run, load: Any, devices: int, limit: float, effort: float
+    ) -> tuple[Literal["none", "some", "unpaired", "open"], Experts | None]:
+        """Return whether no device need be above a limit, and if so the experts in the slots."""
+        from ortools.sat.python import cp_model
+
+        counts = possible_counts(load, devices, limit)
+        if counts is None:
+            return "none", None
+        status = None
+        for extra in (LIKELY_SLOTS, math.inf):
+            rows = counts.within(extra)
+            model, chosen = counting_model(rows, devices)
+            solver, status = self._run_cp_sat(run, model, effort=effort)
+            if status in (cp_model.OPTIMAL, cp_model.FEASIBLE):
+                taken = np.array(solver.boolean_values(chosen))
+                copies = np.zeros(len(load), dtype=np.int64)
+                copies[rows.expert[taken]] = rows.copies[taken]
+                experts = paired(load, copies, counts.limit)
+                return ("unpaired" if experts is None else "some"), experts
+            if len(rows.expert) == len(counts.expert):
+                break
+        return ("none" if status == cp_model.INFEASIBLE else "open"), None
+
+
+def take_layer(run: Run, problem: ExpertPlacement, layer: int, experts: Experts, better: Experts) -> None:
+    """Take the experts in the slots of a layer if they are better."""
+    changed = experts.copy()
+    changed[layer] = better
+    value = problem.value(changed)
+    if value < run.value:
+        experts[layer] = better
+        run.offer(problem.placed(changed), value, run.iterations)
+        run.show()
+
+
+def has_two_slots(problem: ExpertPlacement) -> bool:
+    """Return whether every device has two slots, and any may hold any expert."""
+    return problem.num_groups is None and bool((np.diff(problem.cluster.first_slots) == 2).all())
+
+
+def terms_of(problem: ExpertPlacement) -> int:
+    """Return the number of terms of the model of a layer."""
+    return problem.load.shape[1] * problem.cluster.num_devices * most_copies(problem)
+
+
+def counting_model(rows: ReplicaCounts, devices: int) -> tuple[Any, list[Any]]:
+    """Return the model that chooses a row for each expert, and its variables."""
+    from ortools.sat.python import cp_model
+
+    model = cp_model.CpModel()
+    chosen = [model.new_bool_var("") for _ in rows.expert]
+    for expert in range(int(rows.expert.max()) + 1):
+        model.add_exactly_one([chosen[row] for row in np.flatnonzero(rows.expert == expert)])
+    model.add(cp_model.LinearExpr.weighted_sum(chosen, rows.copies.tolist()) == 2 * devices)
+    for needed in conditions(rows.share, rows.copies, rows.limit):
+        used = np.flatnonzero(needed)
+        model.add(cp_model.LinearExpr.weighted_sum([chosen[row] for row in used], needed[used].tolist()) <= 0)
+    return model, chosen
 
 
 def most_copies(problem: ExpertPlacement) -> int:

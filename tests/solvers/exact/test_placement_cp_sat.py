@@ -5,6 +5,7 @@ import pytest
 from naive_placement import largest_load, placements
 
 import moe_search as ms
+from moe_search.solvers.exact.replica_counts import possible_counts
 
 
 @pytest.mark.parametrize(("slots", "groups"), [((2, 2, 2), None), ((3, 1, 2), None), ((2, 1, 2, 1), (2, 2))])
@@ -30,3 +31,40 @@ def test_what_is_too_large_is_refused_and_no_time_gives_the_construction():
     small = ms.ExpertPlacement(load[:, :12], ms.Cluster(4, 4))
     result = ms.solve(small, ms.PlacementCpSat(), ms.MaxRuntime(0.0))
     assert result.value == ms.solve(small, ms.LongestProcessingTime()).value
+
+
+def test_two_slots_a_device_are_proved_by_brute_force():
+    rng = np.random.default_rng(1)
+    for _ in range(20):
+        devices = int(rng.integers(2, 5))
+        experts = int(rng.integers(2, min(2 * devices, 5) + 1))
+        load = rng.integers(0, 60, experts) ** int(rng.integers(1, 3))
+        load[0] += 1
+        optimum = min(largest_load(held, load.tolist()) for held in placements(experts, (2,) * devices))
+        result = ms.solve(ms.ExpertPlacement(load, ms.Cluster(devices, 2)), ms.PlacementCpSat(), ms.MaxRuntime(60.0))
+        assert (result.value, result.bound) == pytest.approx((optimum, optimum), rel=1e-8), load
+        assert result.status == "optimal"
+
+
+def test_many_devices_of_two_slots_are_bounded_and_solved():
+    load = np.arange(1.0, 65.0) ** -0.5
+    problem = ms.ExpertPlacement(load, ms.Cluster(40, 2))
+    search = ms.solve(problem, stop=ms.MaxIterations(2000))
+    result = ms.solve(problem, ms.PlacementCpSat(), ms.MaxRuntime(60.0))
+    assert result.value <= search.value
+    assert result.bound > search.bound * 1.01
+    assert result.gap < 1e-3
+    assert result.value == pytest.approx(problem.largest_loads(result.solution.physical_to_logical)[0])
+
+
+def test_numbers_of_replicas_are_possible_exactly_where_a_placement_is():
+    rng = np.random.default_rng(2)
+    for _ in range(60):
+        devices, experts = 3, int(rng.integers(3, 6))
+        load = rng.random(experts) + 0.05
+        every = [largest_load(held, load.tolist()) for held in placements(experts, (2,) * devices)]
+        counts = possible_counts(load, devices, min(every))
+        assert counts is not None
+        assert counts.least_slots <= 2 * devices + 1e-6
+        below = possible_counts(load, devices, 0.5 * min(every))
+        assert below is None or below.least_slots > experts
