@@ -1,4 +1,4 @@
-"""Small placements to optimality with OR-Tools' CP-SAT."""
+"""Small placements, and small ways to rebalance them, to optimality with OR-Tools' CP-SAT."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from moe_search.problems.arrays import grid_scale
 from moe_search.problems.kernel_cache import compile_time
 from moe_search.problems.placement import ExpertPlacement, Experts
 from moe_search.problems.problem import Problem
+from moe_search.problems.rebalancing import Rebalancing
 from moe_search.solvers.engine.background import run_watched
 from moe_search.solvers.engine.random_state import random_state
 from moe_search.solvers.engine.result import Result
@@ -25,6 +26,8 @@ from moe_search.solvers.heuristic.longest_processing_time import constructed
 MOST_TERMS = 50_000
 # Loads become integers on a grid of this many steps: CP-SAT errs on models of much larger coefficients.
 LOAD_STEPS = 2.0**34
+# Where loads and migrations are added up, on one of these many, and a step of the largest load costs so many units.
+REBALANCING_STEPS, SLOPE_STEPS = 2.0**28, 2.0**14
 # Limits of two slots a device are bisected to this part at first, and what CP-SAT spends on one is about a second; then
 # to a tenth of it, at four times the effort, and so on to the last.
 FIRST_PRECISION, LAST_PRECISION = 1e-3, 1e-9
@@ -35,7 +38,7 @@ LIKELY_SLOTS = 0.15
 
 @dataclass(frozen=True)
 class PlacementCpSat(Solver):
-    """Solve a small `ExpertPlacement` exactly, or bound it, layer by layer, with OR-Tools' CP-SAT.
+    """Solve a small `ExpertPlacement` or `Rebalancing` exactly, or bound it, with OR-Tools' CP-SAT.
 
     Parameters
     ----------
@@ -44,7 +47,8 @@ class PlacementCpSat(Solver):
 
     Notes
     -----
-    A variable says that an expert has k replicas, and one for each device that one of these k is there. Layers whose
+    A variable says that an expert has k replicas, and one for each device that one of these k is there. Placements are
+    solved layer by layer; migrations of all layers together, on a grid of loads that is 64 times as wide. Layers whose
     construction, or `initial`, reaches the bound are left as they are. Loads are rounded down to a grid of 2^-34 of
     their sum, and an optimum is one up to that. An iteration is one conflict.
 
@@ -63,7 +67,7 @@ class PlacementCpSat(Solver):
     """
 
     exact: ClassVar[bool] = True
-    takes: ClassVar[type] = ExpertPlacement
+    takes: ClassVar[type] = Problem
     workers: int = 1
 
     def __post_init__(self) -> None:
@@ -71,8 +75,14 @@ class PlacementCpSat(Solver):
         require_integer("workers", self.workers)
 
     def refuses(self, problem: Problem) -> str | None:
-        """Refuse models that are too large."""
-        assert isinstance(problem, ExpertPlacement)
+        """Refuse what is no placement, and models that are too large."""
+        if isinstance(problem, Rebalancing):
+            terms = terms_of(problem.placement) * len(problem.previous)
+            if terms > MOST_TERMS:
+                return f"its model would have {terms:,} terms, {MOST_TERMS:,} at most; PlacementSearch takes any"
+            return None
+        if not isinstance(problem, ExpertPlacement):
+            return "it solves ExpertPlacement and Rebalancing only"
         if has_two_slots(problem):
             return None
         terms = terms_of(problem)
@@ -86,6 +96,8 @@ class PlacementCpSat(Solver):
         with compile_time():
             importlib.import_module("ortools.sat.python.cp_model")
         problem = run.problem
+        if isinstance(problem, Rebalancing):
+            return self._rebalance(run, problem)
         assert isinstance(problem, ExpertPlacement)
         start = run.take_initial(problem.placed(constructed(problem)) if run.initial is None else None)
         experts, bounds = start.physical_to_logical.copy(), problem.load_bounds.copy()
@@ -98,6 +110,47 @@ class PlacementCpSat(Solver):
             run.interrupted, proved = True, False
         run.bound = min(float(bounds.sum()), float(run.value))
         return run.result(moves=len(run.trajectory) - 1, proved=proved, bound=run.bound)
+
+    def _rebalance(self, run: Run, problem: Rebalancing) -> Result:
+        """Solve one model of all layers."""
+        from ortools.sat.python import cp_model
+
+        start = run.take_initial(problem.placed(problem.start) if run.initial is None else None).physical_to_logical
+        placement, slopes = problem.placement, problem.slopes
+        scale = grid_scale(float(placement.load.sum()), REBALANCING_STEPS)
+        # A step of the objective is so many units of value: loads and migrations cost whole steps.
+        steps = scale * SLOPE_STEPS / float(slopes.min())
+        model, costs, moved, layers = cp_model.CpModel(), [], [], []
+        for layer, before in enumerate(problem.held_before):
+            layers.append(_Model(model, placement, layer, float(placement.load_bounds[layer]), scale))
+            layers[layer].hint(start[layer])
+            excess = model.new_int_var(0, math.ceil(float(placement.load[layer].sum()) * scale), "")
+            model.add(excess >= layers[layer].largest - math.ceil(float(problem.limits[layer]) * scale))
+            costs.append(math.floor(float(slopes[layer]) / scale * steps) * excess)
+            moved += [
+                x for e, held in enumerate(layers[layer].here) for g in np.flatnonzero(~before[:, e]) for x in held[g]
+            ]
+        model.minimize(sum(costs) + math.floor(problem.price * steps) * sum(moved))
+        if problem.budget is not None:
+            model.add(sum(moved) <= problem.budget)
+        run.bound = problem.value_range()[0]
+
+        class Solutions(cp_model.CpSolverSolutionCallback):  # type: ignore[misc]
+            def on_solution_callback(self) -> None:
+                run.iterations = self.num_conflicts
+                found = problem.placed(np.stack([each.experts(self.boolean_value) for each in layers]))
+                run.offer(found, problem.value(found), run.iterations)
+
+        proved = False
+        try:
+            run.show()
+            if not run.stop.start().stops(run.progress()):
+                solver, status = self._run_cp_sat(run, model, Solutions())
+                proved = status == cp_model.OPTIMAL
+                run.bound = max(run.bound, min(solver.best_objective_bound / steps, float(run.value)))
+        except KeyboardInterrupt:
+            run.interrupted = True
+        return run.result(moves=len(run.trajectory) - 1, proved=proved)
 
     def _solve_layer(self, run: Run, problem: ExpertPlacement, layer: int, experts: Experts, bounds: Any) -> bool:
         """Solve a layer as long as the run may last; return whether it is proved optimal."""
@@ -112,7 +165,9 @@ class PlacementCpSat(Solver):
             self._bisect_limit(run, problem, layer, experts, bounds) or terms_of(problem) > MOST_TERMS
         ):
             return problem.largest_loads(experts)[layer] <= bounds[layer] * (1 + LAST_PRECISION)
-        model = _Model(problem, layer, float(bounds[layer]))
+        scale = grid_scale(float(problem.load[layer].sum()), LOAD_STEPS)
+        model = _Model(cp_model.CpModel(), problem, layer, float(bounds[layer]), scale)
+        model.model.minimize(model.largest)
         model.hint(experts[layer])
         done = run.iterations
 
@@ -263,16 +318,16 @@ def most_copies(problem: ExpertPlacement) -> int:
 class _Model:
     """The model of one layer: ``here[e][g][k]`` says that one of the k + 1 replicas of expert e is on device g."""
 
-    def __init__(self, problem: ExpertPlacement, layer: int, bound: float) -> None:
+    def __init__(self, model: Any, problem: ExpertPlacement, layer: int, bound: float, scale: float) -> None:
         from ortools.sat.python import cp_model
 
-        self.model = model = cp_model.CpModel()
-        self.problem = problem
+        self.model, self.problem, self.scale = model, problem, scale
         load, cluster = problem.load[layer], problem.cluster
-        self.scale = grid_scale(float(load.sum()), LOAD_STEPS)
         copies, devices = range(most_copies(problem)), range(cluster.num_devices)
         self.here = [[[model.new_bool_var(f"x{e},{g},{k}") for k in copies] for g in devices] for e in range(len(load))]
-        largest = model.new_int_var(math.floor(bound * self.scale), math.ceil(load.sum() * self.scale), "largest")
+        self.largest = largest = model.new_int_var(
+            math.floor(bound * self.scale), math.ceil(load.sum() * self.scale), "largest"
+        )
         for on_devices in self.here:
             count = [model.new_bool_var("") for _ in copies]
             model.add_exactly_one(count)
@@ -291,7 +346,6 @@ class _Model:
             model.add(largest >= cp_model.LinearExpr.weighted_sum(variables, shares))
         if problem.num_regions > 1:
             self._keep_groups_on_nodes()
-        model.minimize(largest)
 
     def _keep_groups_on_nodes(self) -> None:
         model, problem, near = self.model, self.problem, self.problem.cluster.devices_per_node

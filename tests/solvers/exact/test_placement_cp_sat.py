@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from naive_placement import largest_load, placements
+from naive_placement import devices_of, largest_load, migrations, placements
 
 import moe_search as ms
 from moe_search.solvers.exact.replica_counts import possible_counts
@@ -26,6 +26,10 @@ def test_proves_the_optimum_of_brute_force(slots, groups):
 def test_what_is_too_large_is_refused_and_no_time_gives_the_construction():
     load = np.random.default_rng(0).lognormal(size=(1, 64))
     large = ms.ExpertPlacement(load, ms.Cluster(32, 3))
+    twice = ms.ExpertPlacement(np.repeat(load, 2, axis=0), ms.Cluster(32, 3))
+    moving = ms.Rebalancing(twice, twice.random_solution(np.random.default_rng(0)), budget=9)
+    with pytest.raises(ValueError, match="its model would have 131,072 terms, 50,000 at most"):
+        ms.solve(moving, ms.PlacementCpSat())
     with pytest.raises(ValueError, match="the model of a layer would have 65,536 terms, 50,000 at most"):
         ms.solve(large, ms.PlacementCpSat())
     small = ms.ExpertPlacement(load[:, :12], ms.Cluster(4, 4))
@@ -68,3 +72,39 @@ def test_numbers_of_replicas_are_possible_exactly_where_a_placement_is():
         assert counts.least_slots <= 2 * devices + 1e-6
         below = possible_counts(load, devices, 0.5 * min(every))
         assert below is None or below.least_slots > experts
+
+
+@pytest.mark.parametrize("option", ["budget", "tolerance", "transfer_cost"])
+@pytest.mark.parametrize(("slots", "groups"), [((2, 2, 2), None), ((2, 1, 2, 1), (2, 2))])
+def test_proves_the_optimal_rebalancing_of_two_layers(slots, groups, option):
+    rng = np.random.default_rng(3)
+    every = list(placements(4, slots, groups))
+    for _ in range(3):
+        load = rng.integers(1, 60, (2, 4))
+        cluster = ms.Cluster(len(slots), slots, groups[1] if groups else 1)
+        problem = ms.ExpertPlacement(load, cluster, groups[0] if groups else None)
+        old = [every[k] for k in rng.integers(0, len(every), 2)]
+        given = {"budget": int(rng.integers(1, 5)), "tolerance": 0.05, "transfer_cost": 0.05 * load.sum()}[option]
+        moved = [[migrations(held, before) for held in every] for before in old]
+        largest = [[largest_load(held, row) for held in every] for row in load.tolist()]
+        if option == "budget":
+            best = [min(x for x, m in zip(largest[1], moved[1], strict=True) if m <= left) for left in range(given + 1)]
+            optimum = min(x + best[given - m] for x, m in zip(largest[0], moved[0], strict=True) if m <= given)
+        elif option == "tolerance":
+            limits = problem.load_bounds * (1 + given + 2e-9)
+            optimum = sum(
+                min(m + sum(slots) * 1000 * max(0.0, x / limit - 1) for x, m in zip(*layer, strict=True))
+                for *layer, limit in zip(largest, moved, limits, strict=True)
+            )
+        else:
+            layers = zip(largest, moved, strict=True)
+            optimum = sum(min(x + given * m for x, m in zip(*layer, strict=True)) for layer in layers)
+        previous = [[e for each in held for e in each] for held in old]
+        rebalancing = ms.Rebalancing(problem, previous, **{option: given})
+        result = ms.solve(rebalancing, ms.PlacementCpSat(), ms.MaxRuntime(60.0))
+        assert (result.value, result.bound) == pytest.approx((optimum, optimum), rel=1e-6)
+        assert result.status == "optimal"
+        after = [devices_of(row, slots) for row in result.solution.physical_to_logical.tolist()]
+        assert result.solution.migrations == sum(map(migrations, after, old))
+        early = ms.solve(rebalancing, ms.PlacementCpSat(), ms.MaxRuntime(0.0))
+        assert early.bound <= optimum * (1 + 1e-9) <= early.value * (1 + 1e-6)
