@@ -15,12 +15,12 @@ from moe_search.problems.kernel_cache import compile_time
 from moe_search.problems.placement import ExpertPlacement, Experts
 from moe_search.problems.problem import Problem
 from moe_search.problems.rebalancing import Rebalancing
+from moe_search.solvers.bounds.replica_counts import ReplicaCounts, conditions, has_two_slots, paired, possible_counts
 from moe_search.solvers.engine.background import run_watched
 from moe_search.solvers.engine.random_state import random_state
 from moe_search.solvers.engine.result import Result
 from moe_search.solvers.engine.run import Run
 from moe_search.solvers.engine.solver import Solver
-from moe_search.solvers.exact.replica_counts import ReplicaCounts, conditions, paired, possible_counts
 from moe_search.solvers.heuristic.longest_processing_time import constructed
 
 MOST_TERMS = 50_000
@@ -281,11 +281,6 @@ def take_layer(run: Run, problem: ExpertPlacement, layer: int, experts: Experts,
         experts[layer] = better
         run.offer(problem.placed(changed), value, run.iterations)
         run.show()
-
-
-def has_two_slots(problem: ExpertPlacement) -> bool:
-    """Return whether every device has two slots, and any may hold any expert."""
-    return problem.num_groups is None and bool((np.diff(problem.cluster.first_slots) == 2).all())
 
 
 def terms_of(problem: ExpertPlacement) -> int:

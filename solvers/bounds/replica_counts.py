@@ -14,6 +14,8 @@ import numpy.typing as npt
 import scipy.sparse as sp
 from scipy.optimize import linprog
 
+from moe_search.problems.placement import ExpertPlacement
+
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
@@ -22,6 +24,9 @@ ROUNDING = 1e-12
 SLOT_ROUNDING = 1e-6
 # The relaxation begins with so many numbers of replicas above the least; others enter where they would cost less.
 FIRST_COPIES = 3
+# A limit is raised by this part at first; half as much whenever that makes it possible, down to a hundred-thousandth.
+FIRST_RISE, MOST_STEPS = 0.08, 24
+SECONDS_PER_EXPERT = 7e-4
 LEAST_GAIN = 1e-7
 
 
@@ -109,6 +114,31 @@ def possible_counts(load: Floats, devices: int, limit: float) -> ReplicaCounts |
         return None
     found = ReplicaCounts(expert, copies, share, limit, least_slots, cost - lowest[expert])
     return found.within(slots - least_slots + SLOT_ROUNDING)
+
+
+def counting_bounds(problem: ExpertPlacement, seconds: float) -> Floats:
+    """Return what the most loaded device of every layer bears at least, as closely as about `seconds` allow.
+
+    That is `load_bounds` where devices have not two slots each. Else a limit is raised as long as it is impossible.
+    """
+    bounds = problem.load_bounds.copy()
+    if not has_two_slots(problem):
+        return bounds
+    steps = seconds / (SECONDS_PER_EXPERT * problem.load.size)
+    for layer, load in enumerate(problem.load):
+        rise = FIRST_RISE
+        for _ in range(int(min(steps, MOST_STEPS))):
+            limit = bounds[layer] * (1 + rise)
+            if possible_counts(load, problem.cluster.num_devices, limit) is None:
+                bounds[layer] = limit
+            else:
+                rise *= 0.5
+    return bounds
+
+
+def has_two_slots(problem: ExpertPlacement) -> bool:
+    """Return whether every device has two slots, and any may hold any expert."""
+    return problem.num_groups is None and bool((np.diff(problem.cluster.first_slots) == 2).all())
 
 
 def heavy_shares(share: Floats, limit: float) -> Floats:
