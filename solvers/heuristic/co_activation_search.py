@@ -136,7 +136,7 @@ class Board(NamedTuple):
     slot: npt.NDArray[np.int64]  # (experts,)
     unit: npt.NDArray[np.int64]  # (experts,)
     load: npt.NDArray[np.float64]  # (devices,)
-    count: npt.NDArray[np.int64]  # (sets, units) how many experts of a set are on a unit
+    present: npt.NDArray[np.int64]  # (sets, units) how many experts of a set are on a unit
     leave: npt.NDArray[np.float64]  # (experts,) weight of the sets of which an expert is alone on its unit
     join: npt.NDArray[np.float64]  # (experts, units) weight of the sets of an expert that have none on a unit
 
@@ -173,7 +173,7 @@ def _board_of(problem: CoActivation) -> Board:
         slot=np.zeros(experts, dtype=np.int64),
         unit=np.zeros(experts, dtype=np.int64),
         load=np.zeros(devices),
-        count=np.zeros((problem.together.shape[1], units), dtype=np.int64),
+        present=np.zeros((problem.together.shape[1], units), dtype=np.int64),
         leave=np.zeros(experts),
         join=np.zeros((experts, units)),
     )
@@ -286,8 +286,8 @@ def counted_twice(board: Board, layers: Layers, layer: int, a: int, b: int) -> f
     total = 0.0
     for i in range(first[a], first[a + 1]):
         t = member[i]
-        if (board.count[t, p] == 1 or board.count[t, q] == 1) and holds(sets[t], b):
-            total += weight[t] * (int(board.count[t, p] == 1) + int(board.count[t, q] == 1))
+        if (board.present[t, p] == 1 or board.present[t, q] == 1) and holds(sets[t], b):
+            total += weight[t] * (int(board.present[t, p] == 1) + int(board.present[t, q] == 1))
     return total
 
 
@@ -317,9 +317,9 @@ def change(board: Board, layers: Layers, layer: int, e: int, other: int, p: int,
         row, w = sets[t], weight[t]
         if holds(row, other):
             continue
-        board.count[t, p] -= 1
-        board.count[t, q] += 1
-        before, after = board.count[t, p], board.count[t, q]
+        board.present[t, p] -= 1
+        board.present[t, q] += 1
+        before, after = board.present[t, p], board.present[t, q]
         for k in range(row.shape[0]):
             x = row[k]
             if before == 0:
@@ -338,7 +338,7 @@ def alone(board: Board, layers: Layers, layer: int, e: int) -> float:
     first, member, weight = layers.first[layer], layers.member[layer], layers.weight[layer]
     total = 0.0
     for i in range(first[e], first[e + 1]):
-        if board.count[member[i], board.unit[e]] == 1:
+        if board.present[member[i], board.unit[e]] == 1:
             total += weight[member[i]]
     return total
 
@@ -348,7 +348,7 @@ def settle(board: Board, layers: Layers, layer: int) -> float:
     """Fill in what follows from the experts in the slots; return the cost."""
     load, sets, weight = layers.load[layer], layers.together[layer], layers.weight[layer]
     board.load[:] = 0.0
-    board.count[:] = 0
+    board.present[:] = 0
     board.join[:] = 0.0
     for i in range(board.place.shape[0]):
         e, g = board.place[i], board.device_of_slot[i]
@@ -360,9 +360,9 @@ def settle(board: Board, layers: Layers, layer: int) -> float:
         cost += layers.slope[layer] * max(board.load[g] - layers.limit[layer], 0.0)
     for t in range(sets.shape[0]):
         for k in range(sets.shape[1]):
-            board.count[t, board.unit[sets[t, k]]] += 1
-        for u in range(board.count.shape[1]):
-            if board.count[t, u] > 0:
+            board.present[t, board.unit[sets[t, k]]] += 1
+        for u in range(board.present.shape[1]):
+            if board.present[t, u] > 0:
                 cost += weight[t]
                 continue
             for k in range(sets.shape[1]):
