@@ -107,8 +107,8 @@ class CoActivation(Problem):
                 f"load must be of {layers} layers and {experts} experts, one for each slot, got shape {load.shape}"
             )
         object.__setattr__(self, "load", load)
-        # It refuses what is no load.
-        object.__setattr__(self, "_placement", ExpertPlacement(load, self.cluster))
+        # It refuses loads that are all 0.
+        _ = self.placement
 
     def __repr__(self) -> str:
         layers, sets, chosen = self.together.shape
@@ -117,11 +117,11 @@ class CoActivation(Problem):
             f" tolerance={self.tolerance:g}, unit={self.unit!r})"
         )
 
-    @property
+    @cached_property
     def placement(self) -> ExpertPlacement:
         """The same experts and devices, to be balanced alone."""
-        placement: ExpertPlacement = self.__dict__["_placement"]
-        return placement
+        assert self.load is not None
+        return ExpertPlacement(self.load, self.cluster)
 
     @property
     def integral(self) -> bool:
