@@ -79,7 +79,8 @@ def pairs_of(problem: ms.CoActivation) -> np.ndarray[Any, Any]:
 
 def balance(tokens: np.ndarray[Any, Any], placement: ms.Placement) -> float:
     """Return the mean load of a device over the largest, where tokens are the load; the mean over layers."""
-    seen = ms.ExpertPlacement([np.bincount(layer.ravel(), minlength=CLUSTER.num_slots) for layer in tokens], CLUSTER)
+    chosen = np.stack([np.bincount(layer.ravel(), minlength=CLUSTER.num_slots) for layer in tokens])
+    seen = ms.ExpertPlacement(chosen.astype(np.float64), CLUSTER)
     return float(seen.placed(placement.physical_to_logical).balancedness.mean())
 
 

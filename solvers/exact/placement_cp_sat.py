@@ -218,17 +218,20 @@ class PlacementCpSat(Solver):
         """Bisect what a device of a layer bears at most; return whether this ended, and not for want of a pairing."""
         precision, effort = FIRST_PRECISION, FIRST_EFFORT
         while True:
-            open_low, out_of_effort, unpaired, below = 0.0, False, False, effort > FIRST_EFFORT
-            # Below the limits that are left open a proof may be easier, and above them a placement.
-            for upwards in (False, True):
-                low = max(float(bounds[layer]), open_low if upwards else 0.0)
-                high = float(problem.largest_loads(experts)[layer])
+            below, out_of_effort, unpaired = effort > FIRST_EFFORT, False, False
+            open_limits: list[float] = []
+            # Above the limits that are left open a placement may be easier to find, and below them a proof.
+            for upwards in (True, False):
+                low, high = float(bounds[layer]), float(problem.largest_loads(experts)[layer])
+                if not upwards:
+                    high = min([high, *open_limits])
                 while high - low > precision * high:
                     if run.stop.start().stops(run.progress()):
                         return True
-                    # What was found is optimal if there is nothing right below.
-                    limit = high * (1 - 0.5 * LAST_PRECISION) if below else 0.5 * (low + high)
-                    below = False
+                    limit = 0.5 * (low + high)
+                    if below and not upwards and not open_limits:
+                        # What was found is optimal if there is nothing right below.
+                        limit, below = high * (1 - 0.5 * LAST_PRECISION), False
                     answer, placed = self._within_limit(
                         run, problem.load[layer], problem.cluster.num_devices, limit, effort
                     )
@@ -239,7 +242,7 @@ class PlacementCpSat(Solver):
                         high = float(problem.largest_loads(experts)[layer])
                     else:
                         out_of_effort, unpaired = out_of_effort or answer == "open", unpaired or answer == "unpaired"
-                        open_low = max(open_low, limit)
+                        open_limits.append(limit)
                         low, high = (limit, high) if upwards else (low, limit)
             if problem.largest_loads(experts)[layer] <= bounds[layer] * (1 + LAST_PRECISION):
                 return True
