@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_search.checks import require_choice, require_flag, require_number
+from moe_search.problems.co_activation import CoActivation
 from moe_search.problems.expert_subset import ExpertSubset
 from moe_search.problems.kernel_cache import LOGGER
 from moe_search.problems.linear import LinearAssignment
@@ -220,6 +221,10 @@ def default_solver(problem: Problem, seconds: float) -> Solver:
         seconds_of_all = problem.num_subsets * problem.evaluation_cost * SECONDS_PER_OPERATION
         enumerable = SubsetEnumeration().refuses(problem) is None and seconds_of_all <= seconds
         return SubsetEnumeration() if enumerable else SubsetSearch()
+    if isinstance(problem, CoActivation):
+        from moe_search.solvers.heuristic.co_activation_search import CoActivationSearch
+
+        return CoActivationSearch()
     if not isinstance(problem, PermutationProblem):
         raise TypeError(
             f"solver must be given: none is known for {type(problem).__name__}, whose solutions are no permutations"

@@ -1,4 +1,5 @@
 from .callable_problem import CallableProblem as CallableProblem
+from .co_activation import CoActivation as CoActivation
 from .expert_subset import ExpertSubset as ExpertSubset
 from .linear import LinearAssignment as LinearAssignment
 from .load_limited import LoadLimited as LoadLimited

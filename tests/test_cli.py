@@ -46,7 +46,8 @@ def one_line_error(result):
 
 
 OTHER_PROBLEMS = {"hungarian", "min-cost-flow", "transport", "cp-sat", "longest-processing-time"}
-OTHER_PROBLEMS |= {"placement-search", "placement-cp-sat", "subset-search", "subset-enumeration"}
+OTHER_PROBLEMS |= {"placement-search", "placement-cp-sat", "co-activation-search"}
+OTHER_PROBLEMS |= {"subset-search", "subset-enumeration"}
 
 
 @pytest.mark.parametrize("solver", sorted({"auto", *solver_kinds()} - OTHER_PROBLEMS))
@@ -80,7 +81,7 @@ def test_solve_writes_the_result_as_json(instance, tmp_path):
         (("--seed", "-1"), "--seed must be 0 or more, got -1"),
         (
             ("--solver", "magic"),
-            "--solver must be one of auto, branch-and-bound, cp-sat, enumeration, frank-wolfe, hungarian",
+            "--solver must be one of auto, branch-and-bound, co-activation-search, cp-sat, enumeration, frank-wolfe",
         ),
         (("--solver", "hungarian"), "QuadraticAssignment"),
         (("--json", "/nowhere/result.json"), "--json must lie in a folder that exists, got /nowhere/result.json"),

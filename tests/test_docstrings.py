@@ -11,6 +11,8 @@ import moe_search as ms
 COMPILED = {
     "BranchAndBound",
     "CallableProblem",
+    "CoActivation",
+    "CoActivationSearch",
     "Enumeration",
     "ExpertPlacement",
     "IteratedLocalSearch",

@@ -9,6 +9,7 @@ import numpy as np
 
 from moe_search.problems.mixture import MixtureAssignment
 from moe_search.problems.pair_costs import PairCosts
+from moe_search.problems.placement import ExpertPlacement
 from moe_search.problems.problem import Problem
 from moe_search.solvers.bounds.convex_relaxation import convex_relaxation
 from moe_search.solvers.bounds.gilmore_lawler import gilmore_lawler, pairwise_gilmore_lawler
@@ -25,9 +26,10 @@ def lower_bound(problem: Problem, seconds: float) -> int | float | None:
     ----------
     problem : Problem
         Its pair costs decide: linear ones, the optimum itself; products of two matrices, the larger of the projection
-        bound and Gilmore and Lawler's; others of pairs, the latter. A mixture has its convex relaxation, and a problem
-        whose `relaxed` is another the bound of that. Where the time is too short, or there are no pair costs, a weaker
-        bound takes one look at the data, such as the lower end of the range of values.
+        bound and Gilmore and Lawler's; others of pairs, the latter. A mixture has its convex relaxation, experts on
+        devices of two slots the relaxation of their numbers of replicas, and a problem whose `relaxed` is another the
+        bound of that. Where the time is too short, or there are no pair costs, a weaker bound takes one look at the
+        data, such as the lower end of the range of values.
     seconds : float
         Time to spend, roughly; estimates decide, so the bound does not depend on how busy the machine is
         (the convex relaxation, which improves as long as it runs, excepted).
@@ -53,6 +55,14 @@ def _mixture_bound(problem: MixtureAssignment, seconds: float) -> float:
     data = problem.outputs.size + problem.slot_weights.size
     # All three losses are nonnegative.
     return 0.0 if 20e-9 * data > seconds else convex_relaxation(problem, seconds)
+
+
+@lower_bound.register
+def _placement_bound(problem: ExpertPlacement, seconds: float) -> float:
+    # Imported here: no other bound waits for scipy's linear programs.
+    from moe_search.solvers.bounds.replica_counts import counting_bounds
+
+    return float(counting_bounds(problem, seconds).sum())
 
 
 def _pair_bound(costs: PairCosts, seconds: float) -> int | float | None:

@@ -1,11 +1,11 @@
-"""Small placements to optimality with OR-Tools' CP-SAT."""
+"""Small placements, and small ways to rebalance them, to optimality with OR-Tools' CP-SAT."""
 
 from __future__ import annotations
 
 import importlib
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -14,6 +14,8 @@ from moe_search.problems.arrays import grid_scale
 from moe_search.problems.kernel_cache import compile_time
 from moe_search.problems.placement import ExpertPlacement, Experts
 from moe_search.problems.problem import Problem
+from moe_search.problems.rebalancing import Rebalancing
+from moe_search.solvers.bounds.replica_counts import ReplicaCounts, conditions, has_two_slots, paired, possible_counts
 from moe_search.solvers.engine.background import run_watched
 from moe_search.solvers.engine.random_state import random_state
 from moe_search.solvers.engine.result import Result
@@ -24,11 +26,19 @@ from moe_search.solvers.heuristic.longest_processing_time import constructed
 MOST_TERMS = 50_000
 # Loads become integers on a grid of this many steps: CP-SAT errs on models of much larger coefficients.
 LOAD_STEPS = 2.0**34
+# Where loads and migrations are added up, on one of these many, and a step of the largest load costs so many units.
+REBALANCING_STEPS, SLOPE_STEPS = 2.0**28, 2.0**14
+# Limits of two slots a device are bisected to this part at first, and what CP-SAT spends on one is about a second; then
+# to a tenth of it, at four times the effort, and so on to the last.
+FIRST_PRECISION, LAST_PRECISION = 1e-3, 1e-9
+FIRST_EFFORT, MORE_EFFORT = 1.0, 4.0
+# At first it is given the numbers of replicas that cost so many slots more at most, then all of them.
+LIKELY_SLOTS = 0.15
 
 
 @dataclass(frozen=True)
 class PlacementCpSat(Solver):
-    """Solve a small `ExpertPlacement` exactly, or bound it, layer by layer, with OR-Tools' CP-SAT.
+    """Solve a small `ExpertPlacement` or `Rebalancing` exactly, or bound it, with OR-Tools' CP-SAT.
 
     Parameters
     ----------
@@ -37,9 +47,15 @@ class PlacementCpSat(Solver):
 
     Notes
     -----
-    A variable says that an expert has k replicas, and one for each device that one of these k is there. Layers whose
+    A variable says that an expert has k replicas, and one for each device that one of these k is there. Placements are
+    solved layer by layer; migrations of all layers together, on a grid of loads that is 64 times as wide. Layers whose
     construction, or `initial`, reaches the bound are left as they are. Loads are rounded down to a grid of 2^-34 of
     their sum, and an optimum is one up to that. An iteration is one conflict.
+
+    Where every device has two slots, and no groups stay on nodes, layers of hundreds of experts are within reach: no
+    device is above a limit if the replicas that bear more than half of it have light enough partners, which is a matter
+    of numbers of replicas alone. The limit is bisected between a proof by CP-SAT, or by the linear relaxation, and a
+    placement.
 
     Examples
     --------
@@ -51,7 +67,7 @@ class PlacementCpSat(Solver):
     """
 
     exact: ClassVar[bool] = True
-    takes: ClassVar[type] = ExpertPlacement
+    takes: ClassVar[type] = Problem
     workers: int = 1
 
     def __post_init__(self) -> None:
@@ -59,9 +75,17 @@ class PlacementCpSat(Solver):
         require_integer("workers", self.workers)
 
     def refuses(self, problem: Problem) -> str | None:
-        """Refuse models that are too large."""
-        assert isinstance(problem, ExpertPlacement)
-        terms = problem.load.shape[1] * problem.cluster.num_devices * most_copies(problem)
+        """Refuse what is no placement, and models that are too large."""
+        if isinstance(problem, Rebalancing):
+            terms = terms_of(problem.placement) * len(problem.previous)
+            if terms > MOST_TERMS:
+                return f"its model would have {terms:,} terms, {MOST_TERMS:,} at most; PlacementSearch takes any"
+            return None
+        if not isinstance(problem, ExpertPlacement):
+            return "it solves ExpertPlacement and Rebalancing only"
+        if has_two_slots(problem):
+            return None
+        terms = terms_of(problem)
         if terms > MOST_TERMS:
             return f"the model of a layer would have {terms:,} terms, {MOST_TERMS:,} at most; PlacementSearch takes any"
         return None
@@ -72,6 +96,8 @@ class PlacementCpSat(Solver):
         with compile_time():
             importlib.import_module("ortools.sat.python.cp_model")
         problem = run.problem
+        if isinstance(problem, Rebalancing):
+            return self._rebalance(run, problem)
         assert isinstance(problem, ExpertPlacement)
         start = run.take_initial(problem.placed(constructed(problem)) if run.initial is None else None)
         experts, bounds = start.physical_to_logical.copy(), problem.load_bounds.copy()
@@ -85,6 +111,47 @@ class PlacementCpSat(Solver):
         run.bound = min(float(bounds.sum()), float(run.value))
         return run.result(moves=len(run.trajectory) - 1, proved=proved, bound=run.bound)
 
+    def _rebalance(self, run: Run, problem: Rebalancing) -> Result:
+        """Solve one model of all layers."""
+        from ortools.sat.python import cp_model
+
+        start = run.take_initial(problem.placed(problem.start) if run.initial is None else None).physical_to_logical
+        placement, slopes = problem.placement, problem.slopes
+        scale = grid_scale(float(placement.load.sum()), REBALANCING_STEPS)
+        # A step of the objective is so many units of value: loads and migrations cost whole steps.
+        steps = scale * SLOPE_STEPS / float(slopes.min())
+        model, costs, moved, layers = cp_model.CpModel(), [], [], []
+        for layer, before in enumerate(problem.held_before):
+            layers.append(_Model(model, placement, layer, float(placement.load_bounds[layer]), scale))
+            layers[layer].hint(start[layer])
+            excess = model.new_int_var(0, math.ceil(float(placement.load[layer].sum()) * scale), "")
+            model.add(excess >= layers[layer].largest - math.ceil(float(problem.limits[layer]) * scale))
+            costs.append(math.floor(float(slopes[layer]) / scale * steps) * excess)
+            moved += [
+                x for e, held in enumerate(layers[layer].here) for g in np.flatnonzero(~before[:, e]) for x in held[g]
+            ]
+        model.minimize(sum(costs) + math.floor(problem.price * steps) * sum(moved))
+        if problem.budget is not None:
+            model.add(sum(moved) <= problem.budget)
+        run.bound = problem.value_range()[0]
+
+        class Solutions(cp_model.CpSolverSolutionCallback):  # type: ignore[misc]
+            def on_solution_callback(self) -> None:
+                run.iterations = self.num_conflicts
+                found = problem.placed(np.stack([each.experts(self.boolean_value) for each in layers]))
+                run.offer(found, problem.value(found), run.iterations)
+
+        proved = False
+        try:
+            run.show()
+            if not run.stop.start().stops(run.progress()):
+                solver, status = self._run_cp_sat(run, model, Solutions())
+                proved = status == cp_model.OPTIMAL
+                run.bound = max(run.bound, min(solver.best_objective_bound / steps, float(run.value)))
+        except KeyboardInterrupt:
+            run.interrupted = True
+        return run.result(moves=len(run.trajectory) - 1, proved=proved)
+
     def _solve_layer(self, run: Run, problem: ExpertPlacement, layer: int, experts: Experts, bounds: Any) -> bool:
         """Solve a layer as long as the run may last; return whether it is proved optimal."""
         from ortools.sat.python import cp_model
@@ -94,33 +161,48 @@ class PlacementCpSat(Solver):
         allowance = run.stop.start().allowance(run.progress())
         if allowance.spent:
             return False
-        model = _Model(problem, layer, float(bounds[layer]))
+        if has_two_slots(problem) and (
+            self._bisect_limit(run, problem, layer, experts, bounds) or terms_of(problem) > MOST_TERMS
+        ):
+            return problem.largest_loads(experts)[layer] <= bounds[layer] * (1 + LAST_PRECISION)
+        scale = grid_scale(float(problem.load[layer].sum()), LOAD_STEPS)
+        model = _Model(cp_model.CpModel(), problem, layer, float(bounds[layer]), scale)
+        model.model.minimize(model.largest)
         model.hint(experts[layer])
+        done = run.iterations
+
+        class Solutions(cp_model.CpSolverSolutionCallback):  # type: ignore[misc]
+            def on_solution_callback(self) -> None:
+                run.iterations = done + self.num_conflicts
+                take_layer(run, problem, layer, experts, model.experts(self.boolean_value))
+
+        solver, status = self._run_cp_sat(run, model.model, Solutions())
+        bounds[layer] = max(bounds[layer], solver.best_objective_bound / model.scale)
+        return status == cp_model.OPTIMAL
+
+    def _run_cp_sat(self, run: Run, model: Any, callback: Any = None, effort: float = math.inf) -> tuple[Any, Any]:
+        """Solve a model as long as the run may last, and at most an effort; return the solver and its status."""
+        from ortools.sat.python import cp_model
+
+        allowance = run.stop.start().allowance(run.progress())
         solver = cp_model.CpSolver()
         solver.parameters.num_workers = self.workers
         solver.parameters.random_seed = int(random_state(run.seed)[0] % 2**31)
         # Ctrl-C is Python's; a handler inside the library would end the process's own.
         solver.parameters.catch_sigint_signal = False
         if math.isfinite(allowance.seconds):
-            solver.parameters.max_time_in_seconds = allowance.seconds
+            solver.parameters.max_time_in_seconds = max(allowance.seconds, 0.0)
         if math.isfinite(allowance.iterations):
-            solver.parameters.max_number_of_conflicts = int(allowance.iterations)
-        done = run.iterations
-
-        class Solutions(cp_model.CpSolverSolutionCallback):  # type: ignore[misc]
-            def on_solution_callback(self) -> None:
-                better = experts.copy()
-                better[layer] = model.experts(self.boolean_value)
-                run.iterations = done + self.num_conflicts
-                if problem.value(better) < run.value:
-                    experts[layer] = better[layer]
-                    run.offer(problem.placed(better), problem.value(better), run.iterations)
-
-        status = None
+            solver.parameters.max_number_of_conflicts = int(max(allowance.iterations, 0))
+        if math.isfinite(effort):
+            solver.parameters.max_deterministic_time = effort
+            # Conditions on numbers of replicas are nearly tight as linear programs.
+            solver.parameters.linearization_level = 2
+        done, status = run.iterations, None
 
         def work() -> None:
             nonlocal status
-            status = solver.solve(model.model, Solutions())
+            status = solver.solve(model, callback)
 
         def look() -> None:
             run.show()
@@ -130,8 +212,98 @@ class PlacementCpSat(Solver):
         if run_watched(work, look, solver.stop_search):
             raise KeyboardInterrupt
         run.iterations = done + solver.num_conflicts
-        bounds[layer] = max(bounds[layer], solver.best_objective_bound / model.scale)
-        return status == cp_model.OPTIMAL
+        return solver, status
+
+    def _bisect_limit(self, run: Run, problem: ExpertPlacement, layer: int, experts: Experts, bounds: Any) -> bool:
+        """Bisect what a device of a layer bears at most; return whether this ended, and not for want of a pairing."""
+        precision, effort = FIRST_PRECISION, FIRST_EFFORT
+        while True:
+            below, out_of_effort, unpaired = effort > FIRST_EFFORT, False, False
+            open_limits: list[float] = []
+            # Above the limits that are left open a placement may be easier to find, and below them a proof.
+            for upwards in (True, False):
+                low, high = float(bounds[layer]), float(problem.largest_loads(experts)[layer])
+                if not upwards:
+                    high = min([high, *open_limits])
+                while high - low > precision * high:
+                    if run.stop.start().stops(run.progress()):
+                        return True
+                    limit = 0.5 * (low + high)
+                    if below and not upwards and not open_limits:
+                        # What was found is optimal if there is nothing right below.
+                        limit, below = high * (1 - 0.5 * LAST_PRECISION), False
+                    answer, placed = self._within_limit(
+                        run, problem.load[layer], problem.cluster.num_devices, limit, effort
+                    )
+                    if answer == "none":
+                        low = bounds[layer] = limit
+                    elif placed is not None:
+                        take_layer(run, problem, layer, experts, placed)
+                        high = float(problem.largest_loads(experts)[layer])
+                    else:
+                        out_of_effort, unpaired = out_of_effort or answer == "open", unpaired or answer == "unpaired"
+                        open_limits.append(limit)
+                        low, high = (limit, high) if upwards else (low, limit)
+            if problem.largest_loads(experts)[layer] <= bounds[layer] * (1 + LAST_PRECISION):
+                return True
+            if unpaired and not out_of_effort:
+                return False
+            precision, effort = max(0.1 * precision, LAST_PRECISION), MORE_EFFORT * effort
+
+    def _within_limit(
+        self, run: Run, load: Any, devices: int, limit: float, effort: float
+    ) -> tuple[Literal["none", "some", "unpaired", "open"], Experts | None]:
+        """Return whether no device need be above a limit, and if so the experts in the slots."""
+        from ortools.sat.python import cp_model
+
+        counts = possible_counts(load, devices, limit)
+        if counts is None:
+            return "none", None
+        status = None
+        for extra in (LIKELY_SLOTS, math.inf):
+            rows = counts.within(extra)
+            model, chosen = counting_model(rows, devices)
+            solver, status = self._run_cp_sat(run, model, effort=effort)
+            if status in (cp_model.OPTIMAL, cp_model.FEASIBLE):
+                taken = np.array(solver.boolean_values(chosen))
+                copies = np.zeros(len(load), dtype=np.int64)
+                copies[rows.expert[taken]] = rows.copies[taken]
+                experts = paired(load, copies, counts.limit)
+                return ("unpaired" if experts is None else "some"), experts
+            if len(rows.expert) == len(counts.expert):
+                break
+        return ("none" if status == cp_model.INFEASIBLE else "open"), None
+
+
+def take_layer(run: Run, problem: ExpertPlacement, layer: int, experts: Experts, better: Experts) -> None:
+    """Take the experts in the slots of a layer if they are better."""
+    changed = experts.copy()
+    changed[layer] = better
+    value = problem.value(changed)
+    if value < run.value:
+        experts[layer] = better
+        run.offer(problem.placed(changed), value, run.iterations)
+        run.show()
+
+
+def terms_of(problem: ExpertPlacement) -> int:
+    """Return the number of terms of the model of a layer."""
+    return problem.load.shape[1] * problem.cluster.num_devices * most_copies(problem)
+
+
+def counting_model(rows: ReplicaCounts, devices: int) -> tuple[Any, list[Any]]:
+    """Return the model that chooses a row for each expert, and its variables."""
+    from ortools.sat.python import cp_model
+
+    model = cp_model.CpModel()
+    chosen = [model.new_bool_var("") for _ in rows.expert]
+    for expert in range(int(rows.expert.max()) + 1):
+        model.add_exactly_one([chosen[row] for row in np.flatnonzero(rows.expert == expert)])
+    model.add(cp_model.LinearExpr.weighted_sum(chosen, rows.copies.tolist()) == 2 * devices)
+    for needed in conditions(rows.share, rows.copies, rows.limit):
+        used = np.flatnonzero(needed)
+        model.add(cp_model.LinearExpr.weighted_sum([chosen[row] for row in used], needed[used].tolist()) <= 0)
+    return model, chosen
 
 
 def most_copies(problem: ExpertPlacement) -> int:
@@ -144,16 +316,16 @@ def most_copies(problem: ExpertPlacement) -> int:
 class _Model:
     """The model of one layer: ``here[e][g][k]`` says that one of the k + 1 replicas of expert e is on device g."""
 
-    def __init__(self, problem: ExpertPlacement, layer: int, bound: float) -> None:
+    def __init__(self, model: Any, problem: ExpertPlacement, layer: int, bound: float, scale: float) -> None:
         from ortools.sat.python import cp_model
 
-        self.model = model = cp_model.CpModel()
-        self.problem = problem
+        self.model, self.problem, self.scale = model, problem, scale
         load, cluster = problem.load[layer], problem.cluster
-        self.scale = grid_scale(float(load.sum()), LOAD_STEPS)
         copies, devices = range(most_copies(problem)), range(cluster.num_devices)
         self.here = [[[model.new_bool_var(f"x{e},{g},{k}") for k in copies] for g in devices] for e in range(len(load))]
-        largest = model.new_int_var(math.floor(bound * self.scale), math.ceil(load.sum() * self.scale), "largest")
+        self.largest = largest = model.new_int_var(
+            math.floor(bound * self.scale), math.ceil(load.sum() * self.scale), "largest"
+        )
         for on_devices in self.here:
             count = [model.new_bool_var("") for _ in copies]
             model.add_exactly_one(count)
@@ -172,7 +344,6 @@ class _Model:
             model.add(largest >= cp_model.LinearExpr.weighted_sum(variables, shares))
         if problem.num_regions > 1:
             self._keep_groups_on_nodes()
-        model.minimize(largest)
 
     def _keep_groups_on_nodes(self) -> None:
         model, problem, near = self.model, self.problem, self.problem.cluster.devices_per_node

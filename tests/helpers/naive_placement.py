@@ -41,3 +41,11 @@ def devices_of(row, slots):
     """Return the experts of every device, given those of all slots."""
     row = iter(row)
     return [[next(row) for _ in range(count)] for count in slots]
+
+
+def few_units(held, sets, load, limit, near):
+    """Return the mean number of units of `near` devices that sets (set, weight) of experts are on, overload added."""
+    nodes = [set().union(*held[i : i + near]) for i in range(0, len(held), near)]
+    units = sum(weight * sum(bool(node & each) for node in nodes) for each, weight in sets)
+    over = sum(max(0.0, sum(load[e] for e in each) / limit - 1) for each in held)
+    return units / sum(weight for _, weight in sets) + len(nodes) * 1000 * over

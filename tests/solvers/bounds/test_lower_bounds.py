@@ -3,10 +3,18 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from instances import INSTANCES, naive_value
 from naive import permutations
+from naive_placement import largest_load, placements
 from qaplib_files import FOLDER, needs_qaplib
 
 import moe_search as ms
-from moe_search.problems import PairwiseAssignment, PermutationProblem, QuadraticAssignment, read_qaplib
+from moe_search.problems import (
+    Cluster,
+    ExpertPlacement,
+    PairwiseAssignment,
+    PermutationProblem,
+    QuadraticAssignment,
+    read_qaplib,
+)
 from moe_search.solvers.bounds.convex_relaxation import convex_relaxation
 from moe_search.solvers.bounds.gilmore_lawler import gilmore_lawler, pairwise_gilmore_lawler
 from moe_search.solvers.bounds.lower_bounds import lower_bound
@@ -153,3 +161,24 @@ def test_an_unknown_class_has_no_bound():
             return None
 
     assert lower_bound(Unknown(), 1.0) is None
+
+
+@pytest.mark.slow
+def test_two_slots_a_device_are_bounded_by_numbers_of_replicas():
+    rng = np.random.default_rng(0)
+    closed = 0
+    for _ in range(60):
+        devices = int(rng.integers(2, 5))
+        experts = int(rng.integers(2, min(2 * devices, 5) + 1))
+        load = rng.integers(0, 60, experts) ** int(rng.integers(1, 3))
+        load[0] += 1
+        problem = ExpertPlacement(load, Cluster(devices, 2))
+        optimum = min(largest_load(held, load.tolist()) for held in placements(experts, (2,) * devices))
+        bound = lower_bound(problem, 10.0)
+        assert problem.load_bounds[0] <= bound <= optimum * (1 + 1e-9)
+        assert lower_bound(problem, 0.0) == problem.load_bounds[0]
+        closed += bound > problem.load_bounds[0] * (1 + 1e-6)
+    assert closed > 5
+    # Of 256 experts it is another seven in a hundred.
+    large = ExpertPlacement(np.arange(1.0, 257.0) ** -1.0, Cluster(160, 2))
+    assert lower_bound(large, 10.0) > 1.07 * large.load_bounds[0]
