@@ -159,7 +159,7 @@ def mean_loss(model: Any, ids: Tensor) -> float:
 
 def test_loss(settings: TokenMapSettings, model: Any) -> float:
     """Return the mean loss on the test part."""
-    batches = _test(settings.model).split(64)
+    batches = torch.split(_test(settings.model), 64)
     return sum(mean_loss(model, ids) * len(ids) for ids in batches) / sum(map(len, batches))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -45,8 +45,8 @@ def give_map(layer: MoELayer) -> LayerMap:
         experts.add_module(MAP, expert_map)
         expert_map.handles = [
             experts.register_forward_pre_hook(_lead, with_kwargs=True),
-            experts.register_state_dict_post_hook(_put_in_order),
-            experts.register_load_state_dict_pre_hook(_begin_afresh),
+            experts.register_state_dict_post_hook(_put_in_order),  # type: ignore[no-untyped-call]
+            experts.register_load_state_dict_pre_hook(_begin_afresh),  # type: ignore[no-untyped-call]
         ]
     return expert_map
 
@@ -56,16 +56,21 @@ def settle_map(layer: MoELayer) -> None:
     """Put the experts of a layer in the order of its map, and take the map away."""
     expert_map = map_of(layer)
     if expert_map is not None:
+        order = expert_map.experts[0]
         for parameter in layer.experts.parameters(recurse=False):
-            parameter.copy_(parameter[expert_map.experts[0]])
+            parameter.copy_(parameter[order])
         for handle in expert_map.handles:
             handle.remove()
         delattr(layer.experts, MAP)
 
 
+def _map_in(experts: nn.Module) -> LayerMap:
+    return cast(LayerMap, experts.get_submodule(MAP))
+
+
 def _lead(experts: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     hidden, index, weights = (*args, *kwargs.values())
-    return (hidden, experts.get_submodule(MAP).experts[0][index], weights), {}
+    return (hidden, _map_in(experts).experts[0][index], weights), {}
 
 
 def _put_in_order(experts: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
@@ -76,7 +81,7 @@ def _put_in_order(experts: nn.Module, state: dict[str, Any], prefix: str, _: Any
 
 
 def _begin_afresh(experts: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    expert_map = experts.get_submodule(MAP)
+    expert_map = _map_in(experts)
     expert_map.reset_parameters()
     state[f"{prefix}{MAP}.experts"] = expert_map.experts.clone()
 

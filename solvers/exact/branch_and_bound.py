@@ -142,8 +142,9 @@ class BranchAndBound(Solver):
 
     def _last_seconds(self, run: Run, costs: PairCosts) -> tuple[float, float]:
         """Return the limit of seconds, and how many of them are for the semidefinite bound: none without a limit."""
-        seconds = run.stop.start().allowance(Progress()).seconds
-        if not number_of_permutations(run.problem) > DIVE_UP_TO or math.isinf(seconds) or not semidefinite(costs):
+        seconds, problem = run.stop.start().allowance(Progress()).seconds, run.problem
+        assert isinstance(problem, PermutationProblem)
+        if number_of_permutations(problem) <= DIVE_UP_TO or math.isinf(seconds) or not semidefinite(costs):
             return seconds, 0.0
         return seconds, min(SEMIDEFINITE_SHARE * seconds, SEMIDEFINITE_SECONDS * (costs.block_size / 20) ** 6)
 

@@ -162,7 +162,7 @@ class TokenSearch:
 def kinds_of(problem: ProblemKind, layer: TokenLayer) -> list[ProblemKind]:
     """Return the kinds of problems of a layer in the order in which they are tried, of all or the one asked for."""
     kinds: list[ProblemKind] = ["linear", "mixture"] if len(layer.expert_map.experts) == 1 else ["mixture"]
-    asked = kinds if problem == "auto" else [kind for kind in kinds if kind == problem]
+    asked: list[ProblemKind] = kinds if problem == "auto" else [kind for kind in kinds if kind == problem]
     if not asked:
         raise ValueError(f"problem must be auto or {' or '.join(kinds)} for a layer of tokens, got {problem!r}")
     return asked
