@@ -14,14 +14,18 @@ from typing import Any
 
 import pandas as pd
 import torch
-import transformers
 from torch import Tensor, nn
-from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
-from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeSparseMoeBlock
 
 import moe_search as ms
 from moe_search.bench.experiments.training import one_thread
 from moe_search.bench.speed.rounds import compared, in_turns
+
+try:
+    import transformers
+    from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
+    from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeSparseMoeBlock
+except ImportError as error:
+    raise ImportError('the blocks of Transformers come with pip install "moe-search[peers]"') from error
 
 TITLE = "A layer of SwiGLU experts on tokens against the blocks of Transformers"
 NOTES = """\

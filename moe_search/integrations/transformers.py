@@ -111,13 +111,13 @@ class TransformersSearch(TrainerCallback):
         self._batch, self._metrics = None, {}  # of a run before, such as another trial
         self._layer, moe = _named_layer(model, self._moe)
         outputs_only = _OutputsOnly(model, self._names[0], self._outputs)
-        self.search = PermutationSearch(outputs_only, moe, loss=self._loss, **self._options)
+        search = self.search = PermutationSearch(outputs_only, moe, loss=self._loss, **self._options)
         if state.global_step > 0:
             path = _folder_resumed_from(args, state) / self._file(args)
             ranks = ranks_of(self._options.get("process_group"), lambda: next(model.parameters()).device)
             # Ranks with a state and ranks without would wait for each other.
             if all(ranks.collect(path.exists())):
-                self.search.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
+                ranks.agree(lambda: search.load_state_dict(torch.load(path, weights_only=True, map_location="cpu")))
             else:
                 warnings.warn(
                     f"there is no state of a search in {path}: it begins afresh at step {state.global_step} of the run",

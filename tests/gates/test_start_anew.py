@@ -156,7 +156,16 @@ def test_a_dense_checkpoint_of_transformers_in_a_model_with_a_mixture(tmp_path):
             if config.mixture:
                 self.layers = nn.ModuleList(
                     MixtureOfExperts(StackedExperts(3, 5, 5, 4), gate)
-                    for gate in [GATES[name](3, 6) for name in ("TopK-2", "HashRouting-features", "COMET-torch")]
+                    for gate in [
+                        GATES[name](3, 6)
+                        for name in (
+                            "TopK-2",
+                            "HashRouting-features",
+                            "COMET-torch",
+                            "Annealed-COMET-2",
+                            "Sinkhorn-TopK-2",
+                        )
+                    ]
                 )
             self.post_init()
 
@@ -184,7 +193,11 @@ def test_a_dense_checkpoint_of_transformers_in_a_model_with_a_mixture(tmp_path):
     # What a search has found comes back with a checkpoint.
     for layer in model.layers:
         layer.gate.expert_map.scramble(torch.Generator().manual_seed(1))
+    for layer in model.layers[-2:]:
+        layer.gate.step()
     model.save_pretrained(tmp_path / "sparse")
     again = Model.from_pretrained(tmp_path / "sparse")
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name]), name
+    inputs = torch.randn(7, 5)
+    assert torch.equal(again.eval()(inputs), model.eval()(inputs))
