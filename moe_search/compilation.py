@@ -135,4 +135,4 @@ def usual_problems() -> Iterator[Problem]:
     for groups in (None, 4):
         placement = ExpertPlacement(rng.lognormal(size=(2, 16)), Cluster(4, 5, 2), groups)
         yield placement
-        yield Rebalancing(placement, placement.random_solution(rng), tolerance=0.01)
+        yield Rebalancing(placement, placement.random_solution(rng).physical_to_logical, tolerance=0.01)

@@ -108,7 +108,7 @@ def measure_case(case: Case, load: np.ndarray[Any, Any], seconds: float) -> dict
 
     result, peer = ours(), theirs(packed)  # compiles
     searched.clear()
-    calls = [ours, partial(theirs, packed), partial(theirs, packed_by_layer)]
+    calls: list[Callable[[], object]] = [ours, partial(theirs, packed), partial(theirs, packed_by_layer)]
     *times, by_layer = in_turns([partial(milliseconds, call) for call in calls], ROUNDS, seconds)
     # It takes a second, and once is enough.
     by_element = [milliseconds(partial(theirs, packed_by_element))] * len(by_layer)
