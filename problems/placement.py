@@ -402,9 +402,9 @@ class ExpertPlacement(Problem):
         region = self.cluster.device_of_slot * regions // self.cluster.num_devices
         here[np.arange(layers)[:, None], region, experts] = True
         grouped, each = here.reshape(layers, regions, groups, -1), groups // regions
-        whole = grouped.all(axis=3)
+        whole: Any = grouped.all(axis=3)
         if not self.anywhere:
-            whole &= grouped.any(axis=3).sum(axis=1, keepdims=True) == 1
+            whole = whole & (grouped.any(axis=3).sum(axis=1, keepdims=True) == 1)
             homes = np.where(whole.any(axis=1), whole.argmax(axis=1), -1)
             return np.where((whole.sum(axis=2) == each).all(axis=1, keepdims=True), homes, -1)
         # Imported here: it takes longer than all else that a placement needs.
@@ -454,7 +454,7 @@ class ExpertPlacement(Problem):
                 dealt: list[list[int]] = [[] for _ in devices]
                 for turn in range(int(free.sum())):
                     device = int(np.argmax(free))
-                    rest = own[turn : turn + 1]
+                    rest: Any = own[turn : turn + 1]
                     if turn >= per_region:
                         rest = [e for e in further if e not in dealt[device]]
                     dealt[device].append(int(rest[rng.integers(len(rest))]))

@@ -41,6 +41,7 @@ class Case(NamedTuple):
     bar: float
     groups: int = 0
     nodes: int = 1
+    tolerance: float = 1e-3
 
 
 def traced(folder: Path | None, file: str, windows: int) -> np.ndarray[Any, Any] | None:
@@ -75,8 +76,8 @@ OLMOE = partial(traced, file="olmoe_routing.npz", windows=1)
 CASES = (
     Case("DeepSeek-V2-Lite, 8 devices of 9", DEEPSEEK, 8, 72, 5, 0.999),
     Case("DeepSeek-V2-Lite, 8 devices of 10", DEEPSEEK, 8, 80, 5, 0.999),
-    Case("DeepSeek-V2-Lite, 16 of 5", DEEPSEEK, 16, 80, 30, 0.999),
-    Case("OLMoE, 16 of 5", OLMOE, 16, 80, 30, 0.999),
+    Case("DeepSeek-V2-Lite, 16 of 5", DEEPSEEK, 16, 80, 60, 0.999, tolerance=5e-4),
+    Case("OLMoE, 16 of 5", OLMOE, 16, 80, 60, 0.999, tolerance=5e-4),
     Case("DeepSeek-V2-Lite, 16 of 4, no replicas", DEEPSEEK, 16, 64, 100, 0.997),
     Case("DeepSeek-V2-Lite, 32 of 3", DEEPSEEK, 32, 96, 100, 0.996),
     Case("lognormal 58 x 256, 32 of 9", partial(lognormal, layers=58, sigma=1.0), 32, 288, 2, 0.999),
@@ -111,7 +112,7 @@ def measure_case(case: Case, load: np.ndarray[Any, Any], seconds: float) -> dict
     """Return the row of a case: times in turns, and balance."""
     cluster = ms.Cluster(case.devices, case.slots // case.devices, case.nodes)
     groups = case.groups or None
-    solver, stop = ms.PlacementSearch(tolerance=1e-3), ms.MaxIterations(case.turns * len(load))
+    solver, stop = ms.PlacementSearch(tolerance=case.tolerance), ms.MaxIterations(case.turns * len(load))
     searched: list[float] = []
 
     def ours() -> ms.Result:

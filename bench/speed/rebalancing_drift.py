@@ -111,7 +111,7 @@ def near(tolerance: float) -> Plan:
     """Return the plan of few migrations within a tolerance."""
 
     def plan(problem: ms.ExpertPlacement, old: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        stop = ms.MaxIterations(3 * len(problem.load))
+        stop = ms.MaxIterations(len(problem.load))
         result = ms.PlacementSearch().solve(ms.Rebalancing(problem, old, tolerance=tolerance), stop)
         return result.solution.physical_to_logical
 

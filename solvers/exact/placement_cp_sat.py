@@ -308,6 +308,8 @@ def counting_model(rows: ReplicaCounts, devices: int) -> tuple[Any, list[Any]]:
 
 def most_copies(problem: ExpertPlacement) -> int:
     """Return the most replicas that an expert may have."""
+    if problem.anywhere:
+        return min(problem.cluster.num_devices, problem.cluster.num_slots - problem.load.shape[1] + 1)
     regions, first = problem.regions, problem.cluster.first_slots
     room = np.diff(first[regions]).max() - problem.load.shape[1] // problem.num_regions + 1
     return int(min(np.diff(regions).max(), room))
@@ -355,6 +357,11 @@ class _Model:
             model.add(sum(each[node] for each in home) == len(groups) // len(nodes))
         size = len(self.here) // len(groups)
         for e, on_devices in enumerate(self.here):
+            if problem.anywhere:
+                for node in nodes:
+                    own = [here for each in on_devices[node * near : (node + 1) * near] for here in each]
+                    model.add_bool_or(own).only_enforce_if(home[e // size][node])
+                continue
             for g, each in enumerate(on_devices):
                 for here in each:
                     model.add_implication(here, home[e // size][g // near])

@@ -20,7 +20,7 @@ class LongestProcessingTime(Solver):
     """Construct a placement: replicas for the largest load per replica, then the heaviest to the least loaded device.
 
     Groups of experts go to the nodes first: up to ten groups in the way that the bound says is the best, more of them
-    by falling load.
+    by falling load. Where only their first copies stay there, these are placed before all others.
 
     Examples
     --------

@@ -97,6 +97,17 @@ def test_the_example_of_eplb_is_better_balanced_and_proved():
     assert result.value == pytest.approx(exact.value, rel=1e-9)
 
 
+def test_cp_sat_proves_placements_whose_first_copies_stay_on_nodes():
+    rng = np.random.default_rng(0)
+    slots = (2, 1, 2, 1)
+    for _ in range(3):
+        load = rng.integers(1, 60, 4)
+        problem = ms.ExpertPlacement(load, ms.Cluster(4, slots, 2), 2, first_copy_only=True)
+        optimum = min(largest_load(held, load.tolist()) for held in placements(4, slots, (2, 2), True))
+        result = ms.solve(problem, ms.PlacementCpSat(), ms.MaxRuntime(60.0))
+        assert (result.value, result.status) == (pytest.approx(optimum, rel=1e-8), "optimal")
+
+
 def test_a_budget_for_all_layers_goes_where_it_gains_most():
     # Two migrations even out the second layer; in the first they gain next to nothing.
     problem = ms.ExpertPlacement([[10, 9, 9, 10], [90, 80, 10, 20]], ms.Cluster(2, 2))
