@@ -26,6 +26,7 @@ HOMES = {
     "load-limit": "load_limit",
     "cardinality-digits": "cardinality",
     "pruning": "pruning",
+    "pruning-subsets": "pruning",
     "tuning-budget": "fresh_experts",
     "tuning-budget-slots": "fresh_experts",
 }
