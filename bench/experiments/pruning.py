@@ -85,7 +85,7 @@ def run_trial(settings: PruningSettings, seed: int, gate: str, search: str) -> N
         "increase_error": error,
         "forecast": candidate.forecast,
         "forecast_off": max(ratio, 1 / ratio),
-        "intact_loss": pruned.mean - increase,
+        "intact_loss": intact(settings, seed, balance).mean,
     }
 
 
@@ -103,7 +103,7 @@ def text(settings: PruningSettings) -> LibraryText:
 
 def fresh(settings: PruningSettings) -> list[Tensor]:
     """Return the batches that neither training nor pruning has seen."""
-    return list(torch.from_numpy(text(settings).test[settings.calibration :]).split(settings.batch_size))
+    return list(torch.split(torch.from_numpy(text(settings).test[settings.calibration :]), settings.batch_size))
 
 
 @lru_cache(maxsize=2)
@@ -142,7 +142,8 @@ def trained(settings: PruningSettings, seed: int, balance: float) -> Any:
             optimizer.step()
             optimizer.zero_grad()
             rate.step()
-    return model.eval()
+    model.train(False)
+    return model
 
 
 @lru_cache(maxsize=2)
@@ -154,7 +155,7 @@ def intact(settings: PruningSettings, seed: int, balance: float) -> SequenceLoss
 @lru_cache(maxsize=len(KEPT))
 def planned(settings: PruningSettings, seed: int, keep: float, balance: float) -> PruningPlan:
     """Return what all criteria propose."""
-    batches = torch.from_numpy(text(settings).test[: settings.calibration]).split(settings.batch_size)
+    batches = torch.split(torch.from_numpy(text(settings).test[: settings.calibration]), settings.batch_size)
     return prune_experts(trained(settings, seed, balance), batches, keep, rows=settings.rows, seed=seed)
 
 
@@ -183,7 +184,7 @@ def run_subset_trial(settings: PruningSettings, seed: int, gate: str, search: st
 def enumerated(settings: PruningSettings, seed: int, number: int) -> tuple[ExpertSubset, dict[str, Any], float]:
     """Return the problem of half of a layer's experts, their scores, and the least value of all subsets."""
     model = trained(settings, seed, BALANCED)
-    batches = checked_batches("batches", torch.from_numpy(text(settings).test).split(settings.batch_size))
+    batches = checked_batches("batches", torch.split(torch.from_numpy(text(settings).test), settings.batch_size))
     layer = moe_layers(model)[number]
     (met,), _ = record_rows(model, batches, [layer], settings.rows, seed)
     gram, products = inner_products(layer, met)

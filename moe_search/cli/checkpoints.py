@@ -81,7 +81,7 @@ def read_batches(path: Path, tokenizer: Any, sequences: int, tokens: int, batch:
             raise ValueError(f"{path} must hold two sequences of {tokens} tokens, got {len(found)} tokens")
         ids = found[: len(found) // tokens * tokens].reshape(-1, tokens)
     chosen = np.linspace(0, len(ids) - 1, min(sequences, len(ids))).astype(int)
-    return list(torch.from_numpy(ids[chosen].astype(np.int64)).split(batch))
+    return list(torch.split(torch.from_numpy(ids[chosen].astype(np.int64)), batch))
 
 
 def _transformers() -> Any:

@@ -157,7 +157,7 @@ def record_rows(
             entered.callback(hook.remove)
         for batch in batches:
             with torch.enable_grad():
-                batch_losses(model, batch).sum().backward()
+                torch.autograd.backward(batch_losses(model, batch).sum())
             of_tokens = recorder.tokens.of(recorder.seen[0].hidden).cpu().nonzero().flatten()
             chosen = of_tokens[torch.randperm(len(of_tokens), generator=generator)[:per_batch].sort().values]
             for store, seen in zip(kept, recorder.seen, strict=True):

@@ -168,7 +168,8 @@ def smaller_router(layer: MoELayer, kept: Experts) -> nn.Module:
 def _select(module: nn.Module, index: Tensor, n: int, recurse: bool = True) -> None:
     """Take rows of all parameters and buffers that have a row for each of n experts, or one row of n columns."""
     for each in module.modules() if recurse else (module,):
-        for store in (each._parameters, each._buffers):
+        stores: tuple[dict[str, Any], ...] = (each._parameters, each._buffers)
+        for store in stores:
             for name, tensor in store.items():
                 if tensor is None or tensor.ndim == 0:
                     continue
