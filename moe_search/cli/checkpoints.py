@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from moe_search.checks import require_integer
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+Checkpoint = Annotated[
+    Path, typer.Argument(help="Folder of a model of transformers: config.json and safetensors.", metavar="CHECKPOINT")
+]
+Text = Annotated[Path, typer.Option(help="A text, or token ids [sequences, tokens] as .npz or .npy.", metavar="FILE")]
+Sequences = Annotated[int, typer.Option(help="Sequences of the text, spread evenly over it, at most.")]
+Tokens = Annotated[int, typer.Option(help="Tokens of a sequence.")]
+Device = Annotated[str, typer.Option(help="auto, or a device of torch such as cpu.")]
 
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json")
 

@@ -56,6 +56,12 @@ class PruningCandidate:
         model.
     increase, error : float
         By how much it did rise on the held-out batches, and the standard error over sequences; NaN for one sequence.
+
+    Examples
+    --------
+    >>> import moe_search as ms
+    >>> ms.PruningCandidate("REAP", ((0, 2), (1, 3)), forecast=0.11, increase=0.12, error=0.01)
+    PruningCandidate(criterion='REAP', forecast=0.11, increase=0.12, error=0.01)
     """
 
     criterion: str
@@ -84,9 +90,8 @@ class PruningPlan:
 
     Examples
     --------
-    >>> from moe_search.huggingface import PruningCandidate
     >>> import moe_search as ms
-    >>> found = PruningCandidate("error", ((0, 2),), forecast=0.11, increase=0.12, error=0.01)
+    >>> found = ms.PruningCandidate("error", ((0, 2),), forecast=0.11, increase=0.12, error=0.01)
     >>> plan = ms.PruningPlan(("layers.0.mlp",), num_experts=4, intact=2.5, candidates=(found,))
     >>> plan.criterion, plan.kept, round(plan.verified, 3)
     ('error', ((0, 2),), 2.62)
