@@ -54,7 +54,10 @@ def find_device(name: str) -> torch.device:
     import torch
 
     if name != "auto":
-        return torch.device(name)
+        try:
+            return torch.device(name)
+        except RuntimeError:
+            raise ValueError(f"--device must be auto or a device of torch, got {name!r}") from None
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
