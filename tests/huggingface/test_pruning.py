@@ -111,7 +111,7 @@ def test_scores_by_hand():
 
 
 def test_a_plan_is_what_its_checkpoint_loses(tmp_path):
-    model = tiny_model("olmoe")
+    model = tiny_model("olmoe", output_router_logits=True)
     batches, held_out = [tokens(seed) for seed in range(4)], [tokens(9, sequences=8)]
     plan = prune_experts(model, batches, 0.5, held_out=held_out)
     assert {each.criterion for each in plan.candidates} == set(CRITERIA)
