@@ -187,22 +187,8 @@ class ExpertSubset(Problem):
 
     def weights(self, kept: npt.ArrayLike) -> npt.NDArray[np.float64]:
         """Return the weight of every expert, shape (rows, experts), where rows are routed among some experts only."""
-        mask = np.zeros(self.num_experts, dtype=np.bool_)
-        mask[np.asarray(kept)] = True
-        scores = np.where(mask, self.scores, -np.inf)
-        if self.open_groups != self.num_groups:
-            grouped = scores.reshape(len(scores), self.num_groups, -1)
-            sums = np.sort(grouped, axis=2)[:, :, -self.group_depth :].sum(axis=2, dtype=np.float32)
-            closed = np.argsort(-sums, axis=1, kind="stable")[:, self.open_groups :]
-            np.put_along_axis(grouped, closed[:, :, None], -np.inf, axis=1)
-        chosen = np.argsort(-scores, axis=1, kind="stable")[:, : self.k]
-        taken = np.take_along_axis(self.strengths, chosen, axis=1).astype(np.float64)
-        if self.share != "none":
-            shared = taken if self.share == "chosen" else np.where(mask, self.strengths, 0.0)
-            taken /= shared.sum(axis=1, keepdims=True, dtype=np.float64)
-        weights = np.zeros(self.scores.shape)
-        np.put_along_axis(weights, chosen, taken, axis=1)
-        return weights
+        groups = self.num_groups, self.open_groups, self.group_depth
+        return routed_weights(kept, self.scores, self.strengths, self.k, self.share, *groups)
 
     def value(self, solution: npt.ArrayLike) -> float:
         """Return the squared error of the layer that keeps some experts only, summed over the rows."""
@@ -255,6 +241,38 @@ class ExpertSubset(Problem):
             self.open_groups or self.num_groups,
             self.group_depth,
         )
+
+
+def routed_weights(
+    kept: npt.ArrayLike,
+    scores: npt.NDArray[np.float32],
+    strengths: npt.NDArray[np.float32],
+    k: int,
+    share: Share,
+    num_groups: int = 1,
+    open_groups: int | None = None,
+    group_depth: int = 1,
+) -> npt.NDArray[np.float64]:
+    """Return the weight of every expert, shape (rows, experts), where rows are routed among some experts only.
+
+    The arguments are those of `ExpertSubset`.
+    """
+    mask = np.zeros(scores.shape[1], dtype=np.bool_)
+    mask[np.asarray(kept)] = True
+    among = np.where(mask, scores, -np.inf)
+    if open_groups is not None and open_groups < num_groups:
+        grouped = among.reshape(len(among), num_groups, -1)
+        sums = np.sort(grouped, axis=2)[:, :, -group_depth:].sum(axis=2, dtype=np.float32)
+        closed = np.argsort(-sums, axis=1, kind="stable")[:, open_groups:]
+        np.put_along_axis(grouped, closed[:, :, None], -np.inf, axis=1)
+    chosen = np.argsort(-among, axis=1, kind="stable")[:, :k]
+    taken = np.take_along_axis(strengths, chosen, axis=1).astype(np.float64)
+    if share != "none":
+        shared = taken if share == "chosen" else np.where(mask, strengths, 0.0)
+        taken /= shared.sum(axis=1, keepdims=True, dtype=np.float64)
+    weights = np.zeros(scores.shape)
+    np.put_along_axis(weights, chosen, taken, axis=1)
+    return weights
 
 
 @compiled

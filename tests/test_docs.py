@@ -54,6 +54,14 @@ def test_training(capsys):
     assert max(map(len, code.splitlines())) <= 88
 
 
+@pytest.mark.filterwarnings("ignore")  # of Transformers
+def test_huggingface(capsys):
+    pytest.importorskip("transformers")
+    scope = run("huggingface.md")
+    assert scope["loaded"].config.num_local_experts == 4
+    assert "MoELayer(name='model.layers.0.mlp', num_experts=8, top_k=2, num_groups=1)" in capsys.readouterr().out
+
+
 def test_refused():
     history = run("refused.md")["search"].history
     assert len(history) == 4

@@ -28,6 +28,7 @@ HOMES = {
     "pruning": "pruning",
     "token-maps": "token_maps",
     "token-maps-intact": "token_maps",
+    "pruning-subsets": "pruning",
     "tuning-budget": "fresh_experts",
     "tuning-budget-slots": "fresh_experts",
 }

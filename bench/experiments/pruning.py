@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -14,9 +15,12 @@ from moe_search.bench.datasets.library_text import LibraryText, load_library_tex
 from moe_search.bench.experiments.experiment import Experiment, Measure, Numbers
 from moe_search.checks import require_choice
 from moe_search.huggingface import PruningPlan, moe_layers, prune_experts
-from moe_search.huggingface.calibration import SequenceLosses, checked_batches, sequence_losses
-from moe_search.huggingface.pruning import CRITERIA
+from moe_search.huggingface.calibration import SequenceLosses, checked_batches, record_rows, sequence_losses
+from moe_search.huggingface.pruning import CRITERIA, SCORES, expert_scores, inner_products
+from moe_search.huggingface.routing_rule import routing_rule
 from moe_search.huggingface.selection import kept_only
+from moe_search.problems import ExpertSubset
+from moe_search.solvers import MaxRuntime, SubsetEnumeration, SubsetSearch
 
 AUTO = "auto"
 BALANCED, SKEWED = 0.01, 0.0
@@ -81,7 +85,7 @@ def run_trial(settings: PruningSettings, seed: int, gate: str, search: str) -> N
         "increase_error": error,
         "forecast": candidate.forecast,
         "forecast_off": max(ratio, 1 / ratio),
-        "intact_loss": pruned.mean - increase,
+        "intact_loss": intact(settings, seed, balance).mean,
     }
 
 
@@ -99,7 +103,7 @@ def text(settings: PruningSettings) -> LibraryText:
 
 def fresh(settings: PruningSettings) -> list[Tensor]:
     """Return the batches that neither training nor pruning has seen."""
-    return list(torch.from_numpy(text(settings).test[settings.calibration :]).split(settings.batch_size))
+    return list(torch.split(torch.from_numpy(text(settings).test[settings.calibration :]), settings.batch_size))
 
 
 @lru_cache(maxsize=2)
@@ -138,7 +142,8 @@ def trained(settings: PruningSettings, seed: int, balance: float) -> Any:
             optimizer.step()
             optimizer.zero_grad()
             rate.step()
-    return model.eval()
+    model.train(False)
+    return model
 
 
 @lru_cache(maxsize=2)
@@ -150,9 +155,76 @@ def intact(settings: PruningSettings, seed: int, balance: float) -> SequenceLoss
 @lru_cache(maxsize=len(KEPT))
 def planned(settings: PruningSettings, seed: int, keep: float, balance: float) -> PruningPlan:
     """Return what all criteria propose."""
-    batches = torch.from_numpy(text(settings).test[: settings.calibration]).split(settings.batch_size)
+    batches = torch.split(torch.from_numpy(text(settings).test[: settings.calibration]), settings.batch_size)
     return prune_experts(trained(settings, seed, balance), batches, keep, rows=settings.rows, seed=seed)
 
+
+LAYERS = tuple(f"layer {number}" for number in range(4))
+SEARCHES = ("search", "greedy", *SCORES)
+
+
+def run_subset_trial(settings: PruningSettings, seed: int, gate: str, search: str) -> Numbers:
+    """Keep half of some random experts of a layer, which are a layer of their own, and enumerate what could be kept."""
+    require_choice("gate", gate, LAYERS)
+    require_choice("search", search, SEARCHES)
+    problem, scores, optimum = enumerated(settings, seed, LAYERS.index(gate))
+    if search in SCORES:
+        value = problem.value(problem.best_by(scores[search]))
+    else:
+        value = SubsetSearch(exchanges=search == "search").solve(problem, MaxRuntime(math.inf)).value
+    return {
+        "excess": 100 * (value / optimum - 1),
+        "optimal": float(value <= optimum * (1 + 1e-9)),
+        "optimum": optimum / problem.ordinary_value(),
+        "subsets": problem.num_subsets,
+    }
+
+
+@lru_cache(maxsize=1)
+def enumerated(settings: PruningSettings, seed: int, number: int) -> tuple[ExpertSubset, dict[str, Any], float]:
+    """Return the problem of half of a layer's experts, their scores, and the least value of all subsets."""
+    model = trained(settings, seed, BALANCED)
+    batches = checked_batches("batches", torch.split(torch.from_numpy(text(settings).test), settings.batch_size))
+    layer = moe_layers(model)[number]
+    (met,), _ = record_rows(model, batches, [layer], settings.rows, seed)
+    gram, products = inner_products(layer, met)
+    half, n = settings.experts // 2, settings.experts
+    rule = routing_rule(layer, met, half)
+    assert rule is not None
+    whole = rule.problem(gram, products, met.outputs.double().square().sum(1).numpy(), half, layer.top_k)
+    some = np.sort(np.random.default_rng([seed, number]).choice(n, half, replace=False))
+    weights = whole.weights(some)
+    given = np.einsum("tef,tf->te", whole.gram, weights)
+    problem = ExpertSubset(
+        whole.scores[:, some],
+        whole.strengths[:, some],
+        whole.gram[:, some][:, :, some],
+        given[:, some],
+        (given * weights).sum(1),
+        keep=half // 2,
+        k=layer.top_k,
+        share=whole.share,
+    )
+    best = SubsetEnumeration().solve(problem, MaxRuntime(math.inf))
+    norms = np.sqrt(np.einsum("tee->te", problem.gram))
+    return problem, expert_scores(weights[:, some], norms), float(best.value)
+
+
+SMOKE = PruningSettings(
+    tokens=16,
+    vocabulary=280,
+    characters=6000,
+    sequences=60,
+    layers=2,
+    width=16,
+    expert_width=8,
+    experts=8,
+    top_k=2,
+    steps=6,
+    batch_size=8,
+    calibration=24,
+    rows=64,
+)
 
 EXPERIMENTS = (
     Experiment(
@@ -168,27 +240,34 @@ EXPERIMENTS = (
         gates=tuple(KEPT),
         searches=(AUTO, *CRITERIA),
         settings=PruningSettings(),
-        smoke=PruningSettings(
-            tokens=16,
-            vocabulary=280,
-            characters=6000,
-            sequences=60,
-            layers=2,
-            width=16,
-            expert_width=8,
-            experts=8,
-            top_k=2,
-            steps=6,
-            batch_size=8,
-            calibration=24,
-            rows=64,
-        ),
+        smoke=SMOKE,
         run_trial=run_trial,
         measures=(
             Measure("increase", "rise of the loss, nats a token"),
             Measure("forecast_off", "factor between forecast and rise", digits=2),
         ),
         seeds=3,
+        curves=False,
+        maps=False,
+    ),
+    Experiment(
+        name="pruning-subsets",
+        title="Which experts stay, against all subsets",
+        question=(
+            "Half of the {experts} experts of a layer, drawn at random, are a layer of their own and keep half of them "
+            "again. By how many percent is the error of what is found above the least of all subsets? Search: greedy, "
+            "then exchanges. The others are published scores."
+        ),
+        gates=LAYERS,
+        searches=SEARCHES,
+        settings=PruningSettings(),
+        smoke=replace(SMOKE, layers=4),
+        run_trial=run_subset_trial,
+        measures=(
+            Measure("excess", "error above the optimum, %", digits=2),
+            Measure("optimal", "subset is the optimum", better="higher"),
+        ),
+        seeds=2,
         curves=False,
         maps=False,
     ),

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from moe_search.checks import require_integer
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+Checkpoint = Annotated[
+    Path, typer.Argument(help="Folder of a model of transformers: config.json and safetensors.", metavar="CHECKPOINT")
+]
+Text = Annotated[Path, typer.Option(help="A text, or token ids [sequences, tokens] as .npz or .npy.", metavar="FILE")]
+Sequences = Annotated[int, typer.Option(help="Sequences of the text, spread evenly over it, at most.")]
+Tokens = Annotated[int, typer.Option(help="Tokens of a sequence.")]
+Device = Annotated[str, typer.Option(help="auto, or a device of torch such as cpu.")]
 
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json")
 
@@ -44,7 +54,10 @@ def find_device(name: str) -> torch.device:
     import torch
 
     if name != "auto":
-        return torch.device(name)
+        try:
+            return torch.device(name)
+        except RuntimeError:
+            raise ValueError(f"--device must be auto or a device of torch, got {name!r}") from None
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -81,7 +94,7 @@ def read_batches(path: Path, tokenizer: Any, sequences: int, tokens: int, batch:
             raise ValueError(f"{path} must hold two sequences of {tokens} tokens, got {len(found)} tokens")
         ids = found[: len(found) // tokens * tokens].reshape(-1, tokens)
     chosen = np.linspace(0, len(ids) - 1, min(sequences, len(ids))).astype(int)
-    return list(torch.from_numpy(ids[chosen].astype(np.int64)).split(batch))
+    return list(torch.split(torch.from_numpy(ids[chosen].astype(np.int64)), batch))
 
 
 def _transformers() -> Any:

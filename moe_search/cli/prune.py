@@ -8,17 +8,22 @@ from typing import Annotated
 import typer
 
 from moe_search.cli.arguments import one_line_errors
+from moe_search.cli.checkpoints import (
+    Checkpoint,
+    Device,
+    Sequences,
+    Text,
+    Tokens,
+    check_checkpoint,
+    load_model,
+    load_tokenizer,
+    read_batches,
+)
 
 
 def prune(
-    checkpoint: Annotated[
-        Path,
-        typer.Argument(help="Folder of a model of transformers: config.json and safetensors.", metavar="CHECKPOINT"),
-    ],
-    text: Annotated[
-        Path,
-        typer.Option(help="A text, or token ids [sequences, tokens] as .npz or .npy.", metavar="FILE"),
-    ],
+    checkpoint: Checkpoint,
+    text: Text,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder of the pruned checkpoint, new or empty.", metavar="PATH")
     ],
@@ -30,20 +35,18 @@ def prune(
             metavar="NAME",
         ),
     ] = None,
-    sequences: Annotated[int, typer.Option(help="Sequences of the text, spread evenly over it, at most.")] = 256,
-    tokens: Annotated[int, typer.Option(help="Tokens of a sequence.")] = 256,
+    sequences: Sequences = 256,
+    tokens: Tokens = 256,
     batch: Annotated[int, typer.Option(help="Sequences of a batch; every third batch is held out.")] = 8,
     rows: Annotated[int, typer.Option(help="Tokens that experts are judged by.")] = 2048,
     seed: Annotated[int, typer.Option(help="Draws these tokens.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, or a device of torch such as cpu.")] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Drop experts of a model, and print what that costs.
 
     The loss is forecast, and measured on texts that the choice of experts has not seen.
     """
     with one_line_errors():
-        from moe_search.cli.checkpoints import check_checkpoint, load_model, load_tokenizer, read_batches
-
         check_checkpoint(checkpoint)
         text.open("rb").close()
         if output.exists() and (not output.is_dir() or any(output.iterdir())):

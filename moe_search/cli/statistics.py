@@ -8,6 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moe_search.cli.arguments import check_output_file, one_line_errors
+from moe_search.cli.checkpoints import (
+    Checkpoint,
+    Device,
+    Sequences,
+    Text,
+    Tokens,
+    check_checkpoint,
+    load_model,
+    load_tokenizer,
+    read_batches,
+)
 
 if TYPE_CHECKING:
     from moe_search.plotting import Table
@@ -15,21 +26,15 @@ if TYPE_CHECKING:
 
 
 def statistics(
-    checkpoint: Annotated[
-        Path,
-        typer.Argument(help="Folder of a model of transformers: config.json and safetensors.", metavar="CHECKPOINT"),
-    ],
-    text: Annotated[
-        Path,
-        typer.Option(help="A text, or token ids [sequences, tokens] as .npz or .npy.", metavar="FILE"),
-    ],
-    sequences: Annotated[int, typer.Option(help="Sequences of the text, spread evenly over it, at most.")] = 256,
-    tokens: Annotated[int, typer.Option(help="Tokens of a sequence.")] = 256,
+    checkpoint: Checkpoint,
+    text: Text,
+    sequences: Sequences = 256,
+    tokens: Tokens = 256,
     batch: Annotated[int, typer.Option(help="Sequences of a batch.")] = 8,
     window: Annotated[
         int | None, typer.Option(help="Batches that make a window of the loads written. [default: all]")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, or a device of torch such as cpu.")] = "auto",
+    device: Device = "auto",
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Where the loads go, as .npz that moe-search place reads.", metavar="PATH"),
@@ -40,8 +45,6 @@ def statistics(
     Every mixture layer of the model is a row: how evenly experts are used, and how many lie idle.
     """
     with one_line_errors():
-        from moe_search.cli.checkpoints import check_checkpoint, load_model, load_tokenizer, read_batches
-
         check_checkpoint(checkpoint)
         text.open("rb").close()
         if output is not None:

@@ -109,7 +109,10 @@ def targets_of(batch: Batch) -> Tensor:
 def batch_losses(model: Any, batch: Batch) -> Tensor:
     """Return the losses of the targets [sequences, tokens - 1], 0 where there is none."""
     device = next(model.parameters()).device
-    given = {name: tensor.to(device) for name, tensor in batch.items() if name != "labels"}
+    given: dict[str, Any] = {name: tensor.to(device) for name, tensor in batch.items() if name != "labels"}
+    if getattr(model.config, "output_router_logits", False):
+        # With these comes a loss of balance, which counts experts that a smaller router does not know.
+        given["output_router_logits"] = False
     logits = model(**given, use_cache=False).logits[:, :-1]
     targets = targets_of(batch).to(logits.device)
     losses = nn.functional.cross_entropy(
@@ -157,7 +160,7 @@ def record_rows(
             entered.callback(hook.remove)
         for batch in batches:
             with torch.enable_grad():
-                batch_losses(model, batch).sum().backward()
+                torch.autograd.backward(batch_losses(model, batch).sum())
             of_tokens = recorder.tokens.of(recorder.seen[0].hidden).cpu().nonzero().flatten()
             chosen = of_tokens[torch.randperm(len(of_tokens), generator=generator)[:per_batch].sort().values]
             for store, seen in zip(kept, recorder.seen, strict=True):

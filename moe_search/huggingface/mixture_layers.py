@@ -89,14 +89,14 @@ def moe_layers(model: nn.Module) -> tuple[MoELayer, ...]:
     """
     found = []
     for name, block in model.named_modules():
-        experts = getattr(block, "experts", None)
+        experts: Any = getattr(block, "experts", None)
         router = next((child for key, child in block.named_children() if key in ROUTER_NAMES), None)
         # What the decorator of transformers leaves on a class of experts.
         if router is None or not (hasattr(experts, "has_gate") and hasattr(experts, "is_transposed")):
             continue
         stacked = [parameter for parameter in experts.parameters(recurse=False) if parameter.ndim == 3]
         if stacked:
-            asked = (*(getattr(each, "top_k", None) for each in (router, block)), experts.config.num_experts_per_tok)
+            asked = (getattr(router, "top_k", None), getattr(block, "top_k", None))
             found.append(
                 MoELayer(
                     name,
@@ -104,7 +104,7 @@ def moe_layers(model: nn.Module) -> tuple[MoELayer, ...]:
                     experts,
                     router,
                     num_experts=stacked[0].shape[0],
-                    top_k=next(each for each in asked if each is not None),
+                    top_k=next((each for each in asked if each is not None), experts.config.num_experts_per_tok),
                     num_groups=getattr(router, "num_group", None) or 1,
                 )
             )

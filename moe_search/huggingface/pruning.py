@@ -22,7 +22,14 @@ from moe_search.huggingface.calibration import (
 )
 from moe_search.huggingface.mixture_layers import MoELayer
 from moe_search.huggingface.routing_rule import routing_rule
-from moe_search.huggingface.selection import keep_experts, kept_only, require_layers, smaller_router, try_router
+from moe_search.huggingface.selection import (
+    keep_experts,
+    kept_only,
+    require_alike,
+    require_layers,
+    smaller_router,
+    try_router,
+)
 from moe_search.plotting.table import Table
 from moe_search.problems.expert_subset import Subset
 from moe_search.solvers.engine.stop import MaxRuntime
@@ -54,15 +61,21 @@ class PruningCandidate:
     forecast : float
         By how much the loss will rise, in nats a target: from the calibration batches, without running the pruned
         model.
-    increase, error : float
+    increase, standard_error : float
         By how much it did rise on the held-out batches, and the standard error over sequences; NaN for one sequence.
+
+    Examples
+    --------
+    >>> import moe_search as ms
+    >>> ms.PruningCandidate("REAP", ((0, 2), (1, 3)), forecast=0.11, increase=0.12, standard_error=0.01)
+    PruningCandidate(criterion='REAP', forecast=0.11, increase=0.12, standard_error=0.01)
     """
 
     criterion: str
     kept: tuple[tuple[int, ...], ...] = field(repr=False)
     forecast: float
     increase: float
-    error: float
+    standard_error: float
 
 
 @dataclass(frozen=True)
@@ -84,9 +97,8 @@ class PruningPlan:
 
     Examples
     --------
-    >>> from moe_search.huggingface import PruningCandidate
     >>> import moe_search as ms
-    >>> found = PruningCandidate("error", ((0, 2),), forecast=0.11, increase=0.12, error=0.01)
+    >>> found = ms.PruningCandidate("error", ((0, 2),), forecast=0.11, increase=0.12, standard_error=0.01)
     >>> plan = ms.PruningPlan(("layers.0.mlp",), num_experts=4, intact=2.5, candidates=(found,))
     >>> plan.criterion, plan.kept, round(plan.verified, 3)
     ('error', ((0, 2),), 2.62)
@@ -124,9 +136,9 @@ class PruningPlan:
         return self.intact + self.best.increase
 
     @property
-    def error(self) -> float:
+    def standard_error(self) -> float:
         """The standard error of the rise of that loss, over sequences."""
-        return self.best.error
+        return self.best.standard_error
 
     def apply(self, model: nn.Module) -> Any:
         """Drop the other experts from a model, in place, and return it: then `save_pretrained`; see `keep_experts`."""
@@ -143,7 +155,7 @@ class PruningPlan:
                 each.criterion,
                 f"{each.forecast:+.4f}",
                 f"{each.increase:+.4f}",
-                "-" if math.isnan(each.error) else f"{each.error:.4f}",
+                "-" if math.isnan(each.standard_error) else f"{each.standard_error:.4f}",
                 f"{self.intact + each.increase:.4f}",
             )
             for each in self.candidates
@@ -301,6 +313,7 @@ def checked_criteria(criteria: str | Sequence[str]) -> tuple[str, ...]:
 
 def checked_keep(keep: float, layers: Sequence[MoELayer]) -> int:
     """Return how many experts of a layer stay."""
+    require_alike(layers)
     n, groups = layers[0].num_experts, layers[0].num_groups
     if isinstance(keep, float):
         if not 0 < require_number("keep", keep) < 1:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from moe_search.huggingface.calibration import LayerRows
 from moe_search.huggingface.mixture_layers import MoELayer
 from moe_search.huggingface.selection import smaller_router
-from moe_search.problems.expert_subset import ExpertSubset, Share
+from moe_search.problems.expert_subset import ExpertSubset, Share, routed_weights
 
 MOST_TESTED = 256
 """Rows that a rule is tested on."""
@@ -42,7 +42,7 @@ class RoutingRule:
     strengths: npt.NDArray[np.float32]
     share: Share
     scale: float
-    groups: dict[str, int]
+    groups: dict[str, Any]
 
     def problem(
         self, gram: npt.NDArray[Any], products: npt.NDArray[Any], energies: npt.NDArray[Any], keep: int, k: int
@@ -61,22 +61,10 @@ class RoutingRule:
             **self.groups,
         )
 
-    def weights(self, kept: npt.NDArray[np.int64], k: int, rows: int) -> npt.NDArray[np.float64]:
+    def weights(self, kept: npt.NDArray[Any], k: int, rows: int) -> npt.NDArray[np.float64]:
         """Return the weights of the first rows where some experts are kept only."""
-        n = self.scores.shape[1]
-        none = np.zeros((rows, n))
-        first = {"scores": self.scores[:rows], "strengths": self.strengths[:rows]}
-        empty = ExpertSubset(
-            **first,
-            gram=np.zeros((rows, n, n)),
-            products=none,
-            energies=none[:, 0],
-            keep=n - self.groups.get("num_groups", 1),
-            k=k,
-            share=self.share,
-            **self.groups,
-        )
-        return self.scale * empty.weights(kept)
+        told = routed_weights(kept, self.scores[:rows], self.strengths[:rows], k, self.share, **self.groups)
+        return self.scale * told
 
 
 @torch.no_grad()
@@ -123,7 +111,7 @@ def _candidates(layer: MoELayer, rows: LayerRows) -> list[RoutingRule]:
     logits = rows.logits.float().cpu()
     raised = (logits - logits.max(1, keepdim=True).values).exp().numpy()
     sigmoids = logits.sigmoid().numpy()
-    limits: list[dict[str, int]] = [{}]
+    limits: list[dict[str, Any]] = [{}]
     opened = getattr(layer.router, "topk_group", None)
     if layer.num_groups > 1:
         limits = [{"num_groups": layer.num_groups}]

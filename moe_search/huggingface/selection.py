@@ -171,7 +171,8 @@ def smaller_router(layer: MoELayer, kept: Experts) -> nn.Module:
 def _select(module: nn.Module, index: Tensor, n: int, recurse: bool = True) -> None:
     """Take rows of all parameters and buffers that have a row for each of n experts, or one row of n columns."""
     for each in module.modules() if recurse else (module,):
-        for store in (each._parameters, each._buffers):
+        stores: tuple[dict[str, Any], ...] = (each._parameters, each._buffers)
+        for store in stores:
             for name, tensor in store.items():
                 if tensor is None or tensor.ndim == 0:
                     continue
@@ -185,12 +186,8 @@ def _select(module: nn.Module, index: Tensor, n: int, recurse: bool = True) -> N
 
 def checked_kept(layers: Sequence[MoELayer], kept: Sequence[npt.ArrayLike]) -> list[Experts]:
     """Return the kept experts of every layer in their order, or raise an error that says why they cannot be."""
+    require_alike(layers)
     n = layers[0].num_experts
-    if any(layer.num_experts != n for layer in layers):
-        numbers = [layer.num_experts for layer in layers]
-        raise ValueError(
-            f"all layers must have equally many experts, as the configuration has one number, got {numbers}"
-        )
     if len(kept) != len(layers):
         raise ValueError(f"kept must hold the experts of each of {len(layers)} layers, got {len(kept)}")
     chosen = [
@@ -239,9 +236,23 @@ def _experts(name: str, given: npt.ArrayLike, layer: MoELayer) -> Experts:
 
 
 def require_layer(layer: Any) -> None:
-    """Raise TypeError unless `layer` is a MoELayer."""
+    """Raise an error unless `layer` is a MoELayer that is still as it was found."""
     if not isinstance(layer, MoELayer):
         raise TypeError(f"layer must be one of moe_layers(model), got {type(layer).__name__}")
+    now = next(parameter for parameter in layer.experts.parameters(recurse=False) if parameter.ndim == 3).shape[0]
+    if now != layer.num_experts:
+        raise ValueError(
+            f"layer must be found anew by moe_layers(model), it has {now} experts and had {layer.num_experts}"
+        )
+
+
+def require_alike(layers: Sequence[MoELayer]) -> None:
+    """Raise ValueError unless all layers have equally many experts."""
+    numbers = [layer.num_experts for layer in layers]
+    if len(set(numbers)) > 1:
+        raise ValueError(
+            f"all layers must have equally many experts, as the configuration has one number, got {numbers}"
+        )
 
 
 def require_layers(model: nn.Module) -> tuple[MoELayer, ...]:

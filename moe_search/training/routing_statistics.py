@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -280,7 +281,7 @@ class RoutingStatistics:
                 self._batches += 1
 
         @torch.no_grad()
-        def add(layer: MoELayer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def add(layer: MoELayer, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if searching() or is_recomputing():
                 return
             hidden, index, weights = (*args, *kwargs.values())
@@ -292,11 +293,9 @@ class RoutingStatistics:
             active = zeros.scatter(1, index, 1.0) > 0
             sums.add(zeros.scatter_add(1, index, weights), active, self._window())
 
-        def hook(layer: MoELayer) -> Any:
-            watched = lambda _, args, kwargs: add(layer, args, kwargs)  # noqa: E731
-            return layer.experts.register_forward_pre_hook(watched, with_kwargs=True)
-
-        return [model.register_forward_pre_hook(begin, with_kwargs=True), *map(hook, layers)]
+        hooks = [model.register_forward_pre_hook(begin, with_kwargs=True)]
+        hooks += [each.experts.register_forward_pre_hook(partial(add, each), with_kwargs=True) for each in layers]
+        return hooks
 
 
 class _Sums:

@@ -10,11 +10,10 @@ import numpy as np
 from moe_search.problems.expert_subset import ExpertSubset, SubsetArrays, subset_error
 from moe_search.problems.kernels import compiled
 from moe_search.problems.problem import Problem
-from moe_search.solvers.engine.compiled_search import LOG_LENGTH
 from moe_search.solvers.engine.result import Result
-from moe_search.solvers.engine.run import Run, Slice
+from moe_search.solvers.engine.run import Run
 from moe_search.solvers.engine.solver import Solver
-from moe_search.solvers.heuristic.subset_search import STANDING, by_energy, take_subset
+from moe_search.solvers.heuristic.subset_search import STANDING, by_energy, look_at_subsets, take_subset
 
 MOST_SUBSETS = 1_000_000
 
@@ -51,35 +50,19 @@ class SubsetEnumeration(Solver):
         problem = run.problem
         assert isinstance(problem, ExpertSubset)
         run.take_initial(None if run.initial is not None else by_energy(problem))
-        arrays = problem.arrays()
         size = problem.num_experts // problem.num_groups
         # Places within their group, of each group one after the other.
         places = np.tile(np.arange(problem.keep_of_group), problem.num_groups)
         kept = np.zeros(problem.num_experts, dtype=np.bool_)
-        room = np.empty(problem.k, dtype=np.int64), np.empty(problem.num_groups, dtype=np.bool_)
         state = np.zeros(1, dtype=STANDING).view(np.recarray)
         standing = state[0]
         standing.value = run.value
-        log_values, log_iterations = np.zeros(LOG_LENGTH), np.zeros(LOG_LENGTH, dtype=np.int64)
-
-        def advance(budget: int, target: float) -> Slice:
-            before = int(standing.iterations)
-            standing.logged = 0
-            enumerate_subsets(
-                places, size, kept, arrays, *room, state, run.incumbent, log_values, log_iterations, budget
-            )
-            logged, iterations = int(standing.logged), int(standing.iterations)
-            improvements = zip(log_iterations[:logged], log_values[:logged], strict=True)
-            return Slice(iterations - before, iterations, improvements, bool(standing.done))
-
-        run.loop(advance, first_budget=1)
+        look_at_subsets(run, state, kept, enumerate_subsets, places, size)
         return run.result(moves=int(standing.moves), seed=None, proved=bool(standing.done) and not run.interrupted)
 
 
 @compiled
 def enumerate_subsets(
-    places: Any,
-    size: int,
     kept: Any,
     arrays: SubsetArrays,
     taken: Any,
@@ -89,12 +72,15 @@ def enumerate_subsets(
     log_values: Any,
     log_iterations: Any,
     budget: int,
+    target: float,
+    places: Any,
+    size: int,
 ) -> None:
-    """Look at no more than `budget` subsets, from where `places` stand."""
+    """Look at no more than `budget` subsets, from where `places` stand, or until one reaches the target."""
     s = state[0]
     keep = places.shape[0] // arrays.num_groups
     for _ in range(budget):
-        if s.done or s.logged == log_values.shape[0]:
+        if s.done or s.value <= target or s.logged == log_values.shape[0]:
             return
         for e in range(kept.shape[0]):
             kept[e] = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -81,29 +82,34 @@ class SubsetSearch(Solver):
         assert isinstance(problem, ExpertSubset)
         given = run.initial is not None
         start = run.take_initial(None if given else by_energy(problem))
-        arrays = problem.arrays()
         kept = np.zeros(problem.num_experts, dtype=np.bool_)
         kept[start if given else slice(None)] = True
-        room = np.empty(problem.k, dtype=np.int64), np.empty(problem.num_groups, dtype=np.bool_)
         state = np.zeros(1, dtype=STANDING).view(np.recarray)
         standing = state[0]
         standing.left = int(kept.sum()) - problem.keep
         standing.best, standing.least, standing.value = -1, np.inf, run.value
         standing.done = given and not self.exchanges
-        log_values, log_iterations = np.zeros(LOG_LENGTH), np.zeros(LOG_LENGTH, dtype=np.int64)
-
-        def advance(budget: int, target: float) -> Slice:
-            before = int(standing.iterations)
-            standing.logged = 0
-            search_slice(
-                kept, arrays, *room, state, run.incumbent, log_values, log_iterations, budget, target, self.exchanges
-            )
-            logged, iterations = int(standing.logged), int(standing.iterations)
-            improvements = zip(log_iterations[:logged], log_values[:logged], strict=True)
-            return Slice(iterations - before, iterations, improvements, bool(standing.done))
-
-        run.loop(advance, first_budget=1)
+        look_at_subsets(run, state, kept, search_slice, self.exchanges)
         return run.result(moves=int(standing.moves), seed=None)
+
+
+def look_at_subsets(run: Run, state: Any, kept: Any, kernel: Callable[..., None], *arguments: Any) -> None:
+    """Let a kernel look at subsets, slice by slice, until it says that it is done or the run stops."""
+    problem, standing = run.problem, state[0]
+    assert isinstance(problem, ExpertSubset)
+    room = np.empty(problem.k, dtype=np.int64), np.empty(problem.num_groups, dtype=np.bool_)
+    log_values, log_iterations = np.zeros(LOG_LENGTH), np.zeros(LOG_LENGTH, dtype=np.int64)
+    every = (kept, problem.arrays(), *room, state, run.incumbent, log_values, log_iterations)
+
+    def advance(budget: int, target: float) -> Slice:
+        before = int(standing.iterations)
+        standing.logged = 0
+        kernel(*every, budget, target, *arguments)
+        logged, iterations = int(standing.logged), int(standing.iterations)
+        improvements = zip(log_iterations[:logged], log_values[:logged], strict=True)
+        return Slice(iterations - before, iterations, improvements, bool(standing.done))
+
+    run.loop(advance, first_budget=1)
 
 
 def by_energy(problem: ExpertSubset) -> Subset:

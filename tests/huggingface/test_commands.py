@@ -75,6 +75,7 @@ def test_a_pruned_checkpoint_is_loaded(checkpoint, tmp_path):
         (("CHECKPOINT", "--criterion", "magic"), "criteria must be one of auto, error, frequency"),
         (("CHECKPOINT", "--tokens", "150"), "text.txt must hold two sequences of 150 tokens, got 200 tokens"),
         (("CHECKPOINT", "--tokens", "1"), "--tokens must be an integer >= 2, got 1"),
+        (("CHECKPOINT", "--device", "abacus"), "--device must be auto or a device of torch, got 'abacus'"),
         (("CHECKPOINT", "--text", "NOWHERE"), "No such file or directory"),
     ],
 )
@@ -82,12 +83,9 @@ def test_wrong_arguments_end_in_a_line(checkpoint, tmp_path, arguments, message)
     (tmp_path / "empty").mkdir()
     places = {"CHECKPOINT": checkpoint, "NOWHERE": tmp_path / "nowhere", "EMPTY": tmp_path / "empty"}
     given = [places.get(each, each) for each in arguments]
-    text = () if "--text" in arguments else ("--text", checkpoint / "text.txt")
-    result = (
-        run("prune", *given, *text, "--tokens", "10", "--device", "cpu", "-o", tmp_path / "out")
-        if ("--tokens" not in arguments)
-        else run("prune", *given, *text, "-o", tmp_path / "out")
-    )
+    usual = {"--text": checkpoint / "text.txt", "--tokens": 10, "--device": "cpu", "--output": tmp_path / "out"}
+    rest = [word for name, value in usual.items() if name not in arguments for word in (name, value)]
+    result = run("prune", *given, *rest)
     assert (result.exit_code, result.stdout) == (2, "")
     line = result.stderr.splitlines()[-1]
     assert line.startswith("error: ")

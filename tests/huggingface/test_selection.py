@@ -120,6 +120,13 @@ def test_what_else_is_refused():
         permute_experts(layer, [0, 1, 2])
     with pytest.raises(TypeError, match="router must be True or False, got 1"):
         permute_experts(layer, range(8), router=1)
+    model = tiny_model("mixtral")
+    before = moe_layers(model)[0]
+    keep_experts(model, [[0, 1]] * 2)
+    with pytest.raises(
+        ValueError, match=r"layer must be found anew by moe_layers\(model\), it has 2 experts and had 8"
+    ):
+        permute_experts(before, range(8))
     with pytest.raises(TypeError, match=r"layer must be one of moe_layers\(model\), got int"):
         permute_experts(0, range(8))
     with pytest.raises(ValueError, match=r"model must have mixture layers of transformers 5.*, got Linear without any"):
