@@ -7,14 +7,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from moe_search.checks import require_integer
 from moe_search.gates.batch_checks import cannot_read_values
 from moe_search.gates.fresh_start import is_loaded
+from moe_search.gates.leaf import Leaf
 
 
-class ExpertMap(nn.Module):
+class ExpertMap(Leaf):
     """The expert of every slot, one row for each selector.
 
     Every expert holds c = m / n slots of every row. The map is a buffer: it is in the state dict, follows the module

@@ -13,6 +13,7 @@ from moe_search.checks import require_integer
 from moe_search.gates.batch_checks import require_device, require_dtype, require_samples
 from moe_search.gates.expert_map import ExpertMap
 from moe_search.gates.fresh_start import reset_children
+from moe_search.gates.leaf import Leaf
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +59,7 @@ class SlotWeights:
         return self.probabilities
 
 
-class Gate(nn.Module, ABC):
+class Gate(Leaf, ABC):
     """Turns inputs into slot weights; a gate's expert map says which experts the slots stand for.
 
     A new gate is one file with a `forward`, and a `penalty` if it has one. A gate leaves no trace on itself in

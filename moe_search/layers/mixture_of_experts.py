@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from moe_search.checks import require_choice
 from moe_search.gates.batch_checks import cannot_read_values, is_exporting, is_recomputing, require_samples
 from moe_search.gates.gate import Gate, SlotWeights
+from moe_search.gates.leaf import Leaf
 from moe_search.layers.dispatch import DISPATCHES, Dispatch, fastest_dispatch, union_of
 from moe_search.layers.stacked_experts import StackedExperts
 
 
-class MixtureOfExperts(nn.Module):
+class MixtureOfExperts(Leaf):
     """Mixes experts with the weights of a gate: ``sum_e w[b, e] f_e(x_b)``.
 
     An expert runs only on the samples that give it weight, and is not called where there are none: in training and in

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from moe_search.gates.batch_checks import require_samples
 from moe_search.gates.gate import Gate, SlotWeights
+from moe_search.gates.leaf import Leaf
 from moe_search.layers.mixture_of_experts import MixtureOfExperts
 from moe_search.layers.stacked_experts import StackedExperts
 
 
-class MultiGateMixtureOfExperts(nn.Module):
+class MultiGateMixtureOfExperts(Leaf):
     """Mixes the same experts once for each task: ``sum_e w[b, t, e] f_e(x_b)``, the weights of task t by its own gate.
 
     An expert runs once, on the samples that any of the gates gives it weight for, or on all: as `dispatch` says.

@@ -12,6 +12,7 @@ from torch.autograd import forward_ad
 
 from moe_search.checks import require_integer
 from moe_search.gates.batch_checks import require_device, require_dtype, require_samples
+from moe_search.gates.leaf import Leaf
 
 GROUPED_BYTES = 16
 """`grouped_mm` takes matrices whose rows are a multiple of this long."""
@@ -38,7 +39,7 @@ class Stack(nn.ParameterList):
         nn.init.uniform_(self[i], -bound, bound)
 
 
-class StackedExperts(nn.Module):
+class StackedExperts(Leaf):
     """n experts of the same shape: an affine map and an activation, or two affine maps with an activation between.
 
     Parameters
