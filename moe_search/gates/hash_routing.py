@@ -121,7 +121,9 @@ class HashRouting(Gate):
         """
         rows = self._ids(inputs, ids) if self.projections is None else self._codes(inputs)
         slots = self.table.index_select(0, rows)
-        return SlotWeights(functional.one_hot(slots, self.num_slots).to(inputs.dtype).unsqueeze(1), None)
+        # Not by one_hot, which reads numbers inside of torch.func.
+        chosen = slots.unsqueeze(1) == torch.arange(self.num_slots, device=slots.device)
+        return SlotWeights(chosen.to(inputs.dtype).unsqueeze(1), None)
 
     def _codes(self, inputs: Tensor) -> Tensor:
         assert self.projections is not None
@@ -130,7 +132,7 @@ class HashRouting(Gate):
         with torch.autocast(features.device.type, enabled=False):
             bits = functional.linear(features.to(self.projections.dtype), self.projections) > 0
         # Not by shifts, which ONNX has for unsigned integers only.
-        powers = torch.arange(bits.shape[1], dtype=torch.float64, device=bits.device).exp2().round().long()
+        powers = torch.pow(2, torch.arange(bits.shape[1], device=bits.device))
         return (bits.long() * powers).sum(1)
 
     def _ids(self, inputs: Tensor, ids: Tensor | None) -> Tensor:

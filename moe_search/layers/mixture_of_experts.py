@@ -60,9 +60,8 @@ class MixtureOfExperts(Leaf):
     Notes
     -----
     Sorting takes sizes that depend on the weights, which `torch.compile` cannot trace: "auto" is "dense" inside of
-    compiled code, one graph without breaks, while "sorted" and "grouped" break it. It is "dense" inside of
-    `torch.func.vmap` too, which takes no such sizes either. What is exported, by `torch.export`, `torch.onnx` or
-    `torch.jit.trace`, is always "dense".
+    compiled code, one graph without breaks, while "sorted" and "grouped" break it and run uncompiled. What maps over
+    batches, `torch.func.vmap`, or is exported, by `torch.export`, `torch.onnx` or `torch.jit.trace`, is always "dense".
 
     An expert of modules of their own that no sample of a batch goes to gets no gradient: `DistributedDataParallel` then
     needs ``find_unused_parameters=True``. With `StackedExperts` it does not. No gradient is made up for such an expert:
@@ -155,24 +154,32 @@ class MixtureOfExperts(Leaf):
 
         An expert runs once, on the samples that any of the weights has for it, or on all, as `dispatch` says.
         """
-        choosing = self.dispatch == "auto" and not cannot_read_values(inputs, *weights)
-        # No exported graph holds sizes that depend on the weights.
-        path = "dense" if is_exporting() else self.dispatch
-        if choosing and isinstance(self.experts, StackedExperts):
-            path = fastest_dispatch(self.experts, union_of(weights))
-        elif choosing:
-            # What they cost is not known, so none runs on a sample that it is not for.
+        readable = not cannot_read_values(inputs, *weights)
+        choosing = self.dispatch == "auto" and readable
+        path = self.dispatch
+        if choosing:
+            # What modules cost is not known, so none runs on a sample that it is not for.
             path = "sorted"
-        # "auto" remains where no number can be read off the weights: all experts run on all samples then.
-        if path in ("dense", "auto"):
+            if isinstance(self.experts, StackedExperts):
+                path = fastest_dispatch(self.experts, union_of(weights))
+        elif path == "auto" or is_exporting() or not (readable or torch.compiler.is_compiling()):
+            # No exported graph, and no map over batches, holds sizes that depend on the weights.
+            path = "dense"
+        if path == "dense":
             outputs = self.expert_outputs(inputs)
             mixtures = [self.combine(expert_weights, outputs) for expert_weights in weights]
             if not choosing or all(map(_finite, mixtures)):
                 return mixtures
             # What is infinite may be an expert on samples that give it weight 0, and 0 times infinity is NaN.
-            path = "sorted"
+        mix = self._mix_pairs
+        if torch.compiler.is_compiling():
+            # Else it would be compiled again and again, for the counts of every batch.
+            mix = torch.compiler.disable(mix)
+        return mix(inputs, weights, path == "grouped")
+
+    def _mix_pairs(self, inputs: Tensor, weights: Sequence[Tensor], grouped: bool) -> list[Tensor]:
         union = Dispatch.of(union_of(weights))
-        outputs = outputs_of_pairs(self.experts, union.gather(inputs), union.counts, grouped=path == "grouped")
+        outputs = outputs_of_pairs(self.experts, union.gather(inputs), union.counts, grouped=grouped)
         return [union.scatter(outputs)] if len(weights) == 1 else [union.mix_part(w, outputs) for w in weights]
 
     def expert_outputs(self, inputs: Tensor) -> Tensor:
