@@ -191,8 +191,8 @@ class ExpertMap(Leaf):
         # The number of a slot decides among those of an expert: keys that differ need no stable sort, which is slow for
         # large maps and which ONNX does not know.
         keys = experts * experts.shape[0] + torch.arange(experts.shape[0], device=experts.device)
-        by_expert: Tensor = by_slot[:, keys.argsort()]
-        return by_expert.unflatten(1, (self.num_experts, -1)).sum(2)  # type: ignore[no-untyped-call]
+        by_expert = by_slot.index_select(1, keys.argsort())
+        return by_expert.unflatten(1, (self.num_experts, -1)).sum(2)  # type: ignore[no-untyped-call, no-any-return]
 
     def extra_repr(self) -> str:
         """Return the sizes, for `repr`."""
