@@ -22,9 +22,9 @@ of slots, and the trees of all samples the second number of leaves."""
 class CometConvention:
     """What a version of COMET does where the paper's formula leaves it, or numbers run out: the table in `COMET`.
 
-    A leaf with a probability of at most `least`, or that is 0 or underflows if that is None, has weight 0, and `offset` is added to p
-    in the log p of the weights. In the penalty, p is raised to `entropy_least`; `entropy_offset` and
-    `entropy_log_offset` are added to it before and in the logarithm.
+    A leaf with a probability of at most `least`, or of 0 if that is None, has weight 0, and `offset` is added to p in the
+    log p of the weights. In the penalty, p is raised to `entropy_least`; `entropy_offset` and `entropy_log_offset` are
+    added to it before and in the logarithm.
     """
 
     split_bias: bool = True
