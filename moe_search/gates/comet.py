@@ -22,9 +22,9 @@ of slots, and the trees of all samples the second number of leaves."""
 class CometConvention:
     """What a version of COMET does where the paper's formula leaves it, or numbers run out: the table in `COMET`.
 
-    A leaf with a probability of at most `least`, or of 0 if that is None, has weight 0, and `offset` is added to p in the
-    log p of the weights. In the penalty, p is raised to `entropy_least`; `entropy_offset` and `entropy_log_offset` are
-    added to it before and in the logarithm.
+    A leaf with a probability of at most `least`, or of 0 if that is None, has weight 0, and `offset` is added to p in
+    the log p of the weights. In the penalty, p is raised to `entropy_least`; `entropy_offset` and `entropy_log_offset`
+    are added to it before and in the logarithm.
     """
 
     split_bias: bool = True
@@ -190,11 +190,11 @@ class COMET(Gate):
         if self.leaf_bias is not None:
             nn.init.zeros_(self.leaf_bias)
 
-    def forward(self, inputs: Tensor, ids: Tensor | None = None) -> SlotWeights:
+    def forward(self, inputs: Tensor, ids: Tensor | None = None, mask: Tensor | None = None) -> SlotWeights:
         """Return the weights of the slots; see `Gate.forward`."""
         dtype = weight_dtype(self.nodes)
         # A path is a product of many factors: autocast or not, it keeps the precision of the weights.
-        nodes = self.nodes(self.features(inputs, dtype)).to(dtype or inputs.dtype)
+        nodes = self.nodes(self.features(inputs, dtype, mask)).to(dtype or inputs.dtype)
         # Samples along the last axis, so that what is done to slot after slot runs over contiguous memory.
         nodes = nodes.t().contiguous().unflatten(0, (self.k, -1))
         splits, logits = nodes.split([self.num_slots - 1, self.num_slots], dim=1)
@@ -205,7 +205,7 @@ class COMET(Gate):
             p = leaf_probabilities(splits, self.gamma)
         scores = logits + CONVENTIONS[self.convention].log(p)
         weights = scores.flatten(0, 1).softmax(0).unflatten(0, (self.k, -1))
-        return SlotWeights(*(by_slot.permute(2, 0, 1) for by_slot in (weights, logits, p)))
+        return SlotWeights(*(by_slot.permute(2, 0, 1) for by_slot in (weights, logits, p))).masked(mask)
 
     def _live_leaves(self, splits: Tensor) -> Tensor | None:
         found = live_leaves(splits.permute(2, 0, 1).flatten(0, 1), self.gamma)
@@ -218,7 +218,8 @@ class COMET(Gate):
     def penalty(self, slot_weights: SlotWeights) -> Tensor:
         """Return ``lambda * mean_b sum_ts -p log p`` of the path probabilities, a scalar."""
         p = slot_weights.require_probabilities("COMET")
-        return self.entropy * CONVENTIONS[self.convention].entropy(p).sum() / p.shape[0]
+        terms = slot_weights.without_padding(CONVENTIONS[self.convention].entropy(p))
+        return self.entropy * terms.sum() / slot_weights.num_rows
 
     def _descends(self, splits: Tensor) -> bool:
         """Return whether to look for the live leaves only; it changes nothing but the time."""

@@ -58,21 +58,25 @@ class BothSteps(torch.autograd.Function):
 
     @staticmethod
     def forward(u: Tensor) -> Tensor:
+        """Return both."""
         return _both_steps(u)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        """Keep the parts."""
         ctx.save_for_backward(*inputs)
         ctx.save_for_forward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        """Return the gradient of the parts."""
         (u,) = ctx.saved_tensors
         left, right = gradient.unbind(-2)
         return (6.0 * u) * (1.0 - u) * (left - right)
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor) -> Tensor:  # type: ignore[override]
+        """Return the derivative along a tangent."""
         (u,) = ctx.saved_tensors
         left = (6.0 * u) * (1.0 - u) * tangent
         return torch.stack((left, -left), -2)
@@ -122,7 +126,8 @@ def leaf_probabilities(splits: Tensor, gamma: float) -> Tensor:
     -----
     With trees along the last axis, all products run over contiguous memory.
     """
-    num_leaves = splits.shape[-2] + 1
+    # Where a trace is taken, sizes are tensors.
+    num_leaves = int(splits.shape[-2]) + 1
     if num_leaves == 1:
         return torch.ones_like(splits.sum(-2, keepdim=True))
     u = _part(splits, gamma)
@@ -134,8 +139,9 @@ def leaf_probabilities(splits: Tensor, gamma: float) -> Tensor:
     above, level = splits[..., :1, :], root.flatten(-3, -2)
     for part, width in zip(parts, widths[1:], strict=True):
         above, level = level, (level[..., :width, None, :] * part).flatten(-3, -2)
-    childless = above[..., widths[-1] :, :]
-    return torch.cat((childless, level), -2) if childless.shape[-2] else level
+    if num_leaves == 2 * widths[-1]:
+        return level
+    return torch.cat((above[..., widths[-1] :, :], level), -2)
 
 
 def live_leaves(splits: Tensor, gamma: float) -> tuple[Tensor, Tensor] | None:

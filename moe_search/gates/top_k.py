@@ -134,15 +134,15 @@ class TopK(Gate):
         if self.choice_bias is not None:
             nn.init.zeros_(self.choice_bias)
 
-    def forward(self, inputs: Tensor, ids: Tensor | None = None) -> SlotWeights:
+    def forward(self, inputs: Tensor, ids: Tensor | None = None, mask: Tensor | None = None) -> SlotWeights:
         """Return the weights of the slots; see `Gate.forward`."""
-        features = self.features(inputs, weight_dtype(self.linear))
+        features = self.features(inputs, weight_dtype(self.linear), mask)
         logits = self.linear(features).unsqueeze(1)
         if self.noise is None or not self.training:
-            return SlotWeights(self._weights(logits), logits)
+            return SlotWeights(self._weights(logits), logits).masked(mask)
         scale = functional.softplus(self.noise(features)).unsqueeze(1)
         noisy = logits + torch.randn_like(logits) * scale
-        return SlotWeights(self._weights(noisy), logits, noisy_logits=noisy, noise_scale=scale)
+        return SlotWeights(self._weights(noisy), logits, noisy_logits=noisy, noise_scale=scale).masked(mask)
 
     def _weights(self, logits: Tensor) -> Tensor:
         if self.choice_bias is None:

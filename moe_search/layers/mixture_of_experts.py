@@ -10,8 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from moe_search.checks import require_choice
-from moe_search.gates.batch_checks import cannot_read_values, is_exporting, is_recomputing, require_samples
-from moe_search.gates.gate import Gate, SlotWeights
+from moe_search.gates.batch_checks import (
+    cannot_read_values,
+    is_exporting,
+    is_recomputing,
+    like_rows,
+    require_mask,
+    require_rows,
+    rows_of,
+)
+from moe_search.gates.gate import Gate, SlotWeights, route
 from moe_search.gates.leaf import Leaf
 from moe_search.layers.dispatch import DISPATCHES, Dispatch, fastest_dispatch, union_of
 from moe_search.layers.stacked_experts import StackedExperts
@@ -26,8 +34,8 @@ class MixtureOfExperts(Leaf):
     Parameters
     ----------
     experts : StackedExperts or iterable of Module
-        n experts: modules of any kind that turn inputs of shape [B, ...] into outputs of one common shape [B, ...],
-        each sample on its own.
+        n experts: modules of any kind that turn rows, shape [B, in_features], into outputs of one common shape
+        [B, ...], each row on its own.
     gate : Gate
         Its ``num_experts`` must be n.
     dispatch : {"auto", "dense", "sorted", "grouped"}
@@ -107,35 +115,39 @@ class MixtureOfExperts(Leaf):
             raise ValueError('dispatch="grouped" needs StackedExperts, got modules of their own')
         self.routing: SlotWeights | None = None
 
-    def forward(self, inputs: Tensor, ids: Tensor | None = None) -> Tensor:
-        """Return the mixture of every sample.
+    def forward(self, inputs: Tensor, ids: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """Return the mixture of every row.
 
         Parameters
         ----------
         inputs : Tensor
-            Floating point, shape [B, ...], as gate and experts take it.
+            Floating point, shape [..., in_features], as `torch.nn.Linear` takes it: all leading axes are rows.
         ids : Tensor, optional
-            Integers, shape [B], for gates that route by id.
+            Integers, shape [...], for gates that route by id.
+        mask : Tensor, optional
+            Booleans, shape [...]: False for padding, which goes to no expert, has output 0 and counts nowhere.
 
         Returns
         -------
         Tensor
-            Shape [B, ...], the axes of an expert's output after the first.
+            Shape [..., ...], the leading axes of the inputs and those of an expert's output after the first.
 
         Raises
         ------
         TypeError
             If an argument, or the output of an expert, is not a tensor.
         ValueError
-            If there is no sample, if shape, dtype or device are not those of the gate and the experts, if the experts'
+            If there is no row, if shape, dtype or device are not those of the gate and the experts, if the experts'
             outputs differ in shape, or if `dispatch` is "grouped" and does not take the experts.
         """
-        require_samples(inputs)
+        require_rows(inputs)
         self.check_dispatch()
-        routing = self.gate(inputs, ids)
-        (mixture,) = self.mix(inputs, [self.gate.expert_map(routing.weights)])
+        if mask is not None:
+            require_mask(mask, inputs)
+        routing = route(self.gate, inputs, ids, mask)
+        (mixture,) = self.mix(rows_of(inputs, mask), [self.gate.expert_map(routing.weights)])
         self._remember(routing)
-        return mixture
+        return like_rows(mixture, inputs, mask)
 
     def _remember(self, routing: SlotWeights | None) -> None:
         # While a module is exported, its tensors are stand-ins, which no later penalty can use; what runs anew under
@@ -150,9 +162,10 @@ class MixtureOfExperts(Leaf):
             self.experts.check_grouped()
 
     def mix(self, inputs: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
-        """Return a mixture of every sample, shape [B, ...], for each of some weights of the experts, shape [B, n].
+        """Return a mixture of every row, shape [B, ...], for each of some weights of the experts, shape [B, n].
 
-        An expert runs once, on the samples that any of the weights has for it, or on all, as `dispatch` says.
+        Inputs have shape [B, in_features]. An expert runs once, on the rows that any of the weights has for it, or on
+        all, as `dispatch` says.
         """
         readable = not cannot_read_values(inputs, *weights)
         choosing = self.dispatch == "auto" and readable
@@ -183,22 +196,23 @@ class MixtureOfExperts(Leaf):
         return [union.scatter(outputs)] if len(weights) == 1 else [union.mix_part(w, outputs) for w in weights]
 
     def expert_outputs(self, inputs: Tensor) -> Tensor:
-        """Run every expert on every sample.
+        """Run every expert on every row of inputs of shape [..., in_features].
 
         Returns
         -------
         Tensor
-            Shape [B, n, ...].
+            Shape [B, n, ...], B the number of rows.
 
         Raises
         ------
         TypeError, ValueError
             As in `forward`.
         """
-        require_samples(inputs)
+        require_rows(inputs)
+        rows = rows_of(inputs)
         if isinstance(self.experts, StackedExperts):
-            return self.experts(inputs)
-        return torch.stack(_outputs((e, expert, inputs) for e, expert in enumerate(self.experts)), 1)
+            return self.experts(rows)
+        return torch.stack(_outputs((e, expert, rows) for e, expert in enumerate(self.experts)), 1)
 
     def combine(self, expert_weights: Tensor, expert_outputs: Tensor) -> Tensor:
         """Mix given outputs of the experts with given weights.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from moe_search.checks import require_integer
-from moe_search.gates.batch_checks import require_device, require_dtype, require_samples
+from moe_search.gates.batch_checks import like_rows, require_device, require_dtype, require_rows, rows_of
 from moe_search.gates.leaf import Leaf
 
 GROUPED_BYTES = 16
@@ -109,24 +109,27 @@ class StackedExperts(Leaf):
         return self.num_experts
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Run every expert on every sample.
+        """Run every expert on every row.
 
         Parameters
         ----------
         inputs : Tensor
-            Shape [B, in_features].
+            Shape [..., in_features].
 
         Returns
         -------
         Tensor
-            Shape [B, n, out_features].
+            Shape [..., n, out_features].
 
         Raises
         ------
         ValueError
-            If there is no sample, or shape, dtype or device are not those of the experts.
+            If there is no row, or shape, dtype or device are not those of the experts.
         """
         self.check(inputs)
+        return like_rows(self._of_rows(rows_of(inputs)), inputs)
+
+    def _of_rows(self, inputs: Tensor) -> Tensor:
         weight, bias = self.weights[0], self.biases[0]
         # All experts read the same inputs: their first maps are one tall matrix.
         outputs = nn.functional.linear(inputs, weight.flatten(0, 1), bias.flatten()).reshape(-1, *bias.shape)
@@ -229,11 +232,11 @@ class StackedExperts(Leaf):
 
     def check(self, inputs: Tensor) -> None:
         """Raise ValueError if inputs are not what `forward` takes."""
-        require_samples(inputs)
-        if inputs.ndim != 2 or inputs.shape[1] != self.in_features:
+        require_rows(inputs)
+        if inputs.shape[-1] != self.in_features:
             raise ValueError(
-                f"inputs must have shape [B, {self.in_features}], in_features of the experts being {self.in_features}, "
-                f"got shape {tuple(inputs.shape)}"
+                f"inputs must have shape [..., {self.in_features}], "
+                f"in_features of the experts being {self.in_features}, got shape {tuple(inputs.shape)}"
             )
         require_device("inputs", inputs, self.weights[0].device, "experts")
         require_dtype(inputs, self.weights[0].dtype, "experts")

@@ -79,9 +79,9 @@ class GammaAnnealing(WrappedGate):
         if not any(is_loaded(parameter) for parameter in self.gate.parameters()):
             self._go_to(0)
 
-    def forward(self, inputs: Tensor, ids: Tensor | None = None) -> SlotWeights:
+    def forward(self, inputs: Tensor, ids: Tensor | None = None, mask: Tensor | None = None) -> SlotWeights:
         """Return the weights of the slots of the gate; see `Gate.forward`."""
-        return self.gate(inputs, ids)
+        return self.gate(inputs, ids, mask)
 
     def penalty(self, slot_weights: SlotWeights) -> Tensor:
         """Return the penalty of the gate."""

@@ -161,7 +161,7 @@ class RoutingStatistics:
 
     @torch.no_grad()
     def update(self, slot_weights: SlotWeights, expert_map: ExpertMap) -> None:
-        """Add a batch.
+        """Add a batch, without padding.
 
         Parameters
         ----------
@@ -185,6 +185,8 @@ class RoutingStatistics:
         if self._sums and len(self._sums[0]) != n:
             raise ValueError(f"expert_map must have {len(self._sums[0])} experts as in earlier batches, got {n}")
         weights = expert_map(slot_weights.weights).double()
+        if slot_weights.mask is not None:
+            weights = weights[slot_weights.mask]
         active = weights > 0
         # Counts are exact in float64, which multiplies matrices on every device, as integers do not.
         together = active.double().t() @ active.double()
