@@ -5,6 +5,8 @@ import torch
 
 from moe_search.gates.top_k import TopK
 
+pytestmark = pytest.mark.slow  # to import models takes seconds
+
 FEATURES, EXPERTS, K = 6, 16, 4
 GROUPS = {"n_group": 4, "topk_group": 2}
 DEEPSEEK = {"scores": "sigmoid", "renormalize": True, "scale": 2.5, "choice_bias": True}
