@@ -6,14 +6,14 @@ import torch
 from torch import Tensor, nn
 
 
-def require_samples(inputs: Tensor) -> None:
-    """Raise an error unless ``inputs`` is a tensor of floating-point samples, at least one, along its first axis."""
+def require_rows(inputs: Tensor) -> None:
+    """Raise an error unless ``inputs`` is a tensor of floating-point features, of at least one row, shape [..., d]."""
     if not isinstance(inputs, Tensor):
         raise TypeError(f"inputs must be a tensor, got {type(inputs).__name__}")
     if inputs.ndim == 0:
-        raise ValueError("inputs must have the samples along its first axis, got a scalar")
-    if inputs.shape[0] == 0:
-        raise ValueError(f"inputs must hold at least one sample, got shape {tuple(inputs.shape)}")
+        raise ValueError("inputs must have the features of a row along its last axis, got a scalar")
+    if any(size == 0 for size in inputs.shape[:-1]):
+        raise ValueError(f"inputs must hold at least one row, got shape {tuple(inputs.shape)}")
     if not inputs.is_floating_point():
         raise ValueError(f"inputs must be floating point, got dtype {inputs.dtype}")
 
@@ -22,6 +22,33 @@ def require_device(name: str, tensor: Tensor, device: torch.device, owner: str) 
     """Raise ValueError if ``tensor`` lies elsewhere than its ``owner``."""
     if tensor.device != device:
         raise ValueError(f"{name} must be on the device of the {owner}, {device}, got {tensor.device}")
+
+
+def require_mask(mask: Tensor, inputs: Tensor) -> None:
+    """Raise an error unless ``mask`` is a tensor that says of every row of ``inputs`` whether it is one."""
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"mask must be a tensor, got {type(mask).__name__}")
+    if mask.dtype != torch.bool:
+        raise ValueError(f"mask must hold booleans, True for a row that is no padding, got dtype {mask.dtype}")
+    if mask.shape != inputs.shape[:-1]:
+        raise ValueError(
+            f"mask must have shape {tuple(inputs.shape[:-1])}, an entry for each row of inputs, "
+            f"got shape {tuple(mask.shape)}"
+        )
+    require_device("mask", mask, inputs.device, "inputs")
+
+
+def rows_of(inputs: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Return inputs of shape [..., d] as rows, shape [R, d], with zeros in those that a mask says are padding."""
+    rows = inputs if inputs.ndim == 2 else inputs.reshape(-1, inputs.shape[-1])
+    return rows if mask is None else rows.masked_fill(~mask.reshape(-1, 1), 0.0)
+
+
+def like_rows(outputs: Tensor, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Return outputs of all rows, shape [R, ...], with the leading axes of the inputs: [..., ...]; 0 for padding."""
+    if mask is not None:
+        outputs = outputs.masked_fill(~mask.reshape(-1, *[1] * (outputs.ndim - 1)), 0.0)
+    return outputs if inputs.ndim == 2 else outputs.reshape(*inputs.shape[:-1], *outputs.shape[1:])
 
 
 def weight_dtype(layer: nn.Module) -> torch.dtype | None:

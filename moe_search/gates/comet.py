@@ -11,7 +11,7 @@ from moe_search.checks import require_choice, require_integer, require_number
 from moe_search.gates.batch_checks import cannot_read_values, weight_dtype
 from moe_search.gates.fresh_start import is_loaded
 from moe_search.gates.gate import Gate, SlotWeights, require_k
-from moe_search.gates.smooth_step import entropy_terms, leaf_probabilities, live_leaves
+from moe_search.gates.smooth_step import entropy_terms, leaf_probabilities, live_leaves, where_above
 
 DESCENT_SLOTS, DESCENT_LEAVES = 64, 2**17
 """A CPU descends into the live branches faster than it looks at all of them where a tree has at least the first number
@@ -22,9 +22,9 @@ of slots, and the trees of all samples the second number of leaves."""
 class CometConvention:
     """What a version of COMET does where the paper's formula leaves it, or numbers run out: the table in `COMET`.
 
-    A leaf with a probability below `least`, or of exactly 0 if that is None, has weight 0, and `offset` is added to p
-    in the log p of the weights. In the penalty, p is raised to `entropy_least`; `entropy_offset` and
-    `entropy_log_offset` are added to it before and in the logarithm.
+    A leaf with a probability of at most `least`, or of 0 if that is None, has weight 0, and `offset` is added to p in
+    the log p of the weights. In the penalty, p is raised to `entropy_least`; `entropy_offset` and `entropy_log_offset`
+    are added to it before and in the logarithm.
     """
 
     split_bias: bool = True
@@ -38,11 +38,13 @@ class CometConvention:
 
     def log(self, p: Tensor) -> Tensor:
         """Return log p of leaf probabilities, -inf where a leaf has weight 0; its gradient is finite everywhere."""
-        dead = p <= 0 if self.least is None else p < self.least
-        if not self.offset:
-            dead = dead | (p < torch.finfo(p.dtype).tiny)
+        least = self.least
+        if least is None:
+            least = 0.0 if self.offset else torch.finfo(p.dtype).tiny
+        dead = where_above(p.detach(), least, -torch.inf).clamp(max=0.0)
         # The logarithm is kept away from 0, where its infinite slope times the zero slope of the splits would be NaN.
-        return (p.masked_fill(dead, 1.0) + self.offset).log().masked_fill(dead, -torch.inf)
+        p = where_above(p, least, 1.0)
+        return (p + self.offset if self.offset else p).log() + dead
 
     def entropy(self, p: Tensor) -> Tensor:
         """Return the terms -p log p of the penalty, the shape of ``p``."""
@@ -188,30 +190,36 @@ class COMET(Gate):
         if self.leaf_bias is not None:
             nn.init.zeros_(self.leaf_bias)
 
-    def forward(self, inputs: Tensor, ids: Tensor | None = None) -> SlotWeights:
+    def forward(self, inputs: Tensor, ids: Tensor | None = None, mask: Tensor | None = None) -> SlotWeights:
         """Return the weights of the slots; see `Gate.forward`."""
         dtype = weight_dtype(self.nodes)
         # A path is a product of many factors: autocast or not, it keeps the precision of the weights.
-        nodes = self.nodes(self.features(inputs, dtype)).to(dtype or inputs.dtype).unflatten(1, (self.k, -1))
-        splits, logits = nodes.split([self.num_slots - 1, self.num_slots], dim=2)
+        nodes = self.nodes(self.features(inputs, dtype, mask)).to(dtype or inputs.dtype)
+        # Samples along the last axis, so that what is done to slot after slot runs over contiguous memory.
+        nodes = nodes.t().contiguous().unflatten(0, (self.k, -1))
+        splits, logits = nodes.split([self.num_slots - 1, self.num_slots], dim=1)
         if self.leaf_bias is not None:
-            logits = logits + self.leaf_bias
-        log = CONVENTIONS[self.convention].log
-        reached = live_leaves(splits.flatten(0, 1), self.gamma) if self._descends(splits) else None
-        if reached is None:
+            logits = logits + self.leaf_bias.unsqueeze(2)
+        p = self._live_leaves(splits) if self._descends(splits) else None
+        if p is None:
             p = leaf_probabilities(splits, self.gamma)
-            scores = logits + log(p)
-        else:
-            leaves, of_leaves = reached
-            p = logits.new_zeros(logits.numel()).index_copy(0, leaves, of_leaves).view(logits.shape)
-            scores = logits.new_full((logits.numel(),), -torch.inf)
-            scores = scores.index_copy(0, leaves, logits.flatten()[leaves] + log(of_leaves)).view(logits.shape)
-        return SlotWeights(scores.flatten(1).softmax(1).unflatten(1, (self.k, -1)), logits, p)
+        scores = logits + CONVENTIONS[self.convention].log(p)
+        weights = scores.flatten(0, 1).softmax(0).unflatten(0, (self.k, -1))
+        return SlotWeights(*(by_slot.permute(2, 0, 1) for by_slot in (weights, logits, p))).masked(mask)
+
+    def _live_leaves(self, splits: Tensor) -> Tensor | None:
+        found = live_leaves(splits.permute(2, 0, 1).flatten(0, 1), self.gamma)
+        if found is None:
+            return None
+        leaves, of_leaves = found
+        p = splits.new_zeros(splits.shape[2] * self.k * self.num_slots).index_copy(0, leaves, of_leaves)
+        return p.view(-1, self.k, self.num_slots).permute(1, 2, 0)
 
     def penalty(self, slot_weights: SlotWeights) -> Tensor:
         """Return ``lambda * mean_b sum_ts -p log p`` of the path probabilities, a scalar."""
         p = slot_weights.require_probabilities("COMET")
-        return self.entropy * CONVENTIONS[self.convention].entropy(p).sum((1, 2)).mean()
+        terms = slot_weights.without_padding(CONVENTIONS[self.convention].entropy(p))
+        return self.entropy * terms.sum() / slot_weights.num_rows
 
     def _descends(self, splits: Tensor) -> bool:
         """Return whether to look for the live leaves only; it changes nothing but the time."""
@@ -219,7 +227,7 @@ class COMET(Gate):
             self.num_slots >= DESCENT_SLOTS
             and not self.training
             and not torch.is_grad_enabled()
-            and splits.shape[0] * self.k * self.num_slots >= DESCENT_LEAVES
+            and splits.shape[2] * self.k * self.num_slots >= DESCENT_LEAVES
             and splits.device.type == "cpu"
             and not cannot_read_values(splits)
         )

@@ -6,7 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from moe_search.checks import require_integer, require_number
-from moe_search.gates.batch_checks import require_device, require_dtype, require_samples, weight_dtype
+from moe_search.gates.batch_checks import (
+    require_device,
+    require_dtype,
+    require_mask,
+    require_rows,
+    rows_of,
+    weight_dtype,
+)
 from moe_search.gates.fresh_start import is_loaded
 from moe_search.gates.gate import Gate, SlotWeights, require_k
 from moe_search.gates.smooth_step import entropy_terms, smooth_step
@@ -136,38 +143,42 @@ class DSelectK(Gate):
         if self.values is not None:
             _start_small(self.values, self.k, self.gamma)
 
-    def forward(self, inputs: Tensor, ids: Tensor | None = None) -> SlotWeights:
+    def forward(self, inputs: Tensor, ids: Tensor | None = None, mask: Tensor | None = None) -> SlotWeights:
         """Return the weights of the slots; see `Gate.forward`.
 
-        The static gate takes inputs of any shape [B, ...].
+        The static gate takes any number of features.
         """
-        values = self._values(inputs).view(-1, self.k, self.num_bits + 1)
+        values = self._values(inputs, mask).view(-1, self.k, self.num_bits + 1)
         p = code_probabilities(values[..., : self.num_bits], self.gamma)[..., : self.num_slots]
         weights = values[..., self.num_bits :].softmax(1) * p
         total = weights.sum((1, 2), keepdim=True)
         lost = total < torch.finfo(total.dtype).tiny
         weights = (weights / total.masked_fill(lost, 1.0)).masked_fill(lost, 1.0 / (self.k * self.num_slots))
-        shape = (inputs.shape[0], self.k, self.num_slots)
-        return SlotWeights(weights.expand(shape), None, p.expand(shape))
+        shape = (rows_of(inputs).shape[0], self.k, self.num_slots)
+        return SlotWeights(weights.expand(shape), None, p.expand(shape)).masked(mask)
 
-    def _values(self, inputs: Tensor) -> Tensor:
-        """Return the values of bits and selectors of every sample, of one that stands for all in the static gate."""
+    def _values(self, inputs: Tensor, mask: Tensor | None) -> Tensor:
+        """Return the values of bits and selectors of every row, of one that stands for all in the static gate."""
         if self.linear is not None:
             dtype = weight_dtype(self.linear)
             # A row of bits is a product of many factors: autocast or not, it keeps the precision of the weights.
-            return self.linear(self.features(inputs, dtype)).to(dtype or inputs.dtype)
+            return self.linear(self.features(inputs, dtype, mask)).to(dtype or inputs.dtype)
         assert self.values is not None
-        require_samples(inputs)
+        require_rows(inputs)
         require_device("inputs", inputs, self.values.device, "gate")
         require_dtype(inputs, self.values.dtype, "gate")
+        if mask is not None:
+            require_mask(mask, inputs)
         return self.values.unsqueeze(0)
 
     def penalty(self, slot_weights: SlotWeights) -> Tensor:
         """Return the penalty, a scalar; its second term grows no further where a sum over codes is below 1e-6."""
         p = slot_weights.require_probabilities("DSelectK")
-        penalty = self.entropy * entropy_terms(p).sum((1, 2)).mean()
+        rows = slot_weights.num_rows
+        penalty = self.entropy * slot_weights.without_padding(entropy_terms(p)).sum() / rows
         if self.num_slots < 2**self.num_bits:
-            penalty = penalty + self.zeta * p.sum(2).clamp(min=LEAST_REACHED).reciprocal().sum(1).mean()
+            terms = p.sum(2).clamp(min=LEAST_REACHED).reciprocal()
+            penalty = penalty + self.zeta * slot_weights.without_padding(terms).sum() / rows
         return penalty
 
     def extra_repr(self) -> str:

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from moe_search.checks import require_integer
 from moe_search.gates.batch_checks import cannot_read_values
 from moe_search.gates.fresh_start import is_loaded
+from moe_search.gates.leaf import Leaf
 
 AVERAGED = (
     "the mean of two maps is none: averages of models must take over buffers of integers as they are, as AveragedModel "
@@ -22,7 +23,7 @@ ROUNDING = 1e-3
 """How far from integers the means of equal integers may be."""
 
 
-class ExpertMap(nn.Module):
+class ExpertMap(Leaf):
     """The expert of every slot, one row for each selector.
 
     Every expert holds c = m / n slots of every row. The map is a buffer: it is in the state dict, follows the module
@@ -202,8 +203,8 @@ class ExpertMap(nn.Module):
         # The number of a slot decides among those of an expert: keys that differ need no stable sort, which is slow for
         # large maps and which ONNX does not know.
         keys = experts * experts.shape[0] + torch.arange(experts.shape[0], device=experts.device)
-        by_expert: Tensor = by_slot[:, keys.argsort()]
-        return by_expert.unflatten(1, (self.num_experts, -1)).sum(2)  # type: ignore[no-untyped-call]
+        by_expert = by_slot.index_select(1, keys.argsort())
+        return by_expert.unflatten(1, (self.num_experts, -1)).sum(2)  # type: ignore[no-untyped-call, no-any-return]
 
     def extra_repr(self) -> str:
         """Return the sizes, for `repr`."""

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from moe_search.checks import require_integer
-from moe_search.gates.batch_checks import require_device, require_dtype, require_samples
+from moe_search.gates.batch_checks import require_device, require_dtype, require_mask, require_rows, rows_of
 from moe_search.gates.expert_map import ExpertMap
 from moe_search.gates.fresh_start import reset_children
+from moe_search.gates.leaf import Leaf
 
 
 @dataclass(frozen=True, eq=False)
 class SlotWeights:
-    """The weights a gate gives to its slots, sample by sample.
+    """The weights a gate gives to its slots, row by row: the B rows of inputs of shape [..., d], in order.
 
     Parameters
     ----------
@@ -35,6 +36,10 @@ class SlotWeights:
         Shape [B, T, m]: the logits that a gate with noise chose slots by, and the standard deviation of the noise in
         each, greater than 0. The probability that a slot would be chosen again under fresh noise, which load penalties
         are made of, follows from these and `logits`.
+    mask : Tensor or None
+        Shape [B]: False for rows that are padding, whose weights are 0; None if there are none.
+    with_gradient : bool
+        Whether the gate ran with gradients on, as it did unless it is told otherwise where these are made.
 
     Examples
     --------
@@ -50,7 +55,26 @@ class SlotWeights:
     probabilities: Tensor | None = None
     noisy_logits: Tensor | None = None
     noise_scale: Tensor | None = None
+    mask: Tensor | None = None
     with_gradient: bool = field(default_factory=torch.is_grad_enabled, kw_only=True)
+
+    @property
+    def num_rows(self) -> Tensor | int:
+        """Number of rows that are no padding; 1 if all are, by which nothing is divided into NaN."""
+        return self.weights.shape[0] if self.mask is None else self.mask.sum().clamp(min=1)
+
+    def masked(self, mask: Tensor | None) -> SlotWeights:
+        """Return these weights with rows of padding, where ``mask``, any shape of B entries, is False."""
+        if mask is None:
+            return self
+        mask = mask.reshape(-1)
+        return replace(self, weights=self.weights.masked_fill(~mask[:, None, None], 0.0), mask=mask)
+
+    def without_padding(self, values: Tensor) -> Tensor:
+        """Return values of all rows, shape [B, ...], with 0 in those of padding."""
+        if self.mask is None:
+            return values
+        return values.masked_fill(~self.mask.view(-1, *[1] * (values.ndim - 1)), 0.0)
 
     def require_gradient(self) -> None:
         """Raise ValueError if a penalty on these would act on nothing, as gradients are on now and were off then."""
@@ -72,7 +96,7 @@ class SlotWeights:
         return self.probabilities
 
 
-class Gate(nn.Module, ABC):
+class Gate(Leaf, ABC):
     """Turns inputs into slot weights; a gate's expert map says which experts the slots stand for.
 
     A new gate is one file with a `forward`, and a `penalty` if it has one. A gate leaves no trace on itself in
@@ -124,16 +148,19 @@ class Gate(nn.Module, ABC):
         self.in_features = None if in_features is None else require_integer("in_features", in_features)
 
     @abstractmethod
-    def forward(self, inputs: Tensor, ids: Tensor | None = None) -> SlotWeights:
+    def forward(self, inputs: Tensor, ids: Tensor | None = None, mask: Tensor | None = None) -> SlotWeights:
         """Return the weights of the slots.
 
         Parameters
         ----------
         inputs : Tensor
-            Floating point, shape [B, in_features]. More axes are flattened: images of shape [B, C, H, W] go into a gate
-            with ``in_features = C * H * W``.
+            Floating point, shape [..., in_features], as `torch.nn.Linear` takes it: all leading axes are rows, such as
+            samples, or the tokens of sequences. Images are flattened by who has them.
         ids : Tensor, optional
-            Integers, shape [B], for gates that route by id; all others ignore them.
+            Integers, shape [...], for gates that route by id; all others ignore them.
+        mask : Tensor, optional
+            Booleans, shape [...]: False for padding, which gets weight 0 everywhere, and counts in no penalty and no
+            statistics. Its features, and ids, may be anything.
 
         Returns
         -------
@@ -144,7 +171,7 @@ class Gate(nn.Module, ABC):
         TypeError
             If an argument is not a tensor.
         ValueError
-            If there is no sample, or shape, dtype or device are not those of the gate.
+            If there is no row, or shape, dtype or device are not those of the gate.
         """
 
     def reset_parameters(self) -> None:
@@ -161,12 +188,12 @@ class Gate(nn.Module, ABC):
         """
         return slot_weights.weights.new_zeros(())
 
-    def features(self, inputs: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """Return checked inputs, flattened to shape [B, in_features].
+    def features(self, inputs: Tensor, dtype: torch.dtype | None = None, mask: Tensor | None = None) -> Tensor:
+        """Return the rows of checked inputs, shape [B, in_features], with zeros in those of padding.
 
         Parameters
         ----------
-        inputs : Tensor
+        inputs, mask : Tensor
             As in `forward`.
         dtype : torch.dtype, optional
             What the gate's weights are; any floating-point type by default.
@@ -176,19 +203,27 @@ class Gate(nn.Module, ABC):
         TypeError, ValueError
             As in `forward`.
         """
-        require_samples(inputs)
-        if inputs.ndim < 2 or inputs[0].numel() != self.in_features:
+        require_rows(inputs)
+        if inputs.shape[-1] != self.in_features:
             raise ValueError(
-                f"inputs must have shape [B, {self.in_features}], in_features of the gate being {self.in_features}, "
+                f"inputs must have shape [..., {self.in_features}], in_features of the gate being {self.in_features}, "
                 f"got shape {tuple(inputs.shape)}"
             )
         require_device("inputs", inputs, self.expert_map.experts.device, "gate")
         require_dtype(inputs, dtype, "gate")
-        return inputs.flatten(1)
+        if mask is not None:
+            require_mask(mask, inputs)
+        return rows_of(inputs, mask)
 
     def extra_repr(self) -> str:
         """Return the width of the inputs, for `repr`."""
         return "" if self.in_features is None else f"in_features={self.in_features}"
+
+
+def route(gate: nn.Module, inputs: Tensor, ids: Tensor | None, mask: Tensor | None) -> SlotWeights:
+    """Return the slot weights of a gate, which need not know of masks where there is none."""
+    routing: SlotWeights = gate(inputs, ids) if mask is None else gate(inputs, ids, mask)
+    return routing
 
 
 def require_k(k: Any, num_slots: int) -> int:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from moe_search.checks import require_integer
-from moe_search.gates.batch_checks import cannot_read_values, require_device, require_samples
+from moe_search.gates.batch_checks import cannot_read_values, require_device, require_mask, require_rows
 from moe_search.gates.fresh_start import is_loaded
 from moe_search.gates.gate import Gate, SlotWeights
 
@@ -114,27 +114,30 @@ class HashRouting(Gate):
         drawn = torch.randperm(entries, generator=generator, device="cpu") % self.num_slots
         return drawn if self._given is None else self._given, projections
 
-    def forward(self, inputs: Tensor, ids: Tensor | None = None) -> SlotWeights:
+    def forward(self, inputs: Tensor, ids: Tensor | None = None, mask: Tensor | None = None) -> SlotWeights:
         """Return the weights of the slots; see `Gate.forward`.
 
-        With `vocabulary`, inputs may have any shape [B, ...], and ids must be integers in 0 .. vocabulary - 1.
+        With `vocabulary`, inputs may have any number of features, and ids must be integers in 0 .. vocabulary - 1.
         """
-        rows = self._ids(inputs, ids) if self.projections is None else self._codes(inputs)
-        slots = self.table.index_select(0, rows)
-        return SlotWeights(functional.one_hot(slots, self.num_slots).to(inputs.dtype).unsqueeze(1), None)
+        keys = (
+            self._ids(inputs, ids, mask) if self.projections is None else self._codes(self.features(inputs, mask=mask))
+        )
+        slots = self.table.index_select(0, keys)
+        # Not by one_hot, which reads numbers inside of torch.func.
+        chosen = slots.unsqueeze(1) == torch.arange(self.num_slots, device=slots.device)
+        return SlotWeights(chosen.to(inputs.dtype).unsqueeze(1), None).masked(mask)
 
-    def _codes(self, inputs: Tensor) -> Tensor:
+    def _codes(self, features: Tensor) -> Tensor:
         assert self.projections is not None
-        features = self.features(inputs)
         # Codes have the precision of the projections, autocast or not: a sample must not change its slot with it.
         with torch.autocast(features.device.type, enabled=False):
             bits = functional.linear(features.to(self.projections.dtype), self.projections) > 0
         # Not by shifts, which ONNX has for unsigned integers only.
-        powers = torch.arange(bits.shape[1], dtype=torch.float64, device=bits.device).exp2().round().long()
+        powers = torch.pow(2, torch.arange(bits.shape[1], device=bits.device))
         return (bits.long() * powers).sum(1)
 
-    def _ids(self, inputs: Tensor, ids: Tensor | None) -> Tensor:
-        require_samples(inputs)
+    def _ids(self, inputs: Tensor, ids: Tensor | None, mask: Tensor | None) -> Tensor:
+        require_rows(inputs)
         device = self.expert_map.experts.device
         require_device("inputs", inputs, device, "gate")
         if ids is None:
@@ -143,18 +146,22 @@ class HashRouting(Gate):
             raise TypeError(f"ids must be a tensor, got {type(ids).__name__}")
         if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
             raise ValueError(f"ids must hold integers, got dtype {ids.dtype}")
-        if ids.shape != inputs.shape[:1]:
+        if ids.shape != inputs.shape[:-1]:
             raise ValueError(
-                f"ids must have shape ({inputs.shape[0]},), one for each sample of inputs, got shape {tuple(ids.shape)}"
+                f"ids must have shape {tuple(inputs.shape[:-1])}, one for each row of inputs, "
+                f"got shape {tuple(ids.shape)}"
             )
         require_device("ids", ids, device, "gate")
+        if mask is not None:
+            require_mask(mask, inputs)
+            ids = ids.masked_fill(~mask, 0)
         # Where no number can be read, the table's own lookup refuses wrong ids.
         if not cannot_read_values(ids):
             least, most = ids.min().item(), ids.max().item()
             assert self.vocabulary is not None
             if least < 0 or most >= self.vocabulary:
                 raise ValueError(f"ids must lie in 0 .. {self.vocabulary - 1}, the vocabulary, got {least} .. {most}")
-        return ids.long()
+        return ids.reshape(-1).long()
 
     def extra_repr(self) -> str:
         """Return what is hashed, for `repr`."""

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import hardtanh, threshold
+
+from moe_search.gates.batch_checks import is_exporting
 
 
 def smooth_step(t: Tensor, gamma: float = 1.0) -> Tensor:
@@ -30,9 +34,56 @@ def smooth_step(t: Tensor, gamma: float = 1.0) -> Tensor:
     -----
     Hazimeh, Ponomareva, Mol, Tan and Mazumder (2020), The Tree Ensemble Layer, equation 3.
     """
-    # The same cubic in u = t / gamma + 1/2, where both ends are exact in floating point.
-    u = torch.clamp(t / gamma + 0.5, 0.0, 1.0)
-    return u * u * (3.0 - 2.0 * u)
+    return _cubic(_part(t, gamma))
+
+
+def _part(t: Tensor, gamma: float) -> Tensor:
+    """Return ``u = t / gamma + 1/2``, kept in 0 .. 1: there both ends of the cubic are exact in floating point."""
+    # A clamp takes four passes backward, this takes one.
+    return hardtanh(t / gamma + 0.5, 0.0, 1.0)
+
+
+def _cubic(u: Tensor) -> Tensor:
+    return torch.rsub(u, 3.0, alpha=2.0) * u * u
+
+
+class BothSteps(torch.autograd.Function):
+    """S and 1 - S of the smooth-step function at parts u, stacked along a new axis before the last.
+
+    1 - S(t) is S(-t), the same cubic of 1 - u, where a small number keeps its digits. The slopes of the two differ in
+    their sign only: what autograd would do takes four times as long.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(u: Tensor) -> Tensor:
+        """Return both."""
+        return _both_steps(u)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        """Keep the parts."""
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        """Return the gradient of the parts."""
+        (u,) = ctx.saved_tensors
+        left, right = gradient.unbind(-2)
+        return (6.0 * u) * (1.0 - u) * (left - right)
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:  # type: ignore[override]
+        """Return the derivative along a tangent."""
+        (u,) = ctx.saved_tensors
+        left = (6.0 * u) * (1.0 - u) * tangent
+        return torch.stack((left, -left), -2)
+
+
+def _both_steps(u: Tensor) -> Tensor:
+    return torch.stack((_cubic(u), _cubic(1.0 - u)), -2)
 
 
 def entropy_terms(p: Tensor) -> Tensor:
@@ -41,8 +92,17 @@ def entropy_terms(p: Tensor) -> Tensor:
     Its gradient is finite everywhere, and 0 there.
     """
     # 1 log 1 = 0 stands for 0 log 0, whose slope is infinite.
-    p = p.masked_fill(p < torch.finfo(p.dtype).tiny, 1.0)
+    p = where_above(p, torch.finfo(p.dtype).tiny, 1.0)
     return -p * p.log()
+
+
+def where_above(p: Tensor, least: float, value: float) -> Tensor:
+    """Return ``p`` where it is greater than ``least``, and else ``value``, without a gradient."""
+    if is_exporting():
+        # ONNX knows no threshold.
+        return p.masked_fill(p <= least, value)
+    # This takes one pass in both directions; masks take two each, which branch on every entry.
+    return threshold(p, least, value)
 
 
 def leaf_probabilities(splits: Tensor, gamma: float) -> Tensor:
@@ -51,30 +111,37 @@ def leaf_probabilities(splits: Tensor, gamma: float) -> Tensor:
     Parameters
     ----------
     splits : Tensor
-        Shape [..., m - 1], the argument of the smooth-step function at every split node; m >= 1.
+        Shape [..., m - 1, R], the argument of the smooth-step function at every split node, R trees side by side;
+        m >= 1.
     gamma : float
         Width of the smooth-step function.
 
     Returns
     -------
     Tensor
-        Shape [..., m]: the product along the path from the root of S (left) or 1 - S (right), leaf s being node
+        Shape [..., m, R]: the product along the path from the root of S (left) or 1 - S (right), leaf s being node
         m - 1 + s of the heap. Sums to 1.
+
+    Notes
+    -----
+    With trees along the last axis, all products run over contiguous memory.
     """
-    num_leaves = splits.shape[-1] + 1
-    # 1 - S(t) = S(-t), but a small S(-t) keeps its digits. In the last two axes: nodes 1, 2, 3, ... two by two.
-    steps = smooth_step(torch.stack((splits, -splits), -1), gamma)
-    level = splits.new_ones((*splits.shape[:-1], 1))
-    levels = [level]
-    first = 0
-    while first < num_leaves - 1:
-        # Only the first nodes of the last level but one may have children.
-        parents = min(level.shape[-1], num_leaves - 1 - first)
-        level = (level[..., :parents, None] * steps[..., first : first + parents, :]).flatten(-2)
-        levels.append(level)
-        first += parents
-    # Leaves lie on the last two levels.
-    return torch.cat(levels[-2:], -1)[..., -num_leaves:]
+    # Where a trace is taken, sizes are tensors.
+    num_leaves = int(splits.shape[-2]) + 1
+    if num_leaves == 1:
+        return torch.ones_like(splits.sum(-2, keepdim=True))
+    u = _part(splits, gamma)
+    # What becomes a graph is best of torch's own operations.
+    steps = _both_steps(u) if is_exporting() or torch.compiler.is_compiling() else BothSteps.apply(u)
+    # Only the first nodes of the last level but one may have children.
+    widths = [min(2**depth, num_leaves - 2**depth) for depth in range((num_leaves - 1).bit_length())]
+    root, *parts = steps.split(widths, -3)
+    above, level = splits[..., :1, :], root.flatten(-3, -2)
+    for part, width in zip(parts, widths[1:], strict=True):
+        above, level = level, (level[..., :width, None, :] * part).flatten(-3, -2)
+    if num_leaves == 2 * widths[-1]:
+        return level
+    return torch.cat((above[..., widths[-1] :, :], level), -2)
 
 
 def live_leaves(splits: Tensor, gamma: float) -> tuple[Tensor, Tensor] | None:
@@ -83,7 +150,7 @@ def live_leaves(splits: Tensor, gamma: float) -> tuple[Tensor, Tensor] | None:
     Parameters
     ----------
     splits, gamma : Tensor, float
-        As in `leaf_probabilities`, for R trees: shape [R, m - 1], m >= 2.
+        As in `leaf_probabilities`, but with R trees along the first axis: shape [R, m - 1], m >= 2.
 
     Returns
     -------
@@ -110,9 +177,8 @@ def live_leaves(splits: Tensor, gamma: float) -> tuple[Tensor, Tensor] | None:
             tree, node, p = tree[split], node[split], p[split]
             if not len(tree):
                 return torch.cat([leaves for leaves, _ in found]), torch.cat([reached for _, reached in found])
-        t = values[tree * num_splits + node]
-        # 1 - S(t) = S(-t), but a small S(-t) keeps its digits.
-        p = torch.cat([p * smooth_step(t, gamma), p * smooth_step(-t, gamma)])
+        u = _part(values[tree * num_splits + node], gamma)
+        p = torch.cat([p * _cubic(u), p * _cubic(1.0 - u)])
         alive = p.nonzero().squeeze(1)
         tree = torch.cat([tree, tree])[alive]
         node = torch.cat([2 * node + 1, 2 * node + 2])[alive]

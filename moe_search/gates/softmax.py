@@ -33,7 +33,7 @@ class Softmax(Gate):
         super().__init__(num_experts, num_slots, in_features=in_features)
         self.linear = nn.Linear(in_features, self.num_slots)
 
-    def forward(self, inputs: Tensor, ids: Tensor | None = None) -> SlotWeights:
+    def forward(self, inputs: Tensor, ids: Tensor | None = None, mask: Tensor | None = None) -> SlotWeights:
         """Return the weights of the slots; see `Gate.forward`."""
-        logits = self.linear(self.features(inputs, weight_dtype(self.linear))).unsqueeze(1)
-        return SlotWeights(logits.softmax(2), logits)
+        logits = self.linear(self.features(inputs, weight_dtype(self.linear), mask)).unsqueeze(1)
+        return SlotWeights(logits.softmax(2), logits).masked(mask)

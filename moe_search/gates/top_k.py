@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from moe_search.checks import require_choice, require_number
+from moe_search.checks import require_choice, require_integer, require_number
 from moe_search.gates.batch_checks import weight_dtype
 from moe_search.gates.gate import Gate, SlotWeights, require_k
 
@@ -50,6 +50,10 @@ class TopK(Gate):
     DeepSeek-V3 (2024), eqs. 12 to 16      8      "sigmoid"    True           ``scale=2.5, choice_bias=True``
     =====================================  =====  ===========  =============  ================================
 
+    Both of DeepSeek choose among the slots of some groups only: ``num_groups=8, kept_groups=3`` in DeepSeek-V2, 8 and 4
+    in DeepSeek-V3. gpt-oss has the router of Mixtral (with a bias), Qwen2 that of OLMoE, ERNIE 4.5 that of Mixtral with
+    ``choice_bias=True``, GLM-4.5 that of DeepSeek-V3.
+
     Exactly k slots are taken also where logits are equal. A weight that rounds to 0, of a logit more than 100 below the
     largest in float32 (or below 0, by "sigmoid"), is 0 all the same.
 
@@ -80,6 +84,10 @@ class TopK(Gate):
     choice_bias : bool
         Whether slots are chosen by their score plus a bias that counts in no weight: the buffer `choice_bias`, shape
         [m], which starts at 0, gets no gradient, and is what `LossFreeBalancing` lowers.
+    num_groups, kept_groups : int
+        Slots lie in `num_groups` groups of m / `num_groups`, one after another, and the k are chosen among those of the
+        `kept_groups` best groups of a sample; all by default. A group is as good as its best score by "softmax", as
+        in DeepSeek-V2, and as the sum of its two best by "sigmoid", as in DeepSeek-V3, the bias of the choice included.
 
     Notes
     -----
@@ -89,8 +97,7 @@ class TopK(Gate):
 
     Shazeer et al. (2017), Outrageously large neural networks. Fedus, Zoph and Shazeer (2022), Switch transformers.
     Jiang et al. (2024), Mixtral of experts. Muennighoff et al. (2024), OLMoE: open mixture-of-experts language models.
-    Yang et al. (2025), Qwen3 technical report. DeepSeek-AI (2024), DeepSeek-V2, and DeepSeek-V3 technical report, whose
-    groups of experts and devices are left out here.
+    Yang et al. (2025), Qwen3 technical report. DeepSeek-AI (2024), DeepSeek-V2, and DeepSeek-V3 technical report.
 
     Examples
     --------
@@ -117,6 +124,8 @@ class TopK(Gate):
         renormalize: bool | None = None,
         scale: float = 1.0,
         choice_bias: bool = False,
+        num_groups: int = 1,
+        kept_groups: int | None = None,
     ) -> None:
         super().__init__(num_experts, num_slots, in_features=in_features)
         self.k = require_k(k, self.num_slots)
@@ -124,6 +133,16 @@ class TopK(Gate):
         self.scores = scores
         self.renormalize = self.k > 1 if renormalize is None else bool(renormalize)
         self.scale = require_number("scale", scale, strict=True)
+        self.num_groups = require_integer("num_groups", num_groups)
+        if self.num_slots % self.num_groups:
+            raise ValueError(f"num_groups must divide the number of slots, {self.num_slots}, got {num_groups}")
+        self.kept_groups = self.num_groups if kept_groups is None else require_integer("kept_groups", kept_groups)
+        least = -(-self.k * self.num_groups // self.num_slots)
+        if not least <= self.kept_groups <= self.num_groups:
+            raise ValueError(
+                f"kept_groups must be in {least} .. {self.num_groups}, such that they hold k={self.k} slots, "
+                f"got {kept_groups}"
+            )
         self.linear = nn.Linear(in_features, self.num_slots)
         self.noise = NoiseScale(in_features, self.num_slots, bias=False) if noise else None
         self.register_buffer("choice_bias", torch.zeros(self.num_slots) if choice_bias else None)
@@ -134,22 +153,24 @@ class TopK(Gate):
         if self.choice_bias is not None:
             nn.init.zeros_(self.choice_bias)
 
-    def forward(self, inputs: Tensor, ids: Tensor | None = None) -> SlotWeights:
+    def forward(self, inputs: Tensor, ids: Tensor | None = None, mask: Tensor | None = None) -> SlotWeights:
         """Return the weights of the slots; see `Gate.forward`."""
-        features = self.features(inputs, weight_dtype(self.linear))
+        features = self.features(inputs, weight_dtype(self.linear), mask)
         logits = self.linear(features).unsqueeze(1)
         if self.noise is None or not self.training:
-            return SlotWeights(self._weights(logits), logits)
+            return SlotWeights(self._weights(logits), logits).masked(mask)
         scale = functional.softplus(self.noise(features)).unsqueeze(1)
         noisy = logits + torch.randn_like(logits) * scale
-        return SlotWeights(self._weights(noisy), logits, noisy_logits=noisy, noise_scale=scale)
+        return SlotWeights(self._weights(noisy), logits, noisy_logits=noisy, noise_scale=scale).masked(mask)
 
     def _weights(self, logits: Tensor) -> Tensor:
-        if self.choice_bias is None:
+        if self.choice_bias is None and self.kept_groups == self.num_groups:
             largest, slots = logits.topk(self.k, dim=2, sorted=False)
         else:
             scores = logits.softmax(2) if self.scores == "softmax" else logits.sigmoid()
-            slots = (scores + self.choice_bias).topk(self.k, dim=2, sorted=False).indices
+            if self.choice_bias is not None:
+                scores = scores + self.choice_bias
+            slots = self._of_best_groups(scores).topk(self.k, dim=2, sorted=False).indices
             largest = logits.gather(2, slots)
         # Autocast raises the softmax, but not the logits, to float32.
         if self.renormalize:
@@ -160,6 +181,16 @@ class TopK(Gate):
         else:
             weights = largest.sigmoid()
         return weights.new_zeros(logits.shape).scatter(2, slots, self.scale * weights)
+
+    def _of_best_groups(self, scores: Tensor) -> Tensor:
+        """Return the scores that slots are chosen by, -inf in all groups but the best."""
+        if self.kept_groups == self.num_groups:
+            return scores
+        groups = scores.unflatten(2, (self.num_groups, -1))
+        counted = min(1 if self.scores == "softmax" else 2, self.num_slots // self.num_groups)
+        best = groups.topk(counted, dim=3).values.sum(3).topk(self.kept_groups, dim=2, sorted=False).indices
+        left_out = torch.ones_like(groups[..., 0], dtype=torch.bool).scatter(2, best, False)
+        return groups.masked_fill(left_out.unsqueeze(3), -torch.inf).flatten(2)
 
     def extra_repr(self) -> str:
         """Return the sizes and the router, for `repr`."""

@@ -10,13 +10,22 @@ import torch
 from torch import Tensor, nn
 
 from moe_search.checks import require_choice
-from moe_search.gates.batch_checks import cannot_read_values, is_exporting, is_recomputing, require_samples
-from moe_search.gates.gate import Gate, SlotWeights
+from moe_search.gates.batch_checks import (
+    cannot_read_values,
+    is_exporting,
+    is_recomputing,
+    like_rows,
+    require_mask,
+    require_rows,
+    rows_of,
+)
+from moe_search.gates.gate import Gate, SlotWeights, route
+from moe_search.gates.leaf import Leaf
 from moe_search.layers.dispatch import DISPATCHES, Dispatch, fastest_dispatch, union_of
 from moe_search.layers.stacked_experts import StackedExperts
 
 
-class MixtureOfExperts(nn.Module):
+class MixtureOfExperts(Leaf):
     """Mixes experts with the weights of a gate: ``sum_e w[b, e] f_e(x_b)``, and adds what shared experts make of all.
 
     An expert runs only on the samples that give it weight, and is not called where there are none: in training and in
@@ -25,8 +34,8 @@ class MixtureOfExperts(nn.Module):
     Parameters
     ----------
     experts : StackedExperts or iterable of Module
-        n experts: modules of any kind that turn inputs of shape [B, ...] into outputs of one common shape [B, ...],
-        each sample on its own.
+        n experts: modules of any kind that turn rows, shape [B, in_features], into outputs of one common shape
+        [B, ...], each row on its own.
     gate : Gate
         Its ``num_experts`` must be n.
     dispatch : {"auto", "dense", "sorted", "grouped"}
@@ -66,9 +75,8 @@ class MixtureOfExperts(nn.Module):
     Notes
     -----
     Sorting takes sizes that depend on the weights, which `torch.compile` cannot trace: "auto" is "dense" inside of
-    compiled code, one graph without breaks, while "sorted" and "grouped" break it. It is "dense" inside of
-    `torch.func.vmap` too, which takes no such sizes either. What is exported, by `torch.export`, `torch.onnx` or
-    `torch.jit.trace`, is always "dense".
+    compiled code, one graph without breaks, while "sorted" and "grouped" break it and run uncompiled. What maps over
+    batches, `torch.func.vmap`, or is exported, by `torch.export`, `torch.onnx` or `torch.jit.trace`, is always "dense".
 
     An expert of modules of their own that no sample of a batch goes to gets no gradient: `DistributedDataParallel` then
     needs ``find_unused_parameters=True``. With `StackedExperts` it does not. No gradient is made up for such an expert:
@@ -140,34 +148,39 @@ class MixtureOfExperts(nn.Module):
         self.shared_gate = shared_gate
         self.routing: SlotWeights | None = None
 
-    def forward(self, inputs: Tensor, ids: Tensor | None = None) -> Tensor:
-        """Return the mixture of every sample.
+    def forward(self, inputs: Tensor, ids: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """Return the mixture of every row.
 
         Parameters
         ----------
         inputs : Tensor
-            Floating point, shape [B, ...], as gate and experts take it.
+            Floating point, shape [..., in_features], as `torch.nn.Linear` takes it: all leading axes are rows.
         ids : Tensor, optional
-            Integers, shape [B], for gates that route by id.
+            Integers, shape [...], for gates that route by id.
+        mask : Tensor, optional
+            Booleans, shape [...]: False for padding, which goes to no expert, has output 0 and counts nowhere.
 
         Returns
         -------
         Tensor
-            Shape [B, ...], the axes of an expert's output after the first.
+            Shape [..., ...], the leading axes of the inputs and those of an expert's output after the first.
 
         Raises
         ------
         TypeError
             If an argument, or the output of an expert, is not a tensor.
         ValueError
-            If there is no sample, if shape, dtype or device are not those of the gate and the experts, if the experts'
+            If there is no row, if shape, dtype or device are not those of the gate and the experts, if the experts'
             outputs differ in shape, or if `dispatch` is "grouped" and does not take the experts.
         """
-        require_samples(inputs)
+        require_rows(inputs)
         self.check_dispatch()
-        routing = self.gate(inputs, ids)
-        (mixture,) = self.mix(inputs, [self.gate.expert_map(routing.weights)])
+        if mask is not None:
+            require_mask(mask, inputs)
+        routing = route(self.gate, inputs, ids, mask)
+        (mixture,) = self.mix(rows_of(inputs, mask), [self.gate.expert_map(routing.weights)])
         self._remember(routing)
+        mixture = like_rows(mixture, inputs, mask)
         shared = self.shared_outputs(inputs)
         if shared is None:
             return mixture
@@ -176,7 +189,7 @@ class MixtureOfExperts(nn.Module):
                 f"shared must return outputs of the shape of the mixture, {tuple(mixture.shape)}, "
                 f"got shape {tuple(shared.shape)}"
             )
-        return mixture + shared
+        return mixture + (shared if mask is None else shared.masked_fill(~mask.unsqueeze(-1), 0.0))
 
     def _remember(self, routing: SlotWeights | None) -> None:
         # While a module is exported, its tensors are stand-ins, which no later penalty can use; what runs anew under
@@ -191,47 +204,57 @@ class MixtureOfExperts(nn.Module):
             self.experts.check_grouped()
 
     def mix(self, inputs: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
-        """Return a mixture of every sample, shape [B, ...], for each of some weights of the experts, shape [B, n].
+        """Return a mixture of every row, shape [B, ...], for each of some weights of the experts, shape [B, n].
 
-        An expert runs once, on the samples that any of the weights has for it, or on all, as `dispatch` says.
+        Inputs have shape [B, in_features]. An expert runs once, on the rows that any of the weights has for it, or on
+        all, as `dispatch` says.
         """
-        choosing = self.dispatch == "auto" and not cannot_read_values(inputs, *weights)
-        # No exported graph holds sizes that depend on the weights.
-        path = "dense" if is_exporting() else self.dispatch
-        if choosing and isinstance(self.experts, StackedExperts):
-            path = fastest_dispatch(self.experts, union_of(weights))
-        elif choosing:
-            # What they cost is not known, so none runs on a sample that it is not for.
+        readable = not cannot_read_values(inputs, *weights)
+        choosing = self.dispatch == "auto" and readable
+        path = self.dispatch
+        if choosing:
+            # What modules cost is not known, so none runs on a sample that it is not for.
             path = "sorted"
-        # "auto" remains where no number can be read off the weights: all experts run on all samples then.
-        if path in ("dense", "auto"):
+            if isinstance(self.experts, StackedExperts):
+                path = fastest_dispatch(self.experts, union_of(weights))
+        elif path == "auto" or is_exporting() or not (readable or torch.compiler.is_compiling()):
+            # No exported graph, and no map over batches, holds sizes that depend on the weights.
+            path = "dense"
+        if path == "dense":
             outputs = self.expert_outputs(inputs)
             mixtures = [self.combine(expert_weights, outputs) for expert_weights in weights]
             if not choosing or all(map(_finite, mixtures)):
                 return mixtures
             # What is infinite may be an expert on samples that give it weight 0, and 0 times infinity is NaN.
-            path = "sorted"
+        mix = self._mix_pairs
+        if torch.compiler.is_compiling():
+            # Else it would be compiled again and again, for the counts of every batch.
+            mix = torch.compiler.disable(mix)
+        return mix(inputs, weights, path == "grouped")
+
+    def _mix_pairs(self, inputs: Tensor, weights: Sequence[Tensor], grouped: bool) -> list[Tensor]:
         union = Dispatch.of(union_of(weights))
-        outputs = outputs_of_pairs(self.experts, union.gather(inputs), union.counts, grouped=path == "grouped")
+        outputs = outputs_of_pairs(self.experts, union.gather(inputs), union.counts, grouped=grouped)
         return [union.scatter(outputs)] if len(weights) == 1 else [union.mix_part(w, outputs) for w in weights]
 
     def expert_outputs(self, inputs: Tensor) -> Tensor:
-        """Run every expert on every sample.
+        """Run every expert on every row of inputs of shape [..., in_features].
 
         Returns
         -------
         Tensor
-            Shape [B, n, ...].
+            Shape [B, n, ...], B the number of rows.
 
         Raises
         ------
         TypeError, ValueError
             As in `forward`.
         """
-        require_samples(inputs)
+        require_rows(inputs)
+        rows = rows_of(inputs)
         if isinstance(self.experts, StackedExperts):
-            return self.experts(inputs)
-        return torch.stack(_outputs((e, expert, inputs) for e, expert in enumerate(self.experts)), 1)
+            return self.experts(rows)
+        return torch.stack(_outputs((e, expert, rows) for e, expert in enumerate(self.experts)), 1)
 
     def shared_outputs(self, inputs: Tensor) -> Tensor | None:
         """Return what is added to the mixture of every sample, shape [B, ...], or None if nothing is shared."""

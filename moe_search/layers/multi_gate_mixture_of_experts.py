@@ -8,13 +8,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from moe_search.gates.batch_checks import require_samples
-from moe_search.gates.gate import Gate, SlotWeights
+from moe_search.gates.batch_checks import like_rows, require_mask, require_rows, rows_of
+from moe_search.gates.gate import Gate, SlotWeights, route
+from moe_search.gates.leaf import Leaf
 from moe_search.layers.mixture_of_experts import MixtureOfExperts
 from moe_search.layers.stacked_experts import StackedExperts
 
 
-class MultiGateMixtureOfExperts(nn.Module):
+class MultiGateMixtureOfExperts(Leaf):
     """Mixes the same experts once for each task: ``sum_e w[b, t, e] f_e(x_b)``, the weights of task t by its own gate.
 
     An expert runs once, on the samples that any of the gates gives it weight for, or on all: as `dispatch` says.
@@ -92,39 +93,37 @@ class MultiGateMixtureOfExperts(nn.Module):
         for task in self.tasks:
             cast(TaskMixture, task).dispatch = dispatch
 
-    def forward(self, inputs: Tensor, ids: Tensor | None = None) -> Tensor:
-        """Return the mixture of every sample for every task.
+    def forward(self, inputs: Tensor, ids: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """Return the mixture of every row for every task.
 
         Parameters
         ----------
-        inputs : Tensor
-            Floating point, shape [B, ...], as gates and experts take it.
-        ids : Tensor, optional
-            Integers, shape [B], for gates that route by id.
+        inputs, ids, mask : Tensor
+            As in `MixtureOfExperts.forward`.
 
         Returns
         -------
         Tensor
-            Shape [B, tasks, ...], the axes of an expert's output after the first.
+            Shape [..., tasks, ...], the leading axes of the inputs before and those of an expert's output behind.
 
         Raises
         ------
         TypeError, ValueError
             As in `MixtureOfExperts.forward`.
         """
-        require_samples(inputs)
+        require_rows(inputs)
+        if mask is not None:
+            require_mask(mask, inputs)
         tasks = cast(list[TaskMixture], list(self.tasks))
         tasks[0].check_dispatch()
-        routings = [task.gate(inputs, ids) for task in tasks]
+        routings = [route(task.gate, inputs, ids, mask) for task in tasks]
         weights = [task.gate.expert_map(routing.weights) for task, routing in zip(tasks, routings, strict=True)]
-        mixtures = tasks[0].mix(inputs, weights)
-        return torch.stack(
-            [
-                task(inputs, ids, routing=routing, mixture=mixture)
-                for task, routing, mixture in zip(tasks, routings, mixtures, strict=True)
-            ],
-            1,
-        )
+        mixtures = tasks[0].mix(rows_of(inputs, mask), weights)
+        of_tasks = [
+            task(inputs, ids, routing=routing, mixture=mixture)
+            for task, routing, mixture in zip(tasks, routings, mixtures, strict=True)
+        ]
+        return like_rows(torch.stack(of_tasks, 1), inputs, mask)
 
     def task(self, t: int) -> TaskMixture:
         """Return the layer as task ``t`` sees it, for a search of the map of its gate.
@@ -173,16 +172,18 @@ class TaskMixture(MixtureOfExperts):
         self,
         inputs: Tensor,
         ids: Tensor | None = None,
+        mask: Tensor | None = None,
         *,
         routing: SlotWeights | None = None,
         mixture: Tensor | None = None,
     ) -> Tensor:
-        """Return the mixture of every sample, shape [B, ...]; see `MixtureOfExperts.forward`.
+        """Return the mixture of every row; see `MixtureOfExperts.forward`.
 
-        `routing` and `mixture` are what the layer of all tasks has computed already, and this view is to return.
+        `routing` and `mixture`, of rows, are what the layer of all tasks has computed already, and this view is to
+        return.
         """
         if mixture is None:
-            return super().forward(inputs, ids)
+            return super().forward(inputs, ids, mask)
         self._remember(routing)
         return mixture
 

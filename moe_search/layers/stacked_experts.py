@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from moe_search.checks import require_integer
-from moe_search.gates.batch_checks import require_device, require_dtype, require_samples
+from moe_search.gates.batch_checks import like_rows, require_device, require_dtype, require_rows, rows_of
+from moe_search.gates.leaf import Leaf
 
 GROUPED_BYTES = 16
 """`grouped_mm` takes matrices whose rows are a multiple of this long."""
@@ -38,7 +39,7 @@ class Stack(nn.ParameterList):
         nn.init.uniform_(self[i], -bound, bound)
 
 
-class StackedExperts(nn.Module):
+class StackedExperts(Leaf):
     """n experts of the same shape: an affine map and an activation, or two affine maps with an activation between.
 
     With a being the activation, an expert without `hidden_features`, one with them and a gated one compute
@@ -139,24 +140,27 @@ class StackedExperts(nn.Module):
         return self.num_experts
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Run every expert on every sample.
+        """Run every expert on every row.
 
         Parameters
         ----------
         inputs : Tensor
-            Shape [B, in_features].
+            Shape [..., in_features].
 
         Returns
         -------
         Tensor
-            Shape [B, n, out_features].
+            Shape [..., n, out_features].
 
         Raises
         ------
         ValueError
-            If there is no sample, or shape, dtype or device are not those of the experts.
+            If there is no row, or shape, dtype or device are not those of the experts.
         """
         self.check(inputs)
+        return like_rows(self._of_rows(rows_of(inputs)), inputs)
+
+    def _of_rows(self, inputs: Tensor) -> Tensor:
         weights, biases = self._maps()
         # All experts read the same inputs: their first maps are one tall matrix.
         bias = None if biases[0] is None else biases[0].flatten()
@@ -277,11 +281,11 @@ class StackedExperts(nn.Module):
 
     def check(self, inputs: Tensor) -> None:
         """Raise ValueError if inputs are not what `forward` takes."""
-        require_samples(inputs)
-        if inputs.ndim != 2 or inputs.shape[1] != self.in_features:
+        require_rows(inputs)
+        if inputs.shape[-1] != self.in_features:
             raise ValueError(
-                f"inputs must have shape [B, {self.in_features}], in_features of the experts being {self.in_features}, "
-                f"got shape {tuple(inputs.shape)}"
+                f"inputs must have shape [..., {self.in_features}], "
+                f"in_features of the experts being {self.in_features}, got shape {tuple(inputs.shape)}"
             )
         require_device("inputs", inputs, self.weights[0].device, "experts")
         require_dtype(inputs, self.weights[0].dtype, "experts")

@@ -120,7 +120,7 @@ def smooth_load_loss(slot_weights: SlotWeights, expert_map: ExpertMap, k: int) -
     # Among the k, a slot left out makes the next one the k-th largest.
     excluding = torch.where(noisy >= largest[..., k - 1 : k], largest[..., k:], largest[..., k - 1 : k])
     probabilities = torch.special.ndtr((logits - excluding) / scale)
-    return _squared_variation(expert_map(probabilities).sum(0))
+    return _squared_variation(expert_map(slot_weights.without_padding(probabilities)).sum(0))
 
 
 def load_balancing_loss(slot_weights: SlotWeights, expert_map: ExpertMap) -> Tensor:
@@ -162,8 +162,9 @@ def load_balancing_loss(slot_weights: SlotWeights, expert_map: ExpertMap) -> Ten
     """
     logits = _required_logits(slot_weights)
     pairs = (expert_map(slot_weights.weights.detach()) > 0).sum(0)
-    share = pairs / pairs.sum()
-    probability = expert_map(logits.softmax(2) / logits.shape[1]).mean(0)
+    share = pairs / pairs.sum().clamp(min=1)
+    probabilities = slot_weights.without_padding(logits.softmax(2) / logits.shape[1])
+    probability = expert_map(probabilities).sum(0) / slot_weights.num_rows
     return expert_map.num_experts * (share * probability).sum()
 
 
@@ -199,7 +200,8 @@ def router_z_loss(slot_weights: SlotWeights) -> Tensor:
     >>> round(float(ms.router_z_loss(ms.SlotWeights(weights, logits=torch.zeros(5, 1, 4)))), 4)  # log(4) squared
     1.9218
     """
-    return _required_logits(slot_weights).logsumexp(2).square().mean()
+    squares = _required_logits(slot_weights).logsumexp(2).square().mean(1)
+    return slot_weights.without_padding(squares).sum() / slot_weights.num_rows
 
 
 class LossFreeBalancing:
@@ -354,8 +356,8 @@ def _bias(gate: TopK) -> Tensor:
 
 
 def _squared_variation(amounts: Tensor) -> Tensor:
-    """Return variance / mean^2 of positive amounts."""
-    return amounts.var(correction=0) / amounts.mean().square()
+    """Return variance / mean^2 of amounts that are not negative; 0 if all are 0."""
+    return amounts.var(correction=0) / amounts.mean().square().clamp(min=torch.finfo(amounts.dtype).tiny)
 
 
 def _required_logits(slot_weights: SlotWeights) -> Tensor:

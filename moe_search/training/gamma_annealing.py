@@ -77,8 +77,8 @@ class GammaAnnealing(WrappedGate):
         loaded = any(is_loaded(parameter) for parameter in self.gate.parameters())
         self._go_to(self._step if loaded else 0)
 
-    def _at_step(self, inputs: Tensor, ids: Tensor | None) -> SlotWeights:
-        return self.gate(inputs, ids)
+    def _at_step(self, inputs: Tensor, ids: Tensor | None, mask: Tensor | None) -> SlotWeights:
+        return self.gate(inputs, ids, mask)
 
     def penalty(self, slot_weights: SlotWeights) -> Tensor:
         """Return the penalty of the gate."""

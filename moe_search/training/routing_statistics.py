@@ -172,7 +172,7 @@ class RoutingStatistics:
 
     @torch.no_grad()
     def update(self, slot_weights: SlotWeights, expert_map: ExpertMap) -> None:
-        """Add a batch.
+        """Add a batch, without padding.
 
         Parameters
         ----------
@@ -193,6 +193,8 @@ class RoutingStatistics:
         if not isinstance(expert_map, ExpertMap):
             raise TypeError(f"expert_map must be an ExpertMap, got {type(expert_map).__name__}")
         weights = expert_map(slot_weights.weights).double()
+        if slot_weights.mask is not None:
+            weights = weights[slot_weights.mask]
         sums = self._sums("", expert_map.num_experts)
         self._batches += 1
         sums.add(weights, weights > 0, self._window())

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from moe_search.checks import require_integer, require_number
 from moe_search.gates.fresh_start import is_loaded
-from moe_search.gates.gate import Gate, SlotWeights
+from moe_search.gates.gate import Gate, SlotWeights, route
 from moe_search.training.wrapped_gate import WrappedGate
 
 INITIAL_RANGE = 0.05
@@ -137,8 +137,8 @@ class SinkhornPermutation(WrappedGate):
         first, last = self.iterations
         return round(first + self._progress() * (last - first))
 
-    def _at_step(self, inputs: Tensor, ids: Tensor | None) -> SlotWeights:
-        routing = self.gate(inputs, ids)
+    def _at_step(self, inputs: Tensor, ids: Tensor | None, mask: Tensor | None) -> SlotWeights:
+        routing = route(self.gate, inputs, ids, mask)
         if self.finished:
             return routing
         log_permutation = self.log_permutation()
@@ -152,6 +152,7 @@ class SinkhornPermutation(WrappedGate):
             routing.probabilities,
             routing.noisy_logits,
             routing.noise_scale,
+            routing.mask,
             source=routing,
             log_permutation=log_permutation,
         )

@@ -40,11 +40,11 @@ class WrappedGate(Gate):
         # The state dict has the step as extra state.
         self.register_buffer("counted", torch.tensor([0, self.steps]), persistent=False)
 
-    def forward(self, inputs: Tensor, ids: Tensor | None = None) -> SlotWeights:
+    def forward(self, inputs: Tensor, ids: Tensor | None = None, mask: Tensor | None = None) -> SlotWeights:
         """Return the weights of the slots at the present step; see `Gate.forward`."""
         if self.counted.is_cpu:
             self._take_over()
-        return self._at_step(inputs, ids)
+        return self._at_step(inputs, ids, mask)
 
     def train(self, mode: bool = True) -> WrappedGate:
         """Set training or eval mode, and take over the step where it is not on the CPU: no forward waits for it."""
@@ -53,7 +53,7 @@ class WrappedGate(Gate):
         return super().train(mode)
 
     @abstractmethod
-    def _at_step(self, inputs: Tensor, ids: Tensor | None) -> SlotWeights:
+    def _at_step(self, inputs: Tensor, ids: Tensor | None, mask: Tensor | None) -> SlotWeights:
         """Return the weights of the slots at the present step."""
 
     @abstractmethod

@@ -10,6 +10,11 @@ from moe_search.gates.gate import SlotWeights
 from moe_search.gates.smooth_step import leaf_probabilities
 
 
+def leaves_of(splits):
+    """The probabilities of the leaves of one tree."""
+    return leaf_probabilities(torch.tensor(splits, dtype=torch.float64)[:, None], 1.0).squeeze(1)
+
+
 def make(n, m, k, seed=0, features=3, scale=1.0, **options):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -40,7 +45,7 @@ def test_leaves_lie_in_heap_order_for_six():
     #     3   4     5   6
     #    7 8 9 10
     quarter = 27 / 32
-    p = leaf_probabilities(torch.tensor([0.25, 0.0, -0.25, 0.25, 0.0], dtype=torch.float64), 1.0)
+    p = leaves_of([0.25, 0.0, -0.25, 0.25, 0.0])
     left, right = quarter, 1 - quarter  # of the root
     assert p.tolist() == pytest.approx(
         [
@@ -67,14 +72,14 @@ def test_leaves_lie_in_heap_order_for_six():
     ],
 )
 def test_a_hard_path_ends_at_its_heap_node(path, leaf):
-    splits = torch.tensor([float(path.get(node, 0)) for node in range(5)])
+    splits = [float(path.get(node, 0)) for node in range(5)]
     expected = [float(node == leaf) for node in range(5, 11)]
-    assert leaf_probabilities(splits, 1.0).tolist() == expected
+    assert leaves_of(splits).tolist() == expected
 
 
 def test_one_leaf_and_two():
-    assert leaf_probabilities(torch.zeros(4, 2, 0), 1.0).tolist() == [[[1.0]] * 2] * 4
-    assert leaf_probabilities(torch.tensor([0.25]), 1.0).tolist() == [27 / 32, 5 / 32]
+    assert leaf_probabilities(torch.zeros(2, 0, 4), 1.0).tolist() == [[[1.0] * 4]] * 2
+    assert leaves_of([0.25]).tolist() == [27 / 32, 5 / 32]
 
 
 @settings(deadline=None, max_examples=60)

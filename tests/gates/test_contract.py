@@ -13,6 +13,7 @@ from moe_search.gates.dselect_k import DSelectK
 from moe_search.gates.gate import Gate, SlotWeights
 from moe_search.gates.top_k import TopK
 from moe_search.training.gamma_annealing import GammaAnnealing
+from moe_search.training.sinkhorn import SinkhornPermutation
 
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 
@@ -254,7 +255,7 @@ def test_one_slot_that_is_normalized_learns_nothing():
 @pytest.mark.parametrize(
     ("inputs", "fault"),
     [
-        (torch.zeros(0, FEATURES), r"at least one sample, got shape \(0, 5\)"),
+        (torch.zeros(0, FEATURES), r"at least one row, got shape \(0, 5\)"),
         (torch.tensor(1.0), "got a scalar"),
         (torch.zeros(7, FEATURES, dtype=torch.int64), r"floating point, got dtype torch.int64"),
         (torch.zeros(7, FEATURES, dtype=torch.bool), r"floating point, got dtype torch.bool"),
@@ -273,12 +274,12 @@ def test_inputs_that_are_no_tensor(make):
 
 
 @every_gate
-@pytest.mark.parametrize("shape", [(7, FEATURES + 1), (7,), (7, 2, FEATURES), (7, 0)])
+@pytest.mark.parametrize("shape", [(7, FEATURES + 1), (7,), (7, FEATURES, 2), (7, 0)])
 def test_inputs_of_another_shape(make, shape):
     gate = make(3, 6)
     if gate.in_features is None:
-        pytest.skip("a gate that routes by id takes inputs of any shape")
-    with pytest.raises(ValueError, match=r"inputs must have shape \[B, 5\], in_features .*, got shape \(7"):
+        pytest.skip("a gate that routes by id takes any number of features")
+    with pytest.raises(ValueError, match=r"inputs must have shape \[\.\.\., 5\], in_features .*, got shape \(7"):
         gate(torch.zeros(shape), batch()[1])
 
 
@@ -363,10 +364,65 @@ def test_compiles_without_a_graph_break(make, training, backend):
 
 
 @every_gate
-def test_more_axes_are_flattened(make):
+def test_all_axes_but_the_last_are_rows(make):
     gate = make(3, 6).eval()
-    inputs, ids = batch()
-    assert torch.equal(gate(inputs[:, :, None, None], ids).weights, gate(inputs, ids).weights)
+    inputs, ids = batch(12)
+    expected = gate(inputs, ids)
+    for shape in ((3, 4), (2, 1, 6)):
+        routing = gate(inputs.unflatten(0, shape), ids.unflatten(0, shape))
+        assert torch.equal(routing.weights, expected.weights)
+        assert torch.equal(gate.penalty(routing), gate.penalty(expected))
+    torch.testing.assert_close(gate(inputs[0], ids[0]).weights, expected.weights[:1])
+
+
+@every_gate
+@pytest.mark.parametrize("rest", [(4,), (5,), (0, 1, 2, 6, 11), ()])
+def test_padding_has_no_weight_and_counts_nowhere(make, rest):
+    """Whatever stands there; all of a batch may be padding."""
+    gate = make_seeded(make).double().eval()
+    inputs, ids = batch(12, dtype=torch.float64)
+    mask = torch.zeros(12, dtype=torch.bool)
+    mask[list(rest)] = True
+    with_padding, padded_ids = inputs.clone(), ids.clone()
+    with_padding[~mask] = torch.tensor([torch.nan, torch.inf, -torch.inf, 1e300, 0.0], dtype=torch.float64)
+    padded_ids[~mask] = -100
+    routing = gate(with_padding.unflatten(0, (3, 4)), padded_ids.unflatten(0, (3, 4)), mask.unflatten(0, (3, 4)))
+    assert bool((routing.weights[~mask] == 0).all())
+    penalties = [gate.penalty(routing)]
+    parts = [routing.weights.square().sum()]
+    if rest:
+        expected = gate(inputs[mask], ids[mask])
+        torch.testing.assert_close(routing.weights[mask], expected.weights)
+        penalties.append(gate.penalty(expected))
+        parts.append(expected.weights.square().sum())
+    elif not isinstance(gate, SinkhornPermutation):  # whose map has a penalty of its own
+        assert gate.penalty(routing).item() == 0
+    if not list(gate.parameters()):
+        return
+    gradients = [
+        torch.autograd.grad(part + penalty, list(gate.parameters()), materialize_grads=True)
+        for part, penalty in zip(parts, penalties, strict=True)
+    ]
+    for of_padded, *of_rest in zip(*gradients, strict=True):
+        assert bool(of_padded.isfinite().all())
+        if of_rest:
+            torch.testing.assert_close(of_padded, *of_rest)
+
+
+@every_gate
+@pytest.mark.parametrize(
+    ("mask", "error", "fault"),
+    [
+        ([True], TypeError, "mask must be a tensor, got list"),
+        (torch.ones(7), ValueError, "mask must hold booleans, .*, got dtype torch.float32"),
+        (torch.ones(6, dtype=torch.bool), ValueError, r"mask must have shape \(7,\), .*, got shape \(6,\)"),
+        (torch.ones(7, 1, dtype=torch.bool), ValueError, r"mask must have shape \(7,\), .*, got shape \(7, 1\)"),
+        (torch.ones(7, dtype=torch.bool, device="meta"), ValueError, "mask must be on the device of the inputs, cpu"),
+    ],
+)
+def test_wrong_masks(make, mask, error, fault):
+    with pytest.raises(error, match=fault):
+        make(3, 6)(*batch(), mask)
 
 
 @every_gate

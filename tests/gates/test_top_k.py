@@ -189,6 +189,9 @@ def test_wrong_k(k, error, fault):
     [
         ({"scores": "tanh"}, ValueError, "scores must be one of softmax, sigmoid, got 'tanh'"),
         ({"scale": 0.0}, ValueError, "scale must be a finite number > 0, got 0"),
+        ({"num_groups": 3}, ValueError, "num_groups must divide the number of slots, 4, got 3"),
+        ({"num_groups": 4, "kept_groups": 1}, ValueError, r"kept_groups must be in 2 \.\. 4, .* k=2 slots, got 1"),
+        ({"num_groups": 2, "kept_groups": 3}, ValueError, r"kept_groups must be in 1 \.\. 2, .* k=2 slots, got 3"),
     ],
 )
 def test_wrong_options(options, error, fault):

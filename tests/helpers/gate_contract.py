@@ -23,6 +23,9 @@ GATES = {
     "TopK-DeepSeek": lambda n, m: TopK(
         FEATURES, n, min(2, m), m, scores="sigmoid", renormalize=True, scale=2.5, choice_bias=True
     ),
+    "TopK-groups": lambda n, m: TopK(
+        FEATURES, n, 1, m, scores="sigmoid", choice_bias=True, num_groups=n, kept_groups=max(1, n - 1)
+    ),
     "HashRouting-ids": lambda n, m: HashRouting(n, m, vocabulary=VOCABULARY),
     "HashRouting-features": lambda n, m: HashRouting(n, m, in_features=FEATURES),
     "HashRouting-table": lambda n, m: HashRouting(n, m, table=[i * i % (m or n) for i in range(VOCABULARY)]),

@@ -5,13 +5,14 @@ A new gate is one line in `gate_contract.GATES`.
 
 import copy
 import io
-import warnings
+import shutil
 
 import pytest
 import torch
 from gate_contract import FEATURES, GATES, batch, make_seeded
 from torch import nn
 
+from moe_search.gates.gate import Gate
 from moe_search.gates.top_k import TopK
 from moe_search.layers.mixture_of_experts import MixtureOfExperts
 from moe_search.layers.multi_gate_mixture_of_experts import MultiGateMixtureOfExperts
@@ -61,6 +62,7 @@ LAYERS = {
     "several gates": several,
 }
 MODULES = {name: lambda make=make: ExpertWeights(make_seeded(make)) for name, make in GATES.items()} | LAYERS
+OURS = Gate, MixtureOfExperts, MultiGateMixtureOfExperts
 every_module = pytest.mark.parametrize("make", MODULES.values(), ids=MODULES.keys())
 
 
@@ -109,14 +111,19 @@ def test_exported_in_training_mode(strict):
 
 
 @every_module
-def test_run_by_onnxruntime(make):
+@pytest.mark.parametrize("dynamo", [True, False], ids=["of programs", "of traces"])
+@pytest.mark.filterwarnings("ignore")  # of the exporters' own
+def test_run_by_onnxruntime(make, dynamo):
     for name in ("onnx", "onnxscript"):
         pytest.importorskip(name, reason="torch.onnx needs it")
     runtime = pytest.importorskip("onnxruntime", reason="it runs what was exported")
     module, file = evaluated(make), io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter's own
+    names = ["inputs", "ids"]
+    if dynamo:
         torch.onnx.export(module, batch(7), dynamo=True, dynamic_shapes=dynamic(), verbose=False).save(file)
+    else:
+        axes = {name: {0: "batch"} for name in names}
+        torch.onnx.export(module, batch(7), file, dynamo=False, input_names=names, dynamic_axes=axes)
     session = runtime.InferenceSession(file.getvalue())
     taken = [put.name for put in session.get_inputs()]
 
@@ -125,6 +132,43 @@ def test_run_by_onnxruntime(make):
         return torch.from_numpy(session.run(None, {name: given[name] for name in taken})[0])
 
     assert_same(module, deployed)
+
+
+@every_module
+def test_compiled(make):
+    module = evaluated(make)
+    torch.compiler.reset()
+    assert_same(module, torch.compile(module, dynamic=True, backend="eager"))
+
+
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore")
+def test_packaged_by_aot_inductor(tmp_path):
+    """All in one program, since each takes the compiler half a minute."""
+
+    class All(nn.ModuleList):
+        def forward(self, inputs, ids):
+            return tuple(module(inputs, ids) for module in self)
+
+    modules = All(evaluated(make) for make in MODULES.values())
+    program = torch.export.export(modules, batch(7), dynamic_shapes=dynamic())
+    path = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "all.pt2"))
+    assert_same(modules, torch._inductor.aoti_load_package(path))
+
+
+@every_module
+def test_traced_symbolically(make):
+    module = evaluated(make)
+    graph = torch.fx.symbolic_trace(module)
+    assert_same(module, graph)
+    assert any(
+        node.op == "call_module" and isinstance(graph.get_submodule(node.target), OURS) for node in graph.graph.nodes
+    )
+    # The map is the module's, not a number in the graph.
+    for gate in module.modules():
+        if hasattr(gate, "expert_map"):
+            gate.expert_map.scramble(torch.Generator().manual_seed(3))
+    assert_same(module, graph)
 
 
 @every_module
@@ -176,3 +220,25 @@ def test_called_with_other_tensors(make):
         if hasattr(gate, "expert_map"):
             gate.expert_map.scramble(torch.Generator().manual_seed(2))
     assert_same(other, lambda *args: torch.func.functional_call(module, other.state_dict(), args))
+
+
+@every_module
+@pytest.mark.filterwarnings("ignore")  # of torch.func.jvp, that torch.jit is deprecated
+def test_mapped_over_samples_and_differentiated(make):
+    """By `torch.func`: values, and derivatives in both modes, equal those of the batch."""
+    module, (inputs, ids) = evaluated(make).double(), batch(7, dtype=torch.float64)
+    if getattr(getattr(module, "moe", None), "dispatch", None) == "grouped":
+        module.float()  # as grouped_mm takes it, which has no derivative in forward mode
+        inputs = inputs.float()
+    outputs = module(inputs, ids)
+    mapped = torch.func.vmap(lambda x, i: module(x[None], i[None])[0])(inputs, ids)
+    torch.testing.assert_close(mapped, outputs)
+    factors = torch.randn_like(outputs)
+    along = torch.randn_like(inputs)
+    gradient = torch.func.grad(lambda x: (module(x, ids) * factors).sum())(inputs)
+    each = torch.func.vmap(torch.func.grad(lambda x, i, f: (module(x[None], i[None])[0] * f).sum()))
+    torch.testing.assert_close(each(inputs, ids, factors), gradient)
+    if inputs.dtype == torch.float64:
+        value, derivative = torch.func.jvp(lambda x: module(x, ids), (inputs,), (along,))
+        torch.testing.assert_close(value, outputs)
+        torch.testing.assert_close((derivative * factors).sum(), (gradient * along).sum())

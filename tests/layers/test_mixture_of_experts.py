@@ -13,6 +13,7 @@ from moe_search.gates.comet import COMET
 from moe_search.gates.hash_routing import HashRouting
 from moe_search.gates.softmax import Softmax
 from moe_search.gates.top_k import TopK
+from moe_search.layers.dispatch import DISPATCHES
 from moe_search.layers.mixture_of_experts import MixtureOfExperts
 from moe_search.layers.stacked_experts import StackedExperts
 
@@ -38,9 +39,8 @@ class Scripted(HashRouting):
     def __init__(self, n):
         super().__init__(n, in_features=FEATURES)
 
-    def _codes(self, inputs):
-        self.features(inputs)
-        return inputs[:, 0].long()
+    def _codes(self, features):
+        return features[:, 0].long()
 
 
 def stacked_layer(make_gate, n=3, m=6, hidden=5, seed=0):
@@ -185,14 +185,38 @@ def test_batch_of_one(make_gate, make, training):
     assert torch.allclose(moe(inputs, ids), torch.cat(alone), rtol=0, atol=1e-12)
 
 
+@every_gate
+@pytest.mark.parametrize("make", [stacked_layer, module_layer])
+@pytest.mark.parametrize("dispatch", DISPATCHES[:3])
+def test_tokens_of_sequences_and_padding(make_gate, make, dispatch):
+    """All leading axes are rows; what a mask leaves out has output 0, whatever stands there, and no gradient."""
+    moe = make(make_gate).train()
+    moe.dispatch = dispatch
+    inputs, ids = batch(12)
+    expected = moe(inputs, ids)
+    tokens, of_tokens = inputs.unflatten(0, (3, 4)), ids.unflatten(0, (3, 4))
+    torch.testing.assert_close(moe(tokens, of_tokens), expected.unflatten(0, (3, 4)))
+    torch.testing.assert_close(moe(inputs[2], ids[2]), expected[2])
+    mask = torch.tensor([[True, True, False, False], [True, False, False, False], [True] * 4])
+    padded = tokens.masked_fill(~mask.unsqueeze(2), torch.nan).requires_grad_()
+    outputs = moe(padded, of_tokens.masked_fill(~mask, -1), mask)
+    assert bool((outputs[~mask] == 0).all())
+    alone = moe(inputs[mask.flatten()], ids[mask.flatten()])
+    torch.testing.assert_close(outputs[mask], alone)
+    (gradient,) = torch.autograd.grad(outputs.square().sum(), padded)
+    assert bool((gradient[~mask] == 0).all())
+    assert bool(gradient.isfinite().all())
+
+
 @pytest.mark.parametrize(
     "gate", [HashRouting(2, vocabulary=VOCABULARY), TopK(48, 2, 1), COMET(48, 2, 2)], ids=["hash", "top-1", "comet"]
 )
 def test_convolutional_experts(gate):
-    experts = [nn.Conv2d(3, 5, 3, padding=1) for _ in range(2)]
+    """An image is a row, flattened by who has it."""
+    experts = [nn.Sequential(nn.Unflatten(1, (3, 4, 4)), nn.Conv2d(3, 5, 3, padding=1)) for _ in range(2)]
     moe = MixtureOfExperts(experts, gate)
     generator = torch.Generator().manual_seed(0)
-    images, ids = torch.randn(6, 3, 4, 4, generator=generator), torch.randint(VOCABULARY, (6,), generator=generator)
+    images, ids = torch.randn(6, 48, generator=generator), torch.randint(VOCABULARY, (6,), generator=generator)
     weights = gate.expert_map(gate(images, ids).weights)
     expected = sum(weights[:, e, None, None, None] * experts[e](images) for e in range(2))
     outputs = moe.expert_outputs(images)
@@ -303,7 +327,7 @@ def test_autocast():
 @pytest.mark.parametrize(
     ("inputs", "fault"),
     [
-        (torch.zeros(0, FEATURES), r"hold at least one sample, got shape \(0, 4\)"),
+        (torch.zeros(0, FEATURES), r"hold at least one row, got shape \(0, 4\)"),
         (torch.tensor(0.0), "got a scalar"),
         (torch.zeros(9, FEATURES, dtype=torch.int64), "floating point, got dtype torch.int64"),
         (torch.zeros(9, FEATURES, device="meta"), "device of the gate, cpu, got meta"),
@@ -317,14 +341,14 @@ def test_wrong_inputs(make_gate, make, inputs, fault):
 
 
 @pytest.mark.parametrize("make", [stacked_layer, module_layer])
-@pytest.mark.parametrize("shape", [(9, FEATURES + 1), (9,), (9, 2, FEATURES)])
+@pytest.mark.parametrize("shape", [(9, FEATURES + 1), (9,), (9, FEATURES, 2)])
 def test_inputs_of_another_shape(make, shape):
-    with pytest.raises(ValueError, match=r"inputs must have shape \[B, 4\], in_features .*, got shape \(9"):
+    with pytest.raises(ValueError, match=r"inputs must have shape \[\.\.\., 4\], in_features .*, got shape \(9"):
         make(GATES["TopK-2"])(torch.zeros(shape, dtype=torch.float64))
 
 
 def test_an_empty_batch_for_all_experts():
-    with pytest.raises(ValueError, match=r"inputs must hold at least one sample, got shape \(0, 4\)"):
+    with pytest.raises(ValueError, match=r"inputs must hold at least one row, got shape \(0, 4\)"):
         module_layer(GATES["TopK-2"]).expert_outputs(torch.zeros(0, FEATURES).double())
 
 

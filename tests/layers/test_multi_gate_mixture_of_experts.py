@@ -379,9 +379,20 @@ def test_wrong_gates(gates, error, fault):
         MultiGateMixtureOfExperts(StackedExperts(3, FEATURES, OUTPUTS), gates)
 
 
+def test_tokens_of_sequences_and_padding():
+    multi = make_multi()
+    inputs, ids = batch(12)
+    expected = multi(inputs, ids)
+    tokens, of_tokens = inputs.unflatten(0, (3, 4)), ids.unflatten(0, (3, 4))
+    torch.testing.assert_close(multi(tokens, of_tokens), expected.unflatten(0, (3, 4)))
+    mask = torch.arange(12).unflatten(0, (3, 4)) % 5 > 0
+    outputs = multi(tokens.masked_fill(~mask.unsqueeze(2), torch.nan), of_tokens, mask)
+    torch.testing.assert_close(outputs, expected.unflatten(0, (3, 4)).masked_fill(~mask[..., None, None], 0.0))
+
+
 def test_wrong_inputs():
     multi = make_multi()
-    with pytest.raises(ValueError, match=r"inputs must hold at least one sample, got shape \(0, 4\)"):
+    with pytest.raises(ValueError, match=r"inputs must hold at least one row, got shape \(0, 4\)"):
         multi(torch.zeros(0, FEATURES).double(), torch.zeros(0).long())
     with pytest.raises(ValueError, match="ids must be given"):
         multi(batch()[0])

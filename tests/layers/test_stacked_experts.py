@@ -122,10 +122,10 @@ def test_wrong_arguments(arguments, error, fault):
 @pytest.mark.parametrize(
     ("inputs", "fault"),
     [
-        (torch.zeros(0, 4), r"at least one sample, got shape \(0, 4\)"),
-        (torch.zeros(5, 3), r"have shape \[B, 4\], in_features .*, got shape \(5, 3\)"),
-        (torch.zeros(4), r"have shape \[B, 4\], in_features .*, got shape \(4,\)"),
-        (torch.zeros(5, 1, 4), r"have shape \[B, 4\], in_features .*, got shape \(5, 1, 4\)"),
+        (torch.zeros(0, 4), r"at least one row, got shape \(0, 4\)"),
+        (torch.zeros(5, 3), r"have shape \[\.\.\., 4\], in_features .*, got shape \(5, 3\)"),
+        (torch.zeros(3), r"have shape \[\.\.\., 4\], in_features .*, got shape \(3,\)"),
+        (torch.zeros(5, 4, 1), r"have shape \[\.\.\., 4\], in_features .*, got shape \(5, 4, 1\)"),
         (torch.zeros(5, 4, dtype=torch.int32), "floating point, got dtype torch.int32"),
         (torch.zeros(5, 4, dtype=torch.float64), "the dtype of the experts, torch.float32, got torch.float64"),
         (torch.zeros(5, 4, device="meta"), "on the device of the experts, cpu, got meta"),

@@ -1,4 +1,5 @@
 import copy
+import functools
 import math
 import re
 
@@ -375,3 +376,30 @@ def test_a_batch_that_is_not_a_number_is_left_out():
     balancing.step()
     assert torch.equal(balancing.slot_loads, loads)
     assert moe.gate.linear.bias.tolist() == biases
+
+
+@pytest.mark.parametrize("rest", [[0, 3, 4], []])
+def test_padding_counts_in_no_penalty_and_no_load(rest):
+    torch.manual_seed(0)
+    gate = TopK(FEATURES, 4, 2, noise=True).double()
+    moe = ms.MixtureOfExperts(ms.StackedExperts(4, FEATURES, 2).double(), gate)
+    inputs, mask = torch.randn(2, 3, FEATURES, dtype=torch.float64), torch.zeros(6, dtype=torch.bool)
+    mask[rest] = True
+    moe(inputs.masked_fill(~mask.view(2, 3, 1), torch.nan), mask=mask.view(2, 3))
+    routing = moe.routing
+    alone = SlotWeights(
+        *(getattr(routing, name)[mask] for name in ("weights", "logits")),
+        noisy_logits=routing.noisy_logits[mask],
+        noise_scale=routing.noise_scale[mask],
+    )
+    for loss in (importance_loss, load_balancing_loss, functools.partial(smooth_load_loss, k=2)):
+        found = loss(routing, gate.expert_map).item()
+        assert found == (pytest.approx(loss(alone, gate.expert_map).item()) if rest else 0)
+    assert router_z_loss(routing).item() == (pytest.approx(router_z_loss(alone).item()) if rest else 0)
+    balancing = LossFreeBalancing(moe)
+    balancing.step()
+    if rest:
+        pairs = (alone.weights > 0).sum((0, 1)).double()
+        assert torch.allclose(balancing.slot_loads, 4 * pairs / pairs.sum())
+    else:
+        assert balancing.slot_loads is None

@@ -221,3 +221,20 @@ def test_what_update_accepts():
     with pytest.raises(TypeError, match=r"moe must be a .* or MultiGateMixtureOfExperts, got TopK"):
         statistics.watch(TopK(2, 2, 1)).__enter__()
     assert statistics.summary().num_samples == 1
+
+
+@pytest.mark.parametrize("name", sorted(GATES))
+def test_padding_is_no_sample(name):
+    moe = MixtureOfExperts(StackedExperts(3, FEATURES, 2), GATES[name](3, 6)).eval()
+    tokens = torch.randn(4, 5, FEATURES, generator=torch.Generator().manual_seed(0))
+    mask = torch.arange(20).view(4, 5) % 7 > 1
+    statistics, alone = RoutingStatistics(), RoutingStatistics()
+    with statistics.watch(moe):
+        moe(tokens, mask=mask)
+    with alone.watch(moe):
+        moe(tokens[mask])
+    found, expected = statistics.summary(), alone.summary()
+    assert found.num_samples == expected.num_samples == int(mask.sum())
+    for field in ("load", "co_activation", "experts_per_sample"):
+        assert torch.equal(getattr(found, field), getattr(expected, field))
+    assert found.sample_entropy == pytest.approx(expected.sample_entropy, abs=1e-6)

@@ -283,9 +283,9 @@ def _open_chunk(model: nn.Module, tasks: Tasks, batch: Batch, start: int) -> Chu
         raise ValueError(
             f"moe must call its gates in a forward of model, it was seen to call {len(of_gates)} of {tasks.count}"
         )
-    if moe_inputs.shape[0] != len(batch):
+    if moe_inputs.shape[:-1] != (len(batch),):
         raise ValueError(
-            f"moe must take one row for each sample of the batch, got {moe_inputs.shape[0]} rows "
+            f"moe must take one row for each sample of the batch, got {moe_inputs.shape[:-1].numel()} rows "
             f"for {len(batch)} samples"
         )
     weights = at_least_single(torch.stack([weights for weights, _ in of_gates], 1).flatten(0, 1))

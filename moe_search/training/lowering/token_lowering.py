@@ -247,7 +247,7 @@ def open_tokens(
     return OpenedTokens(first, [_joined(of_layer) for of_layer in parts], total, units, num_samples)
 
 
-def rows_of(model: nn.Module, layer: TokenLayer, batch: Batch) -> int:
+def rows_per_sample(model: nn.Module, layer: TokenLayer, batch: Batch) -> int:
     """Return how many rows of a layer there are for a sample."""
     seen: list[int] = []
 

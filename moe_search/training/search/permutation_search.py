@@ -36,7 +36,7 @@ from moe_search.training.lowering.lowering import (
 )
 from moe_search.training.lowering.process_group import ranks_of
 from moe_search.training.lowering.tasks import Layer, TaskLoss, Tasks
-from moe_search.training.lowering.token_lowering import CURVATURES, MAX_ROWS, TokenLayer, rows_of, token_layer
+from moe_search.training.lowering.token_lowering import CURVATURES, MAX_ROWS, TokenLayer, rows_per_sample, token_layer
 from moe_search.training.saved_state import require_keys
 from moe_search.training.search.candidate_map import (
     CandidateMap,
@@ -527,7 +527,7 @@ class PermutationSearch:
         if self._tasks is None or self._tokens is not None or not self._layers:
             return
         [layer] = self._layers
-        here = self._ranks.agree(lambda: [rows_of(self._model, layer, batch.part(0, 2)) for batch in batches])
+        here = self._ranks.agree(lambda: [rows_per_sample(self._model, layer, batch.part(0, 2)) for batch in batches])
         if any(rows != 1 for of_rank in self._ranks.collect(here) for rows in of_rank):
             self._tokens = self._token_search()
 

@@ -20,7 +20,7 @@ def test_the_nearest_centre_is_the_slot():
     assert weights[:, 0].argmax(1).tolist() == [0, 1, 2]
     assert weights.sum(2).tolist() == [[1.0], [1.0], [1.0]]
     assert list(gate.state_dict()) == ["centres", "expert_map.experts"]
-    with pytest.raises(ValueError, match=r"inputs must have shape \[B, 2\]"):
+    with pytest.raises(ValueError, match=r"inputs must have shape \[\.\.\., 2\]"):
         gate(torch.zeros(1, 3))
 
 
