@@ -5,6 +5,7 @@ import pytest
 from naive_placement import devices_of, largest_load, migrations, placements
 
 import moe_search as ms
+from moe_search.solvers.heuristic.longest_processing_time import falling
 
 # The two lines that the authors of EPLB give as an example.
 EPLB_LOADS = [
@@ -95,6 +96,18 @@ def test_the_example_of_eplb_is_better_balanced_and_proved():
     exact = ms.solve(problem, ms.PlacementCpSat(), ms.MaxRuntime(60.0))
     assert exact.status == "optimal"
     assert result.value == pytest.approx(exact.value, rel=1e-9)
+
+
+def test_experts_by_falling_load_are_in_order_and_equals_by_number():
+    rng = np.random.default_rng(0)
+    for load in (
+        rng.integers(0, 9, (5, 70)).astype(float),
+        rng.lognormal(size=(5, 64)),
+        np.array([[-0.0, 0.0, 1e-320]]),
+    ):
+        assert (load[np.arange(len(load))[:, None], falling(load)] == -np.sort(-load, axis=1)).all()
+    few = np.array([[2.0, 1.0, 2.0, 0.0, 1.0]])
+    assert falling(few).tolist() == [[0, 2, 1, 4, 3]]
 
 
 def test_cp_sat_proves_placements_whose_first_copies_stay_on_nodes():
