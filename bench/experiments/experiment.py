@@ -25,6 +25,8 @@ HOMES = {
     "token-table": "token_table",
     "load-limit": "load_limit",
     "cardinality-digits": "cardinality",
+    "cardinality-movielens": "cardinality",
+    "cardinality-tokens": "cardinality",
     "tuning-budget": "fresh_experts",
     "tuning-budget-slots": "fresh_experts",
 }

@@ -1,7 +1,8 @@
-"""A schedule of the width of smooth steps, by which gates of trees and of codes come down to k experts a sample."""
+"""A schedule by which gates of trees and of codes come down to k experts a sample, all experts staying in use."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,19 +13,23 @@ from moe_search.gates.comet import COMET
 from moe_search.gates.dselect_k import DSelectK
 from moe_search.gates.fresh_start import is_loaded
 from moe_search.gates.gate import SlotWeights
+from moe_search.training.balance import importance_loss
 from moe_search.training.wrapped_gate import WrappedGate
 
 
 class GammaAnnealing(WrappedGate):
-    """A gate with smooth steps whose width falls while it is trained, until each tree or selector has one slot.
+    """A gate with smooth steps that comes down to k slots a sample while it is trained.
 
     A split (a bit) gives a sample to one side alone once it is outside of (-gamma / 2, gamma / 2). With a gamma that
     stays, this is left to training, and many samples keep more than k slots; with a penalty that is high enough for k,
-    gates tend to leave experts idle. Here `step`, called after every optimizer step, lowers gamma: at call i of `steps`
+    gates leave experts idle. Here `step`, called after every optimizer step, lowers gamma: at call i of `steps`
 
         gamma = first (last / first)^(i / steps),
 
-    first being that of the gate. Splits go on learning meanwhile, at a slope that gets steeper.
+    first being that of the gate. Splits go on learning meanwhile, at a slope that gets steeper. In the first half of
+    the `steps`, while samples still try many experts, the penalty has `balance` times `importance_loss` besides, so
+    that no expert is left behind. After the last of the `steps` a sample keeps the k slots of the largest weights,
+    divided by their sum.
 
     Parameters
     ----------
@@ -34,43 +39,51 @@ class GammaAnnealing(WrappedGate):
         on under the slots that are left.
     last : float
         Gamma at the end, in the unit of the gate's own.
+    balance : float
+        Factor of `importance_loss` in the first half of the `steps`. 0 for none.
 
     Attributes
     ----------
     gate : COMET or DSelectK
         Its ``gamma`` is that of the present step.
     k : int
-        Number of trees or selectors.
+        Number of trees or selectors, and of slots that a sample has in the end.
 
     Notes
     -----
-    The step is in the state dict, so that a model that is loaded has the gamma that it was saved with. The gate alone
-    does not keep it: to go on without the schedule, give a fresh gate ``gamma=last``. torch.compile compiles anew when
-    gamma has changed, until it takes it for a variable.
+    With a shared map, slots of one number in several trees are one expert, and are kept or left out together: a sample
+    has k experts, fewer only where fewer have weight. Otherwise it has k slots, two of which may be of one expert.
 
-    ``moe-search experiment cardinality-digits`` compares it with gates whose gamma stays; docs/experiments.md tells
-    what came of it. In short, k is kept, at the loss of the defaults with the gate's penalty on entropy, which leaves
-    experts idle; where none may be, `importance_loss` with its factor of 0.1 keeps all in use, at a higher loss.
+    The step is in the state dict, so that a model that is loaded has the gamma that it was saved with. torch.compile
+    compiles anew when gamma has changed, until it takes it for a variable.
+
+    ``moe-search experiment cardinality-digits``, ``-movielens`` and ``-tokens`` compare it with gates whose gamma
+    stays; docs/experiments.md tells what came of it.
 
     Examples
     --------
     >>> import torch
     >>> import moe_search as ms
-    >>> gate = ms.GammaAnnealing(ms.COMET(in_features=8, num_experts=4, k=2), steps=2)
+    >>> gate = ms.GammaAnnealing(ms.COMET(in_features=8, num_experts=4, k=2, shared_map=True), steps=2, last=0.04)
     >>> moe = ms.MixtureOfExperts(ms.StackedExperts(4, 8, 3), gate)
     >>> gate.step(), gate.gate.gamma
-    (None, 0.1)
+    (None, 0.2)
     >>> gate.step(), gate.gate.gamma
-    (None, 0.01)
+    (None, 0.04)
+    >>> with ms.RoutingStatistics().watch(moe) as statistics:
+    ...     _ = moe(torch.randn(50, 8))
+    >>> statistics.summary().mean_experts <= 2
+    True
     """
 
-    def __init__(self, gate: COMET | DSelectK, steps: int, last: float = 0.01) -> None:
+    def __init__(self, gate: COMET | DSelectK, steps: int, last: float = 0.1, balance: float = 0.03) -> None:
         if not isinstance(gate, COMET | DSelectK):
             raise TypeError(f"gate must be a COMET or a DSelectK, which have a gamma, got {type(gate).__name__}")
         super().__init__(gate)
         self.k = gate.k
         self.steps = require_integer("steps", steps)
         self.first, self.last = gate.gamma, require_number("last", last, strict=True)
+        self.balance = require_number("balance", balance)
         self._step = 0
 
     def reset_parameters(self) -> None:
@@ -80,12 +93,24 @@ class GammaAnnealing(WrappedGate):
             self._go_to(0)
 
     def forward(self, inputs: Tensor, ids: Tensor | None = None) -> SlotWeights:
-        """Return the weights of the slots of the gate; see `Gate.forward`."""
-        return self.gate(inputs, ids)
+        """Return the weights of the slots, after the last step of k of them; see `Gate.forward`."""
+        routing = self.gate(inputs, ids)
+        if self._step < self.steps:
+            return routing
+        weights = routing.weights
+        # One row of alternatives a sample: what has one expert in all trees is one of them.
+        rows = weights.sum(1, keepdim=True) if self.expert_map.shared else weights.flatten(1).unsqueeze(1)
+        largest = rows.topk(self.k, dim=2, sorted=False).indices
+        kept = torch.zeros_like(rows).scatter(2, largest, 1.0)
+        weights = weights * kept.unflatten(2, (-1, self.num_slots)).squeeze(1)
+        return replace(routing, weights=weights / weights.sum((1, 2), keepdim=True))
 
     def penalty(self, slot_weights: SlotWeights) -> Tensor:
-        """Return the penalty of the gate."""
-        return self.gate.penalty(slot_weights)
+        """Return the penalty of the gate, in the first half of the steps with that on uneven importance."""
+        penalty = self.gate.penalty(slot_weights)
+        if 2 * self._step < self.steps and self.balance > 0:
+            penalty = penalty + self.balance * importance_loss(slot_weights, self.expert_map)
+        return penalty
 
     def step(self) -> None:
         """Count an optimizer step and lower gamma. After `steps` calls it does nothing."""
@@ -103,7 +128,9 @@ class GammaAnnealing(WrappedGate):
 
     def extra_repr(self) -> str:
         """Return the schedule, for `repr`."""
-        return f"steps={self.steps}, step={self._step}, first={self.first:g}, last={self.last:g}"
+        return (
+            f"steps={self.steps}, step={self._step}, first={self.first:g}, last={self.last:g}, balance={self.balance:g}"
+        )
 
     def _go_to(self, step: int) -> None:
         self._step = step
