@@ -27,13 +27,15 @@ K = 2
 VARIANTS: dict[str, dict[str, Any] | None] = {
     "defaults": None,
     "annealed": {},
-    "annealed, no balance": {"balance": 0.0},
+    "annealed to 0.01": {"last": 0.01},
 }
 """What the `GammaAnnealing` around a gate is given beside its steps; None is the gate alone, as it is by default."""
 
-ANNEALED = 0.8
-"""Part of the steps in which gamma falls. All variants are evaluated after these alone, and the best of
-`LAST_EVALUATIONS` models counts: before, an annealed gate has more experts a sample."""
+ANNEALED = 0.2
+"""Part of the steps in which gamma falls."""
+
+LAST = 0.2
+"""The last part of the steps, in which alone variants are evaluated: the best of `LAST_EVALUATIONS` models counts."""
 
 LAST_EVALUATIONS = 6
 
@@ -65,9 +67,8 @@ def run_task(
     task: Task, steps: int, learning_rate: float, batch_size: int, seed: int, gate: str, variant: str
 ) -> Numbers:
     """Train from fresh weights, the same for all variants."""
-    annealed = round(steps * ANNEALED)
-    on_step = put_gate(task, seed, gate, variant, annealed)
-    model = task.model
+    model, last = task.model, round(steps * LAST)
+    on_step = put_gate(task, seed, gate, variant, round(steps * ANNEALED))
 
     @torch.no_grad()
     def loss_on(data: Batch) -> float:
@@ -84,7 +85,7 @@ def run_task(
         search="none",
         schedule=NO_SEARCH,
         seed=seed,
-        evaluated=(0, *sorted({steps - (steps - annealed) * i // LAST_EVALUATIONS for i in range(LAST_EVALUATIONS)})),
+        evaluated=(0, *sorted({steps - last * i // LAST_EVALUATIONS for i in range(LAST_EVALUATIONS)})),
         on_step=on_step,
     )
     model.load_state_dict(run.best)
@@ -130,8 +131,8 @@ def routing_of(task: Task) -> RoutingSummary:
     return statistics.summary()
 
 
-FILMS = UserTableSettings(batch_size=512, steps=800)
-TOKENS = TokenTableSettings(layers=1, experts=8, neurons=32, batch_size=256, steps=600, learning_rate=3e-3)
+FILMS = UserTableSettings(batch_size=512, steps=600)
+TOKENS = TokenTableSettings(layers=1, experts=8, neurons=32, batch_size=256, steps=400, learning_rate=3e-3)
 
 EXPERIMENTS = tuple(
     Experiment(
@@ -140,9 +141,8 @@ EXPERIMENTS = tuple(
         question=(
             f"COMET with {K} trees, DSelect-k with {K} selectors, 8 experts: how many has a sample after {{steps:,}} "
             "steps, and at what loss? Defaults: gamma is 1, the weight of the entropy 0.01. Annealed: by "
-            f"GammaAnnealing, gamma falls to 0.1 in the first {ANNEALED:.0%} of the steps, a penalty keeps the "
-            f"importance of experts even in the first half of these, and in the end a sample keeps its {K} experts of "
-            "the largest weights. No balance: the same without this penalty. "
+            f"GammaAnnealing, in the first {ANNEALED:.0%} of the steps gamma falls to 0.03, or to 0.01, and a penalty "
+            "on uneven importance keeps experts in use. "
             f"An expert is in use if it has at least {IN_USE:.0%} of the samples."
         ),
         gates=tuple(SMOOTH),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from moe_search.training.wrapped_gate import WrappedGate
 
 
 class GammaAnnealing(WrappedGate):
-    """A gate with smooth steps that comes down to k slots a sample while it is trained.
+    """A gate with smooth steps whose width falls while it is trained, until each tree or selector has one slot.
 
     A split (a bit) gives a sample to one side alone once it is outside of (-gamma / 2, gamma / 2). With a gamma that
     stays, this is left to training, and many samples keep more than k slots; with a penalty that is high enough for k,
@@ -26,36 +25,33 @@ class GammaAnnealing(WrappedGate):
 
         gamma = first (last / first)^(i / steps),
 
-    first being that of the gate. Splits go on learning meanwhile, at a slope that gets steeper. In the first half of
-    the `steps`, while samples still try many experts, the penalty has `balance` times `importance_loss` besides, so
-    that no expert is left behind. After the last of the `steps` a sample keeps the k slots of the largest weights,
-    divided by their sum.
+    first being that of the gate. Splits go on learning meanwhile, at a slope that gets steeper. Until the last of the
+    `steps` the penalty has `balance` times `importance_loss` besides, so that no expert is left behind while samples
+    choose.
 
     Parameters
     ----------
     gate : COMET or DSelectK
     steps : int
-        Calls of `step` until gamma is at its last: some 80 % of the steps of the training, so that experts are trained
-        on under the slots that are left.
+        Calls of `step` until gamma is at its last: the first fifth of the steps of the training, say. Experts that are
+        trained for many samples first, and left to fewer of them late, end at a higher loss.
     last : float
         Gamma at the end, in the unit of the gate's own.
     balance : float
-        Factor of `importance_loss` in the first half of the `steps`. 0 for none.
+        Factor of `importance_loss` in the `steps`. 0 for none.
 
     Attributes
     ----------
     gate : COMET or DSelectK
         Its ``gamma`` is that of the present step.
     k : int
-        Number of trees or selectors, and of slots that a sample has in the end.
+        Number of trees or selectors.
 
     Notes
     -----
-    With a shared map, slots of one number in several trees are one expert, and are kept or left out together: a sample
-    has k experts, fewer only where fewer have weight. Otherwise it has k slots, two of which may be of one expert.
-
-    The step is in the state dict, so that a model that is loaded has the gamma that it was saved with. torch.compile
-    compiles anew when gamma has changed, until it takes it for a variable.
+    The step is in the state dict, so that a model that is loaded has the gamma that it was saved with. The gate alone
+    does not keep it: to go on without the schedule, give a fresh gate ``gamma=last``. torch.compile compiles anew when
+    gamma has changed, until it takes it for a variable.
 
     ``moe-search experiment cardinality-digits``, ``-movielens`` and ``-tokens`` compare it with gates whose gamma
     stays; docs/experiments.md tells what came of it.
@@ -64,19 +60,15 @@ class GammaAnnealing(WrappedGate):
     --------
     >>> import torch
     >>> import moe_search as ms
-    >>> gate = ms.GammaAnnealing(ms.COMET(in_features=8, num_experts=4, k=2, shared_map=True), steps=2, last=0.04)
+    >>> gate = ms.GammaAnnealing(ms.COMET(in_features=8, num_experts=4, k=2), steps=2, last=0.01)
     >>> moe = ms.MixtureOfExperts(ms.StackedExperts(4, 8, 3), gate)
     >>> gate.step(), gate.gate.gamma
-    (None, 0.2)
+    (None, 0.1)
     >>> gate.step(), gate.gate.gamma
-    (None, 0.04)
-    >>> with ms.RoutingStatistics().watch(moe) as statistics:
-    ...     _ = moe(torch.randn(50, 8))
-    >>> statistics.summary().mean_experts <= 2
-    True
+    (None, 0.01)
     """
 
-    def __init__(self, gate: COMET | DSelectK, steps: int, last: float = 0.1, balance: float = 0.03) -> None:
+    def __init__(self, gate: COMET | DSelectK, steps: int, last: float = 0.03, balance: float = 0.03) -> None:
         if not isinstance(gate, COMET | DSelectK):
             raise TypeError(f"gate must be a COMET or a DSelectK, which have a gamma, got {type(gate).__name__}")
         super().__init__(gate)
@@ -93,22 +85,13 @@ class GammaAnnealing(WrappedGate):
             self._go_to(0)
 
     def forward(self, inputs: Tensor, ids: Tensor | None = None) -> SlotWeights:
-        """Return the weights of the slots, after the last step of k of them; see `Gate.forward`."""
-        routing = self.gate(inputs, ids)
-        if self._step < self.steps:
-            return routing
-        weights = routing.weights
-        # One row of alternatives a sample: what has one expert in all trees is one of them.
-        rows = weights.sum(1, keepdim=True) if self.expert_map.shared else weights.flatten(1).unsqueeze(1)
-        largest = rows.topk(self.k, dim=2, sorted=False).indices
-        kept = torch.zeros_like(rows).scatter(2, largest, 1.0)
-        weights = weights * kept.unflatten(2, (-1, self.num_slots)).squeeze(1)
-        return replace(routing, weights=weights / weights.sum((1, 2), keepdim=True))
+        """Return the weights of the slots of the gate; see `Gate.forward`."""
+        return self.gate(inputs, ids)
 
     def penalty(self, slot_weights: SlotWeights) -> Tensor:
-        """Return the penalty of the gate, in the first half of the steps with that on uneven importance."""
+        """Return the penalty of the gate, until the last step with that on uneven importance."""
         penalty = self.gate.penalty(slot_weights)
-        if 2 * self._step < self.steps and self.balance > 0:
+        if self._step < self.steps and self.balance > 0:
             penalty = penalty + self.balance * importance_loss(slot_weights, self.expert_map)
         return penalty
 

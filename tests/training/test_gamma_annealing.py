@@ -35,7 +35,7 @@ def test_gamma_falls_as_the_formula_says_and_stays_at_its_last(kind):
 def test_it_answers_and_penalizes_as_a_gate_of_the_present_gamma(kind):
     gate = make(kind)
     inputs = torch.randn(30, 5)
-    for _ in range(4):
+    for _ in range(6):
         plain = kind(5, 4, 2, gamma=gate.gate.gamma)
         plain.load_state_dict(gate.gate.state_dict())
         routing = gate(inputs)
@@ -45,39 +45,16 @@ def test_it_answers_and_penalizes_as_a_gate_of_the_present_gamma(kind):
 
 
 @every_kind
-def test_uneven_importance_is_penalized_in_the_first_half(kind):
+def test_uneven_importance_is_penalized_until_the_last_step(kind):
     gate, plain = make(kind, steps=5, balance=0.5), make(kind, steps=5)
     inputs = torch.randn(30, 5)
     for step in range(7):
         routing = gate(inputs)
         more = (gate.penalty(routing) - plain.penalty(plain(inputs))).item()
         balance = importance_loss(routing, gate.expert_map).item()
-        assert more == pytest.approx(0.5 * balance if step < 2.5 else 0.0, abs=1e-6)
+        assert more == pytest.approx(0.5 * balance if step < 5 else 0.0, abs=1e-6)
         assert balance > 1e-4
         gate.step(), plain.step()
-
-
-@every_kind
-@pytest.mark.parametrize("shared", [True, False])
-def test_the_k_largest_are_kept_in_the_end(kind, shared):
-    """Shared: the two experts of the largest weights. Else: the two largest slots."""
-    gate = make(kind, steps=1, last=3.0, shared_map=shared)
-    gate.expert_map.scramble(torch.Generator().manual_seed(0))
-    inputs = torch.randn(40, 5)
-    gate.step()
-    before, after = gate.gate(inputs).weights, gate(inputs).weights
-    for old, new in zip(before, after, strict=True):
-        if shared:
-            kept = torch.zeros(4)
-            kept[old.sum(0).argsort(descending=True)[:2]] = 1.0
-            expected = old * kept
-        else:
-            kept = torch.zeros(8)
-            kept[old.flatten().argsort(descending=True)[:2]] = 1.0
-            expected = (old.flatten() * kept).view(2, 4)
-        assert torch.allclose(new, expected / expected.sum())
-    assert bool(((gate.expert_map(after) > 0).sum(1) <= 2).all())
-    assert bool(((gate.expert_map(before) > 0).sum(1) > 2).any())
 
 
 @every_kind
@@ -121,7 +98,7 @@ def test_samples_come_down_to_k_experts_where_gamma_that_stays_leaves_more(kind)
         return float(experts), loss.item()
 
     (more, loss), (few, annealed_loss) = trained(False), trained(True)
-    assert few <= 2.0 < 2.5 < more
+    assert few < 2.2 < 2.5 < more
     assert annealed_loss < loss + 0.1
 
 

@@ -108,7 +108,7 @@ def test_smoke_of_the_user_table(tmp_path, movielens):
 
 def test_smoke_of_experts_a_sample_on_films(tmp_path, movielens):
     table = smoke("cardinality-movielens", tmp_path / "out", "--data", movielens)
-    assert (table.loc[table["search"] != "defaults", "experts_per_sample"] <= 2).all()
+    assert table["experts_per_sample"].between(1, 8).all()
 
 
 def test_smoke_on_fashion(tmp_path, fashion):
