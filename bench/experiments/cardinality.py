@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,17 +21,31 @@ from moe_search.training import GammaAnnealing, RoutingStatistics, RoutingSummar
 from moe_search.training.lowering.batch import Batch
 
 K = 2
-"""Trees of COMET, selectors of DSelect-k: the experts that a sample should come down to."""
+"""Trees of COMET, selectors of DSelect-k by default."""
 
-VARIANTS: dict[str, dict[str, Any] | None] = {
-    "defaults": None,
-    "annealed": {},
-    "annealed to 0.01": {"last": 0.01},
+
+@dataclass(frozen=True)
+class Variant:
+    """A gate of k trees or selectors.
+
+    Attributes
+    ----------
+    k : int
+        The experts that a sample should come down to.
+    annealed : float
+        Part of the steps in which a `GammaAnnealing` lowers gamma; 0 for a gate as it is by default.
+    """
+
+    k: int = K
+    annealed: float = 0.0
+
+
+VARIANTS = {
+    "defaults": Variant(),
+    "annealed": Variant(annealed=0.2),
+    "annealed slowly": Variant(annealed=0.8),
+    "annealed, k = 4": Variant(k=4, annealed=0.2),
 }
-"""What the `GammaAnnealing` around a gate is given beside its steps; None is the gate alone, as it is by default."""
-
-ANNEALED = 0.2
-"""Part of the steps in which gamma falls."""
 
 LAST = 0.2
 """The last part of the steps, in which alone variants are evaluated: the best of `LAST_EVALUATIONS` models counts."""
@@ -68,7 +81,7 @@ def run_task(
 ) -> Numbers:
     """Train from fresh weights, the same for all variants."""
     model, last = task.model, round(steps * LAST)
-    on_step = put_gate(task, seed, gate, variant, round(steps * ANNEALED))
+    on_step = put_gate(task, seed, gate, variant, steps)
 
     @torch.no_grad()
     def loss_on(data: Batch) -> float:
@@ -94,24 +107,24 @@ def run_task(
     return run.numbers() | {
         "test_loss": loss_on(task.test),
         "experts_per_sample": routing.mean_experts,
-        "more_than_k": float(shares[K + 1 :].sum()),
+        "more_than_k": float(shares[VARIANTS[variant].k + 1 :].sum()),
         "experts_in_use": float((routing.load > IN_USE * routing.num_samples).sum()),
         "largest_share": float(routing.load.max() / routing.num_samples),
     }
 
 
-def put_gate(task: Task, seed: int, gate: str, variant: str, annealed: int) -> Callable[[int], None] | None:
-    """Put a fresh gate into the model, and return what is to be called after its steps."""
+def put_gate(task: Task, seed: int, gate: str, variant: str, steps: int) -> Callable[[int], None] | None:
+    """Put a fresh gate into the model, and return what is to be called after the steps of its training."""
     require_choice("a variant", variant, tuple(VARIANTS))
-    options = VARIANTS[variant]
+    chosen = VARIANTS[variant]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + SEEDS_APART)
-        own = make_gate(gate, task.in_features, task.moe.gate.num_experts, k=K)
+        own = make_gate(gate, task.in_features, task.moe.gate.num_experts, k=chosen.k)
     task.moe.gate = own
-    if options is None:
+    if not chosen.annealed:
         return None
     assert isinstance(own, COMET | DSelectK)
-    schedule = GammaAnnealing(own, annealed, **options)
+    schedule = GammaAnnealing(own, round(steps * chosen.annealed))
     task.moe.gate = schedule
     return lambda _: schedule.step()
 
@@ -141,8 +154,8 @@ EXPERIMENTS = tuple(
         question=(
             f"COMET with {K} trees, DSelect-k with {K} selectors, 8 experts: how many has a sample after {{steps:,}} "
             "steps, and at what loss? Defaults: gamma is 1, the weight of the entropy 0.01. Annealed: by "
-            f"GammaAnnealing, in the first {ANNEALED:.0%} of the steps gamma falls to 0.03, or to 0.01, and a penalty "
-            "on uneven importance keeps experts in use. "
+            "GammaAnnealing, in the first 20 % of the steps, slowly in 80 %, gamma falls to 0.01, and a penalty on uneven "
+            "importance keeps experts in use; the last has four trees or selectors. "
             f"An expert is in use if it has at least {IN_USE:.0%} of the samples."
         ),
         gates=tuple(SMOOTH),

@@ -60,7 +60,7 @@ class GammaAnnealing(WrappedGate):
     --------
     >>> import torch
     >>> import moe_search as ms
-    >>> gate = ms.GammaAnnealing(ms.COMET(in_features=8, num_experts=4, k=2), steps=2, last=0.01)
+    >>> gate = ms.GammaAnnealing(ms.COMET(in_features=8, num_experts=4, k=2), steps=2)
     >>> moe = ms.MixtureOfExperts(ms.StackedExperts(4, 8, 3), gate)
     >>> gate.step(), gate.gate.gamma
     (None, 0.1)
@@ -68,7 +68,7 @@ class GammaAnnealing(WrappedGate):
     (None, 0.01)
     """
 
-    def __init__(self, gate: COMET | DSelectK, steps: int, last: float = 0.03, balance: float = 0.03) -> None:
+    def __init__(self, gate: COMET | DSelectK, steps: int, last: float = 0.01, balance: float = 0.03) -> None:
         if not isinstance(gate, COMET | DSelectK):
             raise TypeError(f"gate must be a COMET or a DSelectK, which have a gamma, got {type(gate).__name__}")
         super().__init__(gate)

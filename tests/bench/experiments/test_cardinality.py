@@ -16,9 +16,9 @@ TASKS = {"digits": (digits_task, DIGITS.smoke), "tokens": (tokens_task, TOKENS.s
 def test_variants_start_alike_and_anneal_within_their_steps(name, gate):
     make, settings = TASKS[name]
     starts, answers = [], []
-    for variant in cardinality.VARIANTS:
+    for variant in ("defaults", "annealed"):
         task = make(settings, 0)
-        on_step = cardinality.put_gate(task, 0, gate, variant, 4)
+        on_step = cardinality.put_gate(task, 0, gate, variant, 20)
         starts.append([parameter.detach().clone() for parameter in task.model.parameters()])
         answers.append(cardinality.answer(task, task.test).detach())
         for step in range(4 if on_step else 0):
@@ -26,9 +26,8 @@ def test_variants_start_alike_and_anneal_within_their_steps(name, gate):
         own = task.moe.gate if on_step is None else task.moe.gate.gate
         assert own.gamma == (1.0 if on_step is None else task.moe.gate.last)
         assert 0 < cardinality.routing_of(task).mean_experts <= 8
-    for start, outputs in zip(starts[1:], answers[1:], strict=True):
-        assert all(map(torch.equal, starts[0], start))
-        assert torch.equal(answers[0], outputs)
+    assert all(map(torch.equal, *starts))
+    assert torch.equal(*answers)
 
 
 def test_a_trial_tells_how_many_experts_a_sample_has():
