@@ -32,20 +32,22 @@ class Variant:
     ----------
     k : int
         The experts that a sample should come down to.
-    annealed : float
-        Part of the steps in which a `GammaAnnealing` lowers gamma; 0 for a gate as it is by default.
+    annealed : bool
+        Whether it is in a `GammaAnnealing`.
     """
 
     k: int = K
-    annealed: float = 0.0
+    annealed: bool = False
 
 
 VARIANTS = {
     "defaults": Variant(),
-    "annealed": Variant(annealed=0.2),
-    "annealed slowly": Variant(annealed=0.8),
-    "annealed, k = 4": Variant(k=4, annealed=0.2),
+    "annealed": Variant(annealed=True),
+    "annealed, k = 4": Variant(k=4, annealed=True),
 }
+
+ANNEALED = 0.2
+"""The first part of the steps, in which gamma falls."""
 
 LAST = 0.2
 """The last part of the steps, in which alone variants are evaluated: the best of `LAST_EVALUATIONS` models counts."""
@@ -124,7 +126,7 @@ def put_gate(task: Task, seed: int, gate: str, variant: str, steps: int) -> Call
     if not chosen.annealed:
         return None
     assert isinstance(own, COMET | DSelectK)
-    schedule = GammaAnnealing(own, round(steps * chosen.annealed))
+    schedule = GammaAnnealing(own, round(steps * ANNEALED))
     task.moe.gate = schedule
     return lambda _: schedule.step()
 
@@ -154,7 +156,7 @@ EXPERIMENTS = tuple(
         question=(
             f"COMET with {K} trees, DSelect-k with {K} selectors, 8 experts: how many has a sample after {{steps:,}} "
             "steps, and at what loss? Defaults: gamma is 1, the weight of the entropy 0.01. Annealed: by "
-            "GammaAnnealing, in the first 20 % of the steps, slowly in 80 %, gamma falls to 0.01, and a penalty on uneven "
+            f"GammaAnnealing, gamma falls to 0.01 in the first {ANNEALED:.0%} of the steps, while a penalty on uneven "
             "importance keeps experts in use; the last has four trees or selectors. "
             f"An expert is in use if it has at least {IN_USE:.0%} of the samples."
         ),
