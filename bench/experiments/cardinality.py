@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -21,30 +21,11 @@ from moe_search.training import GammaAnnealing, RoutingStatistics, RoutingSummar
 from moe_search.training.lowering.batch import Batch
 
 K = 2
-"""Trees of COMET, selectors of DSelect-k by default."""
+"""Trees of COMET, selectors of DSelect-k: the experts that a sample should come down to."""
 
 
-@dataclass(frozen=True)
-class Variant:
-    """A gate of k trees or selectors.
-
-    Attributes
-    ----------
-    k : int
-        The experts that a sample should come down to.
-    annealed : bool
-        Whether it is in a `GammaAnnealing`.
-    """
-
-    k: int = K
-    annealed: bool = False
-
-
-VARIANTS = {
-    "defaults": Variant(),
-    "annealed": Variant(annealed=True),
-    "annealed, k = 4": Variant(k=4, annealed=True),
-}
+VARIANTS = ("defaults", "annealed")
+"""The gate as it is by default, and with a `GammaAnnealing` around it."""
 
 ANNEALED = 0.2
 """The first part of the steps, in which gamma falls."""
@@ -109,7 +90,7 @@ def run_task(
     return run.numbers() | {
         "test_loss": loss_on(task.test),
         "experts_per_sample": routing.mean_experts,
-        "more_than_k": float(shares[VARIANTS[variant].k + 1 :].sum()),
+        "more_than_k": float(shares[K + 1 :].sum()),
         "experts_in_use": float((routing.load > IN_USE * routing.num_samples).sum()),
         "largest_share": float(routing.load.max() / routing.num_samples),
     }
@@ -117,13 +98,12 @@ def run_task(
 
 def put_gate(task: Task, seed: int, gate: str, variant: str, steps: int) -> Callable[[int], None] | None:
     """Put a fresh gate into the model, and return what is to be called after the steps of its training."""
-    require_choice("a variant", variant, tuple(VARIANTS))
-    chosen = VARIANTS[variant]
+    require_choice("a variant", variant, VARIANTS)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + SEEDS_APART)
-        own = make_gate(gate, task.in_features, task.moe.gate.num_experts, k=chosen.k)
+        own = make_gate(gate, task.in_features, task.moe.gate.num_experts, k=K)
     task.moe.gate = own
-    if not chosen.annealed:
+    if variant == VARIANTS[0]:
         return None
     assert isinstance(own, COMET | DSelectK)
     schedule = GammaAnnealing(own, round(steps * ANNEALED))
@@ -157,11 +137,11 @@ EXPERIMENTS = tuple(
             f"COMET with {K} trees, DSelect-k with {K} selectors, 8 experts: how many has a sample after {{steps:,}} "
             "steps, and at what loss? Defaults: gamma is 1, the weight of the entropy 0.01. Annealed: by "
             f"GammaAnnealing, gamma falls to 0.01 in the first {ANNEALED:.0%} of the steps, while a penalty on uneven "
-            "importance keeps experts in use; the last has four trees or selectors. "
+            "importance keeps experts in use. "
             f"An expert is in use if it has at least {IN_USE:.0%} of the samples."
         ),
         gates=tuple(SMOOTH),
-        searches=tuple(VARIANTS),
+        searches=VARIANTS,
         settings=settings,
         smoke=smoke,
         run_trial=run_trial,

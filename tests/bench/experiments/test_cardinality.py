@@ -16,7 +16,7 @@ TASKS = {"digits": (digits_task, DIGITS.smoke), "tokens": (tokens_task, TOKENS.s
 def test_variants_start_alike_and_anneal_within_their_steps(name, gate):
     make, settings = TASKS[name]
     starts, answers = [], []
-    for variant in ("defaults", "annealed"):
+    for variant in cardinality.VARIANTS:
         task = make(settings, 0)
         on_step = cardinality.put_gate(task, 0, gate, variant, 20)
         starts.append([parameter.detach().clone() for parameter in task.model.parameters()])
@@ -37,7 +37,7 @@ def test_a_trial_tells_how_many_experts_a_sample_has():
     assert 0 <= numbers["more_than_k"] <= 1 >= numbers["largest_share"] > 0
     assert 1 <= numbers["experts_in_use"] <= 8
     assert numbers["steps"] == [0, 17, 18, 19, 20]  # not before gamma is at its last
-    with pytest.raises(ValueError, match=r"a variant must be one of defaults, annealed, .*, got 'x'"):
+    with pytest.raises(ValueError, match="a variant must be one of defaults, annealed, got 'x'"):
         DIGITS.run_trial(settings, 0, "COMET", "x")
 
 
