@@ -33,8 +33,8 @@ class GammaAnnealing(WrappedGate):
     ----------
     gate : COMET or DSelectK
     steps : int
-        Calls of `step` until gamma is at its last: the first fifth of the steps of the training, say. Experts that are
-        trained for many samples first, and left to fewer of them late, end at a higher loss.
+        Calls of `step` until gamma is at its last: a fifth of the steps of the training, say, so that experts are
+        trained on under the slots that are left.
     last : float
         Gamma at the end, in the unit of the gate's own.
     balance : float
@@ -54,7 +54,8 @@ class GammaAnnealing(WrappedGate):
     gamma has changed, until it takes it for a variable.
 
     ``moe-search experiment cardinality-digits``, ``-movielens`` and ``-tokens`` compare it with gates whose gamma
-    stays; docs/experiments.md tells what came of it.
+    stays; docs/experiments.md tells what came of it. In short, a sample has k experts or fewer and no expert is idle,
+    at the loss of the defaults on digits (COMET), and at 2 to 16 % more where the defaults leave a sample many experts.
 
     Examples
     --------
