@@ -69,8 +69,8 @@ def films_task(settings: UserTableSettings, seed: int) -> Task:
     def loss(outputs: Tensor, targets: Tensor) -> Tensor:
         return film_loss(outputs, targets, settings.rating_weight)
 
-    splits = (film_batch(split) for split in (data.train, data.validation, data.test))
-    return Task(*splits, model, model.width, loss)
+    train, validation, test = (film_batch(split) for split in (data.train, data.validation, data.test))
+    return Task(train, validation, test, model, model.width, loss)
 
 
 class TokenRowModel(nn.Module):
