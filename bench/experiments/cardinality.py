@@ -3,150 +3,173 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from moe_search.bench.experiments.cardinality_tasks import Task, digits_task, films_task, tokens_task
 from moe_search.bench.experiments.experiment import Experiment, Measure, Numbers
 from moe_search.bench.experiments.gates import SMOOTH, make_gate
-from moe_search.bench.experiments.two_image_model import (
-    EXPERTS_PER_SAMPLE,
-    NUM_EXPERTS,
-    TwoImageModel,
-    make_model,
-)
-from moe_search.bench.experiments.two_image_trials import (
-    DIGITS,
-    SEEDS_APART,
-    TwoImageSettings,
-    load,
-    shrunk,
-    train_on_images,
-)
+from moe_search.bench.experiments.token_teacher import TokenTableSettings
+from moe_search.bench.experiments.training import SearchSchedule, endless_batches, train_by_steps
+from moe_search.bench.experiments.two_image_trials import DIGITS, SEEDS_APART, TwoImageSettings, shrunk
+from moe_search.bench.experiments.user_table import UserTableSettings
 from moe_search.checks import require_choice
 from moe_search.gates import COMET, DSelectK
-from moe_search.training import GammaAnnealing, RoutingStatistics, RoutingSummary, importance_loss
+from moe_search.training import GammaAnnealing, RoutingStatistics, RoutingSummary
+from moe_search.training.lowering.batch import Batch
 
-VARIANTS: dict[str, dict[str, Any]] = {
-    "defaults": {},
-    "annealed": {},
-    "annealed, no entropy": {"entropy": 0.0},
-    "annealed, balanced": {},
-}
-"""What the gates are given beside their defaults; all but the first have a `GammaAnnealing` around them, and the last
-has `importance_loss` beside it."""
+K = 2
+"""Trees of COMET, selectors of DSelect-k: the experts that a sample should come down to."""
 
-BALANCE = 0.1
-"""The factor of `importance_loss`, as published."""
+
+VARIANTS = ("defaults", "annealed")
+"""The gate as it is by default, and with a `GammaAnnealing` around it."""
+
+ANNEALED = 0.2
+"""The first part of the steps, in which gamma falls."""
+
+LAST = 0.2
+"""The last part of the steps, in which alone variants are evaluated: the best of `LAST_EVALUATIONS` models counts."""
+
+LAST_EVALUATIONS = 6
 
 IN_USE = 0.01
 """An expert of a smaller part of the samples is not in use."""
 
-LAST_EVALUATIONS = 6
+NO_SEARCH = SearchSchedule(period=1, until=0)
 
 
-@dataclass(frozen=True)
-class CardinalitySettings:
-    """Sizes of a trial.
-
-    Attributes
-    ----------
-    annealed : float
-        Part of the steps in which gamma falls. All variants are evaluated after these alone, and the best of
-        `LAST_EVALUATIONS` models counts: before, an annealed gate has more experts a sample.
-    """
-
-    images: TwoImageSettings
-    annealed: float = 0.8
+def run_on_digits(settings: TwoImageSettings, seed: int, gate: str, variant: str) -> Numbers:
+    """Train on canvases of two digits."""
+    sizes = (settings.steps, settings.learning_rate, settings.model.batch_size)
+    return run_task(digits_task(settings, seed), *sizes, seed, gate, variant)
 
 
-def run_trial(settings: CardinalitySettings, seed: int, gate: str, variant: str) -> Numbers:
-    """Train from fresh weights."""
-    require_choice("a variant", variant, tuple(VARIANTS))
-    images = settings.images
-    annealed = round(images.steps * settings.annealed)
-    model, on_step = fresh_model(images, seed, gate, variant, annealed)
-    rest = images.steps - annealed
-    steps = {images.steps - rest * i // LAST_EVALUATIONS for i in range(LAST_EVALUATIONS)}
+def run_on_films(settings: UserTableSettings, seed: int, gate: str, variant: str) -> Numbers:
+    """Train on pairs of a user and a film."""
+    sizes = (settings.steps, settings.learning_rate, settings.batch_size)
+    return run_task(films_task(settings, seed), *sizes, seed, gate, variant)
 
-    def penalty() -> Tensor:
-        assert model.moe.routing is not None
-        return BALANCE * importance_loss(model.moe.routing, model.moe.gate.expert_map)
 
-    _, numbers = train_on_images(
+def run_on_tokens(settings: TokenTableSettings, seed: int, gate: str, variant: str) -> Numbers:
+    """Train on tokens of film reviews."""
+    sizes = (settings.steps, settings.learning_rate, settings.batch_size)
+    return run_task(tokens_task(settings, seed), *sizes, seed, gate, variant)
+
+
+def run_task(
+    task: Task, steps: int, learning_rate: float, batch_size: int, seed: int, gate: str, variant: str
+) -> Numbers:
+    """Train from fresh weights, the same for all variants."""
+    model, last = task.model, round(steps * LAST)
+    on_step = put_gate(task, seed, gate, variant, steps)
+
+    @torch.no_grad()
+    def loss_on(data: Batch) -> float:
+        return float(task.loss(answer(task, data), data.targets))
+
+    run = train_by_steps(
         model,
-        load(images, seed),
-        images.model.batch_size,
-        seed,
-        steps=images.steps,
-        learning_rate=images.learning_rate,
+        task.moe,
+        task.loss,
+        endless_batches(task.train, batch_size, seed),
+        lambda: loss_on(task.validation),
+        steps=steps,
+        learning_rate=learning_rate,
         search="none",
-        schedule=images.schedule,
-        evaluated=(0, *sorted(steps)),
+        schedule=NO_SEARCH,
+        seed=seed,
+        evaluated=(0, *sorted({steps - last * i // LAST_EVALUATIONS for i in range(LAST_EVALUATIONS)})),
         on_step=on_step,
-        penalty=penalty if variant == "annealed, balanced" else None,
     )
-    routing = routing_of(model, load(images, seed).test.inputs)
+    model.load_state_dict(run.best)
+    routing = routing_of(task)
     shares = routing.experts_per_sample.double() / routing.num_samples
-    return numbers | {
+    return run.numbers() | {
+        "test_loss": loss_on(task.test),
         "experts_per_sample": routing.mean_experts,
-        "more_than_k": float(shares[EXPERTS_PER_SAMPLE + 1 :].sum()),
+        "more_than_k": float(shares[K + 1 :].sum()),
         "experts_in_use": float((routing.load > IN_USE * routing.num_samples).sum()),
+        "largest_share": float(routing.load.max() / routing.num_samples),
     }
 
 
-def fresh_model(
-    images: TwoImageSettings, seed: int, gate: str, variant: str, annealed: int
-) -> tuple[TwoImageModel, Callable[[int], None] | None]:
-    """Return a fresh model, all variants with the same weights, and what is to be called after its steps."""
-    model = make_model(gate, images.model, seed)
+def put_gate(task: Task, seed: int, gate: str, variant: str, steps: int) -> Callable[[int], None] | None:
+    """Put a fresh gate into the model, and return what is to be called after the steps of its training."""
+    require_choice("a variant", variant, VARIANTS)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + SEEDS_APART)
-        own = make_gate(gate, images.model.canvas**2, NUM_EXPERTS, k=EXPERTS_PER_SAMPLE, **VARIANTS[variant])
-    model.moe.gate = own
-    if not variant.startswith("annealed"):
-        return model, None
+        own = make_gate(gate, task.in_features, task.moe.gate.num_experts, k=K)
+    task.moe.gate = own
+    if variant == VARIANTS[0]:
+        return None
     assert isinstance(own, COMET | DSelectK)
-    schedule = GammaAnnealing(own, annealed)
-    model.moe.gate = schedule
-    return model, lambda _: schedule.step()
+    schedule = GammaAnnealing(own, round(steps * ANNEALED))
+    task.moe.gate = schedule
+    return lambda _: schedule.step()
+
+
+def answer(task: Task, data: Batch) -> Tensor:
+    """Return what the model makes of some data; it is left in eval mode."""
+    model = task.model.eval()
+    return model(data.inputs) if data.ids is None else model(data.inputs, ids=data.ids)
 
 
 @torch.no_grad()
-def routing_of(model: TwoImageModel, inputs: Tensor) -> RoutingSummary:
-    """Return how samples are spread over the experts; the model is left in eval mode."""
+def routing_of(task: Task) -> RoutingSummary:
+    """Return how the test samples are spread over the experts; the model is left in eval mode."""
     statistics = RoutingStatistics()
-    with statistics.watch(model.eval().moe):
-        model(inputs)
+    with statistics.watch(task.moe):
+        answer(task, task.test)
     return statistics.summary()
 
 
-EXPERIMENTS = (
+FILMS = UserTableSettings(batch_size=512, steps=600)
+TOKENS = TokenTableSettings(layers=1, experts=8, neurons=32, batch_size=256, steps=400, learning_rate=3e-3)
+
+EXPERIMENTS = tuple(
     Experiment(
-        name="cardinality-digits",
-        title="Experts a sample, digits",
+        name=f"cardinality-{name}",
+        title=f"Experts a sample, {title}",
         question=(
-            f"COMET with {EXPERTS_PER_SAMPLE} trees, DSelect-k with {EXPERTS_PER_SAMPLE} selectors, {NUM_EXPERTS} "
-            "experts: how many has a sample in the end, and at what loss? Defaults: gamma is 1, the weight of the "
-            "entropy 0.01. Annealed: gamma falls from 1 to 0.01 in the first 80 % of the steps, with this entropy and "
-            "without any. Balanced: with it, and with a penalty on uneven importance of the experts besides. "
+            f"COMET with {K} trees, DSelect-k with {K} selectors, 8 experts: how many has a sample after {{steps:,}} "
+            "steps, and at what loss? Defaults: gamma is 1, the weight of the entropy 0.01. Annealed: by "
+            f"GammaAnnealing, gamma falls to 0.01 in the first {ANNEALED:.0%} of the steps, while a penalty on uneven "
+            "importance keeps experts in use. "
             f"An expert is in use if it has at least {IN_USE:.0%} of the samples."
         ),
         gates=tuple(SMOOTH),
-        searches=tuple(VARIANTS),
-        settings=CardinalitySettings(replace(DIGITS, steps=1500)),
-        smoke=CardinalitySettings(shrunk(DIGITS)),
+        searches=VARIANTS,
+        settings=settings,
+        smoke=smoke,
         run_trial=run_trial,
         measures=(
             Measure("experts_per_sample", "experts a sample", digits=2),
             Measure("more_than_k", "samples with more than k", digits=3),
             Measure("experts_in_use", "experts in use", better="higher", digits=1),
-            Measure("test_loss", "test loss"),
-            Measure("accuracy", "test accuracy", better="higher"),
+            Measure("largest_share", "samples of the fullest expert", digits=2),
+            Measure("test_loss", "test loss", digits=4),
         ),
         curves=False,
         maps=False,
-    ),
+    )
+    for name, title, run_trial, settings, smoke in (
+        ("digits", "digits", run_on_digits, replace(DIGITS, steps=1500), shrunk(DIGITS)),
+        (
+            "movielens",
+            "MovieLens-100k",
+            run_on_films,
+            FILMS,
+            replace(FILMS, hidden_features=8, batch_size=64, steps=12),
+        ),
+        (
+            "tokens",
+            "tokens of film reviews",
+            run_on_tokens,
+            TOKENS,
+            replace(TOKENS, neurons=4, max_tokens=12, snippets=90, batch_size=32, steps=12, made=True),
+        ),
+    )
 )

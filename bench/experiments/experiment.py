@@ -25,6 +25,8 @@ HOMES = {
     "token-table": "token_table",
     "load-limit": "load_limit",
     "cardinality-digits": "cardinality",
+    "cardinality-movielens": "cardinality",
+    "cardinality-tokens": "cardinality",
     "pruning": "pruning",
     "token-maps": "token_maps",
     "token-maps-intact": "token_maps",

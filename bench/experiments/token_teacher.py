@@ -224,7 +224,7 @@ class Teaching:
 @lru_cache(maxsize=1)
 def teach(settings: TokenTableSettings, seed: int) -> Teaching:
     """Return what the trials of a seed share; the last one is kept."""
-    encoder, states = _taught(settings)
+    encoder, states = taught(settings)
     order = torch.randperm(len(states), generator=torch.Generator().manual_seed(seed))
     cuts = [round(share * len(order)) for share in (TRAIN_SHARE, TRAIN_SHARE + VALIDATION_SHARE)]
     train, validation, test = (states.select(rows) for rows in order.tensor_split(cuts))
@@ -247,7 +247,7 @@ def teach(settings: TokenTableSettings, seed: int) -> Teaching:
 
 
 @lru_cache(maxsize=1)
-def _taught(settings: TokenTableSettings) -> tuple[SentenceEncoder, TokenStates]:
+def taught(settings: TokenTableSettings) -> tuple[SentenceEncoder, TokenStates]:
     """Return the teacher and what it makes of the snippets of all seeds."""
     encoder, data = _read(settings)
     first = len(encoder.layers) - settings.layers

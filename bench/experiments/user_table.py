@@ -79,6 +79,7 @@ class FilmModel(nn.Module):
         self.users = nn.Embedding(num_users, settings.user_embedding) if settings.user_embedding else None
         width = self.item_features.shape[1] + self.user_features.shape[1]
         width += settings.item_embedding + settings.user_embedding
+        self.width = width
         n = settings.experts
         # Every user has a slot; a few more make the slots a multiple of the experts.
         gate = HashRouting(n, -(-num_users // n) * n, vocabulary=num_users, table=range(num_users))
@@ -119,7 +120,7 @@ def run_trial(settings: UserTableSettings, seed: int, gate: str, search: str) ->
         torch.manual_seed(seed)
         model = FilmModel(data, settings)
     model.moe.gate.expert_map.scramble(torch.Generator().manual_seed(seed))
-    train, validation, test = (_batch(split) for split in (data.train, data.validation, data.test))
+    train, validation, test = (film_batch(split) for split in (data.train, data.validation, data.test))
 
     def loss(outputs: Tensor, targets: Tensor) -> Tensor:
         return film_loss(outputs, targets, settings.rating_weight)
@@ -165,7 +166,8 @@ def search_table(search: PermutationSearch, pairs: Batch, generator: np.random.G
     return search.search_batches(searched, verify=others)
 
 
-def _batch(split: Watches) -> Batch:
+def film_batch(split: Watches) -> Batch:
+    """Return pairs with the films as inputs, the users as ids and groups, and both targets."""
     targets = np.stack([split.watched, split.ratings / np.float32(STARS)], axis=1)
     users = torch.from_numpy(split.users)
     return Batch(torch.from_numpy(split.items), torch.from_numpy(targets), ids=users, groups=users)

@@ -52,8 +52,9 @@ class DSelectK(Gate):
     the second term of the penalty keeps selectors away from them.
 
     Once every bit is outside of (-gamma / 2, gamma / 2), a selector has one code: at most k weights are not 0. The
-    first term of the penalty drives the bits there. Bits that are there get no gradient any more. With k = 1, w[0] has
-    no other to be weighed against: it never gets one.
+    first term of the penalty drives the bits there, if by its default seldom all the way, or with few experts in use:
+    `GammaAnnealing` brings a sample to k. Bits that are there get no gradient any more. With k = 1, w[0] has no other
+    to be weighed against: it never gets one.
 
     Parameters
     ----------

@@ -9,6 +9,7 @@ from moe_search.gates.dselect_k import DSelectK
 from moe_search.gates.top_k import TopK
 from moe_search.layers.mixture_of_experts import MixtureOfExperts
 from moe_search.layers.stacked_experts import StackedExperts
+from moe_search.training.balance import importance_loss
 from moe_search.training.gamma_annealing import GammaAnnealing
 from moe_search.training.sinkhorn import SinkhornPermutation
 
@@ -16,9 +17,9 @@ GATES = {"COMET": COMET, "DSelectK": DSelectK}
 every_kind = pytest.mark.parametrize("kind", GATES.values(), ids=GATES.keys())
 
 
-def make(kind=COMET, steps=4, seed=0, last=0.01, **options):
+def make(kind=COMET, steps=4, seed=0, last=0.01, balance=0.0, **options):
     torch.manual_seed(seed)
-    return GammaAnnealing(kind(5, 4, 2, **options), steps, last)
+    return GammaAnnealing(kind(5, 4, 2, **options), steps, last, balance)
 
 
 @every_kind
@@ -42,6 +43,19 @@ def test_it_answers_and_penalizes_as_a_gate_of_the_present_gamma(kind):
         assert torch.equal(routing.weights, plain(inputs).weights)
         assert torch.equal(gate.penalty(routing), plain.penalty(plain(inputs)))
         gate.step()
+
+
+@every_kind
+def test_uneven_importance_is_penalized_until_the_last_step(kind):
+    gate, plain = make(kind, steps=5, balance=0.5), make(kind, steps=5)
+    inputs = torch.randn(30, 5)
+    for step in range(7):
+        routing = gate(inputs)
+        more = (gate.penalty(routing) - plain.penalty(plain(inputs))).item()
+        balance = importance_loss(routing, gate.expert_map).item()
+        assert more == pytest.approx(0.5 * balance if step < 5 else 0.0, abs=1e-6)
+        assert balance > 1e-4
+        gate.step(), plain.step()
 
 
 @every_kind
@@ -102,6 +116,7 @@ def test_the_map_is_the_gates_own_and_in_the_state_once():
         ((TopK(5, 4, 2), 4), TypeError, "gate must be a COMET or a DSelectK, which have a gamma, got TopK"),
         ((COMET(5, 4, 2), 0), ValueError, "steps must be an integer >= 1, got 0"),
         ((COMET(5, 4, 2), 4, 0.0), ValueError, "last must be a finite number > 0, got 0"),
+        ((COMET(5, 4, 2), 4, 0.1, -1.0), ValueError, "balance must be a finite number >= 0, got -1"),
     ],
 )
 def test_wrong_arguments(arguments, error, fault):

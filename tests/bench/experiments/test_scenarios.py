@@ -83,8 +83,12 @@ def smoke(name, folder, *arguments):
     return table
 
 
+OF_FILES = "fashion", "user-table", "movielens"
+"""What names of experiments that read files, and make none up, hold."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in HOMES if "fashion" not in name and name != "user-table"])
+@pytest.mark.parametrize("name", [name for name in HOMES if not any(part in name for part in OF_FILES)])
 def test_smoke_and_report(name, tmp_path):
     smoke(name, tmp_path)
     done = run("report", tmp_path)
@@ -100,6 +104,11 @@ def test_smoke_and_report(name, tmp_path):
 def test_smoke_of_the_user_table(tmp_path, movielens):
     table = smoke("user-table", tmp_path / "out", "--data", movielens)
     assert table["test_auc"].between(0, 1).all()
+
+
+def test_smoke_of_experts_a_sample_on_films(tmp_path, movielens):
+    table = smoke("cardinality-movielens", tmp_path / "out", "--data", movielens)
+    assert table["experts_per_sample"].between(1, 8).all()
 
 
 def test_smoke_on_fashion(tmp_path, fashion):
