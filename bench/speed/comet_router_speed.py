@@ -1,8 +1,8 @@
 """Speed of COMET on token rows, where it is the router: a training step of it against one of its own linear layer.
 
-That layer is what any gate takes that is affine in its inputs: the rest is the cost of the trees. The gate gives weights
-and penalty; inputs take no gradient, which would hide a part of the rest. Both take turns on one core, in the time that
-it works for us.
+That layer is what any gate takes that is affine in its inputs: the rest is the cost of the trees. The gate gives
+weights and penalty; inputs take no gradient, which would hide a part of the rest. Both take turns on one core, in the
+time that it works for us.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from moe_search.bench.speed.rounds import compared, in_turns
 
 TITLE = "COMET on token rows against its own linear layer"
 NOTES = """\
-- Forward and backward of the weights and the penalty, 256 features, two trees of n leaves; ours and the linear layer are
-  medians in milliseconds of CPU time, "times" is the median over rounds of how many times as long as the layer ours
+- Forward and backward of the weights and the penalty, 256 features, two trees of n leaves; ours and the linear layer
+  are medians in milliseconds of CPU time, "times" is the median over rounds of how many times as long as the layer ours
   takes.
 """
 FEATURES, TREES = 256, 2
