@@ -68,7 +68,7 @@ class BothSteps(torch.autograd.Function):
         ctx.save_for_forward(*inputs)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         """Return the gradient of the parts."""
         (u,) = ctx.saved_tensors
         left, right = gradient.unbind(-2)
