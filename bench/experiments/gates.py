@@ -78,11 +78,11 @@ class TaskGate(Gate):
         self.__dict__["expert_map"] = gate.expert_map
         self.gate = gate
 
-    def forward(self, inputs: Tensor, ids: Tensor | None = None) -> SlotWeights:
+    def forward(self, inputs: Tensor, ids: Tensor | None = None, mask: Tensor | None = None) -> SlotWeights:
         """Return the weights of the slots; see `Gate.forward`. Tasks are ids in 0 .. num_tasks - 1, which must come."""
         if ids is None:
             raise ValueError("ids must be given to a gate of tasks, got None")
-        return self.gate(functional.one_hot(ids, self.num_tasks).to(inputs.dtype))
+        return self.gate(functional.one_hot(ids, self.num_tasks).to(inputs.dtype), None, mask)
 
     def penalty(self, slot_weights: SlotWeights) -> Tensor:
         """Return the penalty of the gate."""
@@ -98,8 +98,9 @@ class ClusterGate(Gate):
         super().__init__(num_experts, len(centres), in_features=centres.shape[1])
         self.register_buffer("centres", centres.clone())
 
-    def forward(self, inputs: Tensor, ids: Tensor | None = None) -> SlotWeights:
+    def forward(self, inputs: Tensor, ids: Tensor | None = None, mask: Tensor | None = None) -> SlotWeights:
         """Return weight 1 for the slot of the nearest centre; see `Gate.forward`."""
-        features = self.features(inputs, self.centres.dtype)
+        features = self.features(inputs, self.centres.dtype, mask)
         nearest = torch.cdist(features, self.centres).argmin(1)
-        return SlotWeights(functional.one_hot(nearest, self.num_slots).to(features.dtype).unsqueeze(1), None)
+        weights = functional.one_hot(nearest, self.num_slots).to(features.dtype).unsqueeze(1)
+        return SlotWeights(weights, None).masked(mask)

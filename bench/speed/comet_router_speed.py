@@ -1,8 +1,8 @@
 """Speed of COMET on token rows, where it is the router: a training step of it against one of its own linear layer.
 
 That layer is what any gate takes that is affine in its inputs: the rest is the cost of the trees. The gate gives
-weights and penalty; inputs take no gradient, which would hide a part of the rest. Both take turns on one core, in the time that
-it works for us.
+weights and penalty; inputs take no gradient, which would hide a part of the rest. Both take turns on one core, in the
+time that it works for us.
 """
 
 from __future__ import annotations

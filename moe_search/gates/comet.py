@@ -13,7 +13,7 @@ from moe_search.gates.fresh_start import is_loaded
 from moe_search.gates.gate import Gate, SlotWeights, require_k
 from moe_search.gates.smooth_step import entropy_terms, leaf_probabilities, live_leaves, where_above
 
-DESCENT_SLOTS, DESCENT_LEAVES = 64, 2**17
+DESCENT_SLOTS, DESCENT_LEAVES = 128, 2**17
 """A CPU descends into the live branches faster than it looks at all of them where a tree has at least the first number
 of slots, and the trees of all samples the second number of leaves."""
 
@@ -196,25 +196,35 @@ class COMET(Gate):
         dtype = weight_dtype(self.nodes)
         # A path is a product of many factors: autocast or not, it keeps the precision of the weights.
         nodes = self.nodes(self.features(inputs, dtype, mask)).to(dtype or inputs.dtype)
+        found = self._descend(nodes) if self._descends(nodes) else None
+        if found is not None:
+            return found.masked(mask)
         # Samples along the last axis, so that what is done to slot after slot runs over contiguous memory.
         nodes = nodes.t().contiguous().unflatten(0, (self.k, -1))
         splits, logits = nodes.split([self.num_slots - 1, self.num_slots], dim=1)
         if self.leaf_bias is not None:
             logits = logits + self.leaf_bias.unsqueeze(2)
-        p = self._live_leaves(splits) if self._descends(splits) else None
-        if p is None:
-            p = leaf_probabilities(splits, self.gamma)
+        p = leaf_probabilities(splits, self.gamma)
         scores = logits + CONVENTIONS[self.convention].log(p)
         weights = scores.flatten(0, 1).softmax(0).unflatten(0, (self.k, -1))
         return SlotWeights(*(by_slot.permute(2, 0, 1) for by_slot in (weights, logits, p))).masked(mask)
 
-    def _live_leaves(self, splits: Tensor) -> Tensor | None:
-        found = live_leaves(splits.permute(2, 0, 1).flatten(0, 1), self.gamma)
+    def _descend(self, nodes: Tensor) -> SlotWeights | None:
+        """Return the same by the live leaves alone, or None where these are many."""
+        splits, logits = nodes.unflatten(1, (self.k, -1)).split([self.num_slots - 1, self.num_slots], dim=2)
+        if self.leaf_bias is not None:
+            logits = logits + self.leaf_bias
+        found = live_leaves(splits.flatten(0, 1), self.gamma)
         if found is None:
             return None
         leaves, of_leaves = found
-        p = splits.new_zeros(splits.shape[2] * self.k * self.num_slots).index_copy(0, leaves, of_leaves)
-        return p.view(-1, self.k, self.num_slots).permute(1, 2, 0)
+        p = logits.new_zeros(logits.numel()).index_copy(0, leaves, of_leaves).view(logits.shape)
+        scores = logits.new_full((logits.numel(),), -torch.inf)
+        of_leaves = logits.flatten()[leaves] + CONVENTIONS[self.convention].log(of_leaves)
+        scores = scores.index_copy(0, leaves, of_leaves).view(len(nodes), -1)
+        # Summed in the order of all leaves: equal to the bit.
+        weights = scores.t().contiguous().softmax(0).t().unflatten(1, (self.k, -1))
+        return SlotWeights(weights, logits, p)
 
     def penalty(self, slot_weights: SlotWeights) -> Tensor:
         """Return ``lambda * mean_b sum_ts -p log p`` of the path probabilities, a scalar."""
@@ -222,15 +232,15 @@ class COMET(Gate):
         terms = slot_weights.without_padding(CONVENTIONS[self.convention].entropy(p))
         return self.entropy * terms.sum() / slot_weights.num_rows
 
-    def _descends(self, splits: Tensor) -> bool:
+    def _descends(self, nodes: Tensor) -> bool:
         """Return whether to look for the live leaves only; it changes nothing but the time."""
         return (
             self.num_slots >= DESCENT_SLOTS
             and not self.training
             and not torch.is_grad_enabled()
-            and splits.shape[2] * self.k * self.num_slots >= DESCENT_LEAVES
-            and splits.device.type == "cpu"
-            and not cannot_read_values(splits)
+            and nodes.shape[0] * self.k * self.num_slots >= DESCENT_LEAVES
+            and nodes.device.type == "cpu"
+            and not cannot_read_values(nodes)
         )
 
     def extra_repr(self) -> str:

@@ -99,7 +99,7 @@ class DSelectK(Gate):
     >>> routing.weights.shape, gate.penalty(routing).shape
     (torch.Size([5, 2, 6]), torch.Size([]))
     >>> static = DSelectK(None, num_experts=6, k=2)
-    >>> static(torch.randn(5, 3, 4)).weights.shape
+    >>> static(torch.randn(5, 3)).weights.shape
     torch.Size([5, 2, 6])
     """
 

@@ -204,7 +204,7 @@ class ExpertMap(Leaf):
         # large maps and which ONNX does not know.
         keys = experts * experts.shape[0] + torch.arange(experts.shape[0], device=experts.device)
         by_expert = by_slot.index_select(1, keys.argsort())
-        return by_expert.unflatten(1, (self.num_experts, -1)).sum(2)  # type: ignore[no-untyped-call, no-any-return]
+        return by_expert.unflatten(1, (self.num_experts, -1)).sum(2)  # type: ignore[no-untyped-call]
 
     def extra_repr(self) -> str:
         """Return the sizes, for `repr`."""

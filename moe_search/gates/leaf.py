@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from torch import fx, nn
 
@@ -17,5 +17,6 @@ class Leaf(nn.Module):
         """Run the module, or enter it into the graph that is being made."""
         for value in (*args, *kwargs.values()):
             if isinstance(value, fx.Proxy):
-                return value.tracer.create_proxy("call_module", value.tracer.path_of_module(self), args, kwargs)
+                tracer = cast(fx.Tracer, value.tracer)
+                return tracer.create_proxy("call_module", tracer.path_of_module(self), args, kwargs)
         return super().__call__(*args, **kwargs)

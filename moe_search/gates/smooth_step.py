@@ -68,14 +68,14 @@ class BothSteps(torch.autograd.Function):
         ctx.save_for_forward(*inputs)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         """Return the gradient of the parts."""
         (u,) = ctx.saved_tensors
         left, right = gradient.unbind(-2)
         return (6.0 * u) * (1.0 - u) * (left - right)
 
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor) -> Tensor:  # type: ignore[override]
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
         """Return the derivative along a tangent."""
         (u,) = ctx.saved_tensors
         left = (6.0 * u) * (1.0 - u) * tangent
@@ -132,16 +132,21 @@ def leaf_probabilities(splits: Tensor, gamma: float) -> Tensor:
         return torch.ones_like(splits.sum(-2, keepdim=True))
     u = _part(splits, gamma)
     # What becomes a graph is best of torch's own operations.
-    steps = _both_steps(u) if is_exporting() or torch.compiler.is_compiling() else BothSteps.apply(u)
+    graph = is_exporting() or torch.compiler.is_compiling()
+    steps = _both_steps(u) if graph else BothSteps.apply(u)  # type: ignore[no-untyped-call]
     # Only the first nodes of the last level but one may have children.
     widths = [min(2**depth, num_leaves - 2**depth) for depth in range((num_leaves - 1).bit_length())]
     root, *parts = steps.split(widths, -3)
-    above, level = splits[..., :1, :], root.flatten(-3, -2)
-    for part, width in zip(parts, widths[1:], strict=True):
-        above, level = level, (level[..., :width, None, :] * part).flatten(-3, -2)
-    if num_leaves == 2 * widths[-1]:
+    level = root.flatten(-3, -2)
+    for part in parts[:-1]:
+        level = (level.unsqueeze(-2) * part).flatten(-3, -2)
+    if not parts:
         return level
-    return torch.cat((above[..., widths[-1] :, :], level), -2)
+    last = widths[-1]
+    if num_leaves == 2 * last:
+        return (level.unsqueeze(-2) * parts[-1]).flatten(-3, -2)
+    parents, leaves = level[..., :last, :], level[..., last:, :]
+    return torch.cat((leaves, (parents.unsqueeze(-2) * parts[-1]).flatten(-3, -2)), -2)
 
 
 def live_leaves(splits: Tensor, gamma: float) -> tuple[Tensor, Tensor] | None:

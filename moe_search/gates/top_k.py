@@ -186,7 +186,7 @@ class TopK(Gate):
         """Return the scores that slots are chosen by, -inf in all groups but the best."""
         if self.kept_groups == self.num_groups:
             return scores
-        groups = scores.unflatten(2, (self.num_groups, -1))
+        groups = scores.unflatten(2, (self.num_groups, -1))  # type: ignore[no-untyped-call]
         counted = min(1 if self.scores == "softmax" else 2, self.num_slots // self.num_groups)
         best = groups.topk(counted, dim=3).values.sum(3).topk(self.kept_groups, dim=2, sorted=False).indices
         left_out = torch.ones_like(groups[..., 0], dtype=torch.bool).scatter(2, best, False)

@@ -229,7 +229,7 @@ class MixtureOfExperts(Leaf):
         mix = self._mix_pairs
         if torch.compiler.is_compiling():
             # Else it would be compiled again and again, for the counts of every batch.
-            mix = torch.compiler.disable(mix)
+            mix = torch.compiler.disable(mix)  # type: ignore[no-untyped-call]
         return mix(inputs, weights, path == "grouped")
 
     def _mix_pairs(self, inputs: Tensor, weights: Sequence[Tensor], grouped: bool) -> list[Tensor]:
