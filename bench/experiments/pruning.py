@@ -61,7 +61,7 @@ class PruningSettings:
     expert_width: int = 48
     experts: int = 32
     top_k: int = 4
-    steps: int = 800
+    steps: int = 1200
     batch_size: int = 32
     learning_rate: float = 3e-3
     calibration: int = 960

@@ -61,8 +61,8 @@ def find_device(name: str) -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def read_batches(path: Path, tokenizer: Any, sequences: int, tokens: int, batch: int) -> list[Tensor]:
-    """Return token ids in batches, from a text, or from ids in a file of numpy.
+def read_sequences(path: Path, tokenizer: Any, sequences: int, tokens: int) -> Tensor:
+    """Return token ids [sequences, tokens] from a text, or from ids in a file of numpy, in their order.
 
     Parameters
     ----------
@@ -72,14 +72,12 @@ def read_batches(path: Path, tokenizer: Any, sequences: int, tokens: int, batch:
         Takes a text apart.
     sequences, tokens : int
         The most sequences, spread evenly over the file, and the tokens of one.
-    batch : int
-        The sequences of a batch.
     """
     import numpy as np
     import torch
 
-    for name, number, least in (("--sequences", sequences, 2), ("--tokens", tokens, 2), ("--batch", batch, 1)):
-        require_integer(name, number, least)
+    require_integer("--sequences", sequences, 2)
+    require_integer("--tokens", tokens, 2)
     if path.suffix in (".npz", ".npy"):
         loaded = np.load(path, allow_pickle=False)
         ids = loaded if isinstance(loaded, np.ndarray) else loaded[loaded.files[0]]
@@ -94,7 +92,7 @@ def read_batches(path: Path, tokenizer: Any, sequences: int, tokens: int, batch:
             raise ValueError(f"{path} must hold two sequences of {tokens} tokens, got {len(found)} tokens")
         ids = found[: len(found) // tokens * tokens].reshape(-1, tokens)
     chosen = np.linspace(0, len(ids) - 1, min(sequences, len(ids))).astype(int)
-    return list(torch.split(torch.from_numpy(ids[chosen].astype(np.int64)), batch))
+    return torch.from_numpy(ids[chosen].astype(np.int64))
 
 
 def _transformers() -> Any:

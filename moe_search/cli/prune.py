@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from moe_search.checks import require_integer
 from moe_search.cli.arguments import one_line_errors
 from moe_search.cli.checkpoints import (
     Checkpoint,
@@ -17,7 +18,7 @@ from moe_search.cli.checkpoints import (
     check_checkpoint,
     load_model,
     load_tokenizer,
-    read_batches,
+    read_sequences,
 )
 
 
@@ -53,7 +54,11 @@ def prune(
             raise FileExistsError(f"--output must be a new or empty folder, got {output}")
         part = _keep(keep)
         tokenizer = load_tokenizer(checkpoint)
-        batches = read_batches(text, tokenizer, sequences, tokens, batch)
+        require_integer("--batch", batch)
+        found = read_sequences(text, tokenizer, sequences, tokens)
+        # Each batch is of all parts of the text, those that are held out too.
+        count = max(-(-len(found) // batch), 2)
+        batches = [found[number::count] for number in range(count)]
         from moe_search.huggingface.pruning import checked_criteria, prune_experts
 
         criteria = checked_criteria(criterion or "auto")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from moe_search.checks import require_integer
 from moe_search.cli.arguments import check_output_file, one_line_errors
 from moe_search.cli.checkpoints import (
     Checkpoint,
@@ -17,7 +18,7 @@ from moe_search.cli.checkpoints import (
     check_checkpoint,
     load_model,
     load_tokenizer,
-    read_batches,
+    read_sequences,
 )
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ def statistics(
         from moe_search.training.routing_statistics import RoutingStatistics
 
         routing = RoutingStatistics(window)
-        batches = read_batches(text, load_tokenizer(checkpoint), sequences, tokens, batch)
+        require_integer("--batch", batch)
+        found = read_sequences(text, load_tokenizer(checkpoint), sequences, tokens)
         model = load_model(checkpoint, device)
 
         import torch
@@ -65,7 +67,7 @@ def statistics(
 
         require_layers(model)
         with routing.watch(model), torch.inference_mode():
-            for ids in track(batches, "Reading", console=Console(stderr=True)):
+            for ids in track(torch.split(found, batch), "Reading", console=Console(stderr=True)):
                 model(input_ids=ids.to(model.device), use_cache=False)
         if output is not None:
             routing.save_loads(output)

@@ -1,4 +1,6 @@
 import json
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -91,3 +93,15 @@ def test_wrong_arguments_end_in_a_line(checkpoint, tmp_path, arguments, message)
     assert line.startswith("error: ")
     assert message in line
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("version", "message"),
+    [(None, 'pip install "moe-search[transformers]"'), ("4.57.1", 'got 4.57.1: pip install -U "transformers>=5"')],
+)
+def test_a_missing_extra_is_named(checkpoint, tmp_path, monkeypatch, version, message):
+    found = None if version is None else SimpleNamespace(__version__=version)
+    monkeypatch.setitem(sys.modules, "transformers", found)
+    result = run("prune", checkpoint, "--text", checkpoint / "text.txt", "-o", tmp_path / "out")
+    assert result.exit_code == 2
+    assert message in result.stderr
