@@ -63,6 +63,8 @@ class PruningCandidate:
         model.
     increase, standard_error : float
         By how much it did rise on the held-out batches, and the standard error over sequences; NaN for one sequence.
+    as_good : bool
+        Whether it is within one standard error of the difference of the best.
 
     Examples
     --------
@@ -76,6 +78,7 @@ class PruningCandidate:
     forecast: float
     increase: float
     standard_error: float
+    as_good: bool = field(default=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -164,6 +167,9 @@ class PruningPlan:
             f"Nats a target; the intact model has {self.intact:.4f} on the held-out batches. Forecasts are of the"
             " calibration batches, standard errors over sequences. The first row is what is kept."
         )
+        equals = [each.criterion for each in self.candidates[1:] if each.as_good]
+        if equals:
+            note += f" As good, within a standard error of the difference: {', '.join(equals)}."
         if self.unknown:
             note += f" The routers of {len(self.unknown)} layers follow no rule that is known: no exact error."
         title = f"{len(self.kept[0])} of {self.num_experts} experts in {len(self.layers)} layers"
@@ -283,13 +289,18 @@ def prune_experts(
             names = tuple(name for name in names if name != ERROR)
         step("intact model")
         intact = sequence_losses(model, verification)
-        candidates = []
+        losses = {}
         for name in names:
             step(name)
             with kept_only(layers, kept[name]):
-                rise, deviation = intact.increase(sequence_losses(model, verification))
-            numbers = tuple(tuple(map(int, each)) for each in kept[name])
-            candidates.append(PruningCandidate(name, numbers, forecasts[name], rise, deviation))
+                losses[name] = sequence_losses(model, verification)
+    least = min(losses.values(), key=lambda each: each.mean)
+    candidates = []
+    for name in names:
+        behind, doubt = least.increase(losses[name])
+        numbers = tuple(tuple(map(int, each)) for each in kept[name])
+        rise = intact.increase(losses[name])
+        candidates.append(PruningCandidate(name, numbers, forecasts[name], *rise, as_good=behind <= doubt))
     return PruningPlan(
         tuple(layer.name for layer in layers),
         layers[0].num_experts,

@@ -121,12 +121,21 @@ def test_a_plan_is_what_its_checkpoint_loses(tmp_path):
     assert plan.intact == before.mean
     assert plan == prune_experts(model, batches, 4, held_out=held_out)
     only = prune_experts(model, batches, 4, held_out=held_out, criteria=("REAP", "gate sum"))
-    assert set(only.candidates) == {each for each in plan.candidates if each.criterion in ("REAP", "gate sum")}
+    found = {each.criterion: (each.kept, each.forecast, each.increase) for each in plan.candidates}
+    assert {each.criterion: (each.kept, each.forecast, each.increase) for each in only.candidates} == {
+        name: found[name] for name in ("REAP", "gate sum")
+    }
     plan.apply(model).save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, experts_implementation="eager")
     after = sequence_losses(loaded, checked_batches("held_out", held_out))
     assert after.mean == pytest.approx(plan.verified, rel=1e-6)
     assert before.increase(after)[1] == pytest.approx(plan.standard_error, rel=1e-4)
+    best = plan.candidates[0]
+    for each in plan.candidates:
+        # The same experts are as good, and experts that are much worse are not.
+        assert each.as_good or each.kept != best.kept
+        assert not each.as_good or each.increase - best.increase < 2 * (each.standard_error + best.standard_error)
+    assert best.as_good
     console = Console(width=80, file=io.StringIO())
     console.print(plan.table())
     shown = console.file.getvalue()
