@@ -211,7 +211,8 @@ class COMET(Gate):
 
     def _descend(self, nodes: Tensor) -> SlotWeights | None:
         """Return the same by the live leaves alone, or None where these are many."""
-        splits, logits = nodes.unflatten(1, (self.k, -1)).split([self.num_slots - 1, self.num_slots], dim=2)
+        of_trees = nodes.unflatten(1, (self.k, -1))  # type: ignore[no-untyped-call]
+        splits, logits = of_trees.split([self.num_slots - 1, self.num_slots], dim=2)
         if self.leaf_bias is not None:
             logits = logits + self.leaf_bias
         found = live_leaves(splits.flatten(0, 1), self.gamma)

@@ -189,7 +189,7 @@ class TopK(Gate):
         groups = scores.unflatten(2, (self.num_groups, -1))  # type: ignore[no-untyped-call]
         counted = min(1 if self.scores == "softmax" else 2, self.num_slots // self.num_groups)
         best = groups.topk(counted, dim=3).values.sum(3).topk(self.kept_groups, dim=2, sorted=False).indices
-        left_out = torch.ones_like(groups[..., 0], dtype=torch.bool).scatter(2, best, False)
+        left_out = (best.unsqueeze(3) != torch.arange(self.num_groups, device=best.device)).all(2)
         return groups.masked_fill(left_out.unsqueeze(3), -torch.inf).flatten(2)
 
     def extra_repr(self) -> str:

@@ -144,13 +144,14 @@ def test_compiled(make):
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore")
 def test_packaged_by_aot_inductor(tmp_path):
-    """All in one program, since each takes the compiler half a minute."""
+    """One module of each kind, all in one program: each takes the compiler some ten seconds."""
 
     class All(nn.ModuleList):
         def forward(self, inputs, ids):
             return tuple(module(inputs, ids) for module in self)
 
-    modules = All(evaluated(make) for make in MODULES.values())
+    kinds = {name.split("-")[0]: name for name in GATES}
+    modules = All(evaluated(MODULES[name]) for name in (*kinds.values(), "auto", "several gates"))
     program = torch.export.export(modules, batch(7), dynamic_shapes=dynamic())
     path = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "all.pt2"))
     assert_same(modules, torch._inductor.aoti_load_package(path))
