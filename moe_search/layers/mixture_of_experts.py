@@ -178,18 +178,18 @@ class MixtureOfExperts(Leaf):
         if mask is not None:
             require_mask(mask, inputs)
         routing = route(self.gate, inputs, ids, mask)
-        (mixture,) = self.mix(rows_of(inputs, mask), [self.gate.expert_map(routing.weights)])
+        rows = rows_of(inputs, mask)
+        (mixture,) = self.mix(rows, [self.gate.expert_map(routing.weights)])
         self._remember(routing)
-        mixture = like_rows(mixture, inputs, mask)
-        shared = self.shared_outputs(inputs)
-        if shared is None:
-            return mixture
-        if shared.shape != mixture.shape:
-            raise ValueError(
-                f"shared must return outputs of the shape of the mixture, {tuple(mixture.shape)}, "
-                f"got shape {tuple(shared.shape)}"
-            )
-        return mixture + (shared if mask is None else shared.masked_fill(~mask.unsqueeze(-1), 0.0))
+        shared = self.shared_outputs(rows)
+        if shared is not None:
+            if shared.shape != mixture.shape:
+                raise ValueError(
+                    f"shared must return outputs of the shape of the mixture, {tuple(mixture.shape)}, "
+                    f"got shape {tuple(shared.shape)}"
+                )
+            mixture = mixture + shared
+        return like_rows(mixture, inputs, mask)
 
     def _remember(self, routing: SlotWeights | None) -> None:
         # While a module is exported, its tensors are stand-ins, which no later penalty can use; what runs anew under
@@ -257,7 +257,7 @@ class MixtureOfExperts(Leaf):
         return torch.stack(_outputs((e, expert, rows) for e, expert in enumerate(self.experts)), 1)
 
     def shared_outputs(self, inputs: Tensor) -> Tensor | None:
-        """Return what is added to the mixture of every sample, shape [B, ...], or None if nothing is shared."""
+        """Return what is added to the mixture of every row, shape [R, ...], or None if nothing is shared."""
         if self.shared is None:
             return None
         outputs: Tensor = self.shared(inputs)

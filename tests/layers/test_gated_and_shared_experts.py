@@ -152,3 +152,15 @@ def test_what_does_not_fit_together():
     moe = MixtureOfExperts(swiglu(dtype=torch.float32), gate, shared=nn.Linear(FEATURES, 1))
     with pytest.raises(ValueError, match=r"outputs of the shape of the mixture, \(7, 8\), got shape \(7, 1\)"):
         moe(torch.randn(7, FEATURES))
+
+
+def test_shared_experts_of_tokens_leave_padding_out():
+    moe = MixtureOfExperts(swiglu(), TopK(FEATURES, N, 2), shared=swiglu(1), shared_gate=nn.Linear(FEATURES, 1))
+    inputs = torch.randn(2, 3, FEATURES, requires_grad=True)
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    padded = inputs.masked_fill(~mask.unsqueeze(-1), float("nan"))
+    outputs = moe(padded, mask=mask)
+    assert not outputs[~mask].any()
+    torch.testing.assert_close(outputs[mask], moe(inputs[mask]))
+    outputs.sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in moe.parameters() if parameter.grad is not None)
