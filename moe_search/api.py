@@ -177,7 +177,7 @@ def lower_bound(problem: Problem, method: str = "auto", seconds: float = 1.0) ->
     >>> import moe_search as ms
     >>> problem = ms.QuadraticAssignment([[0, 3, 1], [3, 0, 2], [1, 2, 0]], [[0, 4, 1], [4, 0, 6], [1, 6, 0]])
     >>> ms.lower_bound(problem, method="projection"), ms.lower_bound(problem, method="semidefinite")
-    (24, 34)
+    (34, 34)
     """
     require_problem(problem)
     require_choice("method", method, ("auto", *lower_bounds.METHODS))

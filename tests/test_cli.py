@@ -185,7 +185,7 @@ def test_version_list_and_the_module_as_a_command():
     assert "Static gates over many tasks, some of which are alike and should share an expert." in lines
 
 
-@pytest.mark.parametrize(("words", "offered"), [("so", ["solve"]), ("experiment token", ["token-table"])])
+@pytest.mark.parametrize(("words", "offered"), [("so", ["solve"]), ("experiment token-t", ["token-table"])])
 def test_the_shell_completes_commands_and_experiments(words, offered):
     code = "import sys; from moe_search.bench.commands import app; sys.argv[:] = ['moe-search']; app()"
     words = f"moe-search {words}"

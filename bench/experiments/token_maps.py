@@ -16,9 +16,9 @@ from torch import Tensor, nn
 import moe_search as ms
 from moe_search.bench.experiments.experiment import Experiment, Measure, Numbers
 from moe_search.bench.experiments.pruning import BALANCED, EXPERIMENTS as PRUNING, PruningSettings, text, trained
-from moe_search.huggingface.searched_layer import give_map
 from moe_search.solvers import MaxIterations
 from moe_search.training.lowering.frozen import frozen
+from moe_search.training.lowering.token_layers import give_map
 
 STEPS = "training"
 SEARCHES = {"search": "auto", "first order alone": "linear"}

@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moe_search.training.lowering.token_lowering import TokenLayer
-
 ROUTER_NAMES = ("gate", "router")
 
 
@@ -51,12 +49,6 @@ class MoELayer:
     num_experts: int
     top_k: int
     num_groups: int = 1
-
-    def token_layer(self) -> TokenLayer:
-        """Return the layer as `PermutationSearch` sees it, which gives it an expert map between router and experts."""
-        from moe_search.huggingface.searched_layer import token_layer_of
-
-        return token_layer_of(self)
 
 
 def moe_layers(model: nn.Module) -> tuple[MoELayer, ...]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from moe_search.checks import require_flag
 from moe_search.huggingface.mixture_layers import ROUTER_NAMES, MoELayer, moe_layers
-from moe_search.huggingface.searched_layer import settle_map
+from moe_search.training.lowering.token_layers import settle_map
 
 COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 """The names under which configurations and modules have the number of experts."""

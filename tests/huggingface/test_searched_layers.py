@@ -6,7 +6,7 @@ from tiny_models import EXPERTS, FAMILIES, GROUPS, VOCABULARY, logits, tiny_mode
 from torch.nn.functional import cross_entropy
 
 import moe_search as ms
-from moe_search.huggingface.searched_layer import give_map, map_of
+from moe_search.training.lowering.token_layers import give_map, map_of
 
 
 def next_token_loss(outputs, targets):

@@ -155,8 +155,10 @@ def test_what_does_not_fit_together():
 
 
 def test_shared_experts_of_tokens_leave_padding_out():
-    moe = MixtureOfExperts(swiglu(), TopK(FEATURES, N, 2), shared=swiglu(1), shared_gate=nn.Linear(FEATURES, 1))
-    inputs = torch.randn(2, 3, FEATURES, requires_grad=True)
+    moe = MixtureOfExperts(
+        swiglu(), TopK(FEATURES, N, 2), shared=swiglu(1), shared_gate=nn.Linear(FEATURES, 1)
+    ).double()
+    inputs = torch.randn(2, 3, FEATURES, dtype=torch.float64)
     mask = torch.tensor([[True, True, False], [True, False, False]])
     padded = inputs.masked_fill(~mask.unsqueeze(-1), float("nan"))
     outputs = moe(padded, mask=mask)

@@ -12,9 +12,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from moe_search.gates.expert_map import ExpertMap
-from moe_search.gates.gate import SlotWeights
-from moe_search.layers.mixture_of_experts import MixtureOfExperts
 from moe_search.problems.linear import LinearAssignment
 from moe_search.problems.mixture import MixtureAssignment
 from moe_search.training.lowering.batch import Batch
@@ -23,6 +20,7 @@ from moe_search.training.lowering.frozen import frozen
 from moe_search.training.lowering.losses import Loss, NonFiniteLossError, as_numpy, at_least_single, sequence_losses
 from moe_search.training.lowering.lowering import Lowering, ProblemKind
 from moe_search.training.lowering.process_group import ALONE, Ranks
+from moe_search.training.lowering.token_layers import TokenLayer, token_layer
 
 CURVATURES = (0.3, 1.0, 3.0, 10.0)
 """Factors of the quadratic term, which at 1 is the mean outer product of gradients: more or less than the curvature."""
@@ -32,65 +30,6 @@ MAX_ROWS = 4096
 
 RANK = 1e-6
 """Directions of the outputs whose gradients have less than this part of the largest mean square are left out."""
-
-
-@dataclass(frozen=True, eq=False)
-class TokenLayer:
-    """A layer whose rows are tokens, as a search sees it.
-
-    Parameters
-    ----------
-    module : Module
-        Where it is in a model.
-    expert_map : ExpertMap
-        What is searched.
-    expert_outputs : callable
-        Returns what every expert makes of rows [R, ...], shape [R, n, ...].
-    listen : callable
-        ``listen(take)`` attaches hooks, and returns their handles, such that every forward of the layer calls
-        ``take(inputs, slot_weights, outputs)`` with tensors of shapes [R, ...], [R, map rows, m] and any with the rows
-        in its leading axes, and goes on with what that returns in place of the outputs.
-    """
-
-    module: nn.Module
-    expert_map: ExpertMap
-    expert_outputs: Callable[[Tensor], Tensor]
-    listen: Callable[[Callable[[Tensor, Tensor, Tensor], Tensor]], Iterable[Any]]
-
-
-def token_layer(layer: Any) -> TokenLayer:
-    """Return a layer as a search of tokens sees it: a mixture of ours, or what a method ``token_layer`` gives."""
-    if isinstance(layer, MixtureOfExperts):
-        return _of_mixture(layer)
-    if not hasattr(layer, "token_layer"):
-        raise TypeError(
-            "moe must be a MixtureOfExperts or MultiGateMixtureOfExperts, or hold several of the first, "
-            f"got {type(layer).__name__}"
-        )
-    found: TokenLayer = layer.token_layer()
-    return found
-
-
-def _of_mixture(layer: MixtureOfExperts) -> TokenLayer:
-    gate = layer.gate
-
-    def listen(take: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Iterable[Any]:
-        routings: list[Tensor] = []
-
-        def at_gate(_: nn.Module, __: tuple[Any, ...], routing: SlotWeights) -> None:
-            routings.append(routing.weights)
-
-        def at_layer(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Tensor) -> Tensor:
-            inputs = args[0] if args else kwargs["inputs"]
-            weights = routings.pop()
-            rows = weights.reshape(-1, *weights.shape[-2:])
-            if gate.expert_map.shared:
-                rows = rows.sum(1, keepdim=True)
-            return take(inputs.reshape(len(rows), -1), rows, outputs)
-
-        return gate.register_forward_hook(at_gate), layer.register_forward_hook(at_layer, with_kwargs=True)
-
-    return TokenLayer(layer, gate.expert_map, layer.expert_outputs, listen)
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,6 +86,18 @@ class TokenLowering:
         The sequences, and the tokens that the loss depends on.
     slot_loads : ndarray of int64
         Number of these tokens with weight on every slot.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import moe_search as ms
+    >>> _ = torch.manual_seed(0)
+    >>> moe = ms.MixtureOfExperts(ms.StackedExperts(4, 8, 8), ms.TopK(8, 4, k=2))
+    >>> inputs, targets = torch.randn(16, 5, 8), torch.randn(16, 5, 8)
+    >>> [lowering] = ms.lower_tokens(moe, [moe], inputs, targets, torch.nn.functional.mse_loss)
+    >>> best = ms.Hungarian().solve(lowering.first_order, ms.MaxIterations(1)).permutation
+    >>> lowering.forecast(best, curvature=0.0) <= 0.0  # to first order it is never worse
+    True
     """
 
     first_order: LinearAssignment | None

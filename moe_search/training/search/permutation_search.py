@@ -36,7 +36,8 @@ from moe_search.training.lowering.lowering import (
 )
 from moe_search.training.lowering.process_group import ranks_of
 from moe_search.training.lowering.tasks import Layer, TaskLoss, Tasks
-from moe_search.training.lowering.token_lowering import CURVATURES, MAX_ROWS, TokenLayer, rows_per_sample, token_layer
+from moe_search.training.lowering.token_layers import TokenLayer, token_layer
+from moe_search.training.lowering.token_lowering import CURVATURES, MAX_ROWS, rows_per_sample
 from moe_search.training.saved_state import require_keys
 from moe_search.training.search.candidate_map import (
     CandidateMap,

@@ -16,9 +16,9 @@ from moe_search.training.lowering.frozen import frozen
 from moe_search.training.lowering.losses import Loss
 from moe_search.training.lowering.lowering import ProblemKind
 from moe_search.training.lowering.process_group import Ranks
+from moe_search.training.lowering.token_layers import TokenLayer
 from moe_search.training.lowering.token_lowering import (
     OpenedTokens,
-    TokenLayer,
     TokenLowering,
     lower_rows,
     open_tokens,

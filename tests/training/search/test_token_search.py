@@ -7,7 +7,7 @@ from torch.nn.functional import cross_entropy
 import moe_search as ms
 from moe_search.training.lowering.batch import Batch
 from moe_search.training.lowering.process_group import ALONE
-from moe_search.training.lowering.token_lowering import token_layer
+from moe_search.training.lowering.token_layers import token_layer
 from moe_search.training.search.token_search import TokenSearch
 from moe_search.training.search.verification import verify_tokens
 

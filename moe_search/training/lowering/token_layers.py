@@ -1,0 +1,173 @@
+"""Layers whose rows are tokens as a search sees them: our mixtures, and those of transformers models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from moe_search.gates.expert_map import ExpertMap
+from moe_search.gates.gate import SlotWeights
+from moe_search.huggingface.mixture_layers import MoELayer
+from moe_search.layers.mixture_of_experts import MixtureOfExperts
+
+MAP = "expert_map"
+"""The name of the map in the module of the experts."""
+
+
+@dataclass(frozen=True, eq=False)
+class TokenLayer:
+    """A layer whose rows are tokens, as a search sees it.
+
+    Parameters
+    ----------
+    module : Module
+        Where it is in a model.
+    expert_map : ExpertMap
+        What is searched.
+    expert_outputs : callable
+        Returns what every expert makes of rows [R, ...], shape [R, n, ...].
+    listen : callable
+        ``listen(take)`` attaches hooks, and returns their handles, such that every forward of the layer calls
+        ``take(inputs, slot_weights, outputs)`` with tensors of shapes [R, ...], [R, map rows, m] and any with the rows
+        in its leading axes, and goes on with what that returns in place of the outputs.
+    """
+
+    module: nn.Module
+    expert_map: ExpertMap
+    expert_outputs: Callable[[Tensor], Tensor]
+    listen: Callable[[Callable[[Tensor, Tensor, Tensor], Tensor]], Iterable[Any]]
+
+
+def token_layer(layer: Any) -> TokenLayer:
+    """Return a layer as a search of tokens sees it; TypeError for anything but a mixture, ours or of Transformers."""
+    if isinstance(layer, MixtureOfExperts):
+        return _of_mixture(layer)
+    if isinstance(layer, MoELayer):
+        return _of_transformers(layer)
+    raise TypeError(
+        "moe must be a MixtureOfExperts or MultiGateMixtureOfExperts, or hold several of the first, "
+        f"got {type(layer).__name__}"
+    )
+
+
+def _of_mixture(layer: MixtureOfExperts) -> TokenLayer:
+    gate = layer.gate
+
+    def listen(take: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Iterable[Any]:
+        routings: list[Tensor] = []
+
+        def at_gate(_: nn.Module, __: tuple[Any, ...], routing: SlotWeights) -> None:
+            routings.append(routing.weights)
+
+        def at_layer(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Tensor) -> Tensor:
+            inputs = args[0] if args else kwargs["inputs"]
+            weights = routings.pop()
+            rows = weights.reshape(-1, *weights.shape[-2:])
+            if gate.expert_map.shared:
+                rows = rows.sum(1, keepdim=True)
+            return take(inputs.reshape(len(rows), -1), rows, outputs)
+
+        return gate.register_forward_hook(at_gate), layer.register_forward_hook(at_layer, with_kwargs=True)
+
+    return TokenLayer(layer, gate.expert_map, layer.expert_outputs, listen)
+
+
+def _of_transformers(layer: MoELayer) -> TokenLayer:
+    """Return a layer as a search of tokens sees it."""
+    expert_map, experts, n = give_map(layer), layer.experts, layer.num_experts
+
+    def expert_outputs(rows: Tensor) -> Tensor:
+        # The map leads what is asked for: an expert is asked for by its slot.
+        slots, weight = expert_map.experts[0].argsort(), rows.new_ones(len(rows), 1)
+        return torch.stack([experts(rows, slots[e].expand(len(rows), 1), weight) for e in range(n)], 1)
+
+    def listen(take: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Iterable[Any]:
+        routed: list[tuple[Tensor, Tensor]] = []
+
+        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            hidden, index, weights = (*args, *kwargs.values())
+            # The map has led already: back to slots.
+            slots = expert_map.experts[0].argsort()[index]
+            routed.append((hidden, weights.new_zeros(len(hidden), n).scatter_add(1, slots, weights)))
+
+        def after(_: nn.Module, __: Any, outputs: Tensor) -> Tensor:
+            hidden, weights = routed.pop()
+            return take(hidden, weights[:, None], outputs)
+
+        return experts.register_forward_pre_hook(before, with_kwargs=True), experts.register_forward_hook(after)
+
+    return TokenLayer(experts, expert_map, expert_outputs, listen)
+
+
+class LayerMap(ExpertMap):
+    """The expert map of a layer, and the hooks by which the layer goes by it."""
+
+    def __init__(self, num_experts: int) -> None:
+        super().__init__(num_experts)
+        self.handles: list[Any] = []
+
+
+def map_of(layer: MoELayer) -> LayerMap | None:
+    """Return the map of a layer that has been searched, None of any other."""
+    found = getattr(layer.experts, MAP, None)
+    return found if isinstance(found, LayerMap) else None
+
+
+def give_map(layer: MoELayer) -> LayerMap:
+    """Return the expert map of a layer, which leads what its router chooses to other experts; a fresh one if need be.
+
+    No weight is moved, so that an optimizer keeps its state. The state dict has the weights in the order in which the
+    router finds them, and no map: what `save_pretrained` writes, `from_pretrained` loads as the same model. Weights
+    that are loaded begin with a fresh map.
+    """
+    expert_map = map_of(layer)
+    if expert_map is None:
+        experts = layer.experts
+        expert_map = LayerMap(layer.num_experts)
+        expert_map.to(next(experts.parameters()).device)
+        experts.add_module(MAP, expert_map)
+        expert_map.handles = [
+            experts.register_forward_pre_hook(_lead, with_kwargs=True),
+            experts.register_state_dict_post_hook(_put_in_order),  # type: ignore[no-untyped-call]
+            experts.register_load_state_dict_pre_hook(_begin_afresh),  # type: ignore[no-untyped-call]
+        ]
+    return expert_map
+
+
+@torch.no_grad()
+def settle_map(layer: MoELayer) -> None:
+    """Put the experts of a layer in the order of its map, and take the map away."""
+    expert_map = map_of(layer)
+    if expert_map is not None:
+        order = expert_map.experts[0]
+        for parameter in layer.experts.parameters(recurse=False):
+            parameter.copy_(parameter[order])
+        for handle in expert_map.handles:
+            handle.remove()
+        delattr(layer.experts, MAP)
+
+
+def _map_in(experts: nn.Module) -> LayerMap:
+    return cast(LayerMap, experts.get_submodule(MAP))
+
+
+def _lead(experts: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    hidden, index, weights = (*args, *kwargs.values())
+    return (hidden, _map_in(experts).experts[0][index], weights), {}
+
+
+def _put_in_order(experts: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    order = state.pop(f"{prefix}{MAP}.experts")[0]
+    if bool((order.diff() != 1).any()):
+        for name, _parameter in experts.named_parameters(recurse=False):
+            state[prefix + name] = state[prefix + name][order]
+
+
+def _begin_afresh(experts: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    expert_map = _map_in(experts)
+    expert_map.reset_parameters()
+    state[f"{prefix}{MAP}.experts"] = expert_map.experts.clone()
