@@ -12,6 +12,7 @@ import numpy.typing as npt
 from moe_search.checks import require_flag
 from moe_search.problems.kernel_cache import LOGGER
 from moe_search.problems.linear import LinearAssignment
+from moe_search.problems.neuron_partition import NeuronPartition
 from moe_search.problems.permutation_problem import PermutationProblem
 from moe_search.problems.placement import ExpertPlacement
 from moe_search.problems.problem import Problem
@@ -162,6 +163,10 @@ def default_solver(problem: Problem, seconds: float) -> Solver:
         from moe_search.solvers.heuristic.placement_search import PlacementSearch
 
         return PlacementSearch()
+    if isinstance(problem, NeuronPartition):
+        from moe_search.solvers.heuristic.partition_search import PartitionSearch
+
+        return PartitionSearch()
     if not isinstance(problem, PermutationProblem):
         raise TypeError(
             f"solver must be given: none is known for {type(problem).__name__}, whose solutions are no permutations"

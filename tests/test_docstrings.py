@@ -16,6 +16,7 @@ COMPILED = {
     "IteratedLocalSearch",
     "LocalSearch",
     "LongestProcessingTime",
+    "PartitionSearch",
     "PlacementCpSat",
     "PlacementSearch",
     "Rebalancing",
