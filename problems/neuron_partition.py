@@ -58,7 +58,7 @@ class NeuronPartition(Problem):
     Raises
     ------
     TypeError, ValueError
-        If an array is not finite or of another shape, a mass is negative or all are 0, or the neurons cannot be divided.
+        If an array is not finite or of another shape, a mass is negative or all are 0, or neurons cannot be divided.
 
     Notes
     -----
@@ -83,7 +83,7 @@ class NeuronPartition(Problem):
 
     def __post_init__(self) -> None:
         mass = _floats("mass", self.mass)
-        rows, neurons = mass.shape
+        neurons = mass.shape[1]
         if mass.min() < 0:
             raise ValueError(f"mass must not be negative, got {mass.min():g}")
         if mass.max() == 0:

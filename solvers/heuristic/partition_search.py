@@ -236,7 +236,7 @@ class Swaps:
             best = found
 
     def board(self, experts: npt.NDArray[np.int64], chosen: npt.NDArray[np.bool_]) -> Board:
-        """Return what swaps look at, given the experts of every row and that of every routed neuron, changed in place."""
+        """Return what swaps look at, given the experts of all rows, and those of routed neurons, changed in place."""
         active = np.ascontiguousarray(chosen.T.astype(np.float32))
         skipped = self.activations * (1 - active[experts])
         error = skipped.T @ self.weights.T
@@ -256,7 +256,7 @@ class Board(NamedTuple):
     experts: npt.NDArray[np.int64]  # (neurons,)
     pull: npt.NDArray[
         np.float32
-    ]  # (neurons, experts): the product of a neuron's output and the error of an expert's rows
+    ]  # (neurons, experts): output times error, over the rows of an expert
     scratch: npt.NDArray[np.float32]  # (2, rows)
 
 

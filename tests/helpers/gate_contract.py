@@ -5,6 +5,7 @@ import torch
 
 from moe_search.gates.comet import COMET
 from moe_search.gates.dselect_k import DSelectK
+from moe_search.gates.even_top_k import EvenTopK
 from moe_search.gates.hash_routing import HashRouting
 from moe_search.gates.softmax import Softmax
 from moe_search.gates.top_k import TopK
@@ -23,6 +24,7 @@ GATES = {
     "TopK-DeepSeek": lambda n, m: TopK(
         FEATURES, n, min(2, m), m, scores="sigmoid", renormalize=True, scale=2.5, choice_bias=True
     ),
+    "EvenTopK-2": lambda n, m: EvenTopK(FEATURES, n, min(2, m), m, start=1.0),
     "HashRouting-ids": lambda n, m: HashRouting(n, m, vocabulary=VOCABULARY),
     "HashRouting-features": lambda n, m: HashRouting(n, m, in_features=FEATURES),
     "HashRouting-table": lambda n, m: HashRouting(n, m, table=[i * i % (m or n) for i in range(VOCABULARY)]),
