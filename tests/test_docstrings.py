@@ -23,6 +23,7 @@ COMPILED = {
     "SimulatedAnnealing",
     "TabuSearch",
     "Transport",
+    "cluster_neurons",
     "solve",
 }
 

@@ -254,9 +254,7 @@ class Board(NamedTuple):
     gram: npt.NDArray[np.float32]  # (neurons, neurons): products of output weights
     active: npt.NDArray[np.float32]  # (experts, rows): 1 where a row runs an expert, else 0
     experts: npt.NDArray[np.int64]  # (neurons,)
-    pull: npt.NDArray[
-        np.float32
-    ]  # (neurons, experts): output times error, over the rows of an expert
+    pull: npt.NDArray[np.float32]  # (neurons, experts): output times error, over the rows of an expert
     scratch: npt.NDArray[np.float32]  # (2, rows)
 
 
