@@ -25,6 +25,7 @@ COMPILED = {
     "Transport",
     "cluster_neurons",
     "solve",
+    "to_mixture",
 }
 
 
