@@ -24,6 +24,7 @@ COMPILED = {
     "TabuSearch",
     "Transport",
     "cluster_neurons",
+    "load_mixtures",
     "solve",
     "to_mixture",
 }

@@ -6,6 +6,7 @@ import typer
 
 from moe_search.cli.place import place as place_command
 from moe_search.cli.solve import solve as solve_command
+from moe_search.cli.split import split as split_command
 from moe_search.cli.warm_up import warm_up as warm_up_command
 
 app = typer.Typer(
@@ -18,6 +19,7 @@ app = typer.Typer(
 )
 app.command("solve")(solve_command)
 app.command("place")(place_command)
+app.command("split")(split_command)
 app.command("warm-up")(warm_up_command)
 
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from moe_search.checks import require_integer
+from moe_search.checks import require_flag, require_integer
+from moe_search.gates.even_top_k import EvenTopK
 from moe_search.layers.cluster_neurons import cluster_neurons
 from moe_search.layers.mixture_of_experts import MixtureOfExperts
 from moe_search.layers.neuron_router import HiddenLayer
-from moe_search.layers.split_feed_forward import split_feed_forward
+from moe_search.layers.split_feed_forward import GatedExpert, split_feed_forward
+from moe_search.layers.stacked_experts import StackedExperts
 
 
 class FeedForwardMixture(nn.Module):
@@ -43,8 +47,8 @@ class FeedForward:
 
     Attributes
     ----------
-    name : str
-        Of the module whose inputs are those of the layer.
+    place : str
+        The name that a mixture of it has in the model.
     hidden : HiddenLayer
         What its neurons give.
     second : Linear
@@ -53,7 +57,7 @@ class FeedForward:
         Puts a module in its place.
     """
 
-    name: str
+    place: str
     hidden: HiddenLayer
     second: nn.Linear
     replace: Callable[[nn.Module], None]
@@ -63,6 +67,9 @@ class FeedForward:
         """The map that is called with the inputs of the layer."""
         return self.hidden.first
 
+
+ACTIVE = "moe_search_active"
+"""The field of a model's configuration that says how many experts a row runs."""
 
 Divide = Callable[[FeedForward, Tensor], Tensor]
 
@@ -80,6 +87,7 @@ def to_mixture(
     rows: int = 3000,
     seed: int = 0,
     divide: Divide | None = None,
+    display: bool = False,
 ) -> list[MixtureOfExperts]:
     """Replace feed-forward layers of a transformers model by mixtures of their own neurons, in place.
 
@@ -106,6 +114,8 @@ def to_mixture(
         Of the search.
     divide : callable, optional
         Returns the neurons of every expert, given a `FeedForward` and its inputs, instead of `cluster_neurons`.
+    display : bool
+        Whether to show a bar over the layers on the standard error.
 
     Returns
     -------
@@ -125,6 +135,7 @@ def to_mixture(
     torch.Size([4, 12, 16])
     """
     require_integer("rows", rows)
+    require_flag("display", display)
     found = feed_forwards(model)
     if not found:
         raise ValueError(
@@ -139,7 +150,8 @@ def to_mixture(
             )
     chosen = [found[number] for number in numbers]
     mixtures = []
-    for layer, inputs in zip(chosen, feed_forward_inputs(model, chosen, batches, rows), strict=True):
+    taken = zip(chosen, feed_forward_inputs(model, chosen, batches, rows), strict=True)
+    for layer, inputs in _tracked(taken, len(chosen)) if display else taken:
         if divide is None:
             with torch.no_grad():
                 values = layer.hidden(inputs)
@@ -159,7 +171,87 @@ def to_mixture(
         )
         mixtures.append(MixtureOfExperts(experts, gate))
         layer.replace(FeedForwardMixture(mixtures[-1]).train(layer.entry.training))
+    # Configurations of transformers are saved with whatever is added to them.
+    setattr(model.config, ACTIVE, active)
     return mixtures
+
+
+def load_mixtures(model: nn.Module, folder: str | os.PathLike[str]) -> list[MixtureOfExperts]:
+    """Replace feed-forward layers of a model by the mixtures in its checkpoint, in place.
+
+    What `to_mixture` made of a model, and training after that, is written by the model's own ``save_pretrained``. Its
+    ``from_pretrained`` reads all but the mixtures, for which it says that weights are new; this reads them.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        Of the class that was saved, as ``from_pretrained`` returns it.
+    folder : path-like
+        The checkpoint, in safetensors.
+
+    Returns
+    -------
+    list of MixtureOfExperts
+        The mixtures, in the order of their layers.
+
+    Examples
+    --------
+    >>> import tempfile, torch
+    >>> import moe_search as ms
+    >>> from transformers import BertConfig, BertModel
+    >>> sizes = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "num_hidden_layers": 2}
+    >>> model = BertModel(BertConfig(vocab_size=50, **sizes)).eval()
+    >>> batch = {"input_ids": torch.randint(50, (4, 12))}
+    >>> mixtures = ms.to_mixture(model, [1], [batch], num_experts=4, active=2)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     model.save_pretrained(folder)
+    ...     again = BertModel.from_pretrained(folder)
+    ...     mixtures = ms.load_mixtures(again, folder)
+    >>> torch.equal(again(**batch).last_hidden_state, model(**batch).last_hidden_state)
+    True
+    """
+    from safetensors.torch import load_file
+
+    tensors: dict[str, Tensor] = {}
+    for file in sorted(Path(folder).glob("*.safetensors")):
+        tensors |= load_file(file)
+    mixtures = []
+    for layer in feed_forwards(model):
+        prefix = f"{layer.place}.moe."
+        state = {name.removeprefix(prefix): each for name, each in tensors.items() if name.startswith(prefix)}
+        if not state:
+            continue
+        mixture = _empty_mixture(layer, state, getattr(model.config, ACTIVE)).to(layer.second.weight)
+        mixture.load_state_dict(state)
+        layer.replace(FeedForwardMixture(mixture).train(layer.entry.training))
+        mixtures.append(mixture)
+    if not mixtures:
+        raise ValueError(
+            f"folder must hold safetensors with mixtures in the place of layers of a {type(model).__name__}, "
+            f"got {folder} without"
+        )
+    return mixtures
+
+
+def _empty_mixture(layer: FeedForward, state: Mapping[str, Tensor], active: int) -> MixtureOfExperts:
+    """Return a mixture of the sizes of the tensors that are to be loaded into it."""
+    num_experts, in_features = state["gate.linear.weight"].shape
+    activation = partial(getattr, layer.hidden, "activation")
+    with torch.random.fork_rng(devices=[]):
+        gate = EvenTopK(in_features, num_experts, active)
+        if layer.hidden.gated_by is None:
+            _, width, _ = state["experts.weights.0"].shape
+            stacked = StackedExperts(num_experts, in_features, layer.second.out_features, width, activation)
+            return MixtureOfExperts(stacked, gate)
+        width, bias = len(state["experts.0.hidden.first.weight"]), "experts.0.hidden.first.bias" in state
+        experts = [
+            GatedExpert(
+                HiddenLayer(nn.Linear(in_features, width, bias), activation(), nn.Linear(in_features, width, bias)),
+                nn.Linear(width, layer.second.out_features),
+            )
+            for _ in range(num_experts)
+        ]
+        return MixtureOfExperts(experts, gate)
 
 
 def feed_forwards(model: nn.Module) -> list[FeedForward]:
@@ -170,7 +262,7 @@ def feed_forwards(model: nn.Module) -> list[FeedForward]:
         up, down, gate = (_linear(module, f"{part}_proj") for part in ("up", "down", "gate"))
         if first is not None and second is not None:
             hidden = HiddenLayer(first, module.intermediate.intermediate_act_fn)
-            found.append(FeedForward(name, hidden, second, partial(_replace_dense, module)))
+            found.append(FeedForward(f"{name}.intermediate", hidden, second, partial(_replace_dense, module)))
         elif up is not None and down is not None and gate is not None:
             hidden = HiddenLayer(up, module.act_fn, gate)
             parent, _, child = name.rpartition(".")
@@ -204,6 +296,14 @@ def feed_forward_inputs(
     if count == 0:
         raise ValueError("batches must hold at least one token, got none")
     return [torch.cat(each)[:rows] for each in parts]
+
+
+def _tracked(layers: Iterable[tuple[FeedForward, Tensor]], total: int) -> Iterable[tuple[FeedForward, Tensor]]:
+    """Return the same, with a bar on the standard error."""
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(layers, "splitting layers", total, console=Console(stderr=True))
 
 
 @contextmanager

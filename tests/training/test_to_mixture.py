@@ -5,7 +5,13 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
-from moe_search.training.to_mixture import FeedForwardMixture, feed_forward_inputs, feed_forwards, to_mixture
+from moe_search.training.to_mixture import (
+    FeedForwardMixture,
+    feed_forward_inputs,
+    feed_forwards,
+    load_mixtures,
+    to_mixture,
+)
 
 SIZES = {
     "vocab_size": 40,
@@ -39,6 +45,12 @@ def outputs(model, batch):
         return model(**batch)[0][batch["attention_mask"].bool()]
 
 
+def dense_modules(model, before):
+    """The modules that were there before, but for mixtures in the place of one."""
+    places = tuple(name for name, module in model.named_modules() if isinstance(module, FeedForwardMixture))
+    return [each for each in model.named_modules() if each[0] in before and not each[0].startswith(places)]
+
+
 kinds = pytest.mark.parametrize("kind", ["bert", "llama"])
 
 
@@ -59,10 +71,10 @@ def test_with_all_experts_the_model_is_what_it_was(kind):
 @pytest.mark.slow
 def test_chosen_layers_lose_little_and_learn(kind):
     model, dense = made(kind), made(kind).eval()
-    model.get_submodule(feed_forwards(model)[0].name).eval()
+    feed_forwards(model)[0].entry.eval()
     before = {name: module.training for name, module in model.named_modules()}
     mixtures = to_mixture(model, [2, 0], batches(), 4, 2, shared=4)
-    assert all(module.training == before[name] for name, module in model.named_modules() if name in before)
+    assert all(module.training == before[name] for name, module in dense_modules(model, before))
     assert len(feed_forwards(model)) == 1
     model.eval()
     [batch] = batches(1)
@@ -74,7 +86,7 @@ def test_chosen_layers_lose_little_and_learn(kind):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
     assert all(each.gate.sharpness.grad.abs() > 0 for each in mixtures)
 
@@ -89,6 +101,25 @@ def test_inputs_are_those_of_real_tokens(kind):
     single = {"input_ids": batch["input_ids"][1:2, :6]}
     for whole, alone in zip(found, feed_forward_inputs(model, layers, [single], 4), strict=True):
         assert torch.allclose(whole[10:14], alone, atol=1e-5)
+
+
+@kinds
+@pytest.mark.filterwarnings("ignore")
+def test_checkpoints_hold_what_was_trained(kind, tmp_path):
+    model = made(kind).eval()
+    mixtures = to_mixture(model, [0, 2], batches(), 3, 2, divide=lambda layer, inputs: torch.randperm(24).view(3, 8))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    mixtures[0].gate.expert_map.scramble(torch.Generator().manual_seed(1))
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path)
+    loaded = load_mixtures(again, tmp_path)
+    [batch] = batches(1)
+    assert torch.equal(outputs(again, batch), outputs(model, batch))
+    assert [each.gate.k for each in loaded] == [2, 2]
+    with pytest.raises(ValueError, match=r"folder must hold safetensors with mixtures .* got .*nowhere without"):
+        load_mixtures(made(kind), tmp_path / "nowhere")
 
 
 def test_what_cannot_be_a_mixture():
