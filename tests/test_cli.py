@@ -46,7 +46,7 @@ def one_line_error(result):
 
 
 OTHER_PROBLEMS = {"hungarian", "min-cost-flow", "transport", "cp-sat", "longest-processing-time"}
-OTHER_PROBLEMS |= {"placement-search", "placement-cp-sat"}
+OTHER_PROBLEMS |= {"placement-search", "placement-cp-sat", "partition-search"}
 
 
 @pytest.mark.parametrize("solver", sorted({"auto", *solver_kinds()} - OTHER_PROBLEMS))

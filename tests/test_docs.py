@@ -53,6 +53,15 @@ def test_training(capsys):
     assert max(map(len, code.splitlines())) <= 88
 
 
+@pytest.mark.filterwarnings("ignore")  # of Transformers
+def test_dense_to_moe():
+    pytest.importorskip("transformers")
+    scope = run("dense_to_moe.md")
+    assert scope["losses"][-1] < scope["losses"][0]
+    assert len(scope["mixtures"]) == 2
+    assert scope["moe"](scope["x"]).shape == (500, 32)
+
+
 def test_refused():
     history = run("refused.md")["search"].history
     assert len(history) == 4

@@ -194,8 +194,8 @@ def test_no_solver_checks_its_arguments_in_a_way_of_its_own():
     public = (getattr(solvers, name) for name in solvers.__all__)
     classes = {each for each in public if isinstance(each, type) and issubclass(each, solvers.Solver)}
     assert {each for each in classes if each.solve is not solvers.Solver.solve} == set()
-    # Those that place experts have tests of their own.
-    placing = {solvers.LongestProcessingTime, solvers.PlacementCpSat, solvers.PlacementSearch}
+    # Those that place experts or divide neurons have tests of their own.
+    placing = {solvers.LongestProcessingTime, solvers.PartitionSearch, solvers.PlacementCpSat, solvers.PlacementSearch}
     assert classes == {type(solver) for solver in SOLVERS.values()} | {solvers.Solver} | placing
 
 
