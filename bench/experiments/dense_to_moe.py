@@ -152,7 +152,7 @@ def padded(encoder: SentenceEncoder, texts: Sequence[str], max_tokens: int) -> d
 @torch.no_grad()
 def embeddings(encoder: SentenceEncoder, texts: Sequence[str], max_tokens: int) -> Tensor:
     """Return the mean states of the tokens of every text, scaled to length 1; shape [N, H]."""
-    encoder.model.eval()
+    encoder.model.train(False)
     found = []
     for batch in batches(encoder, texts, max_tokens):
         mask = batch["attention_mask"][:, :, None]
@@ -189,7 +189,7 @@ def distill(
             target = teacher.model(**batch).last_hidden_state[mask]
         loss = functional.mse_loss(student.model(**batch).last_hidden_state[mask], target)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
 

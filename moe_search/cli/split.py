@@ -40,7 +40,7 @@ def split(
     tokens: Annotated[int, typer.Option(help="Tokens of a line at most.")] = 64,
     seed: Annotated[int, typer.Option(help="Source of all randomness.")] = 0,
 ) -> None:
-    """Turn feed-forward layers of a dense model into mixtures of their neurons.
+    """Split layers of a dense model into mixtures of experts.
 
     How far the outputs then are from the dense ones is measured on lines that were not looked at, every tenth.
     """

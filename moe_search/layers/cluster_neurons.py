@@ -65,8 +65,8 @@ def cluster_neurons(
             f"output_weights must have shape [out, {activations.shape[1]}] or [{activations.shape[1]}],"
             f" got {tuple(output_weights.shape)}"
         )
-    values = activations.detach().double()
-    values = (values - values.mean(0) if mean else values).cpu().numpy()
+    given = activations.detach().double()
+    values = (given - given.mean(0) if mean else given).cpu().numpy()
     weights = output_weights.detach().double().cpu().numpy()
     whole = weights.ndim == 2
     lengths = np.linalg.norm(weights, axis=0) if whole else weights

@@ -126,7 +126,7 @@ def trained_router(inputs: Tensor, scores: Tensor, k: int) -> EvenTopK:
         for _ in range(STEPS):
             loss = functional.binary_cross_entropy_with_logits(gate.linear(inputs), chosen)
             optimizer.zero_grad()
-            (loss + WEIGHT_DECAY * gate.linear.weight.square().sum()).backward()
+            (loss + WEIGHT_DECAY * gate.linear.weight.square().sum()).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
         optimizer.zero_grad()

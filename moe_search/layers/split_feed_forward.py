@@ -210,7 +210,7 @@ def split_feed_forward(
             first, second, activation, neurons, gated_by, scale, whole + second.weight @ means - present.sum(2).T
         )
         members = values.new_zeros(len(copies), len(neurons))
-        members[neurons.T, torch.arange(len(neurons))] = 1.0
+        members[neurons.T, torch.arange(len(neurons), device=neurons.device)] = 1.0
         members[common] = 0.0
         mass = ExpertMass(deepcopy(hidden), means, second.weight.norm(dim=0), members)
         if router == "oracle":

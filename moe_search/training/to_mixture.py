@@ -69,7 +69,7 @@ class FeedForward:
 
 
 ACTIVE = "moe_search_active"
-"""The field of a model's configuration that says how many experts a row runs."""
+"""The field of a model's configuration that says how many experts a row runs in every place of a mixture."""
 
 Divide = Callable[[FeedForward, Tensor], Tensor]
 
@@ -172,7 +172,7 @@ def to_mixture(
         mixtures.append(MixtureOfExperts(experts, gate))
         layer.replace(FeedForwardMixture(mixtures[-1]).train(layer.entry.training))
     # Configurations of transformers are saved with whatever is added to them.
-    setattr(model.config, ACTIVE, active)
+    setattr(model.config, ACTIVE, getattr(model.config, ACTIVE, {}) | {layer.place: active for layer in chosen})
     return mixtures
 
 
@@ -215,21 +215,21 @@ def load_mixtures(model: nn.Module, folder: str | os.PathLike[str]) -> list[Mixt
     tensors: dict[str, Tensor] = {}
     for file in sorted(Path(folder).glob("*.safetensors")):
         tensors |= load_file(file)
+    active = getattr(model.config, ACTIVE, {})
+    if not active or not tensors:
+        raise ValueError(
+            f"folder must be the checkpoint of a {type(model).__name__} with mixtures, in safetensors, got {folder}"
+        )
     mixtures = []
     for layer in feed_forwards(model):
+        if layer.place not in active:
+            continue
         prefix = f"{layer.place}.moe."
         state = {name.removeprefix(prefix): each for name, each in tensors.items() if name.startswith(prefix)}
-        if not state:
-            continue
-        mixture = _empty_mixture(layer, state, getattr(model.config, ACTIVE)).to(layer.second.weight)
+        mixture = _empty_mixture(layer, state, active[layer.place]).to(layer.second.weight)
         mixture.load_state_dict(state)
         layer.replace(FeedForwardMixture(mixture).train(layer.entry.training))
         mixtures.append(mixture)
-    if not mixtures:
-        raise ValueError(
-            f"folder must hold safetensors with mixtures in the place of layers of a {type(model).__name__}, "
-            f"got {folder} without"
-        )
     return mixtures
 
 

@@ -238,7 +238,7 @@ class Swaps:
     def board(self, experts: npt.NDArray[np.int64], chosen: npt.NDArray[np.bool_]) -> Board:
         """Return what swaps look at, given the experts of all rows, and those of routed neurons, changed in place."""
         active = np.ascontiguousarray(chosen.T.astype(np.float32))
-        skipped = self.activations * (1 - active[experts])
+        skipped = self.activations * (active[experts] == 0)
         error = skipped.T @ self.weights.T
         projected = self.weights.T @ error.T
         pull = (self.activations * projected) @ active.T

@@ -107,7 +107,10 @@ def test_inputs_are_those_of_real_tokens(kind):
 @pytest.mark.filterwarnings("ignore")
 def test_checkpoints_hold_what_was_trained(kind, tmp_path):
     model = made(kind).eval()
-    mixtures = to_mixture(model, [0, 2], batches(), 3, 2, divide=lambda layer, inputs: torch.randperm(24).view(3, 8))
+    mixtures = [
+        *to_mixture(model, [0], batches(), 3, 2, divide=lambda layer, inputs: torch.randperm(24).view(3, 8)),
+        *to_mixture(model, [1], batches(), 4, 1, divide=lambda layer, inputs: torch.randperm(24).view(4, 6)),
+    ]
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -117,9 +120,13 @@ def test_checkpoints_hold_what_was_trained(kind, tmp_path):
     loaded = load_mixtures(again, tmp_path)
     [batch] = batches(1)
     assert torch.equal(outputs(again, batch), outputs(model, batch))
-    assert [each.gate.k for each in loaded] == [2, 2]
-    with pytest.raises(ValueError, match=r"folder must hold safetensors with mixtures .* got .*nowhere without"):
-        load_mixtures(made(kind), tmp_path / "nowhere")
+    assert [each.gate.k for each in loaded] == [2, 1]
+    with pytest.raises(
+        ValueError, match=r"folder must be the checkpoint of a .* with mixtures, in safetensors, got .*nowhere"
+    ):
+        load_mixtures(type(model).from_pretrained(tmp_path), tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="folder must be the checkpoint"):
+        load_mixtures(made(kind), tmp_path)
 
 
 def test_what_cannot_be_a_mixture():
