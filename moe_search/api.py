@@ -14,6 +14,7 @@ from moe_search.problems.co_activation import CoActivation
 from moe_search.problems.expert_subset import ExpertSubset
 from moe_search.problems.kernel_cache import LOGGER
 from moe_search.problems.linear import LinearAssignment
+from moe_search.problems.neuron_partition import NeuronPartition
 from moe_search.problems.permutation_problem import PermutationProblem
 from moe_search.problems.placement import ExpertPlacement
 from moe_search.problems.problem import Problem
@@ -225,6 +226,10 @@ def default_solver(problem: Problem, seconds: float) -> Solver:
         from moe_search.solvers.heuristic.co_activation_search import CoActivationSearch
 
         return CoActivationSearch()
+    if isinstance(problem, NeuronPartition):
+        from moe_search.solvers.heuristic.partition_search import PartitionSearch
+
+        return PartitionSearch()
     if not isinstance(problem, PermutationProblem):
         raise TypeError(
             f"solver must be given: none is known for {type(problem).__name__}, whose solutions are no permutations"

@@ -5,6 +5,7 @@ from .linear import LinearAssignment as LinearAssignment
 from .load_limited import LoadLimited as LoadLimited
 from .load_limits import InfeasibleLimitsError as InfeasibleLimitsError
 from .mixture import MixtureAssignment as MixtureAssignment
+from .neuron_partition import NeuronPartition as NeuronPartition
 from .pairwise import PairwiseAssignment as PairwiseAssignment
 from .permutation_problem import PermutationProblem as PermutationProblem
 from .placement import (

@@ -26,6 +26,7 @@ from .heuristic.iterated_local_search import IteratedLocalSearch as IteratedLoca
 from .heuristic.local_search import LocalSearch as LocalSearch
 from .heuristic.longest_processing_time import LongestProcessingTime as LongestProcessingTime
 from .heuristic.multi_start import MultiStart as MultiStart
+from .heuristic.partition_search import PartitionSearch as PartitionSearch
 from .heuristic.placement_search import PlacementSearch as PlacementSearch
 from .heuristic.simulated_annealing import SimulatedAnnealing as SimulatedAnnealing
 from .heuristic.subset_search import SubsetSearch as SubsetSearch

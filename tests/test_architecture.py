@@ -15,6 +15,7 @@ FLOORS = (
     ("moe_search.problems",),
     ("moe_search.solvers.engine",),
     ("moe_search.solvers.bounds",),
+    ("moe_search.solvers.exact.expert_flow", "moe_search.solvers.exact.transport"),
     ("moe_search.solvers.heuristic",),
     ("moe_search.solvers",),
     ("moe_search.display", "moe_search.installation"),

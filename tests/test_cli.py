@@ -45,11 +45,11 @@ def one_line_error(result):
     return line
 
 
-COMMANDS = "solve place simulate statistics prune warm-up"
+COMMANDS = "solve place simulate statistics prune split warm-up"
 
 OTHER_PROBLEMS = {"hungarian", "min-cost-flow", "transport", "cp-sat", "longest-processing-time"}
 OTHER_PROBLEMS |= {"placement-search", "placement-cp-sat", "co-activation-search"}
-OTHER_PROBLEMS |= {"subset-search", "subset-enumeration"}
+OTHER_PROBLEMS |= {"partition-search", "subset-search", "subset-enumeration"}
 
 
 @pytest.mark.parametrize("solver", sorted({"auto", *solver_kinds()} - OTHER_PROBLEMS))

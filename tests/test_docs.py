@@ -62,6 +62,14 @@ def test_huggingface(capsys):
     assert "MoELayer(name='model.layers.0.mlp', num_experts=8, top_k=2, num_groups=1)" in capsys.readouterr().out
 
 
+def test_dense_to_moe():
+    pytest.importorskip("transformers")
+    scope = run("dense_to_moe.md")
+    assert scope["losses"][-1] < scope["losses"][0]
+    assert len(scope["mixtures"]) == 2
+    assert scope["moe"](scope["x"]).shape == (500, 32)
+
+
 def test_refused():
     history = run("refused.md")["search"].history
     assert len(history) == 4

@@ -18,6 +18,7 @@ COMPILED = {
     "IteratedLocalSearch",
     "LocalSearch",
     "LongestProcessingTime",
+    "PartitionSearch",
     "PlacementCpSat",
     "PlacementSearch",
     "Rebalancing",
@@ -26,10 +27,13 @@ COMPILED = {
     "SubsetSearch",
     "TabuSearch",
     "Transport",
+    "cluster_neurons",
     "expert_map",
+    "load_mixtures",
     "rebalance_experts",
     "simulate",
     "solve",
+    "to_mixture",
 }
 
 

@@ -23,6 +23,7 @@ HOMES = {
     "hidden-groups": "hidden_groups",
     "user-table": "user_table",
     "token-table": "token_table",
+    "dense-to-moe": "dense_to_moe",
     "load-limit": "load_limit",
     "cardinality-digits": "cardinality",
     "cardinality-movielens": "cardinality",

@@ -249,7 +249,7 @@ def teach(settings: TokenTableSettings, seed: int) -> Teaching:
 @lru_cache(maxsize=1)
 def taught(settings: TokenTableSettings) -> tuple[SentenceEncoder, TokenStates]:
     """Return the teacher and what it makes of the snippets of all seeds."""
-    encoder, data = _read(settings)
+    encoder, data = read_encoder_and_snippets(settings.path, settings.made)
     first = len(encoder.layers) - settings.layers
     if first < 0:
         raise ValueError(f"layers must be at most {first + settings.layers}, all of the encoder, got {settings.layers}")
@@ -267,10 +267,11 @@ def _rating_head(train: TokenStates) -> nn.Linear:
     return head.requires_grad_(False)
 
 
-def _read(settings: TokenTableSettings) -> tuple[SentenceEncoder, Snippets]:
-    if settings.path is not None:
-        return load_sentence_encoder(settings.path), load_snippets(settings.path)
-    if not settings.made:
+def read_encoder_and_snippets(path: str | None, made: bool) -> tuple[SentenceEncoder, Snippets]:
+    """Return both from a folder, or made ones where no path is given and `made` says so."""
+    if path is not None:
+        return load_sentence_encoder(path), load_snippets(path)
+    if not made:
         raise FileNotFoundError(
             f"--data must be a folder with what the experiment reads, got none: {snippets.HOW_TO_GET}; "
             f"{sentence_encoder.HOW_TO_GET}"

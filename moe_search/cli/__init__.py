@@ -8,6 +8,7 @@ from moe_search.cli.place import place as place_command
 from moe_search.cli.prune import prune as prune_command
 from moe_search.cli.simulate import simulate as simulate_command
 from moe_search.cli.solve import solve as solve_command
+from moe_search.cli.split import split as split_command
 from moe_search.cli.statistics import statistics as statistics_command
 from moe_search.cli.warm_up import warm_up as warm_up_command
 
@@ -24,7 +25,7 @@ app.command("place")(place_command)
 app.command("simulate")(simulate_command)
 app.command("statistics")(statistics_command)
 app.command("prune")(prune_command)
-
+app.command("split")(split_command)
 app.command("warm-up")(warm_up_command)
 
 

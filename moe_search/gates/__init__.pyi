@@ -1,5 +1,6 @@
 from .comet import COMET as COMET
 from .dselect_k import DSelectK as DSelectK
+from .even_top_k import EvenTopK as EvenTopK
 from .expert_map import ExpertMap as ExpertMap
 from .gate import (
     Gate as Gate,

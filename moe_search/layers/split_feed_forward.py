@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
+from typing import TypeAlias, overload
 
 import torch
 from torch import Tensor, nn
 
-from moe_search.checks import require_integer
+from moe_search.checks import require_choice, require_integer
+from moe_search.gates.gate import Gate
+from moe_search.layers.neuron_router import ExpertMass, HiddenLayer, OracleTopK, ridge_router, trained_router
 from moe_search.layers.stacked_experts import StackedExperts
 
 
@@ -59,52 +63,217 @@ def deal_neurons(importance: Tensor, num_experts: int, neurons: int, shared: int
     return torch.cat([order[:shared].expand(n, -1), dealt], dim=1)
 
 
-def split_feed_forward(
-    first: nn.Linear, second: nn.Linear, activation: Callable[[], nn.Module], neurons: Tensor
-) -> StackedExperts:
-    """Return experts that compute what some neurons of a feed-forward layer contribute.
+ROUTERS = ("ridge", "oracle", "train")
 
-    They are n experts of d hidden units with copies of the weights. All get the whole bias of `second`: an expert with
-    all neurons is the layer itself.
+
+class GatedExpert(nn.Module):
+    """A gated feed-forward layer: ``second(activation(gated_by(x)) * first(x))``.
+
+    Parameters
+    ----------
+    hidden : HiddenLayer
+        What goes into the last map.
+    second : Linear
+        The last map.
+    """
+
+    def __init__(self, hidden: HiddenLayer, second: nn.Linear) -> None:
+        super().__init__()
+        self.hidden, self.second = hidden, second
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the outputs, shape [rows, out]."""
+        return self.second(self.hidden(inputs))
+
+
+Experts: TypeAlias = StackedExperts | nn.ModuleList
+
+
+@overload
+def split_feed_forward(
+    first: nn.Linear,
+    second: nn.Linear,
+    activation: Callable[[], nn.Module],
+    neurons: Tensor,
+    router: None = None,
+    *,
+    gated_by: nn.Linear | None = None,
+) -> Experts: ...
+
+
+@overload
+def split_feed_forward(
+    first: nn.Linear,
+    second: nn.Linear,
+    activation: Callable[[], nn.Module],
+    neurons: Tensor,
+    router: str,
+    *,
+    active: int,
+    inputs: Tensor,
+    mean: bool = True,
+    gated_by: nn.Linear | None = None,
+) -> tuple[Experts, Gate]: ...
+
+
+def split_feed_forward(
+    first: nn.Linear,
+    second: nn.Linear,
+    activation: Callable[[], nn.Module],
+    neurons: Tensor,
+    router: str | None = None,
+    *,
+    active: int | None = None,
+    inputs: Tensor | None = None,
+    mean: bool = True,
+    gated_by: nn.Linear | None = None,
+) -> Experts | tuple[Experts, Gate]:
+    """Return experts that compute what some neurons of a feed-forward layer contribute, and a gate that routes to them.
+
+    Without a router, they are n experts of d hidden units with copies of the weights. All get the whole bias of
+    `second`: an expert with all neurons is the layer itself.
+
+    With a router, the mixture of the experts by the gate's weights, which are 1 / active at first, is the layer without
+    the neurons of the experts that are not run: those give their mean, which is in the biases. For that, the weights of
+    the last map are `active` times those of the layer, but for neurons that all experts have.
 
     Parameters
     ----------
     first, second : Linear
-        The layer is ``second(activation(first(x)))``, with h neurons between. Both must have a bias.
+        The layer is ``second(activation(first(x)))``, with h neurons between.
     activation : callable
         Returns the module between, as for `StackedExperts`.
     neurons : Tensor of integers
-        Shape [n, d]: the neurons of every expert, as from `deal_neurons`.
+        Shape [n, d]: the neurons of every expert, as from `deal_neurons` or `cluster_neurons`. With a router, a neuron
+        is in one expert, in all, or in none.
+    router : {"ridge", "oracle", "train"}, optional
+        How the gate tells the experts whose neurons matter most to a row: by ridge regression of what they matter; by
+        computing all neurons, which saves nothing and tells what a router is worth at best; or by training it to choose
+        as the oracle does, which takes some seconds.
+    active : int
+        How many experts a row runs, with a router.
+    inputs : Tensor
+        Shape [rows, in_features]: calibration data for the means and the router.
+    mean : bool
+        Whether skipped neurons give their mean over the inputs, and not 0.
+    gated_by : Linear, optional
+        The layer is gated: ``second(activation(gated_by(x)) * first(x))``, as SwiGLU is.
+
+    Returns
+    -------
+    StackedExperts or ModuleList
+        The experts; modules where the layer is gated.
+    Gate
+        With a router: an `EvenTopK`, or the oracle.
 
     Examples
     --------
     >>> import torch
     >>> import moe_search as ms
-    >>> first, second = torch.nn.Linear(8, 16), torch.nn.Linear(16, 3)
-    >>> experts = ms.split_feed_forward(first, second, torch.nn.ReLU, torch.arange(16).view(2, 8))
-    >>> x = torch.randn(5, 8)
-    >>> whole = second(first(x).relu())
-    >>> torch.allclose(experts(x).sum(1) - second.bias, whole, atol=1e-6)  # each expert has the whole bias
+    >>> first, second, x = torch.nn.Linear(8, 16), torch.nn.Linear(16, 3), torch.randn(64, 8)
+    >>> hidden = first(x).relu()
+    >>> neurons = torch.arange(16).view(4, 4)  # or ms.cluster_neurons(hidden, second.weight, num_experts=4, active=2)
+    >>> parts = ms.split_feed_forward(first, second, torch.nn.ReLU, neurons, router="ridge", active=2, inputs=x)
+    >>> ms.MixtureOfExperts(*parts)(x).shape
+    torch.Size([64, 3])
+    >>> experts = ms.split_feed_forward(first, second, torch.nn.ReLU, neurons)
+    >>> torch.allclose(experts(x).sum(1) - 3 * second.bias, second(hidden), atol=1e-5)  # each has the whole bias
     True
     """
-    if first.bias is None or second.bias is None:
-        raise ValueError("first and second must have a bias, got one without")
+    _check_layer(first, second, neurons, gated_by)
+    whole = second.weight.new_zeros(second.out_features) if second.bias is None else second.bias
+    if router is None:
+        return _experts(
+            first, second, activation, neurons, gated_by, torch.ones_like(neurons), whole.expand(len(neurons), -1)
+        )
+    require_choice("router", router, ROUTERS)
+    if active is None or inputs is None:
+        raise ValueError("active and inputs must be given with a router, got one of them or none")
+    active = require_integer("active", active)
+    if active > len(neurons):
+        raise ValueError(f"active must be at most the number of experts, {len(neurons)}, got {active}")
+    if inputs.ndim != 2 or inputs.shape[1] != first.in_features:
+        raise ValueError(f"inputs must have shape [rows, {first.in_features}], got {tuple(inputs.shape)}")
+    with torch.no_grad():
+        hidden = HiddenLayer(first, activation(), gated_by)
+        values = hidden(inputs)
+        copies = torch.bincount(neurons.flatten(), minlength=first.out_features)
+        common = copies == len(neurons)
+        if bool(((copies > 1) & ~common).any()):
+            raise ValueError("neurons must have each neuron in one expert, in all or in none, got one in some of them")
+        # A row that runs some experts, each with weight 1 / active, has the common neurons from all of these.
+        scale = torch.where(common[neurons], 1, active)
+        means = values.mean(0) if mean else torch.zeros_like(values[0])
+        means = means.masked_fill(common, 0.0)
+        present = (means * second.weight)[:, neurons] * scale
+        experts = _experts(
+            first, second, activation, neurons, gated_by, scale, whole + second.weight @ means - present.sum(2).T
+        )
+        members = values.new_zeros(len(copies), len(neurons))
+        members[neurons.T, torch.arange(len(neurons), device=neurons.device)] = 1.0
+        members[common] = 0.0
+        mass = ExpertMass(deepcopy(hidden), means, second.weight.norm(dim=0), members)
+        if router == "oracle":
+            return experts, OracleTopK(mass.requires_grad_(False), first.in_features, active)
+        fit = ridge_router if router == "ridge" else trained_router
+        return experts, fit(inputs, mass(inputs), active)
+
+
+def _check_layer(first: nn.Linear, second: nn.Linear, neurons: Tensor, gated_by: nn.Linear | None) -> None:
     if first.out_features != second.in_features:
         raise ValueError(
             f"second must take the {first.out_features} neurons of first, got {second.in_features} in_features"
+        )
+    if gated_by is not None and gated_by.weight.shape != first.weight.shape:
+        raise ValueError(
+            f"gated_by must have the shape of first, {tuple(first.weight.shape)}, got {tuple(gated_by.weight.shape)}"
         )
     if neurons.ndim != 2 or neurons.numel() == 0 or neurons.min() < 0 or neurons.max() >= first.out_features:
         raise ValueError(
             f"neurons must be of shape [n, d] and hold neurons 0 .. {first.out_features - 1}, "
             f"got shape {tuple(neurons.shape)} and {neurons.tolist()}"
         )
+
+
+@torch.no_grad()
+def _experts(
+    first: nn.Linear,
+    second: nn.Linear,
+    activation: Callable[[], nn.Module],
+    neurons: Tensor,
+    gated_by: nn.Linear | None,
+    scale: Tensor,
+    biases: Tensor,
+) -> Experts:
+    """Return experts of some neurons, whose output weights are scaled, shape [n, d], with biases [n, out]."""
     n, width = neurons.shape
+    outputs = (second.weight[:, neurons] * scale).transpose(0, 1)
     with torch.random.fork_rng(devices=[]):
-        experts = StackedExperts(n, first.in_features, second.out_features, width, activation)
-    experts = experts.to(first.weight)
-    with torch.no_grad():
-        experts.weights[0].copy_(first.weight[neurons])
+        if gated_by is not None:
+            return nn.ModuleList(
+                GatedExpert(HiddenLayer(_part(first, own), activation(), _part(gated_by, own)), _linear(weight, bias))
+                for own, weight, bias in zip(neurons, outputs, biases, strict=True)
+            )
+        experts = StackedExperts(n, first.in_features, second.out_features, width, activation).to(first.weight)
+    experts.weights[0].copy_(first.weight[neurons])
+    if first.bias is None:
+        experts.biases[0].zero_()
+    else:
         experts.biases[0].copy_(first.bias[neurons])
-        experts.weights[1].copy_(second.weight[:, neurons].transpose(0, 1))
-        experts.biases[1].copy_(second.bias.expand(n, -1))
+    experts.weights[1].copy_(outputs)
+    experts.biases[1].copy_(biases)
     return experts
+
+
+def _part(linear: nn.Linear, own: Tensor) -> nn.Linear:
+    """Return the map into some neurons."""
+    return _linear(linear.weight[own], None if linear.bias is None else linear.bias[own])
+
+
+def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """Return an affine map with copies of a weight and a bias."""
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None).to(weight)
+    linear.weight.copy_(weight)
+    if bias is not None:
+        linear.bias.copy_(bias)
+    return linear

@@ -5,6 +5,7 @@ import torch
 
 from moe_search.gates.comet import COMET
 from moe_search.gates.dselect_k import DSelectK
+from moe_search.gates.even_top_k import EvenTopK
 from moe_search.gates.hash_routing import HashRouting
 from moe_search.gates.softmax import Softmax
 from moe_search.gates.top_k import TopK
@@ -26,6 +27,7 @@ GATES = {
     "TopK-groups": lambda n, m: TopK(
         FEATURES, n, 1, m, scores="sigmoid", choice_bias=True, num_groups=n, kept_groups=max(1, n - 1)
     ),
+    "EvenTopK-2": lambda n, m: EvenTopK(FEATURES, n, min(2, m), m, start=1.0),
     "HashRouting-ids": lambda n, m: HashRouting(n, m, vocabulary=VOCABULARY),
     "HashRouting-features": lambda n, m: HashRouting(n, m, in_features=FEATURES),
     "HashRouting-table": lambda n, m: HashRouting(n, m, table=[i * i % (m or n) for i in range(VOCABULARY)]),

@@ -194,14 +194,14 @@ def test_no_solver_checks_its_arguments_in_a_way_of_its_own():
     public = (getattr(solvers, name) for name in solvers.__all__)
     classes = {each for each in public if isinstance(each, type) and issubclass(each, solvers.Solver)}
     assert {each for each in classes if each.solve is not solvers.Solver.solve} == set()
-    # Those that place experts have tests of their own.
+    # Those that place experts or divide neurons have tests of their own.
     placing = {
         solvers.CoActivationSearch,
         solvers.LongestProcessingTime,
         solvers.PlacementCpSat,
         solvers.PlacementSearch,
     }
-    placing |= {solvers.SubsetEnumeration, solvers.SubsetSearch}
+    placing |= {solvers.PartitionSearch, solvers.SubsetEnumeration, solvers.SubsetSearch}
     assert classes == {type(solver) for solver in SOLVERS.values()} | {solvers.Solver} | placing
 
 
