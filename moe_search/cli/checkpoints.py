@@ -42,6 +42,17 @@ def load_model(folder: Path, device: str) -> Any:
     return model.to(find_device(device)).eval()
 
 
+def load_dense(folder: Path) -> Any:
+    """Return the model of a checkpoint, of the class that it was saved as; no code that comes with it is run."""
+    transformers = _transformers()
+    local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    config = transformers.AutoConfig.from_pretrained(folder, **local)
+    (name,) = (config.architectures or ["AutoModel"])[:1]
+    if not hasattr(transformers, name):
+        raise ValueError(f"CHECKPOINT must hold a model of transformers, got the architecture {name}")
+    return getattr(transformers, name).from_pretrained(folder, use_safetensors=True, dtype="auto", **local).eval()
+
+
 def load_tokenizer(folder: Path) -> Any:
     """Return the tokenizer of a checkpoint; None if it has none."""
     if not any((folder / name).exists() for name in TOKENIZERS):

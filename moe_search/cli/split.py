@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moe_search.cli.arguments import one_line_errors
+from moe_search.cli.checkpoints import Checkpoint, check_checkpoint, load_dense, load_tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,10 +22,7 @@ MOST_HELD_OUT = 128
 
 
 def split(
-    checkpoint: Annotated[
-        Path,
-        typer.Argument(help="Folder of a model of transformers: config.json and safetensors.", metavar="CHECKPOINT"),
-    ],
+    checkpoint: Checkpoint,
     text: Annotated[Path, typer.Option(help="Calibration data: a text in UTF-8, one a line.", metavar="FILE")],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder of the split checkpoint, new or empty.", metavar="PATH")
@@ -50,15 +48,16 @@ def split(
         require_choice("--router", router, ("ridge", "train"))
         for name, number in (("--rows", rows), ("--tokens", tokens)):
             require_integer(name, number)
-        if not (checkpoint / "config.json").is_file() or not any(checkpoint.glob("*.safetensors")):
-            raise FileNotFoundError(f"CHECKPOINT must be a folder with config.json and safetensors, got {checkpoint}")
+        check_checkpoint(checkpoint)
         if output.exists() and (not output.is_dir() or any(output.iterdir())):
             raise FileExistsError(f"--output must be a new or empty folder, got {output}")
         lines = [line for line in text.read_text(encoding="utf-8").splitlines() if line.strip()]
         held_out, seen = lines[::10][:MOST_HELD_OUT], [line for n, line in enumerate(lines) if n % 10]
         if not seen:
             raise ValueError(f"{text} must hold at least 2 lines that are not empty, got {len(lines)}")
-        model, tokenizer = _read(checkpoint)
+        model, tokenizer = load_dense(checkpoint), load_tokenizer(checkpoint)
+        if tokenizer is None:
+            raise FileNotFoundError(f"CHECKPOINT must hold a tokenizer to read a text by, got {checkpoint} without")
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
 
@@ -85,22 +84,6 @@ def split(
     typer.echo(f"{len(mixtures)} layers of {experts} experts, {active} of which run on a token")
     typer.echo(f"error of the outputs on {len(held_out)} other lines: {part:.1f} % of their standard deviation")
     typer.echo(f"checkpoint written to {output}; read it with from_pretrained and moe_search.load_mixtures")
-
-
-def _read(folder: Path) -> tuple[Any, Any]:
-    """Return the model of a checkpoint, of the class that it was saved as, and its tokenizer; nothing is executed."""
-    try:
-        import transformers
-    except ImportError:
-        raise ImportError("checkpoints need transformers: pip install 'moe-search[transformers]'") from None
-    local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    config = transformers.AutoConfig.from_pretrained(folder, **local)
-    (name,) = (config.architectures or ["AutoModel"])[:1]
-    if not hasattr(transformers, name):
-        raise ValueError(f"CHECKPOINT must hold a model of transformers, got the architecture {name}")
-    local["dtype"] = "auto"
-    model = getattr(transformers, name).from_pretrained(folder, use_safetensors=True, **local)
-    return model.eval(), transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
 def _batches(tokenizer: Any, lines: list[str], tokens: int) -> Iterator[dict[str, Tensor]]:
