@@ -143,6 +143,14 @@ def test_loads_that_are_none_end_in_a_line(load, message, tmp_path):
     assert message in result.stderr
 
 
+def test_a_previous_map_of_all_layers_of_the_model_is_told_apart(loads, tmp_path):
+    arguments = (loads, "--devices", 4, "--slots", 20)
+    run(*arguments, "--first-layer", 3, "--format", "sglang", "-o", tmp_path / "map.json", "--turns", 1)
+    result = run(*arguments, "--previous", tmp_path / "map.json")
+    assert (result.exit_code, result.stdout, len(result.stderr.splitlines())) == (2, "", 1)
+    assert "--previous must be of 3 layers, got 6; where the first ones have no experts, --first-layer" in result.stderr
+
+
 def test_ctrl_c_leaves_the_best_placement_found(loads, tmp_path):
     arguments = (loads, "--devices", 8, "--slots", 16, "-o", tmp_path / "map.npz")
     run(*arguments, "--turns", 1)
