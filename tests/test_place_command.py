@@ -104,6 +104,7 @@ def test_layers_are_those_of_the_model_and_idle_ones_keep_their_experts(tmp_path
             ("--devices", 4, "--slots", 20, "--format", "x"),
             "--format must be one of vllm, sglang, tensorrt-llm, ascend",
         ),
+        (("--devices", 4, "--slots", 20, "-o", "x.npz", "--report", "x.npz"), "must be two files, got x.npz for both"),
         (("--devices", 4, "--slots", 20, "--turns", 0), "--turns must be an integer >= 1, got 0"),
         (("--devices", 4, "--slots", 20, "--previous", "PREVIOUS", "--budget", "0"), "allow one migration at least"),
         (("--devices", 4, "--slots", 20, "--previous", "PREVIOUS", "--budget", "1%"), "got 1% of 60 slots"),

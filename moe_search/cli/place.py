@@ -93,6 +93,8 @@ def place(
         for name, path in (("--output", output), ("--report", report)):
             if path is not None:
                 check_output_file(path, name)
+        if output is not None and report is not None and output.resolve() == report.resolve():
+            raise ValueError(f"--output and --report must be two files, got {output} for both")
         if output is not None:
             check_suffix(output, format, "--output")  # type: ignore[arg-type]
         if previous is None and (budget, tolerance) != (None, None):
