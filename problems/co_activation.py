@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from moe_search.checks import require_choice, require_number
 from moe_search.problems.arrays import numeric_array, read_only
-from moe_search.problems.placement import Cluster, ExpertPlacement, Experts, Placement, checked_loads
+from moe_search.problems.placement import Cluster, ExpertPlacement, Experts, Placement, as_array, checked_loads
 from moe_search.problems.problem import Problem
 
 Floats = npt.NDArray[np.float64]
@@ -245,7 +245,7 @@ class CoActivation(Problem):
 
 def checked_tokens(given: Any, experts: int) -> Experts:
     """Return the experts that tokens chose as integers of shape (layers, tokens, chosen)."""
-    tokens = np.asarray(given)
+    tokens = as_array("tokens", given)
     if tokens.ndim not in (2, 3) or tokens.size == 0:
         raise ValueError(
             f"tokens must have shape (tokens, chosen) or (layers, tokens, chosen), got shape {tokens.shape}"
@@ -266,7 +266,8 @@ def checked_tokens(given: Any, experts: int) -> Experts:
 
 def checked_pairs(given: Any, experts: int) -> Floats:
     """Return numbers of pairs as floats of shape (layers, experts, experts)."""
-    counts = numeric_array("pairs", given, 3 if np.ndim(given) == 3 else 2).astype(np.float64)
+    given = as_array("pairs", given)
+    counts = numeric_array("pairs", given, 3 if given.ndim == 3 else 2).astype(np.float64)
     counts = counts if counts.ndim == 3 else counts[None]
     if counts.shape[1:] != (experts, experts):
         raise ValueError(

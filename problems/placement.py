@@ -474,7 +474,7 @@ class ExpertPlacement(Problem):
 
 def checked_loads(load: npt.ArrayLike) -> npt.NDArray[np.float64]:
     """Return loads as floats of shape (layers, experts), windows added up."""
-    load = _as_array("load", load)
+    load = as_array("load", load)
     ndim = load.ndim
     if not 1 <= ndim <= 3:
         raise ValueError(
@@ -493,7 +493,8 @@ def checked_loads(load: npt.ArrayLike) -> npt.NDArray[np.float64]:
     return read_only(loads)
 
 
-def _as_array(name: str, given: Any) -> npt.NDArray[Any]:
+def as_array(name: str, given: Any) -> npt.NDArray[Any]:
+    """Return what is given as an array, or raise an error that calls it `name` if it is ragged."""
     try:
         return np.asarray(given)
     except ValueError:
@@ -502,7 +503,7 @@ def _as_array(name: str, given: Any) -> npt.NDArray[Any]:
 
 def checked_map(name: str, given: Any, layers: int, slots: int) -> Experts:
     """Return the expert in every slot as integers of shape (layers, slots)."""
-    experts = _as_array(name, given)
+    experts = as_array(name, given)
     if experts.shape == (slots,) and layers == 1:
         experts = experts[None]
     if experts.shape != (layers, slots):

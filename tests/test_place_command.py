@@ -104,6 +104,7 @@ def test_layers_are_those_of_the_model_and_idle_ones_keep_their_experts(tmp_path
             ("--devices", 4, "--slots", 20, "--format", "x"),
             "--format must be one of vllm, sglang, tensorrt-llm, ascend",
         ),
+        (("--devices", 4, "--slots", 20, "-o", "x.npz", "--report", "x.npz"), "must be two files, got x.npz for both"),
         (("--devices", 4, "--slots", 20, "--turns", 0), "--turns must be an integer >= 1, got 0"),
         (("--devices", 4, "--slots", 20, "--previous", "PREVIOUS", "--budget", "0"), "allow one migration at least"),
         (("--devices", 4, "--slots", 20, "--previous", "PREVIOUS", "--budget", "1%"), "got 1% of 60 slots"),
@@ -141,6 +142,14 @@ def test_loads_that_are_none_end_in_a_line(load, message, tmp_path):
     result = run(tmp_path / "loads.npy", "--devices", 4, "--slots", 20)
     assert (result.exit_code, result.stdout, len(result.stderr.splitlines())) == (2, "", 1)
     assert message in result.stderr
+
+
+def test_a_previous_map_of_all_layers_of_the_model_is_told_apart(loads, tmp_path):
+    arguments = (loads, "--devices", 4, "--slots", 20)
+    run(*arguments, "--first-layer", 3, "--format", "sglang", "-o", tmp_path / "map.json", "--turns", 1)
+    result = run(*arguments, "--previous", tmp_path / "map.json")
+    assert (result.exit_code, result.stdout, len(result.stderr.splitlines())) == (2, "", 1)
+    assert "--previous must be of 3 layers, got 6; where the first ones have no experts, --first-layer" in result.stderr
 
 
 def test_ctrl_c_leaves_the_best_placement_found(loads, tmp_path):

@@ -52,6 +52,7 @@ def test_a_table_of_80_columns_an_advice_and_a_page(trace, tmp_path):
         (("--slots", 21), "--slots must be a multiple of --devices, 4, got 21"),
         (("--slots", 12), "the devices must have a slot for each of 16 experts, got 12 slots"),
         (("--slots", 20, "--merge", 6), "loads must hold 3 windows with any load at least"),
+        (("--slots", 20, "--merge", 99), "--merge must be at most the "),
         (("--slots", 20, "--last", 11), "loads must hold 13 windows with any load at least"),
         (("--slots", 20, "--tolerance", "2"), "--tolerance must be a percentage such as 2%"),
         (("--slots", 20, "--budget", "-1%"), "--budget must be a percentage such as 2%"),

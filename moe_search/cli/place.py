@@ -93,6 +93,8 @@ def place(
         for name, path in (("--output", output), ("--report", report)):
             if path is not None:
                 check_output_file(path, name)
+        if output is not None and report is not None and output.resolve() == report.resolve():
+            raise ValueError(f"--output and --report must be two files, got {output} for both")
         if output is not None:
             check_suffix(output, format, "--output")  # type: ignore[arg-type]
         if previous is None and (budget, tolerance) != (None, None):
@@ -120,7 +122,12 @@ def place(
         if previous is None:
             problem = placement = ExpertPlacement(without_idle_layers(load), cluster, groups or None)
         else:
-            read = read_placement(previous, numbers if first_layer else None)
+            read = read_placement(previous, numbers if first_layer else None, cluster)
+            if previous.suffix.lower() != ".npz" and not first_layer and len(read) > len(load):
+                raise ValueError(
+                    f"--previous must be of {len(load)} layers, got {len(read)};"
+                    " where the first ones have no experts, --first-layer leaves them out"
+                )
             old = checked_map("--previous", read, len(load), slots)
             placement = ExpertPlacement(without_idle_layers(load, old), cluster, groups or None)
             if budget is not None:
@@ -217,7 +224,7 @@ def _write_page(path: Path, loads: Path, found: _Placed, table: Table) -> None:
     placed, before, active = found.result.solution, found.before, found.active
     balance, best = placed.balancedness[active].mean(), found.best[active].mean()
     was = "" if before is None else f", {before.balancedness[active].mean():.4f} before"
-    headlines = [f"Mean balance {balance:.4f}{was}; at best {best:.4f} is possible."]
+    headlines = [f"Mean balance {balance:.4f}{was}; none is above {best:.4f}."]
     folded: tuple[Table, ...] = ()
     if before is not None:
         slots = placed.physical_to_logical.size

@@ -119,6 +119,8 @@ def _merged(loads: npt.NDArray[Any], windows: int) -> npt.NDArray[Any]:
     if loads.ndim != 3:
         return loads
     whole = len(loads) // windows
+    if len(loads) and not whole:
+        raise ValueError(f"--merge must be at most the {len(loads)} windows of the trace, got {windows}")
     return loads[: whole * windows].reshape(whole, windows, *loads.shape[1:]).sum(axis=1)
 
 

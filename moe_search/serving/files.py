@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from moe_search.checks import require_choice
+from moe_search.checks import require_choice, require_integer
 from moe_search.problems.placement import Cluster, Experts, Placement
 
 Format = Literal["vllm", "sglang", "tensorrt-llm", "ascend"]
@@ -48,8 +48,8 @@ def write_placement(
     Raises
     ------
     ValueError
-        If devices differ in slots, which no format can say but that of Ascend, or `layers` are not as many, or the
-        path ends otherwise.
+        If devices differ in slots, which no format can say but that of Ascend, or are not those of the placement, or
+        `layers` are no numbers of as many layers, or the path ends otherwise.
 
     Examples
     --------
@@ -64,9 +64,13 @@ def write_placement(
     require_choice("format", format, FORMATS)
     check_suffix(path, format, "path")
     experts = placement.physical_to_logical
-    numbers = list(range(len(experts))) if layers is None else [int(each) for each in layers]
+    numbers = list(range(len(experts))) if layers is None else [require_integer("layers", each, 0) for each in layers]
     if len(numbers) != len(experts):
         raise ValueError(f"layers must hold a number for each of {len(experts)} layers, got {len(numbers)}")
+    if len(set(numbers)) != len(numbers):
+        raise ValueError(f"layers must hold no number twice, got {numbers}")
+    if cluster.num_slots != experts.shape[1]:
+        raise ValueError(f"cluster must have the {experts.shape[1]} slots of the placement, got {cluster.num_slots}")
     slots = np.diff(cluster.first_slots)
     if format != "ascend" and slots.min() < slots.max():
         raise ValueError(
@@ -110,7 +114,7 @@ def _ascend(experts: Experts, cluster: Cluster) -> dict[str, Any]:
     return {"moe_layer_count": len(experts), "layer_list": layer_list}
 
 
-def read_placement(path: str | Path, layers: Sequence[int] | None = None) -> Experts:
+def read_placement(path: str | Path, layers: Sequence[int] | None = None, cluster: Cluster | None = None) -> Experts:
     """Return the expert in every slot, shape (layers, slots), of a file of one of the engines.
 
     Parameters
@@ -120,11 +124,13 @@ def read_placement(path: str | Path, layers: Sequence[int] | None = None) -> Exp
     layers : sequence of int, optional
         The numbers in the model of the layers to return, where the engine counts all layers of a model; by default
         all in the file.
+    cluster : Cluster, optional
+        The devices that it must be of; only the format of Ascend says how many slots each has.
 
     Raises
     ------
     ValueError
-        If the file holds no placement, or not that of a layer.
+        If the file holds no placement, or not that of a layer, or one of other devices.
     ImportError
         If it is YAML and PyYAML is not installed.
 
@@ -143,23 +149,38 @@ def read_placement(path: str | Path, layers: Sequence[int] | None = None) -> Exp
     if suffix not in (".json", ".yaml", ".yml"):
         raise ValueError(f"a placement must end in .npz, .json, .yaml or .yml, got {source}")
     data = _json(source) if suffix == ".json" else _yaml(source)
+    experts: list[list[int]] | None = None
+    of_others: set[tuple[int, ...]] = set()
+    rows: dict[int, Any] = {}
     try:
         if "layer_list" in data:
             # vllm-ascend goes by the order, too.
             of_layers = [[device["device_expert"] for device in layer["device_list"]] for layer in data["layer_list"]]
-            return _as_map(source, [[expert for held in of_devices for expert in held] for of_devices in of_layers])
-        if "physical_to_logical_map" in data:
+            experts = [[expert for held in of_devices for expert in held] for of_devices in of_layers]
+            of_others = {tuple(map(len, of_devices)) for of_devices in of_layers}
+        elif "physical_to_logical_map" in data:
             rows = dict(enumerate(data["physical_to_logical_map"]))
         else:
             rows = {int(number): row for number, row in data["initial_global_assignments"].items()}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{source} must hold a placement of SGLang, TensorRT-LLM or vllm-ascend") from error
+    if experts is not None:
+        if cluster is not None and of_others and of_others != {tuple(cluster.slots.tolist())}:
+            there = "; ".join(sorted(_in_words(each) for each in of_others))
+            raise ValueError(f"{source} must be of {_in_words(tuple(cluster.slots.tolist()))}, got {there}")
+        return _as_map(source, experts)
     numbers = sorted(rows) if layers is None else [int(each) for each in layers]
     missing = [number for number in numbers if number not in rows]
     if missing:
         there = f"layers {min(rows)} .. {max(rows)}" if rows else "none"
         raise ValueError(f"{source} must hold layer {missing[0]} of the model, got {there}")
     return _as_map(source, [rows[number] for number in numbers])
+
+
+def _in_words(slots: tuple[int, ...]) -> str:
+    """Return how many devices there are, of how many slots."""
+    many = sorted(set(slots))
+    return f"{len(slots)} devices of {many[0] if len(many) == 1 else ', '.join(map(str, slots))} slots"
 
 
 def _as_map(source: Path, rows: Any) -> Experts:
@@ -213,8 +234,8 @@ def read_loads(path: str | Path) -> npt.NDArray[Any]:
             return np.array(lists, dtype=np.float64)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{source} must hold numbers in lists of equal lengths") from error
-    lines = [line for line in source.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     try:
+        lines = [line for line in source.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
         return np.array([[float(word) for word in line.split(",")] for line in lines])
     except ValueError as error:
         raise ValueError(f"{source} must hold lines of equally many numbers with commas between") from error
@@ -240,7 +261,7 @@ def _array(source: Path, name: str) -> npt.NDArray[Any]:
 def _json(source: Path) -> Any:
     try:
         return json.loads(source.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
+    except (RecursionError, ValueError) as error:
         raise ValueError(f"{source} must be JSON: {error}") from error
 
 
@@ -251,5 +272,5 @@ def _yaml(source: Path) -> Any:
         raise ImportError("to read YAML takes pip install 'moe-search[serving]'") from None
     try:
         return yaml.safe_load(source.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{source} must be YAML: {error}") from error

@@ -61,6 +61,8 @@ def test_bounds_worked_out_by_hand():
         ({"pairs": -np.ones((4, 4))}, "pairs must not be negative, got -1"),
         ({"pairs": np.eye(4)}, "pairs must be above 0 for two experts of every layer, got none in layer 0"),
         ({"pairs": np.full((4, 4), np.nan)}, "pairs must be finite, got nan"),
+        ({"tokens": [[0, 1], [2]]}, "tokens must be an array, got lists of unequal lengths"),
+        ({"pairs": [[0, 1], [2]]}, "pairs must be an array, got lists of unequal lengths"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, message):

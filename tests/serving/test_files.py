@@ -73,12 +73,36 @@ def test_what_a_format_cannot_say_is_refused(tmp_path):
     assert read_placement(tmp_path / "map.json").tolist()[0] == [0, 1, 2, 3, 0, 1]
     with pytest.raises(ValueError, match="layers must hold a number for each of 2 layers, got 1"):
         write_placement(tmp_path / "map.json", PLACEMENT, CLUSTER, "sglang", layers=[1])
+    with pytest.raises(ValueError, match=r"layers must hold no number twice, got \[1, 1\]"):
+        write_placement(tmp_path / "map.json", PLACEMENT, CLUSTER, "sglang", layers=[1, 1])
+    with pytest.raises(ValueError, match="layers must be an integer >= 0, got -1"):
+        write_placement(tmp_path / "map.json", PLACEMENT, CLUSTER, "sglang", layers=[-1, 0])
+    with pytest.raises(ValueError, match="cluster must have the 6 slots of the placement, got 4"):
+        write_placement(tmp_path / "map.json", PLACEMENT, ms.Cluster(2, 2), "sglang")
     with pytest.raises(ValueError, match="format must be one of vllm, sglang, tensorrt-llm, ascend, got 'eplb'"):
         write_placement(tmp_path / "map.json", PLACEMENT, CLUSTER, "eplb")
     with pytest.raises(
         ValueError, match=r"path must end in \.yaml or \.yml for the format tensorrt-llm, got .*map\.json"
     ):
         write_placement(tmp_path / "map.json", PLACEMENT, CLUSTER, "tensorrt-llm")
+
+
+def test_a_map_of_other_devices_is_told_where_the_file_names_them(tmp_path):
+    write_placement(tmp_path / "map.json", PLACEMENT, CLUSTER, "ascend")
+    assert read_placement(tmp_path / "map.json", cluster=CLUSTER).shape == (2, 6)
+    with pytest.raises(ValueError, match=r"must be of 3 devices of 2 slots, got 2 devices of 3 slots"):
+        read_placement(tmp_path / "map.json", cluster=ms.Cluster(3, 2))
+    with pytest.raises(ValueError, match=r"must be of 2 devices of 4, 2 slots, got 2 devices of 3 slots"):
+        read_placement(tmp_path / "map.json", cluster=ms.Cluster(2, (4, 2)))
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path):
+    for name in ("a.csv", "a.json", "a.yaml"):
+        if name.endswith(".yaml"):
+            pytest.importorskip("yaml")
+        (tmp_path / name).write_bytes(bytes(range(256)))
+        with pytest.raises(ValueError, match=rf"{name} must "):
+            (read_placement if name == "a.yaml" else read_loads)(tmp_path / name)
 
 
 @pytest.mark.parametrize(
