@@ -597,10 +597,14 @@ class PermutationSearch:
             searched, verified = self._ranks.agree(lambda: self._parts(batch))
         except Exception as error:
             return self._give_up(SearchRecord(step=self._step, outcome="skipped", num_samples=0), error, start)
-        return self._search_on([searched], [verified], start, in_step=True)
+        return self._search_on(searched, [verified], start, in_step=True)
 
-    def _parts(self, batch: Batch) -> tuple[Batch, Batch]:
+    def _parts(self, batch: Batch) -> tuple[list[Batch], Batch]:
         """Return the samples to search on and those that verify."""
+        if self._retained and self._tokens is not None and self._max_samples is None:
+            # Sequences of a batch are as long as its longest.
+            batch.require(2, " to verify a search")
+            return self._retained, batch
         if self._retained:
             batch.require(2, " to verify a search")
             searched, verified = concatenate(self._retained), batch
@@ -608,7 +612,7 @@ class PermutationSearch:
             batch.require(3, " to be searched and verified by halves, no earlier batch being kept")
             half = len(batch) // 2
             searched, verified = batch.part(0, half), batch.part(half, len(batch))
-        return searched if self._max_samples is None else searched.last(self._max_samples), verified
+        return [searched if self._max_samples is None else searched.last(self._max_samples)], verified
 
     def _search_on(
         self, searched: Iterable[Batch], verified: Iterable[Batch], start: float, *, in_step: bool

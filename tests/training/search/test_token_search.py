@@ -289,3 +289,11 @@ def test_the_summary_tells_the_dead_of_each_layer_and_no_problem_that_tokens_do_
         assert f"Expert {dead} of layer {index} got none" in advice
     assert "pairwise" not in advice
     assert search.summary().k is None
+
+
+def test_batches_searched_together_may_have_sequences_of_other_lengths():
+    model, batch, _ = taught()
+    search = ms.PermutationSearch(model, model.layers, loss=token_loss, period=3, batches=2)
+    for length in (5, 4, 3):
+        record = search.step(batch.inputs[:, :length], batch.targets[:, :length])
+    assert (record.outcome != "skipped", record.num_samples) == (True, 120)
