@@ -683,7 +683,7 @@ class PermutationSearch:
             return self._stop or MaxRuntime(self._solving_seconds(start, in_step) / (1 + len(CURVATURES)))
 
         try:
-            both = self._ranks.agree(lambda: (list(searched), list(verified)))
+            both = self._ranks.agree(lambda: (_of_sequences(searched), _of_sequences(verified)))
             for last, chosen in tokens.search(*both, stop, seed, self._step):
                 self._record(last)
                 if self._on_search is not None and chosen is not None:
@@ -803,6 +803,13 @@ def _searched(model: nn.Module, moe: Any, loss: Any) -> tuple[Tasks | None, list
                 f"moe must hold submodules of model, got one, number {index}, that {type(model).__name__} does not have"
             )
     return None, layers
+
+
+def _of_sequences(batches: Iterable[Batch]) -> list[Batch]:
+    given = list(batches)
+    if any(batch.groups is not None for batch in given):
+        raise ValueError("groups must be None for layers whose rows are tokens: what is compared is sequences")
+    return given
 
 
 def _answer(found: Future[CandidateMap] | None) -> CandidateMap:

@@ -174,6 +174,11 @@ def test_what_a_search_of_layers_refuses_and_what_a_batch_cannot_do():
         stepping(model, model.layers, problem="pairwise").search_batches(
             [(searched.inputs, searched.targets)], verify=[(verified.inputs, verified.targets)]
         )
+    groups = torch.zeros(len(searched.inputs), dtype=torch.long)
+    with pytest.raises(ValueError, match="groups must be None for layers whose rows are tokens"):
+        stepping(model, model.layers).search_batches(
+            [(searched.inputs, searched.targets, None, groups)], verify=[(verified.inputs, verified.targets)]
+        )
     search = stepping(model, model.layers)
     search.step(searched.inputs, torch.full_like(searched.targets, -100))
     with pytest.warns(RuntimeWarning, match="given up"):
