@@ -204,7 +204,9 @@ class _Recorder:
         hooks = [model.register_forward_pre_hook(self.tokens.see, with_kwargs=True)]
         for layer, seen in zip(self.layers, self.seen, strict=True):
             hooks.append(layer.router.register_forward_hook(_take_logits(seen)))
-            hooks.append(layer.experts.register_forward_hook(_take_experts(seen), with_kwargs=True))
+            # In front of the expert map of a layer that was searched: experts have the numbers of the router.
+            hooks.append(layer.experts.register_forward_pre_hook(_take_routed(seen), with_kwargs=True, prepend=True))
+            hooks.append(layer.experts.register_forward_hook(_take_outputs(seen)))
         return hooks
 
 
@@ -215,9 +217,15 @@ def _take_logits(seen: _Seen) -> Any:
     return hook
 
 
-def _take_experts(seen: _Seen) -> Any:
-    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Tensor) -> Tensor:
+def _take_routed(seen: _Seen) -> Any:
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         seen.hidden, seen.index, seen.weights = (*args, *kwargs.values())
+
+    return hook
+
+
+def _take_outputs(seen: _Seen) -> Any:
+    def hook(_: nn.Module, __: Any, outputs: Tensor) -> Tensor:
         # No parameter asks for a gradient: it begins at the first layer.
         seen.outputs = outputs if outputs.requires_grad else outputs.detach().requires_grad_()
         seen.outputs.retain_grad()

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moe_search.huggingface.mixture_layers import MoELayer, moe_layers
+from moe_search.huggingface.mixture_layers import MoELayer
+from moe_search.huggingface.selection import require_layers
 from moe_search.training.lowering.process_group import ranks_of
 from moe_search.training.lowering.tasks import TaskLoss
 from moe_search.training.search.candidate_map import SearchRecord
@@ -217,8 +218,8 @@ class _OutputsOnly(nn.Module):
 
 def _named_layer(model: nn.Module, moe: Any) -> tuple[str, Any]:
     """Return the name of a layer, or of the first of several, and what a search takes for it."""
-    if moe == ALL:
-        moe = moe_layers(model)
+    if isinstance(moe, str) and moe == ALL:
+        moe = require_layers(model)
     if isinstance(moe, str):
         return moe, model.get_submodule(moe)
     if isinstance(moe, Sequence | nn.ModuleList) and len(moe):

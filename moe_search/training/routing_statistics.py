@@ -212,7 +212,8 @@ class RoutingStatistics:
         moe : MixtureOfExperts, MultiGateMixtureOfExperts or PreTrainedModel
             A layer of several gates counts all its tasks together, a sample once for each. One task of it is
             ``multi.tasks[t]``, with a shared map too. Of a model of transformers all `moe_layers` are watched, each by
-            itself. Its samples are tokens, without those that its attention mask says are padding.
+            itself. Its samples are tokens, without those that its attention mask says are padding. Experts have the
+            numbers of the router, under which `save_pretrained` writes them, also where a layer was searched.
         """
         found = moe_layers(moe) if isinstance(moe, nn.Module) else ()
         with ExitStack() as entered:
@@ -296,7 +297,11 @@ class RoutingStatistics:
             sums.add(zeros.scatter_add(1, index, weights), active, self._window())
 
         hooks = [model.register_forward_pre_hook(begin, with_kwargs=True)]
-        hooks += [each.experts.register_forward_pre_hook(partial(add, each), with_kwargs=True) for each in layers]
+        # In front of the expert map of a layer that was searched: experts have the numbers of the router.
+        hooks += [
+            each.experts.register_forward_pre_hook(partial(add, each), with_kwargs=True, prepend=True)
+            for each in layers
+        ]
         return hooks
 
 

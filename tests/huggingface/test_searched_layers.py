@@ -113,3 +113,34 @@ def test_lowering_is_that_of_the_same_layer_of_our_own():
     after = float(next_token_loss(logits(model, ids), ids))
     handle.remove()
     assert (after - before) / step == pytest.approx(first, rel=0.1, abs=2e-3)
+
+
+def test_what_counts_experts_of_a_searched_model_numbers_them_as_its_checkpoint_does(tmp_path):
+    model, ids = tiny_model("mixtral"), tokens()
+    for seed, layer in enumerate(ms.moe_layers(model)):
+        give_map(layer).scramble(torch.Generator().manual_seed(seed))
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    loaded.config._experts_implementation = "eager"
+    plans, loads, left = [], [], []
+    for each in (model, loaded):
+        statistics = ms.RoutingStatistics()
+        with statistics.watch(each), torch.no_grad():
+            each(input_ids=ids)
+        loads.append(statistics.loads())
+        plan = ms.prune_experts(each, [ids, tokens(1), tokens(2)], keep=0.5)
+        plans.append({candidate.criterion: candidate.kept for candidate in plan.candidates})
+        left.append(logits(plan.apply(each), ids))
+    assert (loads[0] == loads[1]).all()
+    assert plans[0] == plans[1]
+    assert torch.equal(*left)
+
+
+def test_weights_that_are_loaded_in_part_leave_the_map():
+    model, ids = tiny_model("mixtral"), tokens()
+    give_map(ms.moe_layers(model)[0]).scramble(torch.Generator().manual_seed(1))
+    expected, state = logits(model, ids), model.state_dict()
+    down = next(name for name in state if name.endswith("experts.down_proj"))
+    for part in ("lm_head.weight", down):
+        model.load_state_dict({part: state[part]}, strict=False)
+        assert torch.equal(logits(model, ids), expected)

@@ -339,3 +339,8 @@ def test_all_layers_of_a_model_of_transformers(tmp_path, moe):
     assert [(record.step, record.layer) for record in callback.history] == [(2, 0), (2, 1), (4, 0), (4, 1)]
     assert {record.num_samples for record in callback.history} == {SAMPLES}
     assert not {record.outcome for record in callback.history} & {"skipped", "not finite"}
+
+
+def test_all_layers_of_a_model_without_any_are_none(tmp_path):
+    with pytest.raises(ValueError, match="model must have mixture layers of transformers 5"):
+        train(make_run()[0], TransformersSearch("all", nn.functional.mse_loss), tmp_path)

@@ -169,5 +169,13 @@ def _put_in_order(experts: nn.Module, state: dict[str, Any], prefix: str, _: Any
 
 def _begin_afresh(experts: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
     expert_map = _map_in(experts)
-    expert_map.reset_parameters()
+    names = [prefix + name for name, _parameter in experts.named_parameters(recurse=False)]
+    given = [name for name in names if name in state]
+    if len(given) == len(names):
+        expert_map.reset_parameters()
+    else:
+        # Of a part, such as a shard or the weights of another layer: the map goes on, as do the weights that stay.
+        slots = expert_map.experts[0].argsort()
+        for name in given:
+            state[name] = state[name][slots.to(state[name].device)]
     state[f"{prefix}{MAP}.experts"] = expert_map.experts.clone()

@@ -164,12 +164,17 @@ MISSED = 0.01
 def enough_to_tell_the_dead(history: Sequence[SearchRecord]) -> list[SearchRecord]:
     """Return the last searches under the present map, as many as tell dead experts from rare ones; [] if too few.
 
+    Where several layers are searched, they are those of the layer that was searched last.
+
     Of n experts, one with a tenth of the mean load gets none of L slots with weight with probability
     ``(1 - 1 / (10 n))**L``, which is at most `MISSED` for ``L >= 10 n log(1 / MISSED)``.
     """
     enough: list[SearchRecord] = []
     slots = 0
+    layer = next((record.layer for record in reversed(history) if record.loads), None)
     for record in reversed(history):
+        if record.layer != layer:
+            continue
         if record.loads:
             enough.append(record)
             slots += sum(record.loads)

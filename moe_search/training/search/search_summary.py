@@ -66,13 +66,13 @@ class SearchSummary:
         Mean gain that the solver promised and mean gain on the second batch, over the searches that were verified.
     dead_experts : tuple of int or None
         The experts without a sample in the last searches, under the map that they left. None if their samples are too
-        few to tell, as in a `SearchRecord`.
+        few to tell, as in a `SearchRecord`. Of several layers, those of the layer that was searched last.
     max_load : float or None
         The largest load of an expert in the last search, in multiples of the mean. None if no sample was looked at.
     slots_per_sample : float or None
         How many slots a sample has weight on there, for each task.
     k : int or None
-        How many it should come down to, by the gate; None if it does not say.
+        How many it should come down to, by the gate; None if it does not say, or samples are sequences of tokens.
     seconds, seconds_solving, compile_seconds : float
         Time that training waited for searches, and time of the solvers.
     advice : tuple of str
@@ -128,7 +128,8 @@ class SearchSummary:
             dead_experts=experts_without_a_sample(enough_to_tell_the_dead(history)),
             max_load=None if last is None else last.max_load,
             slots_per_sample=None if last is None else _slots(last, settings),
-            k=settings.k,
+            # The slots of a sequence are those of all of its tokens.
+            k=None if last is not None and last.layer is not None else settings.k,
             seconds=seconds,
             seconds_solving=sum(record.seconds_solving for record in history),
             compile_seconds=sum(record.compile_seconds for record in history),
@@ -266,7 +267,8 @@ def _of_fruitless(history: Sequence[SearchRecord], settings: Settings) -> Iterat
             "or lower confidence."
         )
     linearized = [record for record in (*worse, *unsure) if record.linearized]
-    if linearized and 2 * len(linearized) >= len(worse) + len(unsure):
+    # Of tokens, no problem is exact.
+    if linearized and 2 * len(linearized) >= len(worse) + len(unsure) and history[-1].layer is None:
         yield (
             "The head behind the layer is not affine, and its linearization forecast these gains. "
             'problem="pairwise" or "linear" is exact, where a sample has at most two slots, or one.'
@@ -274,11 +276,15 @@ def _of_fruitless(history: Sequence[SearchRecord], settings: Settings) -> Iterat
 
 
 def _of_loads(history: Sequence[SearchRecord], settings: Settings) -> Iterator[str]:
-    enough = enough_to_tell_the_dead(history)
-    if dead := experts_without_a_sample(enough):
+    for layer in dict.fromkeys(record.layer for record in history if record.loads):
+        enough = enough_to_tell_the_dead([record for record in history if record.layer == layer])
+        dead = experts_without_a_sample(enough)
+        if not dead:
+            continue
         searches = "search" if len(enough) == 1 else f"{len(enough)} searches"
+        of_layer = "" if layer is None else f" of layer {layer}"
         yield (
-            f"Expert{'' if len(dead) == 1 else 's'} {', '.join(map(str, dead))} got none of the "
+            f"Expert{'' if len(dead) == 1 else 's'} {', '.join(map(str, dead))}{of_layer} got none of the "
             f"{sum(record.num_samples for record in enough)} samples of the last {searches}, and a map only changes "
             "which experts these are, where every expert has one slot: balance the gate, by load_balancing_loss or "
             "LossFreeBalancing."

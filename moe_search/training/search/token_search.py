@@ -100,8 +100,9 @@ class TokenSearch:
             yield replace(best[0], seconds=time.perf_counter() - start), best[1]
 
     def open(self, batches: Sequence[Batch], first: int = 0) -> OpenedTokens:
-        """Return the rows of the layers from the `first` on, by a forward and a backward."""
-        return open_tokens(self.model, self.layers, self.loss, batches, self.chunk_size, first)
+        """Return the rows of the layers from the `first` on, by a forward and a backward that leave no trace."""
+        with frozen(self.model):
+            return open_tokens(self.model, self.layers, self.loss, batches, self.chunk_size, first)
 
     def _propose(
         self,

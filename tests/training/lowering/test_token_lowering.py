@@ -199,3 +199,14 @@ def test_the_solved_problem_has_the_best_forecast_of_all_maps():
     result = ms.solve(lowering.quadratic(1.0), seed=0)
     best = min(lowering.forecast(np.array(p)) for p in itertools.permutations(range(4)))
     assert lowering.forecast(result.permutation) == pytest.approx(best, abs=1e-9)
+
+
+def test_what_a_batch_counts_does_not_hang_on_chance():
+    # Without the first targets, the mean over many tokens is nearly the same.
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(60):
+        outputs = torch.randn(64, 64, 32, generator=generator)
+        targets = torch.randint(32, (64, 64), generator=generator)
+        targets[torch.arange(64) >= torch.randint(1, 65, (64, 1), generator=generator)] = -100
+        _, counts = sequence_losses(token_loss, outputs, targets)
+        assert counts.tolist() == (targets != -100).sum(1).tolist()

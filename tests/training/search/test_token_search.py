@@ -174,6 +174,11 @@ def test_what_a_search_of_layers_refuses_and_what_a_batch_cannot_do():
         stepping(model, model.layers, problem="pairwise").search_batches(
             [(searched.inputs, searched.targets)], verify=[(verified.inputs, verified.targets)]
         )
+    groups = torch.zeros(len(searched.inputs), dtype=torch.long)
+    with pytest.raises(ValueError, match="groups must be None for layers whose rows are tokens"):
+        stepping(model, model.layers).search_batches(
+            [(searched.inputs, searched.targets, None, groups)], verify=[(verified.inputs, verified.targets)]
+        )
     search = stepping(model, model.layers)
     search.step(searched.inputs, torch.full_like(searched.targets, -100))
     with pytest.warns(RuntimeWarning, match="given up"):
@@ -243,3 +248,57 @@ def test_keywords_reach_the_model_are_kept_and_saved():
     assert first.loss == pytest.approx(record.value_before, rel=0.5)
     with pytest.raises(ValueError, match=r"keywords\.attention_mask must hold as many samples"):
         search.step(tokens[0], targets[0], attention_mask=mask[:3])
+
+
+def test_the_first_step_leaves_no_trace():
+    class Noisy(torch.nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model, self.norm, self.drop = model, torch.nn.BatchNorm1d(TOKENS), torch.nn.Dropout()
+
+        def forward(self, inputs):
+            return self.drop(self.norm(self.model(inputs)))
+
+    model, batch, _ = taught()
+    noisy = Noisy(model).train()
+    drawn, mean = torch.get_rng_state(), noisy.norm.running_mean.clone()
+    statistics = ms.RoutingStatistics()
+    with statistics.watch(model.layers[0]):
+        stepping(noisy, model.layers).step(batch.inputs, batch.targets)
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert torch.equal(noisy.norm.running_mean, mean)
+    with pytest.raises(ValueError, match="at least one batch"):
+        statistics.summary()
+
+
+def test_a_compiled_model_is_searched_as_it_was_written():
+    model, batch, _ = taught()
+    compiled = torch.compile(model, backend="eager")
+    compiled(batch.inputs)
+    search = stepping(compiled, model.layers)
+    search.step(batch.inputs, batch.targets)
+    assert search.step(batch.inputs, batch.targets).outcome != "skipped"
+
+
+def test_the_summary_tells_the_dead_of_each_layer_and_no_problem_that_tokens_do_not_take():
+    model, batch, _ = taught()
+    with torch.no_grad():
+        for expert, layer in enumerate(model.layers):
+            layer.gate.linear.bias[expert] = -1e4
+    search = stepping(model, model.layers)
+    for _ in range(6):
+        search.step(batch.inputs, batch.targets)
+    advice = " ".join(search.summary().advice)
+    for index, layer in enumerate(model.layers):
+        dead = int(layer.gate.expert_map.experts[0, index])
+        assert f"Expert {dead} of layer {index} got none" in advice
+    assert "pairwise" not in advice
+    assert search.summary().k is None
+
+
+def test_batches_searched_together_may_have_sequences_of_other_lengths():
+    model, batch, _ = taught()
+    search = ms.PermutationSearch(model, model.layers, loss=token_loss, period=3, batches=2)
+    for length in (5, 4, 3):
+        record = search.step(batch.inputs[:, :length], batch.targets[:, :length])
+    assert (record.outcome != "skipped", record.num_samples) == (True, 120)
