@@ -149,8 +149,9 @@ class PermutationSearch:
     confidence : float, default 1.0
         How many of its standard errors the decrease of the mean loss on the second batch must exceed, at least 0. On
         random labels, where no map is better than another, 15 to 16 % of the maps found were committed at 1.0 and 2 %
-        at 2.0 (4000 searches), as of normal deviates; of layers whose rows are tokens, where the best of several maps
-        is verified, 22 and 4 % (700 searches). The more it is, the larger a batch must be to confirm a gain.
+        at 2.0 (4000 searches), as of normal deviates. Of layers whose rows are tokens, where the best of several maps
+        is verified, it must exceed more, such that chance does so as rarely (Sidak's correction): 1.8 and 2.6. The more
+        it is, the larger a batch must be to confirm a gain.
     on_error : {"raise", "warn"}
         Whether what is wrong with model and loss, which the first step tells, and what the solver raises end the run by
         an error, or are only warned of. What is wrong with a batch never ends it: such a search is recorded as
@@ -535,8 +536,10 @@ class PermutationSearch:
 
     def _try(self, batch: Batch) -> None:
         """Find out by some samples what no search can get around; nothing of it is kept."""
-        self._tried = True
         some = batch.part(0, min(len(batch), TRIED))
+        if not any(self._ranks.collect(len(some))):
+            return
+        self._tried = True
 
         def lower_some() -> None:
             if not len(some):

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from statistics import NormalDist
 
 from torch import nn
 
@@ -18,6 +19,7 @@ from moe_search.training.lowering.lowering import ProblemKind
 from moe_search.training.lowering.process_group import Ranks
 from moe_search.training.lowering.token_layers import TokenLayer
 from moe_search.training.lowering.token_lowering import (
+    CURVATURES,
     OpenedTokens,
     TokenLowering,
     lower_rows,
@@ -151,7 +153,8 @@ class TokenSearch:
         best = max(range(len(candidates)), key=lambda i: verifications[i].gain)
         candidate, verification = candidates[best], verifications[best]
         record = replace(candidate.record, verified_gain=verification.gain, standard_error=verification.standard_error)
-        if verification.confirmed(self.confidence):
+        tried = sum(1 if kind == "linear" else len(CURVATURES) for kind in kinds_of(self.problem, self.layers[index]))
+        if verification.confirmed(confidence_of_best(self.confidence, tried)):
             record = replace(record, outcome="committed")
         elif record.outcome != "enforced":
             return replace(record, outcome="refused"), numbers[best]
@@ -167,6 +170,19 @@ def kinds_of(problem: ProblemKind, layer: TokenLayer) -> list[ProblemKind]:
     if not asked:
         raise ValueError(f"problem must be auto or {' or '.join(kinds)} for a layer of tokens, got {problem!r}")
     return asked
+
+
+def confidence_of_best(confidence: float, tried: int) -> float:
+    """Return how many standard errors the best of so many candidates must exceed, that chance does as rarely as one.
+
+    References
+    ----------
+    Z. Sidak, "Rectangular confidence regions for the means of multivariate normal distributions", Journal of the
+    American Statistical Association 62 (1967), 626-633.
+    """
+    normal = NormalDist()
+    # From here on a double has no room for the difference.
+    return confidence if confidence > 6 else normal.inv_cdf(normal.cdf(confidence) ** (1 / tried))
 
 
 def _gain(record: SearchRecord) -> float:

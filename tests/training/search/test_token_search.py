@@ -8,7 +8,7 @@ import moe_search as ms
 from moe_search.training.lowering.batch import Batch
 from moe_search.training.lowering.process_group import ALONE
 from moe_search.training.lowering.token_layers import token_layer
-from moe_search.training.search.token_search import TokenSearch
+from moe_search.training.search.token_search import TokenSearch, confidence_of_best
 from moe_search.training.search.verification import verify_tokens
 
 
@@ -302,3 +302,23 @@ def test_batches_searched_together_may_have_sequences_of_other_lengths():
     for length in (5, 4, 3):
         record = search.step(batch.inputs[:, :length], batch.targets[:, :length])
     assert (record.outcome != "skipped", record.num_samples) == (True, 120)
+
+
+def test_the_best_of_several_must_exceed_more():
+    assert confidence_of_best(1.0, 1) == pytest.approx(1.0)
+    # The largest of five independent standard normal numbers exceeds it as often as one of them exceeds 1.
+    threshold = confidence_of_best(1.0, 5)
+    largest = np.random.default_rng(0).standard_normal((200_000, 5)).max(axis=1)
+    assert (largest > threshold).mean() == pytest.approx(0.1587, abs=0.005)
+    assert confidence_of_best(0.0, 5) > 1.0
+    assert confidence_of_best(50.0, 5) == 50.0
+
+
+def test_a_first_batch_without_samples_tells_nothing():
+    model, searched, verified = scrambled()
+    search = stepping(model, model.layers[1])
+    search.step(searched.inputs[:0], searched.targets[:0])
+    with pytest.warns(RuntimeWarning, match="given up"):
+        assert search.step(searched.inputs[:2], searched.targets[:2]).outcome == "skipped"
+    search.step(searched.inputs, searched.targets)
+    assert search.step(verified.inputs, verified.targets).layer == 0
