@@ -148,6 +148,22 @@ class Opened:
         return torch.stack([(chunk.slot_weights > 0).sum(0).flatten() for chunk in self.chunks]).sum(0).cpu().numpy()
 
     @property
+    def num_pairs(self) -> int:
+        """Number of pairs of a row and an expert that it gives weight to under the present map."""
+        experts = self.tasks.expert_map.experts.flatten()
+        return sum(
+            int(
+                (
+                    chunk.slot_weights.new_zeros(len(chunk.slot_weights), self.tasks.expert_map.num_experts).index_add(
+                        1, experts, chunk.slot_weights.flatten(1)
+                    )
+                    > 0
+                ).sum()
+            )
+            for chunk in self.chunks
+        )
+
+    @property
     def outputs(self) -> Tensor:
         """What the model returned, by rows."""
         return torch.cat([chunk.outputs for chunk in self.chunks])

@@ -57,6 +57,9 @@ class Lowering:
         What the loss of every task was recognized as, for a `MixtureAssignment`; None for the others, which take any.
     slot_loads : ndarray of int64
         Number of samples with weight on every slot, shape (size,); summed over tasks.
+    experts_per_sample : float or None
+        Mean number of experts that a sample has weight on under the present map, for each task; None for samples that
+        are sequences of tokens.
 
     Examples
     --------
@@ -81,6 +84,7 @@ class Lowering:
     num_samples: int
     losses: tuple[RecognizedLoss, ...] | None
     slot_loads: NDArray[np.int64]
+    experts_per_sample: float | None = None
 
 
 def lower(
@@ -231,6 +235,7 @@ def lower_batches(
         losses = np.concatenate(ranks.collect(np.concatenate(sums.losses)))
         num_samples = len(losses) // tasks.count
         slot_loads = ranks.sum(sums.slot_loads)
+        num_pairs = ranks.sum(np.array(sums.num_pairs))
         made: LinearAssignment | PairwiseAssignment | MixtureAssignment | None
         deviation = Deviation()
         if kind == "linear":
@@ -245,7 +250,11 @@ def lower_batches(
         return None, recognized
     initial = tasks.expert_map.permutation()
     mean = float(losses.sum() / num_samples)
-    return Lowering(made, initial, not deviation.affine, mean, num_samples, recognized, slot_loads), recognized
+    experts = float(num_pairs) / len(losses)
+    return (
+        Lowering(made, initial, not deviation.affine, mean, num_samples, recognized, slot_loads, experts),
+        recognized,
+    )
 
 
 class _Sums:
@@ -254,6 +263,7 @@ class _Sums:
     def __init__(self) -> None:
         self.losses: list[NDArray[np.float64]] = []
         self.slot_loads: Any = 0
+        self.num_pairs = 0
         # What is 0 here becomes an array, which is then added to in place: that of a pairwise problem is large.
         self.costs: Any = 0
         self.arrays: list[MixtureArrays] = []
@@ -269,6 +279,7 @@ class _Sums:
             self.arrays.append(mixture_arrays(opened, recognized))
         self.losses.append(opened.losses)
         self.slot_loads += opened.slot_loads
+        self.num_pairs += opened.num_pairs
 
 
 def _first(all_opened: Iterator[Opened]) -> Opened:

@@ -78,6 +78,9 @@ class SearchRecord:
     dead_experts : tuple of int or None
         The experts without a sample in the last searches under that map; None if their samples are too few to tell,
         that is, if they might well miss an expert with a tenth of the mean load.
+    experts_per_sample : float or None
+        Mean number of experts with weight that a searched sample had under the old map, for each task; None if samples
+        are sequences of tokens.
 
     Examples
     --------
@@ -116,6 +119,7 @@ class SearchRecord:
     value_shifted: float | None = None
     loads: tuple[int, ...] | None = None
     dead_experts: tuple[int, ...] | None = None
+    experts_per_sample: float | None = None
 
     @property
     def new_map(self) -> bool:
@@ -282,6 +286,7 @@ def find_candidate(
         load_limit=limit,
         value_shifted=shifted,
         loads=_loads(lowering, lowering.initial),
+        experts_per_sample=lowering.experts_per_sample,
     )
     if before - found > ROUNDING * abs(before) or enforced:
         return CandidateMap(record, result.permutation, _loads(lowering, result.permutation), lowering, result)

@@ -433,7 +433,6 @@ class PermutationSearch:
             confidence=self._confidence,
             load_limit=self._load_limit,
             k=max((getattr(gate, "k", 0) for gate in self._gates()), default=0) or None,
-            tasks=1 if self._tasks is None else self._tasks.count,
         )
         return SearchSummary.of(self.history, self.seconds, settings)
 

@@ -44,7 +44,6 @@ class Settings:
     confidence: float
     load_limit: LoadLimit | None
     k: int | None
-    tasks: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +68,8 @@ class SearchSummary:
         few to tell, as in a `SearchRecord`. Of several layers, those of the layer that was searched last.
     max_load : float or None
         The largest load of an expert in the last search, in multiples of the mean. None if no sample was looked at.
-    slots_per_sample : float or None
-        How many slots a sample has weight on there, for each task.
+    experts_per_sample : float or None
+        How many experts a sample had weight on there, for each task; None if samples are sequences of tokens.
     k : int or None
         How many it should come down to, by the gate; None if it does not say, or samples are sequences of tokens.
     seconds, seconds_solving, compile_seconds : float
@@ -101,7 +100,7 @@ class SearchSummary:
     verified: float | None
     dead_experts: tuple[int, ...] | None
     max_load: float | None
-    slots_per_sample: float | None
+    experts_per_sample: float | None
     k: int | None
     seconds: float
     seconds_solving: float
@@ -127,8 +126,7 @@ class SearchSummary:
             verified=_mean([record.verified_gain for record in verified]),
             dead_experts=experts_without_a_sample(enough_to_tell_the_dead(history)),
             max_load=None if last is None else last.max_load,
-            slots_per_sample=None if last is None else _slots(last, settings),
-            # The slots of a sequence are those of all of its tokens.
+            experts_per_sample=None if last is None else last.experts_per_sample,
             k=None if last is not None and last.layer is not None else settings.k,
             seconds=seconds,
             seconds_solving=sum(record.seconds_solving for record in history),
@@ -152,10 +150,9 @@ class SearchSummary:
             known = self.dead_experts is not None
             dead = (", ".join(map(str, self.dead_experts or ())) or "none") if known else "too few samples to tell"
             of_k = "" if self.k is None else f" for k = {self.k}"
-            rows["load"] = (
-                f"{self.max_load:.3g} times the mean at most; dead experts: {dead}; "
-                f"{self.slots_per_sample:.2f} slots a sample{of_k}"
-            )
+            rows["load"] = f"{self.max_load:.3g} times the mean at most; dead experts: {dead}"
+            if self.experts_per_sample is not None:
+                rows["load"] += f"; {self.experts_per_sample:.2f} experts a sample{of_k}"
         rows["time"] = (
             f"{self.seconds:.3g} s that training waited, {self.seconds_solving:.3g} s of the solver, "
             f"{self.compile_seconds:.3g} s of compilation"
@@ -301,10 +298,6 @@ def _of_loads(history: Sequence[SearchRecord], settings: Settings) -> Iterator[s
                 f"No map was found within load_limit in {_searches(len(raised))}, it was raised to {reached} in the "
                 "last: more slots than experts (num_slots) let a map spread the load."
             )
-
-
-def _slots(record: SearchRecord, settings: Settings) -> float:
-    return sum(record.loads or ()) / (record.num_samples * settings.tasks)
 
 
 def _exceeds(limit: float | tuple[float, ...] | None, asked: np.ndarray) -> bool:

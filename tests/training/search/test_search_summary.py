@@ -272,16 +272,21 @@ def test_a_run_that_pays_is_left_alone():
 
 
 @pytest.mark.parametrize(("gate", "k"), [("top-2", 2), ("hash", None), ("comet", 2)])
-def test_slots_a_sample_against_k(gate, k):
+def test_experts_a_sample_against_k(gate, k):
     setting = make(gate)
     search = searching(setting, period=1)
+    maps = setting.expert_map.experts.tolist()
     step(search, setting)
     with torch.no_grad():
         searched = setting.moe.gate(setting.inputs[:48], None if setting.ids is None else setting.ids[:48]).weights
     summary = search.summary()
-    assert summary.slots_per_sample == pytest.approx(float((searched > 0).sum()) / 48)
+    # Two trees on one expert are one expert.
+    of_experts = [
+        {maps[t][s] for t, row in enumerate(sample) for s, g in enumerate(row) if g > 0} for sample in searched.tolist()
+    ]
+    assert summary.experts_per_sample == pytest.approx(sum(map(len, of_experts)) / 48)
     assert summary.k == k
-    expected = f"{summary.slots_per_sample:.2f} slots a sample" + (f" for k = {k}" if k else "")
+    expected = f"{summary.experts_per_sample:.2f} experts a sample" + (f" for k = {k}" if k else "")
     assert expected in " ".join(str(summary).split())
 
 
