@@ -176,7 +176,7 @@ class CoActivation(Problem):
     def value(self, solution: Any) -> float:
         """Return the mean number of units that a token goes to, or the part of pairs on two; overload is added."""
         experts = self.placement.check_map(solution)
-        units = self.units(experts)
+        units = self._units(experts)
         excess = np.maximum(self.placement.device_loads(experts) - self.limits[:, None], 0.0).sum(axis=1)
         costs = (units * self.weights).sum(axis=1) / self.weights.sum(axis=1) + self.slopes * excess
         return float(costs.mean()) - self.offset
@@ -188,7 +188,9 @@ class CoActivation(Problem):
 
     def units(self, solution: Any) -> npt.NDArray[np.int64]:
         """Return how many units every set of experts is on, shape (layers, sets)."""
-        experts = self.placement.check_map(solution)
+        return self._units(self.placement.check_map(solution))
+
+    def _units(self, experts: Experts) -> npt.NDArray[np.int64]:
         home = np.empty_like(experts)
         np.put_along_axis(home, experts, self.unit_of_device[self.cluster.device_of_slot][None], axis=1)
         on = np.sort(home[np.arange(len(home))[:, None, None], self.together], axis=2)
@@ -213,7 +215,7 @@ class CoActivation(Problem):
     @cached_property
     def layer_bounds(self) -> Floats:
         """The least mean number of units that a set of a layer is on."""
-        slots = np.bincount(self.unit_of_device, weights=np.diff(self.cluster.first_slots))
+        slots = np.bincount(self.unit_of_device, weights=self.cluster.slots)
         layers, _, chosen = self.together.shape
         fewest = 1 + int(np.searchsorted(np.cumsum(np.sort(slots)[::-1]), chosen))
         others = int(slots.max()) - 1

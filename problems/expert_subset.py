@@ -218,9 +218,7 @@ class ExpertSubset(Problem):
 
     def best_by(self, merits: npt.ArrayLike) -> Subset:
         """Return the experts of the highest merits, one number an expert, equally many of every group."""
-        grouped = np.asarray(merits, dtype=np.float64).reshape(self.num_groups, -1)
-        best = np.argsort(-grouped, axis=1, kind="stable")[:, : self.keep_of_group]
-        return np.sort((best + np.arange(self.num_groups)[:, None] * grouped.shape[1]).ravel())
+        return best_of_groups(merits, self.num_groups, self.keep)
 
     def ordinary_value(self) -> float:
         """Return the value of a layer that answers with zeros."""
@@ -338,3 +336,10 @@ def open_best_groups(kept: Any, order: Any, scores: Any, a: SubsetArrays, is_ope
             if best < 0 or total > most:
                 best, most = g, total
         is_open[best] = True
+
+
+def best_of_groups(merits: npt.ArrayLike, num_groups: int, keep: int) -> Subset:
+    """Return the `keep` experts of the highest merits, one number an expert, equally many of every group."""
+    grouped = np.asarray(merits, dtype=np.float64).reshape(num_groups, -1)
+    best = np.argsort(-grouped, axis=1, kind="stable")[:, : keep // num_groups]
+    return np.sort((best + np.arange(num_groups)[:, None] * grouped.shape[1]).ravel())

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from moe_search.bench.experiments import two_image_trials, user_table
 from moe_search.bench.experiments.token_teacher import (
     CHUNK,
-    TRAIN_SHARE,
-    VALIDATION_SHARE,
     TokenStates,
     TokenTableSettings,
+    split,
     taught,
 )
 from moe_search.bench.experiments.two_image_model import make_model, two_task_loss
@@ -110,9 +109,7 @@ def _token_rows(settings: TokenTableSettings, seed: int) -> tuple[Any, tuple[Bat
     """Return the last layer of the encoder, and its inputs after attention and outputs; those of the last seed stay."""
     encoder, states = taught(settings)
     layer = encoder.layers[-1]
-    order = torch.randperm(len(states), generator=torch.Generator().manual_seed(seed))
-    cuts = [round(share * len(order)) for share in (TRAIN_SHARE, TRAIN_SHARE + VALIDATION_SHARE)]
-    train, validation, test = (_attended(layer, states.select(rows)) for rows in order.tensor_split(cuts))
+    train, validation, test = (_attended(layer, part) for part in split(states, seed))
     return layer, (train, validation, test)
 
 

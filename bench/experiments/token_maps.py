@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import time
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -159,13 +158,8 @@ def mean_loss(model: Any, ids: Tensor) -> float:
 
 def test_loss(settings: TokenMapSettings, model: Any) -> float:
     """Return the mean loss on the test part."""
-    batches = torch.split(_test(settings.model), 64)
+    batches = torch.split(torch.from_numpy(text(settings.model).test), 64)
     return sum(mean_loss(model, ids) * len(ids) for ids in batches) / sum(map(len, batches))
-
-
-@lru_cache(maxsize=1)
-def _test(settings: PruningSettings) -> Tensor:
-    return torch.from_numpy(text(settings).test)
 
 
 SMOKE = TokenMapSettings(PRUNING[0].smoke, steps=2, searched=12, verified=12, iterations=100, swaps=4)

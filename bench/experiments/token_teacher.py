@@ -221,13 +221,19 @@ class Teaching:
         return np.bincount(self.train.ids.numpy(), minlength=self.encoder.vocabulary)
 
 
+def split(states: TokenStates, seed: int) -> tuple[TokenStates, TokenStates, TokenStates]:
+    """Return training, validation and test snippets."""
+    order = torch.randperm(len(states), generator=torch.Generator().manual_seed(seed))
+    cuts = [round(share * len(order)) for share in (TRAIN_SHARE, TRAIN_SHARE + VALIDATION_SHARE)]
+    train, validation, test = (states.select(rows) for rows in order.tensor_split(cuts))
+    return train, validation, test
+
+
 @lru_cache(maxsize=1)
 def teach(settings: TokenTableSettings, seed: int) -> Teaching:
     """Return what the trials of a seed share; the last one is kept."""
     encoder, states = taught(settings)
-    order = torch.randperm(len(states), generator=torch.Generator().manual_seed(seed))
-    cuts = [round(share * len(order)) for share in (TRAIN_SHARE, TRAIN_SHARE + VALIDATION_SHARE)]
-    train, validation, test = (states.select(rows) for rows in order.tensor_split(cuts))
+    train, validation, test = split(states, seed)
     head = _rating_head(train)
     layers = encoder.layers[-settings.layers :]
 

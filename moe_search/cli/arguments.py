@@ -41,6 +41,12 @@ def one_line_errors() -> Iterator[None]:
         raise typer.Exit(2) from error
 
 
+def check_output_folder(path: Path, name: str) -> None:
+    """Raise an error unless a folder is new or empty."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(f"{name} must be a new or empty folder, got {path}")
+
+
 def check_output_file(path: str | os.PathLike[str], name: str = "path") -> Path:
     """Return `path` as a Path, or raise an error if no file can be written there.
 

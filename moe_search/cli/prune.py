@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from moe_search.checks import require_integer
-from moe_search.cli.arguments import one_line_errors
+from moe_search.cli.arguments import check_output_folder, one_line_errors
 from moe_search.cli.checkpoints import (
     Checkpoint,
     Device,
@@ -50,8 +50,7 @@ def prune(
     with one_line_errors():
         check_checkpoint(checkpoint)
         text.open("rb").close()
-        if output.exists() and (not output.is_dir() or any(output.iterdir())):
-            raise FileExistsError(f"--output must be a new or empty folder, got {output}")
+        check_output_folder(output, "--output")
         part = _keep(keep)
         tokenizer = load_tokenizer(checkpoint)
         require_integer("--batch", batch)

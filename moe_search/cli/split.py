@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moe_search.cli.arguments import one_line_errors
+from moe_search.cli.arguments import check_output_folder, one_line_errors
 from moe_search.cli.checkpoints import Checkpoint, check_checkpoint, load_dense, load_tokenizer
 
 if TYPE_CHECKING:
@@ -49,8 +49,7 @@ def split(
         for name, number in (("--rows", rows), ("--tokens", tokens)):
             require_integer(name, number)
         check_checkpoint(checkpoint)
-        if output.exists() and (not output.is_dir() or any(output.iterdir())):
-            raise FileExistsError(f"--output must be a new or empty folder, got {output}")
+        check_output_folder(output, "--output")
         lines = [line for line in text.read_text(encoding="utf-8").splitlines() if line.strip()]
         held_out, seen = lines[::10][:MOST_HELD_OUT], [line for n, line in enumerate(lines) if n % 10]
         if not seen:

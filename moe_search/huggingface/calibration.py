@@ -14,9 +14,7 @@ from torch import Tensor, nn
 
 from moe_search.huggingface.mixture_layers import MoELayer, TokenRows
 from moe_search.training.lowering.frozen import frozen
-
-IGNORED = -100
-"""The label of what is no target, as everywhere in torch and transformers."""
+from moe_search.training.lowering.losses import IGNORED
 
 Batch = Mapping[str, Tensor]
 

@@ -31,7 +31,7 @@ from moe_search.huggingface.selection import (
     try_router,
 )
 from moe_search.plotting.table import Table
-from moe_search.problems.expert_subset import Subset
+from moe_search.problems.expert_subset import Subset, best_of_groups
 from moe_search.solvers.engine.stop import MaxRuntime
 from moe_search.solvers.heuristic.subset_search import SubsetSearch
 
@@ -348,7 +348,6 @@ def _choose(layer: MoELayer, met: LayerRows, stay: int, names: Sequence[str]) ->
     gram, products = inner_products(layer, met)
     energies = met.outputs.double().square().sum(1).cpu().numpy()
     scores = expert_scores(met.weights_of_experts().cpu().numpy(), np.sqrt(np.einsum("tee->te", gram)))
-    size = layer.num_experts // layer.num_groups
     chosen = {}
     for name in names:
         if name == ERROR:
@@ -357,9 +356,7 @@ def _choose(layer: MoELayer, met: LayerRows, stay: int, names: Sequence[str]) ->
                 problem = rule.problem(gram, products, energies, stay, layer.top_k)
                 chosen[name] = SubsetSearch().solve(problem, MaxRuntime(math.inf)).solution.copy()
             continue
-        ranked = np.argsort(-scores[name].reshape(layer.num_groups, size), axis=1, kind="stable")
-        first = ranked[:, : stay // layer.num_groups] + size * np.arange(layer.num_groups)[:, None]
-        chosen[name] = np.sort(first.ravel())
+        chosen[name] = best_of_groups(scores[name], layer.num_groups, stay)
     return chosen
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -93,7 +93,7 @@ def routing_rule(layer: MoELayer, rows: LayerRows, keep: int, seed: int = 0) -> 
         if not given.any():
             continue
         scale = float(np.median(seen[given] / told[given]))
-        scaled = RoutingRule(rule.scores, rule.strengths, rule.share, scale, rule.groups)
+        scaled = replace(rule, scale=scale)
         if _agree(scale * told, seen, tolerance) and _agree(
             scaled.weights(subset, layer.top_k, count), anew, tolerance
         ):

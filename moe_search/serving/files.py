@@ -71,7 +71,7 @@ def write_placement(
         raise ValueError(f"layers must hold no number twice, got {numbers}")
     if cluster.num_slots != experts.shape[1]:
         raise ValueError(f"cluster must have the {experts.shape[1]} slots of the placement, got {cluster.num_slots}")
-    slots = np.diff(cluster.first_slots)
+    slots = cluster.slots
     if format != "ascend" and slots.min() < slots.max():
         raise ValueError(
             f"devices must have equally many slots in the format {format}, got {slots.min()}-{slots.max()}"

@@ -313,7 +313,7 @@ def simulate(
             f"loads must hold {start + 2} windows with any load at least: {start} to begin with, one to rebalance"
             f" after and one to judge by; got {len(windows)}"
         )
-    slots = np.diff(cluster.first_slots)
+    slots = cluster.slots
     if slots.min() < slots.max() and any(policy.algorithm == "eplb" for policy in policies):
         raise ValueError(f"devices must have equally many slots for EPLB, got {slots.min()}-{slots.max()}")
     trace = _Trace(windows, cluster, num_groups, turns * windows.shape[1], seed)

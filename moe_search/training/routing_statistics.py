@@ -236,15 +236,13 @@ class RoutingStatistics:
 
     def summaries(self) -> dict[str, RoutingSummary]:
         """Return what was added up so far, on the CPU, by the name of the layer, in the order of a forward."""
-        if not self._layers:
-            raise ValueError(
-                "there must be at least one batch before a summary, got none: call update, or watch a layer"
-            )
+        self._require_batches()
         return {name: sums.summary() for name, sums in self._layers.items()}
 
     def loads(self) -> npt.NDArray[np.int64]:
         """Return the load of every expert, shape (windows, layers, experts): what `ExpertPlacement` takes."""
-        widths = {len(each.load) for each in self.summaries().values()}
+        self._require_batches()
+        widths = {sums.num_experts for sums in self._layers.values()}
         if len(widths) > 1:
             raise ValueError(f"all layers must have equally many experts, got {sorted(widths)}")
         layers = [sums.windows for sums in self._layers.values()]
@@ -257,6 +255,12 @@ class RoutingStatistics:
         if Path(path).suffix != ".npz":
             raise ValueError(f"path must end in .npz, got {path}")
         np.savez_compressed(path, load=self.loads(), layers=np.array(list(self._layers)))
+
+    def _require_batches(self) -> None:
+        if not self._layers:
+            raise ValueError(
+                "there must be at least one batch before a summary, got none: call update, or watch a layer"
+            )
 
     def _sums(self, name: str, num_experts: int) -> _Sums:
         sums = self._layers.setdefault(name, _Sums(num_experts))

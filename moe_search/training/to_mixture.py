@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from moe_search.layers.mixture_of_experts import MixtureOfExperts
 from moe_search.layers.neuron_router import HiddenLayer
 from moe_search.layers.split_feed_forward import GatedExpert, split_feed_forward
 from moe_search.layers.stacked_experts import StackedExperts
+from moe_search.training.lowering.frozen import frozen
 
 
 class FeedForwardMixture(nn.Module):
@@ -37,8 +38,8 @@ class FeedForwardMixture(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Return what the mixture makes of every token, shape [..., d]."""
-        outputs = self.moe(hidden.reshape(-1, hidden.shape[-1]))
-        return outputs.view(*hidden.shape[:-1], outputs.shape[-1])
+        outputs: Tensor = self.moe(hidden)
+        return outputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -270,7 +271,6 @@ def feed_forwards(model: nn.Module) -> list[FeedForward]:
     return found
 
 
-@torch.no_grad()
 def feed_forward_inputs(
     model: nn.Module, layers: Sequence[FeedForward], batches: Iterable[Mapping[str, Any]], rows: int
 ) -> list[Tensor]:
@@ -283,7 +283,7 @@ def feed_forward_inputs(
         inputs = arguments[0].reshape(-1, arguments[0].shape[-1])
         parts[index].append(inputs if kept is None else inputs[kept])
 
-    with ExitStack() as hooks, _evaluating(model):
+    with ExitStack() as hooks, frozen(model):
         for index, layer in enumerate(layers):
             hooks.callback(layer.entry.register_forward_pre_hook(partial(keep, index)).remove)
         for batch in batches:
@@ -304,18 +304,6 @@ def _tracked(layers: Iterable[tuple[FeedForward, Tensor]], total: int) -> Iterab
     from rich.progress import track
 
     return track(layers, "splitting layers", total, console=Console(stderr=True))
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Have all modules in eval mode."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _linear(module: nn.Module, path: str) -> nn.Linear | None:

@@ -138,7 +138,7 @@ def counting_bounds(problem: ExpertPlacement, seconds: float) -> Floats:
 
 def has_two_slots(problem: ExpertPlacement) -> bool:
     """Return whether every device has two slots, and any may hold any expert."""
-    return problem.num_groups is None and bool((np.diff(problem.cluster.first_slots) == 2).all())
+    return problem.num_groups is None and bool((problem.cluster.slots == 2).all())
 
 
 def heavy_shares(share: Floats, limit: float) -> Floats:

@@ -24,6 +24,7 @@ from moe_search.solvers.engine.random_state import random_state
 from moe_search.solvers.engine.result import Result, reached
 from moe_search.solvers.engine.run import Run
 from moe_search.solvers.engine.solver import Solver
+from moe_search.solvers.engine.stop import Allowance
 
 if TYPE_CHECKING:
     from ortools.sat.python import cp_model
@@ -121,17 +122,8 @@ class CpSat(Solver):
             if stopper.stops(run.progress()):
                 return False
         model.hint(run.incumbent)
-        solver = cp_model.CpSolver()
-        allowance = stopper.allowance(run.progress())
-        solver.parameters.num_workers = self.workers
-        solver.parameters.random_seed = int(random_state(run.seed)[0] % 2**31)
+        solver = cp_sat_solver(run, self.workers, stopper.allowance(run.progress()))
         solver.parameters.cp_model_presolve = model.presolved
-        # Ctrl-C is Python's; a handler inside the library would end the process's own.
-        solver.parameters.catch_sigint_signal = False
-        if math.isfinite(allowance.seconds):
-            solver.parameters.max_time_in_seconds = max(allowance.seconds, 0.0)
-        if math.isfinite(allowance.iterations):
-            solver.parameters.max_number_of_conflicts = int(allowance.iterations)
         found = _solutions(run, model)
         status = None
 
@@ -370,3 +362,19 @@ def _solutions(run: Run, model: _Model) -> cp_model.CpSolverSolutionCallback:
             run.offer(permutation, run.problem.value(permutation), run.iterations)
 
     return Solutions()
+
+
+def cp_sat_solver(run: Run, workers: int, allowance: Allowance) -> Any:
+    """Return OR-Tools' solver, which ends as the run may last."""
+    from ortools.sat.python import cp_model
+
+    solver = cp_model.CpSolver()
+    solver.parameters.num_workers = workers
+    solver.parameters.random_seed = int(random_state(run.seed)[0] % 2**31)
+    # Ctrl-C is Python's; a handler inside the library would end the process's own.
+    solver.parameters.catch_sigint_signal = False
+    if math.isfinite(allowance.seconds):
+        solver.parameters.max_time_in_seconds = max(allowance.seconds, 0.0)
+    if math.isfinite(allowance.iterations):
+        solver.parameters.max_number_of_conflicts = int(max(allowance.iterations, 0))
+    return solver

@@ -17,10 +17,10 @@ from moe_search.problems.problem import Problem
 from moe_search.problems.rebalancing import Rebalancing
 from moe_search.solvers.bounds.replica_counts import ReplicaCounts, conditions, has_two_slots, paired, possible_counts
 from moe_search.solvers.engine.background import run_watched
-from moe_search.solvers.engine.random_state import random_state
 from moe_search.solvers.engine.result import Result
 from moe_search.solvers.engine.run import Run
 from moe_search.solvers.engine.solver import Solver
+from moe_search.solvers.exact.cp_sat import cp_sat_solver
 from moe_search.solvers.heuristic.longest_processing_time import constructed
 
 MOST_TERMS = 50_000
@@ -182,18 +182,7 @@ class PlacementCpSat(Solver):
 
     def _run_cp_sat(self, run: Run, model: Any, callback: Any = None, effort: float = math.inf) -> tuple[Any, Any]:
         """Solve a model as long as the run may last, and at most an effort; return the solver and its status."""
-        from ortools.sat.python import cp_model
-
-        allowance = run.stop.start().allowance(run.progress())
-        solver = cp_model.CpSolver()
-        solver.parameters.num_workers = self.workers
-        solver.parameters.random_seed = int(random_state(run.seed)[0] % 2**31)
-        # Ctrl-C is Python's; a handler inside the library would end the process's own.
-        solver.parameters.catch_sigint_signal = False
-        if math.isfinite(allowance.seconds):
-            solver.parameters.max_time_in_seconds = max(allowance.seconds, 0.0)
-        if math.isfinite(allowance.iterations):
-            solver.parameters.max_number_of_conflicts = int(max(allowance.iterations, 0))
+        solver = cp_sat_solver(run, self.workers, run.stop.start().allowance(run.progress()))
         if math.isfinite(effort):
             solver.parameters.max_deterministic_time = effort
             # Conditions on numbers of replicas are nearly tight as linear programs.

@@ -15,7 +15,6 @@ from moe_search.checks import require_flag
 from moe_search.problems.kernels import compiled
 from moe_search.problems.linear import LinearAssignment
 from moe_search.problems.neuron_partition import Labels, NeuronPartition, best_experts
-from moe_search.problems.problem import Problem
 from moe_search.solvers.engine.random_state import random_below, random_state
 from moe_search.solvers.engine.result import Result
 from moe_search.solvers.engine.run import Run, Slice
@@ -73,16 +72,12 @@ class PartitionSearch(Solver):
     balanced clusters of neurons.
     """
 
-    takes: ClassVar[type] = Problem
+    takes: ClassVar[type] = NeuronPartition
     restarts: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_flag("restarts", self.restarts)
-
-    def refuses(self, problem: Problem) -> str | None:
-        """Refuse what is no partition of neurons."""
-        return None if isinstance(problem, NeuronPartition) else "it solves NeuronPartition only"
 
     def search(self, run: Run) -> Result:
         """Search; see `Solver.search`."""

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from moe_search.problems.kernels import compiled
 from moe_search.problems.placement import ExpertPlacement
-from moe_search.solvers.engine.random_state import random_unit
+from moe_search.solvers.engine.random_state import random_below, random_unit
 
 # A gain must be this part of the largest load, beyond rounding errors.
 LEAST_GAIN = 1e-10
@@ -407,8 +407,8 @@ def best_retarget(
 
 
 @compiled
-def go_back(board: Board, was: Any, before: Any, target: float, moved: int, worth: float) -> int:
-    """Undo migrations that load no device above `target`, or above the largest load and `worth`; return those left."""
+def go_back(board: Board, was: Any, before: Any, target: float, moved: int, worth: float) -> None:
+    """Undo migrations that load no device above `target`, or above the largest load and `worth`."""
     experts, devices, place, slot = board.experts, board.devices, board.place, board.slot
     changed = True
     while changed and moved > 0:
@@ -448,32 +448,31 @@ def go_back(board: Board, was: Any, before: Any, target: float, moved: int, wort
                         break
                 if place[j] != c:
                     break
-    return moved
 
 
 @compiled
 def kick(board: Board, was: Any, rng: Any) -> None:
     """Do a few random swaps and retargets, mostly of the most loaded device."""
     experts, devices, place = board.experts, board.devices, board.place
-    left = 1 + int(random_unit(rng) * MOST_KICKS)
+    left = 1 + random_below(rng, MOST_KICKS)
     for _ in range(TRIES):
         if left == 0:
             break
-        g = int(random_unit(rng) * devices.shape[0])
+        g = random_below(rng, devices.shape[0])
         if random_unit(rng) < ON_TOP:
             g = most_loaded(devices)
         device = devices[g]
-        h = device["near"] + int(random_unit(rng) * (device["beyond"] - device["near"]))
+        h = device["near"] + random_below(rng, device["beyond"] - device["near"])
         other = devices[h]
-        i = device["first"] + int(random_unit(rng) * (device["end"] - device["first"]))
-        j = other["first"] + int(random_unit(rng) * (other["end"] - other["first"]))
+        i = device["first"] + random_below(rng, device["end"] - device["first"])
+        j = other["first"] + random_below(rng, other["end"] - other["first"])
         kind = random_unit(rng)
         if kind < SWAPS:
             if may_swap(board, i, g, j, h):
                 swap(board, was, i, g, j, h)
                 left -= 1
             continue
-        a = place[i] if kind < OF_DEVICE else int(random_unit(rng) * experts.shape[0])
+        a = place[i] if kind < OF_DEVICE else random_below(rng, experts.shape[0])
         at_home = board.anywhere or experts[a]["home"] == other["region"]
         if at_home and board.slot[a, h] < 0 and may_leave(experts[place[j]], other):
             retarget(board, was, j, h, a)
@@ -485,7 +484,7 @@ def exchange_groups(board: Board, ranked: Any, rng: Any) -> None:
     """Let two random groups of experts exchange home and slots: the busiest of one with that of the other."""
     experts, place, slot = board.experts, board.place, board.slot
     groups, size = ranked.shape
-    a, b = int(random_unit(rng) * groups), int(random_unit(rng) * groups)
+    a, b = random_below(rng, groups), random_below(rng, groups)
     for k in range(size):
         e, f = ranked[a, k], ranked[b, k]
         experts[e]["home"], experts[f]["home"] = experts[f]["home"], experts[e]["home"]

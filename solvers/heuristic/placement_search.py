@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from moe_search.checks import require_integer, require_number
 from moe_search.problems.kernels import compiled
+from moe_search.problems.moves import copy_permutation
 from moe_search.problems.placement import ExpertPlacement, Experts
 from moe_search.problems.problem import Problem
 from moe_search.problems.rebalancing import Rebalancing
@@ -304,7 +305,7 @@ def search_slice(
         standing["layer"] = (layer + 1) % layers.rows.shape[0]
         row = layers.rows[layer]
         standing["iterations"] += 1
-        copy_row(layers.current[layer], board.place)
+        copy_permutation(board.place, layers.current[layer])
         for e in range(board.experts.shape[0]):
             board.experts[e]["load"] = layers.load[layer, e]
         if ranked is not None:
@@ -343,7 +344,7 @@ def search_slice(
             row["moved"] = moved
             row["least_cost"] = cost
             row["failures"] = 0
-            copy_row(board.place, layers.best[layer])
+            copy_permutation(layers.best[layer], board.place)
             if ranked is not None:
                 homes_of(board.experts, layers.homes[1, layer])
             # The first descents of all layers are one improvement.
@@ -360,20 +361,13 @@ def search_slice(
         slack = WORST_ACCEPTED * max(0, 2 * failures - patience) / patience
         if feasible and cost <= max(row["cost"], best * (1.0 + slack)):
             row["cost"] = cost
-            copy_row(board.place, layers.current[layer])
+            copy_permutation(layers.current[layer], board.place)
             if ranked is not None:
                 homes_of(board.experts, layers.homes[0, layer])
             standing["accepted"] += 1
         elif failures >= patience:
             row["failures"] = 0
             row["cost"] = best
-            copy_row(layers.best[layer], layers.current[layer])
-            copy_row(layers.homes[1, layer], layers.homes[0, layer])
+            copy_permutation(layers.current[layer], layers.best[layer])
+            copy_permutation(layers.homes[0, layer], layers.homes[1, layer])
             standing["restarts"] += 1
-
-
-@compiled
-def copy_row(source: Any, target: Any) -> None:
-    """Copy an array of one dimension."""
-    for i in range(source.shape[0]):
-        target[i] = source[i]

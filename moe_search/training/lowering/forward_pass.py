@@ -150,18 +150,11 @@ class Opened:
     @property
     def num_pairs(self) -> int:
         """Number of pairs of a row and an expert that it gives weight to under the present map."""
-        experts = self.tasks.expert_map.experts.flatten()
-        return sum(
-            int(
-                (
-                    chunk.slot_weights.new_zeros(len(chunk.slot_weights), self.tasks.expert_map.num_experts).index_add(
-                        1, experts, chunk.slot_weights.flatten(1)
-                    )
-                    > 0
-                ).sum()
-            )
-            for chunk in self.chunks
+        expert_map = self.tasks.expert_map
+        weights = (
+            weights_by_expert(chunk.slot_weights, expert_map.experts, expert_map.num_experts) for chunk in self.chunks
         )
+        return sum(int((each > 0).sum()) for each in weights)
 
     @property
     def outputs(self) -> Tensor:
@@ -195,6 +188,11 @@ class Opened:
         outputs = run_head(self.model, self.tasks, repeated, rows)
         losses = self.tasks.row_losses(outputs, self.tasks.rows("targets", repeated.targets))
         return losses.reshape(-1, count, tasks).swapaxes(1, 2).reshape(-1, count)
+
+
+def weights_by_expert(slot_weights: Tensor, experts: Tensor, n: int) -> Tensor:
+    """Return what slots, shape [R, map rows, m], give to n experts under a map, shape [R, n]."""
+    return slot_weights.new_zeros(len(slot_weights), n).index_add(1, experts.flatten(), slot_weights.flatten(1))
 
 
 def check_model(model: nn.Module, moe: Layer) -> None:

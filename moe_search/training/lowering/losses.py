@@ -85,7 +85,6 @@ def sample_losses(loss: Loss, outputs: Tensor, targets: Tensor) -> NDArray[np.fl
 
 
 def _each_loss(loss: Loss, outputs: Tensor, targets: Tensor) -> NDArray[np.float64]:
-    outputs, targets = at_least_single(outputs), at_least_single(targets)
     try:
         with warnings.catch_warnings():
             # vmap warns of every operator that it can only map slowly.

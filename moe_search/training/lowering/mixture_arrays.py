@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from moe_search.problems.mixture import MixtureAssignment
-from moe_search.training.lowering.forward_pass import Chunk, Opened, run_head
+from moe_search.training.lowering.forward_pass import Chunk, Opened, run_head, weights_by_expert
 from moe_search.training.lowering.losses import NonFiniteLossError, RecognizedLoss, as_numpy, at_least_single
 
 
@@ -81,7 +81,7 @@ def mixture_arrays(opened: Opened, losses: tuple[RecognizedLoss, ...]) -> Mixtur
         answers = at_least_single(answers) * totals.reshape(-1, *[1] * (answers.ndim - 1))
         # Weights that sum to 1 add it once.
         answers = chunk.with_shared(answers)
-        weights = _expert_weights(simplex, tasks.expert_map.experts, answers.shape[1])
+        weights = weights_by_expert(simplex, tasks.expert_map.experts, answers.shape[1])
         folded = fold_head(opened, chunk, weights, answers)
         if not bool(folded.isfinite().all()):
             raise NonFiniteLossError("the outputs of every expert must be finite, got NaN or infinite ones")
@@ -150,20 +150,15 @@ def _deviations(opened: Opened, chunk: Chunk, slot_weights: Tensor, answers: Ten
     # Shifting the experts of every row by a random step gives a valid map that leaves no slot its expert.
     experts = opened.tasks.expert_map.experts
     steps = torch.from_numpy(np.random.default_rng(0).integers(1, n, size=(len(experts), 1))).to(experts.device)
-    expert_weights = _expert_weights(slot_weights, (experts + steps) % n, n)
+    shifted = weights_by_expert(slot_weights, (experts + steps) % n, n)
     with chunk.autocast.again():
-        mixture = opened.tasks.combine(expert_weights, answers).to(chunk.mixture.dtype)
+        mixture = opened.tasks.combine(shifted, answers).to(chunk.mixture.dtype)
     true = run_head(opened.model, opened.tasks, chunk.batch, mixture).flatten(1)
     with torch.autocast(true.device.type, enabled=False):
-        predicted = torch.einsum("bn,bnc->bc", expert_weights.to(folded.dtype), folded)
+        predicted = torch.einsum("bn,bnc->bc", shifted.to(folded.dtype), folded)
     error, change, size = (true - predicted).abs(), (true - chunk.outputs.flatten(1)).abs(), true.abs()
     rows = [opened.tasks.of_task(t) for t in range(opened.tasks.count)]
     return [Deviation(float(error[r].max()), float(change[r].max()), float(size[r].max()), chunk.eps) for r in rows]
-
-
-def _expert_weights(slot_weights: Tensor, experts: Tensor, n: int) -> Tensor:
-    """Return what slots, shape [R, map rows, m], give to n experts under a map, shape [R, n]."""
-    return slot_weights.new_zeros(len(slot_weights), n).index_add(1, experts.flatten(), slot_weights.flatten(1))
 
 
 def _joined(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:

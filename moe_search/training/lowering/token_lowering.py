@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -116,8 +117,7 @@ class TokenLowering:
 
         A constant apart, which is the same under all maps, its value is the change of the mean loss.
         """
-        present = self._mixtures(self.initial)
-        targets = present - self.drift / curvature
+        targets = self._present - self.drift / curvature
         weights = np.full(len(targets), curvature / 2 * self.unit)
         return MixtureAssignment(self.slot_weights, self.outputs, targets, "squared", weights)
 
@@ -136,8 +136,12 @@ class TokenLowering:
 
     def forecast(self, permutation: NDArray[np.int64], curvature: float = 1.0) -> float:
         """Return the change of the mean loss that the second problem foretells for a map."""
-        change = self._mixtures(permutation) - self._mixtures(self.initial)
+        change = self._mixtures(permutation) - self._present
         return float(self.unit * (np.vdot(change, self.drift) + curvature / 2 * np.vdot(change, change)))
+
+    @cached_property
+    def _present(self) -> NDArray[Any]:
+        return self._mixtures(self.initial)
 
     def _mixtures(self, permutation: NDArray[np.int64]) -> NDArray[Any]:
         rows, m = self.slot_weights.shape[1:]
