@@ -24,7 +24,7 @@ from moe_search.solvers.engine.random_state import random_state
 from moe_search.solvers.engine.result import Result, reached
 from moe_search.solvers.engine.run import Run
 from moe_search.solvers.engine.solver import Solver
-from moe_search.solvers.engine.stop import Allowance
+from moe_search.solvers.engine.stop import Allowance, Stopper
 
 if TYPE_CHECKING:
     from ortools.sat.python import cp_model
@@ -35,6 +35,8 @@ MOST_PRODUCTS = 20_000_000
 # larger coefficients. At 2**36 and beyond, presolving loses the optimum of 2 to 8 % of them, and without it
 # many are called infeasible where a limit forces a slot; at 2**34 neither was seen.
 COST_STEPS, LIMITED_COST_STEPS = 2.0**38, 2.0**34
+# The grid becomes finer as values are found, until it errs by no more than this part of the value.
+PRECISION = 1e-8
 # Integers have no grid to choose. Larger ones are not presolved.
 LARGEST_PRESOLVED_SUM = 2**31
 # CP-SAT calls models invalid somewhat above; their sums could overflow its arithmetic.
@@ -55,8 +57,14 @@ class CpSat(Solver):
     Sparse problems: one table of allowed assignments, with its cost, for each pair of slots that pays anything. Dense
     ones: one variable ``w_s >= sum cost(s, t, e, f) x_tf`` if ``x_se`` for each slot, after Kaufman and Broeckx,
     tightened by the Gilmore-Lawler bound. Squared mixtures are solved as pairwise ones, and load limits are linear
-    constraints. Float costs are rounded to a grid of 2^-38 of their range, of 2^-34 under load limits; the bound takes
-    the rounding in, and an optimum is one up to that. An iteration is one conflict.
+    constraints. An iteration is one conflict.
+
+    Float costs are rounded to a grid of 2^-38 of their range, of 2^-34 under load limits, and the bound takes the
+    rounding in. What costs more than the best value found leaves room for counts as no more than that, so that costs of
+    a wide range are solved again on a finer grid, until it errs by 1e-8 of the value at most. Where positive and
+    negative costs cancel out to less than they can be told apart, the gap says what is left; it is called optimal where
+    it is within 1e-8 of an ordinary value.
+
     Proofs take a minute for n = 9 dense and n = 12 sparse facilities; larger problems get a bound and what was found.
 
     References
@@ -116,14 +124,31 @@ class CpSat(Solver):
         if stopper.stops(run.progress()):
             return False
         run.show()
-        model = _Model(cp_model.CpModel(), run.problem)
-        # Building a large model in Python takes long: look at the clock after every table.
-        for _ in model.build():
-            if stopper.stops(run.progress()):
-                return False
+        error = math.inf
+        while True:
+            model = _Model(cp_model.CpModel(), run.problem, run.value)
+            # Building a large model in Python takes long: look at the clock after every table.
+            for _ in model.build():
+                if stopper.stops(run.progress()):
+                    return False
+            optimal = self._solve_model(run, model, stopper)
+            if not optimal or run.problem.integral:
+                return optimal
+            # An optimum on the grid is one of the problem, up to the grid. The value found may allow for a finer one.
+            before, error = error, model.error
+            near = run.bound is not None and run.value <= run.bound + error
+            small = error <= PRECISION * abs(run.value)
+            if small or run.interrupted or error > before / 2:
+                return near and error <= PRECISION * max(abs(run.value), run.problem.ordinary_value())
+
+    def _solve_model(self, run: Run, model: _Model, stopper: Stopper) -> bool:
+        """Solve a model that is built, and set the bound of the run; return whether the model is solved."""
+        from ortools.sat.python import cp_model
+
         model.hint(run.incumbent)
         solver = cp_sat_solver(run, self.workers, stopper.allowance(run.progress()))
         solver.parameters.cp_model_presolve = model.presolved
+        before = run.iterations
         found = _solutions(run, model)
         status = None
 
@@ -141,14 +166,13 @@ class CpSat(Solver):
                 solver.stop_search()
 
         run.interrupted = run_watched(work, look, solver.stop_search)
-        run.iterations = solver.num_conflicts
+        run.iterations = before + solver.num_conflicts
         # CP-SAT reports its integer bound as a float, which holds the last digits of none beyond 2**53.
         exact = status == cp_model.OPTIMAL and run.problem.integral
         reported = reported_bound(status, solver.best_objective_bound)
-        run.bound = run.value if exact else _below_value(run, model.lower_bound(reported))
-        # An optimum on the grid is one of the problem, up to the grid.
-        steps = 0.0 if run.problem.integral else model.rounded + model.lost
-        return status == cp_model.OPTIMAL and run.bound is not None and run.value <= run.bound + steps / model.scale
+        bounds = (run.bound, run.value if exact else _below_value(run, model.lower_bound(reported)))
+        run.bound = max((bound for bound in bounds if bound is not None), default=None)
+        return status == cp_model.OPTIMAL
 
 
 def number_of_terms(costs: PairCosts) -> int:
@@ -193,7 +217,7 @@ def _below_value(run: Run, bound: int | float | None) -> int | float | None:
 class _Model:
     """The CP-SAT model of a problem, in integers."""
 
-    def __init__(self, model: cp_model.CpModel, problem: Problem) -> None:
+    def __init__(self, model: cp_model.CpModel, problem: Problem, known: int | float) -> None:
         self.model = model
         costs = problem.pair_costs()
         assert costs is not None
@@ -201,16 +225,30 @@ class _Model:
         m, n = costs.shape
         self.x = [[model.new_bool_var(f"x{s},{e}") for e in range(n)] for s in range(m)]
         self.pairs = self._paying_pairs()
+        self.sparse = len(self.pairs) * 4 <= m * (m - 1) // 2
         self.scale = 1.0
+        # What every permutation pays is left out of the costs, and what no permutation that is better than the known
+        # value can pay more.
+        self.offset, self.most = 0.0, math.inf
         # What rounding to the grid has added at most to the objective of any permutation, or taken, in grid steps.
         self.rounded = self.lost = 0.0
         self.root_bound: int | None = None
         loads = 0 if costs.limits is None else int(costs.limits.slot_load.sum())
         self.presolved = costs.integral and max(largest_sum(costs), loads) <= LARGEST_PRESOLVED_SUM
         if not costs.integral:
-            reach = float(np.abs(costs.unary).max(axis=1, initial=0.0).sum())
-            reach += sum(float(np.abs(self._table(s, t)).max()) for s, t in self.pairs.tolist())
+            ranges = [(row.min(), row.max()) for row in costs.unary]
+            ranges += [(table.min(), table.max()) for table in self._paid_once()]
+            self.offset = math.fsum(least for least, _ in ranges)
+            self.most = max(known - self.offset, 0.0)
+            reach = math.fsum(min(float(most - least), self.most) for least, most in ranges)
             self.scale = grid_scale(reach, COST_STEPS if costs.limits is None else LIMITED_COST_STEPS)
+
+    def _paid_once(self) -> Iterator[npt.NDArray[Any]]:
+        """Return the tables of which every permutation pays one entry."""
+        if self.sparse:
+            return (self._table(s, t) for s, t in self.pairs.tolist())
+        slots = range(self.costs.shape[0])
+        return (self._half(s, t) for s in slots for t in slots if s != t)
 
     def _paying_pairs(self) -> npt.NDArray[np.int64]:
         """Return the pairs of slots s < t that pay anything, shape (P, 2)."""
@@ -254,7 +292,7 @@ class _Model:
             terms += x[s]
             coefficients += unary[s].tolist()
         yield
-        parts = self._tables() if len(self.pairs) * 4 <= m * (m - 1) // 2 else self._rows(unary)
+        parts = self._tables() if self.sparse else self._rows(unary)
         for part in parts:
             terms += part
             coefficients += [1] * len(part)
@@ -323,9 +361,10 @@ class _Model:
         """Return costs of which one is paid, or one of each row, as integers; keep account of the rounding."""
         if self.costs.integral:
             return costs.astype(np.int64)
-        scaled = costs * self.scale
+        axis = 1 if each_slot else None
+        scaled = np.minimum(costs - costs.min(axis=axis, keepdims=True), self.most) * self.scale
         on_grid = np.rint(scaled)
-        added, axis = on_grid - scaled, 1 if each_slot else None
+        added = on_grid - scaled
         self.rounded += float(added.max(axis=axis).sum())
         self.lost -= float(added.min(axis=axis).sum())
         return on_grid.astype(np.int64)
@@ -337,7 +376,12 @@ class _Model:
         if self.costs.integral:
             bound = round(objective if abs(objective) < EXACT_IN_FLOAT64 else math.nextafter(objective, -math.inf))
             return bound if self.root_bound is None else max(bound, self.root_bound)
-        return (objective - self.rounded) / self.scale
+        return self.offset + (objective - self.rounded) / self.scale
+
+    @property
+    def error(self) -> float:
+        """How far an optimum of the model is above that of the problem at most, if it is better than the known value."""
+        return (self.rounded + self.lost) / self.scale
 
     def hint(self, permutation: Permutation) -> None:
         """Give CP-SAT a permutation to start from."""
