@@ -187,7 +187,7 @@ def relax(costs: PairCosts) -> Relaxation:
     linear = costs.unary[:, expert]
     if costs.pairwise is not None:
         table = costs.pairwise.coupling
-        step = _divisor(table, costs.unary) if costs.integral else 0
+        step = (_divisor(table, costs.unary) or 1) if costs.integral else 0
         coupling, linear = _numbers(costs, table, 2 * linear)
         inner, duals = np.zeros((m, m), coupling.dtype), empty_duals(m, coupling.dtype)
         # A table that was not converted is read-only; one that was is made so, that one compiled kernel serves both.

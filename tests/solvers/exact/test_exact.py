@@ -61,6 +61,32 @@ def test_exact_solvers_keep_their_bound_near_the_ends_of_the_range_of_floats(sol
     assert result.status == "feasible" or result.value == pytest.approx(optimum, rel=1e-9)
 
 
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    decades=st.sampled_from([6, 9, 15]),
+    shape=st.sampled_from([(6, 6), (12, 3)]),
+    negative=st.booleans(),
+)
+def test_cp_sat_proves_linear_floats_of_a_wide_range(seed, decades, shape, negative):
+    rng = np.random.default_rng(seed)
+    cost = 10.0 ** rng.uniform(-decades, decades, shape) * rng.choice([1.0, -1.0 if negative else 1.0], shape)
+    problem = problems.LinearAssignment(cost)
+    optimum = Hungarian().solve(problem, MaxRuntime(60.0)).value
+    result = CpSat().solve(problem, MaxRuntime(60.0))
+    assert result.status == "optimal"
+    assert abs(result.value - optimum) <= 1e-8 * abs(optimum)
+    assert optimum * (1 - 1e-8 * np.sign(optimum)) <= result.bound <= optimum + 1e-12 * abs(optimum)
+
+
+def test_cp_sat_leaves_out_what_all_pay_and_bounds_what_cancels_out():
+    all_pay = np.array([[1e15, 1e15], [1.0 - 1e15, 2.0 - 1e15]])
+    result = CpSat().solve(problems.LinearAssignment(all_pay), MaxRuntime(60.0))
+    assert (result.value, result.bound, result.status) == (1.0, 1.0, "optimal")
+    cancels = CpSat().solve(problems.LinearAssignment([[1e15, 1.0], [2.0, -1e15]]), MaxRuntime(60.0))
+    assert cancels.bound <= 0.0 <= cancels.value <= 1e-8 * 1e15
+
+
 @pytest.mark.parametrize("solver", [CpSat(), MinCostFlow(), Hungarian(), Transport()])
 def test_the_largest_floats_that_a_problem_takes_are_solved(solver):
     largest = 1e300 / 16.01
