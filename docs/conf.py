@@ -53,6 +53,7 @@ PACKAGES = (
     "training",
     "huggingface",
     "serving",
+    "analysis",
     "plotting",
     "integrations",
 )

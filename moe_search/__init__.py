@@ -10,7 +10,18 @@ __version__ = "0.2.0"
 # waits for no torch and no matplotlib.
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    ["gates", "huggingface", "integrations", "layers", "plotting", "problems", "serving", "solvers", "training"],
+    [
+        "analysis",
+        "gates",
+        "huggingface",
+        "integrations",
+        "layers",
+        "plotting",
+        "problems",
+        "serving",
+        "solvers",
+        "training",
+    ],
     {"api": ["lower_bound", "solve"], "compilation": ["warm_up"], "installation": ["show_versions"]}
     | {
         package.__name__.removeprefix("moe_search."): package.__all__

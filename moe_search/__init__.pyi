@@ -1,4 +1,5 @@
 from . import (
+    analysis as analysis,
     gates as gates,
     huggingface as huggingface,
     integrations as integrations,

@@ -19,7 +19,7 @@ FLOORS = (
     ("moe_search.solvers.heuristic",),
     ("moe_search.solvers",),
     ("moe_search.display", "moe_search.installation"),
-    ("moe_search.api", "moe_search.plotting"),
+    ("moe_search.api", "moe_search.analysis", "moe_search.plotting"),
     ("moe_search.compilation",),
     ("moe_search.gates",),
     ("moe_search.layers",),

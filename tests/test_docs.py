@@ -8,7 +8,18 @@ import pytest
 import moe_search as ms
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = {"gates", "huggingface", "integrations", "layers", "plotting", "problems", "serving", "solvers", "training"}
+PACKAGES = {
+    "analysis",
+    "gates",
+    "huggingface",
+    "integrations",
+    "layers",
+    "plotting",
+    "problems",
+    "serving",
+    "solvers",
+    "training",
+}
 
 # They compile kernels, and one imports Lightning and Transformers.
 pytestmark = pytest.mark.slow

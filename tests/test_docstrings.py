@@ -31,16 +31,29 @@ COMPILED = {
     "expert_map",
     "load_mixtures",
     "rebalance_experts",
+    "sample_local_optima",
     "simulate",
     "solve",
     "to_mixture",
 }
 
 
-PACKAGES = {"gates", "huggingface", "integrations", "layers", "plotting", "problems", "serving", "solvers", "training"}
+PACKAGES = {
+    "analysis",
+    "gates",
+    "huggingface",
+    "integrations",
+    "layers",
+    "plotting",
+    "problems",
+    "serving",
+    "solvers",
+    "training",
+}
 # Names, not objects: collecting the tests loads no torch.
 PUBLIC = [
     *(("moe_search", name) for name in ms.__all__ if name not in PACKAGES),
+    *(("moe_search.analysis", name) for name in ms.analysis.__all__),
     *(("moe_search.plotting", name) for name in ms.plotting.__all__),
     *(("moe_search.serving", name) for name in ms.serving.__all__),
     *(("moe_search.integrations", name) for name in ms.integrations.__all__),
