@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 import numpy as np
@@ -11,11 +11,15 @@ import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, PercentFormatter
+from matplotlib.ticker import FixedLocator
 
-from moe_search.plotting.palette import LINES, MUTED, RULE, STYLE, leave_base_line
+from moe_search.analysis.run_times import censored_distribution
+from moe_search.plotting.palette import MUTED, RULE, STYLE, leave_base_line
+from moe_search.plotting.search_statistics import draw_distribution, line_style
 
-DASHES = ("-", "--", ":")
+if TYPE_CHECKING:
+    from scipy.stats._survival import EmpiricalDistributionFunction
+
 EXCESS_TICKS = (0.0, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 SHORTEST = 1e-4
 """Seconds at which the curves of times begin."""
@@ -40,17 +44,13 @@ def performance_ratios(costs: npt.ArrayLike) -> npt.NDArray[np.float64]:
     return np.where(np.isfinite(array), array / np.where(np.isfinite(least), least, 1.0), np.inf)
 
 
-def share_steps(
-    points: npt.NDArray[np.float64], right: float
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return where the share of all points that are at most x takes a step up to x = `right`, and to which share.
+def times_distribution(points: npt.NDArray[np.float64], right: float) -> EmpiricalDistributionFunction:
+    """Return the distribution of numbers, of which infinite ones are above `right`.
 
-    Points may be infinite: no share counts them but as part of the total. The share of performance ratios is a
-    performance profile; that of times to a target is their distribution.
+    That of performance ratios is a performance profile; that of times to a target a run-time distribution.
     """
-    finite = np.sort(points[np.isfinite(points)])
-    x = np.concatenate([[0.0], finite, [right]])
-    return x, np.concatenate([np.arange(len(finite) + 1), [len(finite)]]) / len(points)
+    finite = np.isfinite(points)
+    return censored_distribution(points[finite], np.full((~finite).sum(), right))
 
 
 def excess_figure(excess: Mapping[str, pd.DataFrame], styles: Mapping[str, int]) -> Figure:
@@ -61,7 +61,7 @@ def excess_figure(excess: Mapping[str, pd.DataFrame], styles: Mapping[str, int])
     figure, axes = _panels(excess)
     for (title, table), axis in zip(excess.items(), axes, strict=True):
         for name in map(str, table.columns):
-            axis.step(table.index, table[name], where="post", linewidth=1.6, label=name, **_style(styles[name]))
+            axis.step(table.index, table[name], where="post", linewidth=1.6, label=name, **line_style(styles[name]))
         axis.set_yscale("symlog", linthresh=EXCESS_TICKS[1], linscale=0.4)
         axis.set_ylim(-EXCESS_TICKS[1] / 10, max(EXCESS_TICKS[2], float(_finite(table).max(initial=0.0))))
         axis.set_xlim(table.index[0], table.index[-1])
@@ -118,19 +118,13 @@ def _panels(titles: Collection[str]) -> tuple[Figure, list[Axes]]:
 
 
 def _draw_shares(axis: Axes, points: npt.NDArray[np.float64], label: str, style: int, right: float) -> None:
-    """Draw the steps of `share_steps`."""
-    axis.step(*share_steps(points, right), where="post", linewidth=1.6, label=label, **_style(style))
-    axis.set_ylim(-0.02, 1.02)
-    axis.yaxis.set_major_formatter(PercentFormatter(1.0))
+    """Draw the steps of `times_distribution`."""
+    draw_distribution(axis, times_distribution(points, right), right, label=label, **line_style(style))
 
 
 def _finite(values: npt.ArrayLike) -> npt.NDArray[np.float64]:
     array = np.asarray(values, dtype=np.float64)
     return array[np.isfinite(array)]
-
-
-def _style(number: int) -> dict[str, Any]:
-    return {"color": LINES[number % len(LINES)], "linestyle": DASHES[number // len(LINES) % len(DASHES)]}
 
 
 def _finish(axis: Axes, title: str, x_label: str, y_label: str) -> None:

@@ -24,4 +24,9 @@ from .report import (
     write_report as write_report,
 )
 from .routing import co_activation as co_activation, expert_loads as expert_loads
+from .search_statistics import (
+    distribution_curves as distribution_curves,
+    fitness_distances as fitness_distances,
+    walk_autocorrelations as walk_autocorrelations,
+)
 from .table import Table as Table

@@ -136,10 +136,10 @@ def expert_subset(rng):
 def neuron_partition(rng):
     shared, experts, active = [(0, 2, 1), (0, 3, 1), (0, 3, 2), (2, 2, 1)][rng.integers(4)]
     activations, weights = rng.standard_normal((4, 6)), rng.standard_normal((2, 6))
-    mass = (activations * np.linalg.norm(weights, axis=0)) ** 2
     # Some rows use few neurons, which a division may keep all of.
-    mass = mass * (rng.random(mass.shape) < rng.choice([0.4, 1.0]))
-    mass[0, 0] += 1.0
+    activations *= rng.random(activations.shape) < rng.choice([0.4, 1.0])
+    activations[0, 0] += 1.0
+    mass = (activations * np.linalg.norm(weights, axis=0)) ** 2
     error = rng.random() < 0.5
     given = (activations, weights) if error else ()
     problem = ms.NeuronPartition(mass, experts, active, shared, *given)

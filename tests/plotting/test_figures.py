@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 from matplotlib.patches import FancyBboxPatch
+from scipy import stats
 
 from moe_search.plotting.canvases import canvases
 from moe_search.plotting.expert_maps import MapPanel, NamedMap, expert_maps
@@ -10,6 +11,12 @@ from moe_search.plotting.palette import expert_colours
 from moe_search.plotting.placements import layer_migrations, over_rebalances, trade_off
 from moe_search.plotting.report import figure_svg
 from moe_search.plotting.routing import co_activation, expert_loads
+from moe_search.plotting.search_statistics import (
+    distribution_curves,
+    fitness_distances,
+    line_style,
+    walk_autocorrelations,
+)
 
 
 def test_loss_curves_draw_the_mean_and_each_seed():
@@ -123,3 +130,25 @@ def test_what_came_of_policies_is_drawn_where_it_is():
     assert [line.get_xydata().tolist() for line in axis.lines] == [[[1, 0.9], [2, 0.8]], [[1, 1.0], [2, 1.0]]]
     (axis,) = layer_migrations([2, 0, 3]).axes
     assert [bar.get_height() for bar in axis.patches] == [2, 0, 3]
+
+
+def test_distributions_are_drawn_as_steps_up_to_the_longest():
+    short, long = stats.ecdf([1.0, 2.0]).cdf, stats.ecdf(stats.CensoredData([1.0, 3.0], right=[8.0, 8.0])).cdf
+    (axis,) = distribution_curves({"a": short, "b": long}, "iterations").axes
+    drawn = [(line.get_xdata().tolist(), line.get_ydata().tolist()) for line in axis.lines]
+    assert drawn == [([0, 1, 2, 8], [0, 0.5, 1, 1]), ([0, 1, 3, 8, 8], [0, 0.25, 0.5, 0.5, 0.5])]
+    assert axis.get_xlabel() == "iterations"
+    styles = [tuple(line_style(number).values()) for number in range(3 * 7)]
+    assert len(set(styles)) == len(styles)
+
+
+def test_values_by_distance_and_autocorrelations():
+    (axis,) = fitness_distances([5, 7], [0, 3]).axes
+    assert axis.lines[0].get_xydata().tolist() == [[0, 5], [3, 7]]
+    (axis,) = walk_autocorrelations({"a": [1.0, 0.5], "b": [1.0, 0.9]}).axes
+    assert [line.get_ydata()[1] for line in axis.lines] == pytest.approx([0.5, 0.9, np.exp(-1)])
+    with pytest.raises(ValueError, match=r"one shape \(solutions,\), at least one, got \(2,\) and \(1,\)"):
+        fitness_distances([1, 2], [0])
+    for draw, message in ((distribution_curves, "at least one distribution"), (walk_autocorrelations, "one walk")):
+        with pytest.raises(ValueError, match=message):
+            draw({})

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from moe_search.bench.comparison.curves import performance_ratios, share_steps
+from moe_search.bench.comparison.curves import performance_ratios, times_distribution
 from moe_search.bench.comparison.scores import rank_solvers, signed_rank_p, wins_ties_losses
 
 INF = np.inf
@@ -11,8 +11,7 @@ INF = np.inf
 
 def shares(amounts, limit):
     """The share of the rows in which a solver's amount is at most `limit`, as its curve shows it."""
-    steps = [share_steps(column, 1e10) for column in np.transpose(amounts)]
-    return [y[np.searchsorted(x, limit, side="right") - 1] for x, y in steps]
+    return [times_distribution(column, 1e10).evaluate(limit) for column in np.transpose(amounts)]
 
 
 def test_performance_ratios_by_hand():
