@@ -60,10 +60,13 @@ def demo(
 
 @app.command()
 def bench(
-    suite: Annotated[str, typer.Option(help="small, medium or qaplib.")] = "small",
+    suite: Annotated[str, typer.Option(help="small, medium, qaplib or literature.")] = "small",
     solver: Annotated[
         list[str] | None,
-        typer.Option(help="Solver by name, as in --solver TabuSearch; repeatable. [default: all]", metavar="NAME"),
+        typer.Option(
+            help="Solver by name, as in --solver TabuSearch; repeatable. [default: all, for literature the best]",
+            metavar="NAME",
+        ),
     ] = None,
     dataset: Annotated[
         list[str] | None,
@@ -111,7 +114,7 @@ def bench(
         output.mkdir(parents=True, exist_ok=True)
         check_output_file(output / "report.html", "output")
         from moe_search.bench.comparison.comparison import run_comparison
-        from moe_search.bench.comparison.report import make_report, write_comparison
+        from moe_search.bench.comparison.report import LITERATURE, make_report, write_comparison
 
         comparison = run_comparison(settings)
     report = make_report(comparison, settings, command_line())
@@ -125,7 +128,8 @@ def bench(
     for section in report.sections:
         # The first table says how the solvers did, the others stand in the report.
         for table in section.tables[:1]:
-            console.print(replace(table, title=section.heading, note="").as_rich())
+            note = table.note if section.heading == LITERATURE else ""
+            console.print(replace(table, title=section.heading, note=note).as_rich())
         for finding in section.findings:
             console.print(finding, style="dim")
     console.print("written: " + ", ".join(str(path) for path in paths))

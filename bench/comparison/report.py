@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 
 from moe_search.bench.comparison.comparison import Comparison
 from moe_search.bench.comparison.curves import excess_figure, profile_figure, time_to_target_figure
+from moe_search.bench.comparison.literature import ARTICLES, Article, Published
 from moe_search.bench.comparison.scores import (
     Ranking,
     Scores,
+    excess,
     excess_over_time,
     rank_solvers,
     scores,
@@ -24,6 +27,7 @@ from moe_search.plotting.table import Table
 from moe_search.solvers.engine.result import relative_gap
 
 NONE = "-"
+LITERATURE = "Beside the literature"
 CLOSE = 0.01
 TARGETS = {"1 % above the best": CLOSE, "0.1 % above the best": 0.001, "the best known value": 0.0}
 
@@ -48,6 +52,7 @@ def make_report(comparison: Comparison, settings: ComparisonSettings, command: s
     )
     judged = [(each, rank_solvers(each.by_dataset())) for each in scores(comparison)]
     sections = [_section(comparison, each, ranking) for each, ranking in judged]
+    sections += _literature(comparison, judged)
     sections.append(Section("How to read it", paragraphs=(HOW_TO_READ, f"Runs: {told}.")))
     faults = _faults_table(comparison)
     if faults.rows:
@@ -131,6 +136,46 @@ def _section(comparison: Comparison, scores: Scores, ranking: Ranking) -> Sectio
         folded.append(_pairs_table(ranking))
     figures = _figures(comparison, scores, ranking)
     return Section(heading, tuple(paragraphs), tables, ranking.sentences, figures, tuple(folded))
+
+
+def _literature(comparison: Comparison, judged: list[tuple[Scores, Ranking]]) -> list[Section]:
+    """Return the runs on instances that articles report on, beside what these report."""
+    tables = []
+    for (each, ranking), article in product(judged, ARTICLES):
+        names = {str(dataset).removeprefix("qaplib[").removesuffix("]"): dataset for dataset in each.references.index}
+        shared = {names[instance]: figures for instance, figures in article.figures.items() if instance in names}
+        if shared and each.solvers:
+            tables.append(_article_table(comparison, each, ranking, article, shared))
+    if not tables:
+        return []
+    words = (
+        "Times of other machines, languages and years are no measure of ours: they say what was spent for a value, not "
+        "who is faster. An article's deviation is taken from the best value known here, as ours is, and may be larger "
+        "than the article has it where a better one was found since."
+    )
+    return [Section(LITERATURE, (words,), tuple(tables))]
+
+
+def _article_table(
+    comparison: Comparison, scores: Scores, ranking: Ranking, article: Article, shared: dict[str, Published]
+) -> Table:
+    """Return one row for each data set that an article has: its mean deviation and time, and those of our solvers."""
+    means = scores.excess.groupby(level="dataset", sort=False).mean()
+    last = comparison.runs.groupby(["dataset", "solver"])["seconds"].mean()
+    rows = []
+    for dataset, figures in shared.items():
+        best = float(scores.references[dataset])
+        row = [dataset, _number(best), _percent(excess(figures.value, best)), f"{figures.minutes:g} min"]
+        for solver in ranking.mean_ranks:
+            row += [_percent(means.loc[dataset, solver]), f"{last[dataset, solver]:.3g} s"]
+        rows.append(tuple(row))
+    ours = [f"{solver}: {what}" for solver in ranking.mean_ranks for what in ("mean deviation", "last improvement")]
+    columns = ("data set", "best known", f"{article.algorithm}: mean deviation", "time", *ours)
+    note = (
+        f"{article.algorithm}: {article.source}. {article.setting}. Ours: the mean over all runs of "
+        f"{comparison.seconds:g} s, and of the second in which a run improved last."
+    )
+    return Table(f"Beside {article.algorithm}", columns, tuple(rows), note=note)
 
 
 def _styles(comparison: Comparison) -> dict[str, int]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from moe_search.bench.comparison.literature import ARTICLES
 from moe_search.bench.datasets.qaplib import VARIABLE
 from moe_search.checks import require_choice, require_integer, require_number
 
@@ -21,11 +22,14 @@ class Suite(NamedTuple):
         Limit of a run.
     repetitions : int
         Runs of each solver on each data set.
+    solvers : tuple of str
+        Those that run if none are given, as patterns of benchopt; by default all.
     """
 
     datasets: tuple[str, ...]
     seconds: float
     repetitions: int
+    solvers: tuple[str, ...] = ("*",)
 
 
 # Tests are made over the data sets of a class, so a suite has many of them rather than many repetitions: with N of them
@@ -69,7 +73,17 @@ SUITES = {
         seconds=5.0,
         repetitions=2,
     ),
+    # As many runs as the articles made, of a minute: ten instances, where all files are there, x 10 x 60 s = 100 min a
+    # solver, over --n-jobs.
+    "literature": Suite(
+        (f"qaplib[instance=[{','.join(dict.fromkeys(name for each in ARTICLES for name in each.figures))}]]",),
+        seconds=60.0,
+        repetitions=10,
+        solvers=("TabuSearch",),
+    ),
 }
+# They have QAPLIB files only.
+OF_QAPLIB = ("qaplib", "literature")
 
 
 @dataclass(frozen=True)
@@ -81,7 +95,7 @@ class ComparisonSettings:
     suite : str
         A key of `SUITES`.
     solvers, datasets : tuple of str
-        benchopt's patterns; all solvers, and the data sets of the suite, if empty.
+        benchopt's patterns; those of the suite if empty.
     solver_files : tuple of Path
         Files with solvers of the user's own, in addition.
     repetitions : int, optional
@@ -114,8 +128,8 @@ class ComparisonSettings:
         require_choice("backend", self.backend, ("loky", "dask"))
         if self.qaplib is not None and not self.qaplib.is_dir():
             raise ValueError(f"qaplib must be a folder of QAPLIB files, got {self.qaplib}")
-        if self.suite == "qaplib" and not self.datasets and self.qaplib is None and VARIABLE not in os.environ:
-            raise ValueError(f"suite qaplib needs QAPLIB files: give --qaplib FOLDER or set {VARIABLE}")
+        if self.suite in OF_QAPLIB and not self.datasets and self.qaplib is None and VARIABLE not in os.environ:
+            raise ValueError(f"suite {self.suite} needs QAPLIB files: give --qaplib FOLDER or set {VARIABLE}")
 
     @property
     def runs_of_each(self) -> int:
