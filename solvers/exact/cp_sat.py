@@ -136,10 +136,9 @@ class CpSat(Solver):
                 return optimal
             # An optimum on the grid is one of the problem, up to the grid. The value found may allow for a finer one.
             before, error = error, model.error
-            near = run.bound is not None and run.value <= run.bound + error
-            small = error <= PRECISION * abs(run.value)
-            if small or run.interrupted or error > before / 2:
-                return near and error <= PRECISION * max(abs(run.value), run.problem.ordinary_value())
+            left = math.inf if run.bound is None else run.value - run.bound
+            if left <= PRECISION * abs(run.value) or run.interrupted or error > before / 2:
+                return left <= PRECISION * max(abs(run.value), run.problem.ordinary_value())
 
     def _solve_model(self, run: Run, model: _Model, stopper: Stopper) -> bool:
         """Solve a model that is built, and set the bound of the run; return whether the model is solved."""
@@ -380,7 +379,7 @@ class _Model:
 
     @property
     def error(self) -> float:
-        """How far an optimum of the model is above that of the problem at most, if it is better than the known value."""
+        """How far rounding can put two permutations out of order at most."""
         return (self.rounded + self.lost) / self.scale
 
     def hint(self, permutation: Permutation) -> None:
