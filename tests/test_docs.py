@@ -81,6 +81,15 @@ def test_dense_to_moe():
     assert scope["moe"](scope["x"]).shape == (500, 32)
 
 
+def test_study(capsys):
+    scope = run("study.md")
+    assert scope["times"].evaluate(20_000) == pytest.approx(len(scope["there"]) / 50)
+    assert len(scope["there"]) > 15
+    assert Path("run_times.svg").is_file()
+    assert 0 < scope["found"].correlation < 1
+    assert len(capsys.readouterr().out.splitlines()) == 4
+
+
 def test_refused():
     history = run("refused.md")["search"].history
     assert len(history) == 4

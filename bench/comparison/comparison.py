@@ -67,7 +67,9 @@ def run_comparison(settings: ComparisonSettings) -> Comparison:
         )
         try:
             selected = {
-                "solvers": benchmark.check_solver_patterns([*(settings.solvers or SUITES[settings.suite].solvers), *files]),
+                "solvers": benchmark.check_solver_patterns(
+                    [*(settings.solvers or SUITES[settings.suite].solvers), *files]
+                ),
                 "datasets": benchmark.check_dataset_patterns(patterns),
                 "objectives": benchmark.check_objective_filters([f"{OBJECTIVE}[seconds={settings.limit}]"]),
             }

@@ -53,8 +53,8 @@ class Article(NamedTuple):
 ARTICLES = (
     Article(
         "BMA",
-        "U. Benlic, J.-K. Hao, Memetic search for the quadratic assignment problem, Expert Systems with Applications 42 "
-        "(2015), 584-595, doi 10.1016/j.eswa.2014.08.011; mean values and times as transcribed in "
+        "U. Benlic, J.-K. Hao, Memetic search for the quadratic assignment problem, Expert Systems with Applications "
+        "42 (2015), 584-595, doi 10.1016/j.eswa.2014.08.011; mean values and times as transcribed in "
         "github.com/EtorArza/RTDHW, case_study/comparison_with_memetic_search",
         "C++, ten runs an instance, Intel Xeon E5440, 2.83 GHz",
         {
@@ -71,4 +71,3 @@ ARTICLES = (
         },
     ),
 )
-

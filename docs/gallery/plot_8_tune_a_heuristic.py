@@ -9,6 +9,7 @@ Optuna finds good ones: on training instances, to be judged on others.
 
 from dataclasses import dataclass
 
+import matplotlib.pyplot as plt
 import numpy as np
 import optuna
 from scipy import stats
@@ -41,9 +42,7 @@ class ThresholdAccepting(CompiledSearch):
 
 
 @compiled
-def accept_slice(
-    state, track, budget, target, threshold, cooling, block_size
-):
+def accept_slice(state, track, budget, target, threshold, cooling, block_size):
     """Try `budget` random swaps."""
     totals, counts = track.totals, track.counts[0]
     rng, tolerance = track.rng, track.tolerance
@@ -58,9 +57,9 @@ def accept_slice(
             commit_swap(state, a, b)
             totals[0] += delta
             counts.moves += 1
-            if totals[0] < totals[1] - tolerance:
-                if take(track, state.permutation, target):
-                    budget = work
+            better = totals[0] < totals[1] - tolerance
+            if better and take(track, state.permutation, target):
+                budget = work
         threshold[0] *= cooling
     return work
 
@@ -81,7 +80,10 @@ test = [ms.random_quadratic(30, seed=seed) for seed in range(100, 112)]
 def values(solver, problems, seeds, stop=stop):
     """Return the value of every run, a row for each problem."""
     return np.array(
-        [[solver.solve(x, stop, seed).value for seed in seeds] for x in problems]
+        [
+            [solver.solve(x, stop, seed).value for seed in seeds]
+            for x in problems
+        ]
     )
 
 
@@ -117,9 +119,7 @@ seeds = range(5)
 runs = {
     "untuned": values(untuned, test, seeds),
     "tuned": values(tuned, test, seeds),
-    "tabu search": values(
-        ms.TabuSearch(), test, seeds, ms.MaxIterations(5000)
-    ),
+    "tabu search": values(ms.TabuSearch(), test, seeds, ms.MaxIterations(5000)),
 }
 gains = 1 - (runs["tuned"] / runs["untuned"]).mean(axis=1)
 p = stats.wilcoxon(gains).pvalue
@@ -143,8 +143,7 @@ times = {
     )
     for name, solver in (("untuned", untuned), ("tuned", tuned))
 }
-figure = ms.plotting.distribution_curves(times, x_name="swaps tried")
-figure
+plt.figure(ms.plotting.distribution_curves(times, x_name="swaps tried"))
 
 # %%
 # Enter it

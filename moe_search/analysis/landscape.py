@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_search.checks import require_integer
-from moe_search.problems.permutation_problem import Permutation, PermutationProblem
+from moe_search.problems.permutation_problem import PermutationProblem
 from moe_search.solvers.engine.stop import MaxRuntime
 from moe_search.solvers.heuristic.local_search import LocalSearch
 
@@ -83,9 +83,7 @@ def sample_local_optima(
     require_integer("descents", descents)
     descent = LocalSearch(restarts=False) if solver is None else solver
     ends = [descent.solve(problem, MaxRuntime(math.inf), seed + k).permutation for k in range(descents)]
-    experts, first, found = np.unique(
-        [problem.experts(p) for p in ends], axis=0, return_index=True, return_counts=True
-    )
+    first, found = np.unique([problem.experts(p) for p in ends], axis=0, return_index=True, return_counts=True)[1:]
     values = np.array([problem.value(ends[k]) for k in first])
     order = np.argsort(values, kind="stable")
     return LocalOptima(np.array(ends)[first[order]], values[order], found[order])

@@ -107,7 +107,10 @@ def test_a_long_walk_has_the_autocorrelation_of_the_landscape(name):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: enumerate_local_optima(ms.random_quadratic(10, seed=0)), "at most 362,880 permutations, got 3,628,800"),
+        (
+            lambda: enumerate_local_optima(ms.random_quadratic(10, seed=0)),
+            "at most 362,880 permutations, got 3,628,800",
+        ),
         (lambda: autocorrelation([1.0, 2.0], 2), r"values must be more than 2, one for each step .* shape \(2,\)"),
         (lambda: autocorrelation([1.0, 1.0, 1.0], 1), "values must differ, got equal ones"),
         (lambda: fitness_distance(ms.random_linear(3, seed=0), [0, 1, 2]), "at least two permutations in rows"),

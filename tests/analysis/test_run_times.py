@@ -28,7 +28,9 @@ def test_the_share_of_runs_at_the_target_by_a_time(unit, target):
     reached = run_time_distribution(RUNS, target, unit)
     for time in (0, 0.5, 1, 2, 3, 5, 20, 30, 39, 40, 1000):
         by_then = [
-            any(p.value <= target and (p.seconds if unit == "seconds" else p.iteration) <= time for p in each.trajectory)
+            any(
+                p.value <= target and (p.seconds if unit == "seconds" else p.iteration) <= time for p in each.trajectory
+            )
             for each in RUNS
         ]
         assert reached.evaluate(time) == pytest.approx(np.mean(by_then))
@@ -56,7 +58,10 @@ def test_the_quality_by_a_time():
         (lambda: run_time_distribution([], 1), "results must hold at least one run, got none"),
         (lambda: run_time_distribution(RUNS, 1, "hours"), "unit must be one of seconds, iterations, got 'hours'"),
         (lambda: solution_quality_distribution(RUNS, 1.0, 0), "reference must not be 0"),
-        (lambda: solution_quality_distribution([run((1.0, 5, 0))], 0.5, 5), "leave every run an incumbent, got 0.5 sec"),
+        (
+            lambda: solution_quality_distribution([run((1.0, 5, 0))], 0.5, 5),
+            "leave every run an incumbent, got 0.5 sec",
+        ),
     ],
 )
 def test_bad_arguments_are_refused_in_a_sentence(call, message):
