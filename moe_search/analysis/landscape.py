@@ -255,10 +255,10 @@ def autocorrelation(values: npt.ArrayLike, lags: int) -> Floats:
 
 
 def correlation_length(values: npt.ArrayLike) -> float:
-    """Return how many steps of a walk it takes until values have forgotten where they were: -1 / ln |r|.
+    """Return how many steps of a walk it takes until values have forgotten where they were: -1 / ln r.
 
-    Here r is the autocorrelation of one step. The longer, the smoother the landscape: about n / 4 to n / 2 for the
-    swaps of a quadratic assignment problem of size n.
+    Here r is the magnitude of the autocorrelation of one step. The longer, the smoother the landscape: about n / 4 to
+    n / 2 for the swaps of a quadratic assignment problem of size n.
 
     References
     ----------

@@ -9,7 +9,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import NullFormatter, PercentFormatter
 from numpy.typing import ArrayLike
 
 from moe_search.plotting.palette import LINES, MUTED, RULE, STYLE, leave_base_line
@@ -53,6 +53,7 @@ def distribution_curves(
         axis.set_ylabel("share of the runs")
         if logarithmic:
             axis.set_xscale("log")
+            axis.xaxis.set_minor_formatter(NullFormatter())
         _finish(axis)
         figure.legend(frameon=False, loc="outside lower center", ncols=3)
     return figure
