@@ -132,7 +132,8 @@ for name, each in runs.items():
 
 # %%
 # How long it takes to come within 2 % of the best value, by the number of
-# swaps: the run-time distributions of one test instance.
+# swaps: the run-time distributions of one test instance. A flat end means that
+# runs get stuck; what is tuned for long runs is behind in short ones.
 
 target = 1.02 * best[0]
 times = {

@@ -1,6 +1,6 @@
 """Nothing that is called optimal, and no bound, is wrong: random small problems of every class against enumeration.
 
-``MOE_SEARCH_PROOFS=500 pytest -s tests/solvers/test_every_proof.py`` makes 500 of each class; by default they are few.
+``MOE_SEARCH_PROOFS=500 pytest -s FILE`` makes 500 of each class; by default they are few.
 """
 
 import os
