@@ -1,0 +1,341 @@
+"""Kernels of quadratic assignment where one matrix is sparse: a delta is a pass over neighbors, whatever the size."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_search.problems.arrays import largest_magnitude, read_only
+from moe_search.problems.dense_quadratic import linear_delta
+from moe_search.problems.kernels import compiled, kernel
+from moe_search.problems.moves import (
+    DeltaMatrix,
+    commit_swap,
+    commit_swap_and_deltas,
+    empty_delta_matrix,
+    exchange_seats,
+    swap_delta,
+)
+from moe_search.problems.permutation_problem import Permutation, inverse
+
+# A matrix is sparse from this size on, where neighbors are at most this share of a row; measured, see `sparse_speed`.
+SPARSE_FROM = 64
+SPARSE_SHARE = 1 / 16
+
+
+class SparseArrays(NamedTuple):
+    """The same problem as neighbors of nodes, which a value goes with, and a dense matrix.
+
+    Nodes are the facilities where the flow is sparse, and the locations where the distance is. The neighbors of node x
+    are ``neighbors[starts[x] : starts[x + 1]]``, never x itself. `back`, and `other_transposed`, are empty where both
+    matrices are symmetric or made so, by `factor` 1 or 2; else `factor` is 0, and they are the values from the
+    neighbors to x. `linear` is an empty vector where there is no linear term.
+    """
+
+    of_flow: bool
+    starts: npt.NDArray[np.uint32]
+    neighbors: npt.NDArray[np.uint32]
+    values: npt.NDArray[Any]
+    back: npt.NDArray[Any]
+    other: npt.NDArray[Any]
+    other_transposed: npt.NDArray[Any]
+    linear: npt.NDArray[Any]
+    factor: int
+    delta_dtype: npt.DTypeLike
+
+    def state(self, p: Permutation) -> SparseQuadraticState | GeneralSparseQuadraticState:
+        """Return the arrays of the kernels at a permutation, which becomes part of them."""
+        order = inverse(p)
+        if self.of_flow:
+            node = read_only(np.arange(len(p)))
+            nodes = (node, node.copy(), p)
+        else:
+            nodes = (p, order, order)
+        place = nodes[2]
+        graph = (self.starts, self.neighbors, self.values)
+        source = np.repeat(np.arange(len(p)), np.diff(self.starts))
+        ends = place[source], place[self.neighbors]
+        paid = np.zeros(len(p), dtype=self.values.dtype)
+        np.add.at(paid, source, self.values * self.other[ends])
+        if self.factor:
+            return SparseQuadraticState(p, order, *nodes, *graph, self.other, paid, self.linear, self.factor)
+        np.add.at(paid, source, self.back * self.other_transposed[ends])
+        return GeneralSparseQuadraticState(
+            p, order, *nodes, *graph, self.back, self.other, self.other_transposed, paid, self.linear
+        )
+
+    def delta_matrix(self) -> DeltaMatrix:
+        """Return the arrays for the deltas of all swaps, without a potential: a delta takes no time."""
+        return empty_delta_matrix(len(self.other), self.delta_dtype)
+
+
+def sparse_arrays(flow: Any, distance: npt.NDArray[Any], linear: npt.NDArray[Any] | None) -> SparseArrays | None:
+    """Return the arrays of a problem one of whose matrices is sparse enough; None if neither is."""
+    size = distance.shape[0]
+    if size < SPARSE_FROM:
+        return None
+    graphs = [(_edges(matrix), k) for k, matrix in enumerate((flow, distance)) if _is_sparse(matrix)]
+    graphs = [(edges, k) for edges, k in graphs if len(edges[0]) <= SPARSE_SHARE * size**2]
+    if not graphs:
+        return None
+    (x, y, values, back), which = min(graphs, key=lambda each: len(each[0][0]))
+    other = distance if which == 0 else dense(flow)
+    folded = np.zeros_like(distance, shape=0) if linear is None else linear
+    diagonals = flow.diagonal(), distance.diagonal()
+    if all(d.any() for d in diagonals):
+        folded = np.outer(*diagonals) + (0 if linear is None else linear)
+    factor = 0
+    symmetric, other_symmetric = np.array_equal(values, back), np.array_equal(other, other.T)
+    if symmetric and other_symmetric:
+        factor = 2
+    elif symmetric:
+        other, factor = other + other.T, 1
+    elif other_symmetric:
+        values, factor = values + back, 1
+    if other.diagonal().any():
+        other = other.copy()
+        np.fill_diagonal(other, 0)
+    delta_dtype = other.dtype
+    if other.dtype.kind == "i":
+        largest = int(largest_magnitude(other))
+        if largest < 2**31:
+            other = other.astype(np.int32)
+        sums = np.bincount(x, np.abs(values) + (0 if factor else np.abs(back)), minlength=size)
+        once = int(largest_magnitude(folded)) if folded.size else 0
+        if 4 * max(factor, 1) * int(sums.max()) * largest + 4 * once < 2**31:
+            delta_dtype = np.dtype(np.int32)
+    empty = np.zeros_like(other, shape=(0, 0))
+    return SparseArrays(
+        which == 0,
+        read_only(np.searchsorted(x, np.arange(size + 1)).astype(np.uint32)),
+        read_only(y.astype(np.uint32)),
+        read_only(values),
+        read_only(back if factor == 0 else back[:0]),
+        read_only(np.ascontiguousarray(other)),
+        read_only(np.ascontiguousarray(other.T) if factor == 0 else empty),
+        read_only(folded),
+        factor,
+        delta_dtype,
+    )
+
+
+def dense(matrix: Any) -> npt.NDArray[Any]:
+    """Return a matrix, which may be one of scipy.sparse, as a read-only array."""
+    return read_only(matrix.toarray()) if hasattr(matrix, "toarray") else matrix
+
+
+def _is_sparse(matrix: Any) -> bool:
+    stored = matrix.nnz if hasattr(matrix, "nnz") else np.count_nonzero(matrix)
+    return stored <= SPARSE_SHARE * matrix.shape[0] ** 2 + matrix.shape[0]
+
+
+def _edges(matrix: Any) -> tuple[npt.NDArray[Any], ...]:
+    """Return pairs (x, y) sorted, x not y, with what x gives to y and y to x; either of these is not zero."""
+    size = matrix.shape[0]
+    rows, columns = matrix.nonzero()
+    given = np.asarray(matrix[rows, columns]).ravel()
+    apart = rows != columns
+    rows, columns, given = rows[apart].astype(np.int64), columns[apart].astype(np.int64), given[apart]
+    keys = np.concatenate([rows * size + columns, columns * size + rows])
+    keys, where = np.unique(keys, return_inverse=True)
+    values, back = np.zeros((2, len(keys)), dtype=given.dtype)
+    values[where[: len(rows)]] = given
+    back[where[len(rows) :]] = given
+    return keys // size, keys % size, values, back
+
+
+class SparseQuadraticState(NamedTuple):
+    """Arrays of the kernels where both matrices are symmetric."""
+
+    permutation: Permutation
+    order: Permutation
+    node: Permutation  # of a slot: the slot itself, or its seat
+    slot: Permutation  # of a node
+    place: Permutation  # of a node, in `other`: its seat, or its slot
+    starts: npt.NDArray[np.uint32]
+    neighbors: npt.NDArray[np.uint32]
+    values: npt.NDArray[Any]
+    other: npt.NDArray[Any]
+    paid: npt.NDArray[Any]  # what a node pays its neighbors
+    linear: npt.NDArray[Any]
+    factor: int
+
+
+class GeneralSparseQuadraticState(NamedTuple):
+    """Arrays of the kernels where both matrices are asymmetric."""
+
+    permutation: Permutation
+    order: Permutation
+    node: Permutation
+    slot: Permutation
+    place: Permutation
+    starts: npt.NDArray[np.uint32]
+    neighbors: npt.NDArray[np.uint32]
+    values: npt.NDArray[Any]
+    back: npt.NDArray[Any]
+    other: npt.NDArray[Any]
+    other_transposed: npt.NDArray[Any]
+    paid: npt.NDArray[Any]
+    linear: npt.NDArray[Any]
+
+
+# To swap two slots is to exchange the places of their two nodes. What the two would pay then is summed over their
+# neighbors; what they pay now is kept in `paid`. The sums read rows of `other` at the place of the first slot and at
+# those of its neighbors alone, which stay in the cache while a search tries one slot with all others.
+
+
+@kernel(swap_delta, SparseQuadraticState)
+def _sparse_swap_delta(state: SparseQuadraticState, a: int, b: int) -> Any:
+    x, y = state.node[a], state.node[b]
+    # Unsigned, or Numba allows for negative indices.
+    place_x, place_y = np.uintp(state.place[x]), np.uintp(state.place[y])
+    start_x, start_y = np.uintp(state.starts[x]), np.uintp(state.starts[y])
+    of_x = np.uintp(state.starts[x + 1]) - start_x
+    of_both = of_x + np.uintp(state.starts[y + 1]) - start_y
+    total = -(state.paid[x] + state.paid[y])
+    pair = state.paid.dtype.type(0)
+    # One loop for both: with a second one Numba keeps its reference counts, at twice the cost.
+    for k in range(of_both):
+        first = k < of_x
+        e = start_x + k if first else start_y + (k - of_x)
+        z = np.uintp(state.neighbors[e])
+        place_z = np.uintp(state.place[z])
+        value = state.values[e]
+        total += value * state.other[place_z if first else place_x, place_y if first else place_z]
+        pair += value * (z == np.uintp(x))
+    # The loop met the two in each other's place, which costs nothing there.
+    total += pair * 2 * state.other[place_x, place_y]
+    return total * state.factor + linear_delta(state.linear, state.permutation, a, b)
+
+
+@kernel(swap_delta, GeneralSparseQuadraticState)
+def _general_sparse_swap_delta(state: GeneralSparseQuadraticState, a: int, b: int) -> Any:
+    x, y = state.node[a], state.node[b]
+    place_x, place_y = np.uintp(state.place[x]), np.uintp(state.place[y])
+    start_x, start_y = np.uintp(state.starts[x]), np.uintp(state.starts[y])
+    of_x = np.uintp(state.starts[x + 1]) - start_x
+    of_both = of_x + np.uintp(state.starts[y + 1]) - start_y
+    total = -(state.paid[x] + state.paid[y])
+    pair = state.paid.dtype.type(0)
+    for k in range(of_both):
+        first = k < of_x
+        e = start_x + k if first else start_y + (k - of_x)
+        z = np.uintp(state.neighbors[e])
+        place_z = np.uintp(state.place[z])
+        value, back = state.values[e], state.back[e]
+        row, column = place_z if first else place_x, place_y if first else place_z
+        straight, crossed = state.other[row, column], state.other_transposed[row, column]
+        total += value * (crossed if first else straight) + back * (straight if first else crossed)
+        pair += (value + back) * (z == np.uintp(x))
+    # What the two pay each other was taken off twice, and is the same sum of products in either place but one.
+    total += pair * (state.other[place_x, place_y] + state.paid.dtype.type(state.other[place_y, place_x]))
+    return total + linear_delta(state.linear, state.permutation, a, b)
+
+
+@kernel(commit_swap, SparseQuadraticState)
+def _sparse_commit_swap(state: SparseQuadraticState, a: int, b: int) -> None:
+    x, y = state.node[a], state.node[b]
+    pay_in_place(state, x, y)
+    pay_in_place(state, y, x)
+    exchange_seats(state.permutation, state.order, a, b)
+    pay(state, x)
+    pay(state, y)
+
+
+@kernel(commit_swap, GeneralSparseQuadraticState)
+def _general_sparse_commit_swap(state: GeneralSparseQuadraticState, a: int, b: int) -> None:
+    x, y = state.node[a], state.node[b]
+    general_pay_in_place(state, x, y)
+    general_pay_in_place(state, y, x)
+    exchange_seats(state.permutation, state.order, a, b)
+    general_pay(state, x)
+    general_pay(state, y)
+
+
+@compiled
+def pay_in_place(state: Any, x: int, y: int) -> None:
+    """Let the neighbors of node x pay for it in the place of y."""
+    neighbors, values, place, other, paid = state.neighbors, state.values, state.place, state.other, state.paid
+    before, after = place[x], place[y]
+    for e in range(state.starts[x], state.starts[x + 1]):
+        z = neighbors[e]
+        paid[z] += values[e] * (paid.dtype.type(other[after, place[z]]) - other[before, place[z]])
+
+
+@compiled
+def general_pay_in_place(state: Any, x: int, y: int) -> None:
+    """Let the neighbors of node x pay for it in the place of y, asymmetric."""
+    neighbors, place, paid, other, transposed = (
+        state.neighbors,
+        state.place,
+        state.paid,
+        state.other,
+        state.other_transposed,
+    )
+    before, after = place[x], place[y]
+    for e in range(state.starts[x], state.starts[x + 1]):
+        z = neighbors[e]
+        paid[z] += state.values[e] * (paid.dtype.type(other[after, place[z]]) - other[before, place[z]])
+        paid[z] += state.back[e] * (paid.dtype.type(transposed[after, place[z]]) - transposed[before, place[z]])
+
+
+@compiled
+def pay(state: Any, x: int) -> None:
+    """Compute what node x pays its neighbors."""
+    neighbors, place, other = state.neighbors, state.place, state.other
+    total = state.paid.dtype.type(0)
+    for e in range(state.starts[x], state.starts[x + 1]):
+        total += state.values[e] * other[place[x], place[neighbors[e]]]
+    state.paid[x] = total
+
+
+@compiled
+def general_pay(state: Any, x: int) -> None:
+    """Compute what node x and its neighbors pay each other."""
+    neighbors, place, other, transposed = state.neighbors, state.place, state.other, state.other_transposed
+    total = state.paid.dtype.type(0)
+    for e in range(state.starts[x], state.starts[x + 1]):
+        z = place[neighbors[e]]
+        total += state.values[e] * other[place[x], z] + state.back[e] * transposed[place[x], z]
+    state.paid[x] = total
+
+
+# The delta of a swap depends on the places of its two nodes and of their neighbors: after a move those are to be
+# computed afresh in which a slot of the two, or of a neighbor of the two, takes part.
+
+
+@kernel(commit_swap_and_deltas, SparseQuadraticState)
+def _sparse_commit(state: SparseQuadraticState, matrix: DeltaMatrix, block_size: int, a: int, b: int) -> None:
+    x, y = state.node[a], state.node[b]
+    commit_swap(state, a, b)
+    refresh_deltas(state, matrix.deltas, x)
+    refresh_deltas(state, matrix.deltas, y)
+
+
+@kernel(commit_swap_and_deltas, GeneralSparseQuadraticState)
+def _general_sparse_commit(
+    state: GeneralSparseQuadraticState, matrix: DeltaMatrix, block_size: int, a: int, b: int
+) -> None:
+    x, y = state.node[a], state.node[b]
+    commit_swap(state, a, b)
+    refresh_deltas(state, matrix.deltas, x)
+    refresh_deltas(state, matrix.deltas, y)
+
+
+@compiled
+def refresh_deltas(state: Any, deltas: Any, x: int) -> None:
+    """Compute the deltas of all swaps with the slots of node x and of its neighbors."""
+    row_of_swap_deltas(state, deltas, state.slot[x])
+    for e in range(state.starts[x], state.starts[x + 1]):
+        row_of_swap_deltas(state, deltas, state.slot[state.neighbors[e]])
+
+
+@compiled
+def row_of_swap_deltas(state: Any, deltas: Any, i: int) -> None:
+    """Compute the deltas of all swaps with slot i."""
+    for j in range(i):
+        deltas[j, i] = swap_delta(state, i, j)
+    for j in range(i, deltas.shape[0]):
+        deltas[i, j] = swap_delta(state, i, j)
