@@ -50,8 +50,14 @@ class DenseArrays(NamedTuple):
         """Return the arrays for the deltas of all swaps, with a potential."""
         return empty_delta_matrix(len(self.flow), self.delta_dtype, with_potential=True)
 
+    @property
+    def fill_cost(self) -> int:
+        """Operations of about a nanosecond, each of which fills with some multiplications at a time."""
+        return len(self.flow) ** 3 // 10
+
 
 def dense_arrays(flow: npt.NDArray[Any], distance: npt.NDArray[Any], linear: npt.NDArray[Any] | None) -> DenseArrays:
+    """Return the arrays of a problem."""
     folded = np.zeros_like(flow, shape=0) if linear is None else linear
     diagonals = np.diagonal(flow), np.diagonal(distance)
     if all(d.any() for d in diagonals):

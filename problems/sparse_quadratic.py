@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from moe_search.problems.arrays import largest_magnitude, read_only
+from moe_search.problems.arrays import dense, is_sparse, largest_magnitude, read_only
 from moe_search.problems.dense_quadratic import linear_delta
 from moe_search.problems.kernels import compiled, kernel
 from moe_search.problems.moves import (
@@ -67,8 +67,14 @@ class SparseArrays(NamedTuple):
         )
 
     def delta_matrix(self) -> DeltaMatrix:
-        """Return the arrays for the deltas of all swaps, without a potential: a delta takes no time."""
-        return empty_delta_matrix(len(self.other), self.delta_dtype)
+        """Return the arrays for the deltas of all swaps, without a potential."""
+        matrix = empty_delta_matrix(len(self.other), self.delta_dtype)
+        return matrix._replace(scratch=np.zeros((3, len(self.other)), dtype=self.delta_dtype))
+
+    @property
+    def fill_cost(self) -> int:
+        """Operations of about a nanosecond, of which a neighbor takes some."""
+        return 8 * len(self.other) * (len(self.other) + len(self.neighbors))
 
 
 def sparse_arrays(flow: Any, distance: npt.NDArray[Any], linear: npt.NDArray[Any] | None) -> SparseArrays | None:
@@ -104,7 +110,7 @@ def sparse_arrays(flow: Any, distance: npt.NDArray[Any], linear: npt.NDArray[Any
             other = other.astype(np.int32)
         sums = np.bincount(x, np.abs(values) + (0 if factor else np.abs(back)), minlength=size)
         once = int(largest_magnitude(folded)) if folded.size else 0
-        if 4 * max(factor, 1) * int(sums.max()) * largest + 4 * once < 2**31:
+        if 8 * max(factor, 1) * int(sums.max()) * largest + 4 * once < 2**31:
             delta_dtype = np.dtype(np.int32)
     empty = np.zeros_like(other, shape=(0, 0))
     return SparseArrays(
@@ -121,13 +127,8 @@ def sparse_arrays(flow: Any, distance: npt.NDArray[Any], linear: npt.NDArray[Any
     )
 
 
-def dense(matrix: Any) -> npt.NDArray[Any]:
-    """Return a matrix, which may be one of scipy.sparse, as a read-only array."""
-    return read_only(matrix.toarray()) if hasattr(matrix, "toarray") else matrix
-
-
 def _is_sparse(matrix: Any) -> bool:
-    stored = matrix.nnz if hasattr(matrix, "nnz") else np.count_nonzero(matrix)
+    stored = matrix.nnz if is_sparse(matrix) else np.count_nonzero(matrix)
     return stored <= SPARSE_SHARE * matrix.shape[0] ** 2 + matrix.shape[0]
 
 
@@ -188,15 +189,15 @@ class GeneralSparseQuadraticState(NamedTuple):
 
 @kernel(swap_delta, SparseQuadraticState)
 def _sparse_swap_delta(state: SparseQuadraticState, a: int, b: int) -> Any:
-    x, y = state.node[a], state.node[b]
-    # Unsigned, or Numba allows for negative indices.
+    # Unsigned, or Numba allows for negative indices, and keeps its reference counts, at three times the cost.
+    x, y, one = np.uintp(state.node[a]), np.uintp(state.node[b]), np.uintp(1)
     place_x, place_y = np.uintp(state.place[x]), np.uintp(state.place[y])
     start_x, start_y = np.uintp(state.starts[x]), np.uintp(state.starts[y])
-    of_x = np.uintp(state.starts[x + 1]) - start_x
-    of_both = of_x + np.uintp(state.starts[y + 1]) - start_y
+    of_x = np.uintp(state.starts[x + one]) - start_x
+    of_both = of_x + np.uintp(state.starts[y + one]) - start_y
     total = -(state.paid[x] + state.paid[y])
     pair = state.paid.dtype.type(0)
-    # One loop for both: with a second one Numba keeps its reference counts, at twice the cost.
+    # One loop for both: with a second one it keeps them, too.
     for k in range(of_both):
         first = k < of_x
         e = start_x + k if first else start_y + (k - of_x)
@@ -204,7 +205,7 @@ def _sparse_swap_delta(state: SparseQuadraticState, a: int, b: int) -> Any:
         place_z = np.uintp(state.place[z])
         value = state.values[e]
         total += value * state.other[place_z if first else place_x, place_y if first else place_z]
-        pair += value * (z == np.uintp(x))
+        pair += value * (z == x)
     # The loop met the two in each other's place, which costs nothing there.
     total += pair * 2 * state.other[place_x, place_y]
     return total * state.factor + linear_delta(state.linear, state.permutation, a, b)
@@ -212,11 +213,11 @@ def _sparse_swap_delta(state: SparseQuadraticState, a: int, b: int) -> Any:
 
 @kernel(swap_delta, GeneralSparseQuadraticState)
 def _general_sparse_swap_delta(state: GeneralSparseQuadraticState, a: int, b: int) -> Any:
-    x, y = state.node[a], state.node[b]
+    x, y, one = np.uintp(state.node[a]), np.uintp(state.node[b]), np.uintp(1)
     place_x, place_y = np.uintp(state.place[x]), np.uintp(state.place[y])
     start_x, start_y = np.uintp(state.starts[x]), np.uintp(state.starts[y])
-    of_x = np.uintp(state.starts[x + 1]) - start_x
-    of_both = of_x + np.uintp(state.starts[y + 1]) - start_y
+    of_x = np.uintp(state.starts[x + one]) - start_x
+    of_both = of_x + np.uintp(state.starts[y + one]) - start_y
     total = -(state.paid[x] + state.paid[y])
     pair = state.paid.dtype.type(0)
     for k in range(of_both):
@@ -228,7 +229,7 @@ def _general_sparse_swap_delta(state: GeneralSparseQuadraticState, a: int, b: in
         row, column = place_z if first else place_x, place_y if first else place_z
         straight, crossed = state.other[row, column], state.other_transposed[row, column]
         total += value * (crossed if first else straight) + back * (straight if first else crossed)
-        pair += (value + back) * (z == np.uintp(x))
+        pair += (value + back) * (z == x)
     # What the two pay each other was taken off twice, and is the same sum of products in either place but one.
     total += pair * (state.other[place_x, place_y] + state.paid.dtype.type(state.other[place_y, place_x]))
     return total + linear_delta(state.linear, state.permutation, a, b)
@@ -302,34 +303,64 @@ def general_pay(state: Any, x: int) -> None:
     state.paid[x] = total
 
 
-# The delta of a swap depends on the places of its two nodes and of their neighbors: after a move those are to be
-# computed afresh in which a slot of the two, or of a neighbor of the two, takes part.
+# A committed swap of a and b changes the delta of slots i and j by ``-(w_i - w_j) (h_i - h_j)``, as in the dense case.
+# Here w is the difference of what a node exchanges with those of a and of b, zero but for neighbors of these, and h
+# that of the rows of `other`. Deltas with a or b are computed afresh, by a pass over neighbors: no potential is kept.
 
 
 @kernel(commit_swap_and_deltas, SparseQuadraticState)
 def _sparse_commit(state: SparseQuadraticState, matrix: DeltaMatrix, block_size: int, a: int, b: int) -> None:
-    x, y = state.node[a], state.node[b]
+    update_deltas(state, matrix, state.values, state.other, state.factor, a, b)
     commit_swap(state, a, b)
-    refresh_deltas(state, matrix.deltas, x)
-    refresh_deltas(state, matrix.deltas, y)
+    row_of_swap_deltas(state, matrix.deltas, a)
+    row_of_swap_deltas(state, matrix.deltas, b)
 
 
 @kernel(commit_swap_and_deltas, GeneralSparseQuadraticState)
 def _general_sparse_commit(
     state: GeneralSparseQuadraticState, matrix: DeltaMatrix, block_size: int, a: int, b: int
 ) -> None:
-    x, y = state.node[a], state.node[b]
+    update_deltas(state, matrix, state.values, state.other, 1, a, b)
+    update_deltas(state, matrix, state.back, state.other_transposed, 1, a, b)
     commit_swap(state, a, b)
-    refresh_deltas(state, matrix.deltas, x)
-    refresh_deltas(state, matrix.deltas, y)
+    row_of_swap_deltas(state, matrix.deltas, a)
+    row_of_swap_deltas(state, matrix.deltas, b)
 
 
 @compiled
-def refresh_deltas(state: Any, deltas: Any, x: int) -> None:
-    """Compute the deltas of all swaps with the slots of node x and of its neighbors."""
-    row_of_swap_deltas(state, deltas, state.slot[x])
-    for e in range(state.starts[x], state.starts[x + 1]):
-        row_of_swap_deltas(state, deltas, state.slot[state.neighbors[e]])
+def update_deltas(state: Any, matrix: DeltaMatrix, values: Any, other: Any, factor: int, a: int, b: int) -> None:
+    """Bring the deltas of swaps without slots a and b up to date, before these two are swapped."""
+    starts, neighbors, slot = state.starts, state.neighbors, state.slot
+    w, h, done = matrix.scratch[0], matrix.scratch[1], matrix.scratch[2]
+    x, y = state.node[a], state.node[b]
+    for i in range(h.shape[0]):
+        place = state.place[state.node[i]]
+        h[i] = other[state.place[y], place] - other[state.place[x], place]
+    for e in range(starts[x], starts[x + 1]):
+        w[slot[neighbors[e]]] += factor * values[e]
+    for e in range(starts[y], starts[y + 1]):
+        w[slot[neighbors[e]]] -= factor * values[e]
+    for node in (x, y):
+        for e in range(starts[node], starts[node + 1]):
+            i = slot[neighbors[e]]
+            if done[i] == 0 and w[i] != 0:
+                subtract_row(matrix.deltas, w, h, i)
+            done[i] = 1
+    for node in (x, y):
+        for e in range(starts[node], starts[node + 1]):
+            w[slot[neighbors[e]]] = 0
+            done[slot[neighbors[e]]] = 0
+
+
+@compiled
+def subtract_row(deltas: Any, w: Any, h: Any, i: int) -> None:
+    """Subtract ``(w_i - w_j) (h_i - h_j)`` from the deltas of slot i; of two slots with a w the first one does."""
+    cast = deltas.dtype.type
+    for j in range(i):
+        if w[j] == 0:
+            deltas[j, i] -= w[i] * (h[i] - h[j])
+    for j in range(np.uintp(i + 1), np.uintp(deltas.shape[0])):
+        deltas[i, j] = cast(deltas[i, j] - cast(cast(w[i] - w[j]) * cast(h[i] - h[j])))
 
 
 @compiled
