@@ -71,7 +71,7 @@ def is_sparse(values: Any) -> bool:
 
 
 def sparse_square_matrix(name: str, values: Any) -> Any:
-    """Return `values`, of scipy.sparse, as a new, read-only, square int64 or float64 csr_array without zeros.
+    """Return `values`, of scipy.sparse, as a new, square int64 or float64 csr_array without zeros.
 
     Errors as `numeric_array`.
     """
@@ -87,8 +87,6 @@ def sparse_square_matrix(name: str, values: Any) -> Any:
     # Duplicates are added up.
     matrix = csr_array((given, (entries.row, entries.col)), shape=values.shape)
     matrix.eliminate_zeros()
-    for part in (matrix.data, matrix.indices, matrix.indptr):
-        read_only(part)
     return matrix
 
 

@@ -74,9 +74,10 @@ class QuadraticAssignment(PermutationProblem):
             raise ValueError(f"linear must have the shape of flow, {flow.shape}, got {linear.shape}")
         parts = [a for a in (flow, distance, linear) if a is not None]
         if not all(a.dtype.kind == "i" for a in parts):
-            flow = flow.astype(np.float64) if is_sparse(flow) else read_only(flow.astype(np.float64))
-            distance = read_only(distance.astype(np.float64))
+            flow, distance = flow.astype(np.float64), read_only(distance.astype(np.float64))
             linear = None if linear is None else read_only(linear.astype(np.float64))
+        for part in (flow.data, flow.indices, flow.indptr) if is_sparse(flow) else (flow,):
+            read_only(part)
         flows, distances = largest_magnitude(flow), largest_magnitude(distance)
         once = 0 if linear is None else flow.shape[0] * largest_magnitude(linear)
         require_fits("the value of a permutation", 4 * distance.size * flows * distances + 2 * once)
