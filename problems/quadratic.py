@@ -48,7 +48,7 @@ class QuadraticAssignment(PermutationProblem):
     Notes
     -----
     A delta takes O(n), and O(1) where those of all swaps are kept from move to move. Integer matrices are held in 32
-    bits where no delta can overflow them. Of 64 facilities and more, where at most a 16th of the flows, or of the
+    bits where no delta can overflow them. Of 256 facilities and more, where at most a 50th of the flows, or of the
     distances, are not zero, a delta takes as many steps as the two facilities have flows, or their two locations
     distances, whatever n; integers give the same search.
 

@@ -20,9 +20,10 @@ from moe_search.problems.moves import (
 )
 from moe_search.problems.permutation_problem import Permutation, inverse
 
-# A matrix is sparse from this size on, where neighbors are at most this share of a row; measured, see `sparse_speed`.
-SPARSE_FROM = 64
-SPARSE_SHARE = 1 / 16
+# A matrix is sparse from this size on, where neighbors are at most this share of a row: beyond, a pass over neighbors,
+# one after the other, takes as long as the SIMD pass over all. Measured by `moe_search.bench.speed.sparse_speed`.
+SPARSE_FROM = 256
+SPARSE_SHARE = 1 / 50
 
 
 class SparseArrays(NamedTuple):
@@ -208,7 +209,7 @@ def _sparse_swap_delta(state: SparseQuadraticState, a: int, b: int) -> Any:
         pair += value * (z == x)
     # The loop met the two in each other's place, which costs nothing there.
     total += pair * 2 * state.other[place_x, place_y]
-    return total * state.factor + linear_delta(state.linear, state.permutation, a, b)
+    return total * state.factor + linear_delta(state.linear, state.permutation, np.uintp(a), np.uintp(b))
 
 
 @kernel(swap_delta, GeneralSparseQuadraticState)
@@ -232,7 +233,7 @@ def _general_sparse_swap_delta(state: GeneralSparseQuadraticState, a: int, b: in
         pair += (value + back) * (z == x)
     # What the two pay each other was taken off twice, and is the same sum of products in either place but one.
     total += pair * (state.other[place_x, place_y] + state.paid.dtype.type(state.other[place_y, place_x]))
-    return total + linear_delta(state.linear, state.permutation, a, b)
+    return total + linear_delta(state.linear, state.permutation, np.uintp(a), np.uintp(b))
 
 
 @kernel(commit_swap, SparseQuadraticState)

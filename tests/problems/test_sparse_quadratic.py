@@ -65,7 +65,7 @@ def test_all_numbers_are_those_of_the_dense_problem(
 @pytest.mark.parametrize("kind", [sparse.csr_array, sparse.coo_array, sparse.csc_matrix, sparse.lil_matrix])
 @pytest.mark.parametrize("options", [{}, {"symmetric": False, "linear": True}, {"integral": False}])
 def test_a_flow_of_scipy_makes_the_same_problem(kind, options):
-    dense = random_quadratic(70, seed=1, density=0.03, **options)
+    dense = random_quadratic(256, seed=1, density=0.01, **options)
     flow = kind(dense.flow)
     problem = QuadraticAssignment(flow, dense.distance, dense.linear)
     assert isinstance(problem.flow, sparse.csr_array)
@@ -107,13 +107,13 @@ def test_size_and_share_decide_on_the_kernels_and_range_on_their_types():
     def arrays(size, density, **options):
         return random_quadratic(size, seed=0, density=density, **options).kernel_arrays
 
-    assert isinstance(arrays(64, 1.0), DenseArrays)
-    assert isinstance(arrays(63, 0.03), DenseArrays)
-    few = arrays(64, 0.03)
+    assert isinstance(arrays(256, 0.03), DenseArrays)
+    assert isinstance(arrays(255, 0.01), DenseArrays)
+    few = arrays(256, 0.01)
     assert isinstance(few, SparseArrays)
     assert (few.other.dtype, few.values.dtype, few.delta_dtype) == (np.int32, np.int64, np.int32)
-    assert arrays(64, 0.03, integral=False).other.dtype == np.float64
-    both = random_quadratic(64, seed=0, density=0.03)
+    assert arrays(256, 0.01, integral=False).other.dtype == np.float64
+    both = random_quadratic(256, seed=0, density=0.01)
     assert not QuadraticAssignment(both.distance, both.flow).kernel_arrays.of_flow
     heavy = QuadraticAssignment(both.flow, both.distance * 10**6).kernel_arrays
     assert (heavy.other.dtype, heavy.delta_dtype) == (np.int32, np.int64)
@@ -121,11 +121,10 @@ def test_size_and_share_decide_on_the_kernels_and_range_on_their_types():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("solver", [LocalSearch(), TabuSearch()])
-def test_a_search_takes_the_same_way(solver, monkeypatch):
-    few = random_quadratic(70, seed=3, density=0.05)
-    monkeypatch.setattr("moe_search.problems.sparse_quadratic.SPARSE_FROM", 71)
-    dense = QuadraticAssignment(few.flow, few.distance)
-    results = [solver.solve(problem, MaxIterations(3000), seed=1) for problem in (few, dense)]
+def test_a_search_takes_the_same_way(solver):
+    dense = random_quadratic(70, seed=3, density=0.05)
+    twins = (dense, as_sparse(dense.flow, dense.distance))
+    results = [solver.solve(problem, MaxIterations(3000), seed=1) for problem in twins]
     assert results[0].value == results[1].value
     assert results[0].permutation.tolist() == results[1].permutation.tolist()
     assert results[0].moves == results[1].moves > 0
