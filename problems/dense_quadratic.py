@@ -125,9 +125,8 @@ def _no_linear_delta(linear: Any, permutation: Any, a: int, b: int) -> Any:
 
 
 def _linear_delta(linear: Any, permutation: Any, a: int, b: int) -> Any:
-    # Unsigned as in the kernels for sparse matrices, which would else keep reference counts.
-    i = np.uintp(permutation[a])
-    j = np.uintp(permutation[b])
+    i = permutation[a]
+    j = permutation[b]
     return linear[a, j] - linear[a, i] + linear[b, i] - linear[b, j]
 
 

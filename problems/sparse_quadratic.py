@@ -209,7 +209,7 @@ def _sparse_swap_delta(state: SparseQuadraticState, a: int, b: int) -> Any:
         pair += value * (z == x)
     # The loop met the two in each other's place, which costs nothing there.
     total += pair * 2 * state.other[place_x, place_y]
-    return total * state.factor + linear_delta(state.linear, state.permutation, np.uintp(a), np.uintp(b))
+    return total * state.factor + linear_delta(state.linear, state.permutation, a, b)
 
 
 @kernel(swap_delta, GeneralSparseQuadraticState)
@@ -233,7 +233,7 @@ def _general_sparse_swap_delta(state: GeneralSparseQuadraticState, a: int, b: in
         pair += (value + back) * (z == x)
     # What the two pay each other was taken off twice, and is the same sum of products in either place but one.
     total += pair * (state.other[place_x, place_y] + state.paid.dtype.type(state.other[place_y, place_x]))
-    return total + linear_delta(state.linear, state.permutation, np.uintp(a), np.uintp(b))
+    return total + linear_delta(state.linear, state.permutation, a, b)
 
 
 @kernel(commit_swap, SparseQuadraticState)
