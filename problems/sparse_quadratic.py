@@ -49,11 +49,8 @@ class SparseArrays(NamedTuple):
     def state(self, p: Permutation) -> SparseQuadraticState | GeneralSparseQuadraticState:
         """Return the arrays of the kernels at a permutation, which becomes part of them."""
         order = inverse(p)
-        if self.of_flow:
-            node = read_only(np.arange(len(p)))
-            nodes = (node, node.copy(), p)
-        else:
-            nodes = (p, order, order)
+        facility = np.arange(len(p))
+        nodes = (facility, facility, p) if self.of_flow else (p, order, order)
         place = nodes[2]
         graph = (self.starts, self.neighbors, self.values)
         source = np.repeat(np.arange(len(p)), np.diff(self.starts))
