@@ -236,69 +236,41 @@ def _general_sparse_swap_delta(state: GeneralSparseQuadraticState, a: int, b: in
 @kernel(commit_swap, SparseQuadraticState)
 def _sparse_commit_swap(state: SparseQuadraticState, a: int, b: int) -> None:
     x, y = state.node[a], state.node[b]
-    pay_in_place(state, x, y)
-    pay_in_place(state, y, x)
+    exchange_places(state, state.values, state.other, x, y)
     exchange_seats(state.permutation, state.order, a, b)
-    pay(state, x)
-    pay(state, y)
+    for node in (x, y):
+        state.paid[node] = cost_in_place(state, state.values, state.other, node)
 
 
 @kernel(commit_swap, GeneralSparseQuadraticState)
 def _general_sparse_commit_swap(state: GeneralSparseQuadraticState, a: int, b: int) -> None:
     x, y = state.node[a], state.node[b]
-    general_pay_in_place(state, x, y)
-    general_pay_in_place(state, y, x)
+    exchange_places(state, state.values, state.other, x, y)
+    exchange_places(state, state.back, state.other_transposed, x, y)
     exchange_seats(state.permutation, state.order, a, b)
-    general_pay(state, x)
-    general_pay(state, y)
+    for node in (x, y):
+        straight = cost_in_place(state, state.values, state.other, node)
+        state.paid[node] = straight + cost_in_place(state, state.back, state.other_transposed, node)
 
 
 @compiled
-def pay_in_place(state: Any, x: int, y: int) -> None:
-    """Let the neighbors of node x pay for it in the place of y."""
-    neighbors, values, place, other, paid = state.neighbors, state.values, state.place, state.other, state.paid
-    before, after = place[x], place[y]
-    for e in range(state.starts[x], state.starts[x + 1]):
-        z = neighbors[e]
-        paid[z] += values[e] * (paid.dtype.type(other[after, place[z]]) - other[before, place[z]])
+def exchange_places(state: Any, values: Any, other: Any, x: int, y: int) -> None:
+    """Let the neighbors of nodes x and y pay for them in the place of each other, before they are there."""
+    place, paid = state.place, state.paid
+    for node, after in ((x, place[y]), (y, place[x])):
+        before = place[node]
+        for e in range(state.starts[node], state.starts[node + 1]):
+            z = state.neighbors[e]
+            paid[z] += values[e] * (paid.dtype.type(other[after, place[z]]) - other[before, place[z]])
 
 
 @compiled
-def general_pay_in_place(state: Any, x: int, y: int) -> None:
-    """Let the neighbors of node x pay for it in the place of y, asymmetric."""
-    neighbors, place, paid, other, transposed = (
-        state.neighbors,
-        state.place,
-        state.paid,
-        state.other,
-        state.other_transposed,
-    )
-    before, after = place[x], place[y]
-    for e in range(state.starts[x], state.starts[x + 1]):
-        z = neighbors[e]
-        paid[z] += state.values[e] * (paid.dtype.type(other[after, place[z]]) - other[before, place[z]])
-        paid[z] += state.back[e] * (paid.dtype.type(transposed[after, place[z]]) - transposed[before, place[z]])
-
-
-@compiled
-def pay(state: Any, x: int) -> None:
-    """Compute what node x pays its neighbors."""
-    neighbors, place, other = state.neighbors, state.place, state.other
+def cost_in_place(state: Any, values: Any, other: Any, x: int) -> Any:
+    """Return what node x pays its neighbors."""
     total = state.paid.dtype.type(0)
     for e in range(state.starts[x], state.starts[x + 1]):
-        total += state.values[e] * other[place[x], place[neighbors[e]]]
-    state.paid[x] = total
-
-
-@compiled
-def general_pay(state: Any, x: int) -> None:
-    """Compute what node x and its neighbors pay each other."""
-    neighbors, place, other, transposed = state.neighbors, state.place, state.other, state.other_transposed
-    total = state.paid.dtype.type(0)
-    for e in range(state.starts[x], state.starts[x + 1]):
-        z = place[neighbors[e]]
-        total += state.values[e] * other[place[x], z] + state.back[e] * transposed[place[x], z]
-    state.paid[x] = total
+        total += values[e] * other[state.place[x], state.place[state.neighbors[e]]]
+    return total
 
 
 # A committed swap of a and b changes the delta of slots i and j by ``-(w_i - w_j) (h_i - h_j)``, as in the dense case.
