@@ -86,7 +86,7 @@ class QuadraticAssignment(PermutationProblem):
         require_fits("a sum of distances", 4 * distance.size * distances)
         for name, array in (("flow", flow), ("distance", distance), ("linear", linear)):
             object.__setattr__(self, name, array)
-        arrays = sparse_arrays(flow, distance, linear) or dense_arrays(flow, distance, linear)
+        arrays = sparse_arrays(flow, distance, linear) or dense_arrays(dense(flow), distance, linear)
         object.__setattr__(self, "kernel_arrays", arrays)
 
     def traits(self) -> list[str]:

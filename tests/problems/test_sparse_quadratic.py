@@ -65,7 +65,7 @@ def test_all_numbers_are_those_of_the_dense_problem(
 @pytest.mark.parametrize("kind", [sparse.csr_array, sparse.coo_array, sparse.csc_matrix, sparse.lil_matrix])
 @pytest.mark.parametrize("options", [{}, {"symmetric": False, "linear": True}, {"integral": False}])
 def test_a_flow_of_scipy_makes_the_same_problem(kind, options):
-    dense = random_quadratic(256, seed=1, density=0.01, **options)
+    dense = random_quadratic(256, seed=1, density=0.008, **options)
     flow = kind(dense.flow)
     problem = QuadraticAssignment(flow, dense.distance, dense.linear)
     assert isinstance(problem.flow, sparse.csr_array)
