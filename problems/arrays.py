@@ -65,6 +65,36 @@ def square_matrix(name: str, values: npt.ArrayLike) -> npt.NDArray[Any]:
     return numeric_array(name, values, 2)
 
 
+def is_sparse(values: Any) -> bool:
+    """Return whether `values` are a matrix or an array of scipy.sparse, which is not imported to know."""
+    return hasattr(values, "tocoo")
+
+
+def sparse_square_matrix(name: str, values: Any) -> Any:
+    """Return `values`, of scipy.sparse, as a new, square int64 or float64 csr_array without zeros.
+
+    Errors as `numeric_array`.
+    """
+    from scipy.sparse import csr_array
+
+    if len(values.shape) != 2 or values.shape[0] != values.shape[1]:
+        raise ValueError(f"{name} must be square, got shape {values.shape}")
+    if values.shape[0] == 0:
+        raise ValueError(f"{name} must not be empty, got shape {values.shape}")
+    entries = values.tocoo()
+    # A zero in front, so that there is an entry where none is stored.
+    given = numeric_array(name, np.concatenate([np.zeros(1, dtype=entries.dtype), entries.data]), 1)[1:]
+    # Duplicates are added up.
+    matrix = csr_array((given, (entries.row, entries.col)), shape=values.shape)
+    matrix.eliminate_zeros()
+    return matrix
+
+
+def dense(matrix: Any) -> npt.NDArray[Any]:
+    """Return a matrix, which may be one of scipy.sparse, as a read-only array."""
+    return read_only(matrix.toarray()) if is_sparse(matrix) else matrix
+
+
 def read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Return the same array with writing switched off."""
     array.flags.writeable = False

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from moe_search.problems.arrays import INT64_MAX
+from moe_search.problems.arrays import INT64_MAX, dense
 from moe_search.problems.permutation_problem import Permutation, inverse
 from moe_search.problems.quadratic import QuadraticAssignment
 
@@ -83,7 +83,7 @@ def write_qaplib(path: str | os.PathLike[str], problem: QuadraticAssignment) -> 
     if not problem.integral:
         raise ValueError("problem must hold integers to be written as a QAPLIB file, got floats")
     rows = [[str(problem.size)]]
-    for matrix in (problem.flow, problem.distance, problem.linear):
+    for matrix in (dense(problem.flow), problem.distance, problem.linear):
         if matrix is not None:
             rows += [[]] + [[str(x) for x in row] for row in matrix.tolist()]
     Path(path).write_text("\n".join(" ".join(row) for row in rows) + "\n", encoding="ascii")

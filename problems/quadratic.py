@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from moe_search.problems.arrays import (
+    dense,
+    is_sparse,
     largest_magnitude,
     numeric_array,
     read_only,
     require_fits,
+    sparse_square_matrix,
     square_matrix,
 )
-from moe_search.problems.kernels import compiled, kernel, resolved
-from moe_search.problems.moves import (
-    DeltaMatrix,
-    commit_swap,
-    commit_swap_and_deltas,
-    empty_delta_matrix,
-    exchange_seats,
-    fill_deltas,
-    fill_potential,
-    swap_delta,
-)
+from moe_search.problems.dense_quadratic import DenseArrays, dense_arrays
+from moe_search.problems.moves import DeltaMatrix
 from moe_search.problems.pair_costs import PairCosts
-from moe_search.problems.permutation_problem import Permutation, PermutationProblem, inverse
+from moe_search.problems.permutation_problem import PermutationProblem
+from moe_search.problems.sparse_quadratic import SparseArrays, sparse_arrays
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -40,7 +35,8 @@ class QuadraticAssignment(PermutationProblem):
     Parameters
     ----------
     flow, distance : array_like, shape (n, n)
-        Integers are kept exact; floats in either make the problem a floating-point one.
+        Integers are kept exact; floats in either make the problem a floating-point one. The flow may be a matrix or an
+        array of scipy.sparse; it is kept as a csr_array.
     linear : array_like, shape (n, n), optional
         Cost of facility i at location k.
 
@@ -52,7 +48,9 @@ class QuadraticAssignment(PermutationProblem):
     Notes
     -----
     A delta takes O(n), and O(1) where those of all swaps are kept from move to move. Integer matrices are held in 32
-    bits where no delta can overflow them.
+    bits where no delta can overflow them. Of 256 facilities and more, where at most a 50th of the flows, or of the
+    distances, are not zero, a delta takes as many steps as the two facilities have flows, or their two locations
+    distances, whatever n; integers give the same search.
 
     Examples
     --------
@@ -61,13 +59,13 @@ class QuadraticAssignment(PermutationProblem):
     12
     """
 
-    flow: npt.NDArray[Any]
+    flow: Any
     distance: npt.NDArray[Any]
     linear: npt.NDArray[Any] | None = None
-    kernel_arrays: KernelArrays = field(init=False, kw_only=True)
+    kernel_arrays: DenseArrays | SparseArrays = field(init=False, kw_only=True)
 
     def __post_init__(self) -> None:
-        flow = square_matrix("flow", self.flow)
+        flow = (sparse_square_matrix if is_sparse(self.flow) else square_matrix)("flow", self.flow)
         distance = square_matrix("distance", self.distance)
         if flow.shape != distance.shape:
             raise ValueError(f"flow and distance must have one shape, got {flow.shape} and {distance.shape}")
@@ -76,21 +74,25 @@ class QuadraticAssignment(PermutationProblem):
             raise ValueError(f"linear must have the shape of flow, {flow.shape}, got {linear.shape}")
         parts = [a for a in (flow, distance, linear) if a is not None]
         if not all(a.dtype.kind == "i" for a in parts):
-            flow, distance = (read_only(a.astype(np.float64)) for a in (flow, distance))
+            flow, distance = flow.astype(np.float64), read_only(distance.astype(np.float64))
             linear = None if linear is None else read_only(linear.astype(np.float64))
+        for part in (flow.data, flow.indices, flow.indptr) if is_sparse(flow) else (flow,):
+            read_only(part)
         flows, distances = largest_magnitude(flow), largest_magnitude(distance)
         once = 0 if linear is None else flow.shape[0] * largest_magnitude(linear)
-        require_fits("the value of a permutation", 4 * flow.size * flows * distances + 2 * once)
+        require_fits("the value of a permutation", 4 * distance.size * flows * distances + 2 * once)
         # Sums of either that meet zeros, or numbers below one, in the other.
-        require_fits("a sum of flows", 4 * flow.size * flows)
-        require_fits("a sum of distances", 4 * flow.size * distances)
+        require_fits("a sum of flows", 4 * distance.size * flows)
+        require_fits("a sum of distances", 4 * distance.size * distances)
         for name, array in (("flow", flow), ("distance", distance), ("linear", linear)):
             object.__setattr__(self, name, array)
-        object.__setattr__(self, "kernel_arrays", _kernel_arrays(flow, distance, linear))
+        arrays = sparse_arrays(flow, distance, linear) or dense_arrays(dense(flow), distance, linear)
+        object.__setattr__(self, "kernel_arrays", arrays)
 
     def traits(self) -> list[str]:
         """Return whether both matrices are symmetric, and whether there is a linear term; see `repr`."""
-        symmetric = all(np.array_equal(matrix, matrix.T) for matrix in (self.flow, self.distance))
+        flow_symmetric = (self.flow != self.flow.T).sum() == 0
+        symmetric = bool(flow_symmetric) and np.array_equal(self.distance, self.distance.T)
         return ["symmetric"] * symmetric + ["linear term"] * (self.linear is not None)
 
     @property
@@ -106,374 +108,38 @@ class QuadraticAssignment(PermutationProblem):
     def value(self, permutation: npt.ArrayLike) -> int | float:
         """Return the total cost of a permutation; see `PermutationProblem.value`."""
         p = self.check_solution(permutation)
-        value = np.vdot(self.flow, self.distance[np.ix_(p, p)])
+        if is_sparse(self.flow):
+            rows, columns = self.flow.nonzero()
+            value = np.vdot(self.flow.data, self.distance[p[rows], p[columns]])
+        else:
+            value = np.vdot(self.flow, self.distance[np.ix_(p, p)])
         if self.linear is not None:
             value = value + self.linear[np.arange(self.size), p].sum()
         return value.item()
 
-    def state(self, permutation: npt.ArrayLike) -> SymmetricQuadraticState | GeneralQuadraticState:
+    def state(self, permutation: npt.ArrayLike) -> Any:
         """Return the arrays of the kernels; see `PermutationProblem.state`."""
-        p = self.check_solution(permutation)
-        arrays = self.kernel_arrays
-        permuted = np.ascontiguousarray(arrays.distance[np.ix_(p, p)])
-        if arrays.factor:
-            return SymmetricQuadraticState(p, inverse(p), arrays.flow, permuted, arrays.linear, arrays.factor)
-        flow_transposed = np.ascontiguousarray(arrays.flow.T)
-        permuted_transposed = np.ascontiguousarray(permuted.T)
-        return GeneralQuadraticState(
-            p, inverse(p), arrays.flow, flow_transposed, permuted, permuted_transposed, arrays.linear
-        )
+        return self.kernel_arrays.state(self.check_solution(permutation))
 
     def delta_matrix(self) -> DeltaMatrix:
         """Return the arrays for the deltas of all swaps; see `PermutationProblem.delta_matrix`."""
-        return empty_delta_matrix(self.size, self.kernel_arrays.delta_dtype, with_potential=True)
+        return self.kernel_arrays.delta_matrix()
+
+    @property
+    def fill_cost(self) -> int:
+        """Operations that the deltas of all swaps take; see `PermutationProblem.fill_cost`."""
+        return self.kernel_arrays.fill_cost
 
     def value_range(self) -> tuple[int | float, int | float]:
         """Return the values if every flow went over the least distance, and over the largest."""
         least, most = self.distance.min().item(), self.distance.max().item()
-        positive, negative = np.maximum(self.flow, 0).sum().item(), np.minimum(self.flow, 0).sum().item()
+        flows = self.flow.data if is_sparse(self.flow) else self.flow
+        positive, negative = np.maximum(flows, 0).sum().item(), np.minimum(flows, 0).sum().item()
         low, high = positive * least + negative * most, positive * most + negative * least
         if self.linear is None:
             return low, high
         return low + self.linear.min(axis=1).sum().item(), high + self.linear.max(axis=1).sum().item()
 
     def pair_costs(self) -> PairCosts:
-        """Return the costs, in factors."""
-        return PairCosts(self.flow.shape, self.size, self.integral, self.linear, (self.flow, self.distance))
-
-
-class KernelArrays(NamedTuple):
-    """The same problem with zero diagonals.
-
-    `factor` is 1 or 2 if both matrices are symmetric now, 0 in the general case; `linear` is an empty vector where
-    there is no linear term. `delta_dtype` holds any delta and any sum of four potentials.
-    """
-
-    flow: npt.NDArray[Any]
-    distance: npt.NDArray[Any]
-    linear: npt.NDArray[Any]
-    factor: int
-    delta_dtype: npt.DTypeLike
-
-
-def _kernel_arrays(flow: npt.NDArray[Any], distance: npt.NDArray[Any], linear: npt.NDArray[Any] | None) -> KernelArrays:
-    folded = np.zeros_like(flow, shape=0) if linear is None else linear
-    diagonals = np.diagonal(flow), np.diagonal(distance)
-    if all(d.any() for d in diagonals):
-        folded = np.outer(*diagonals) + (0 if linear is None else linear)
-    a, b = flow.copy(), distance.copy()
-    np.fill_diagonal(a, 0)
-    np.fill_diagonal(b, 0)
-    a_symmetric, b_symmetric = np.array_equal(a, a.T), np.array_equal(b, b.T)
-    factor = 0
-    if a_symmetric and b_symmetric:
-        factor = 2
-    elif a_symmetric:
-        b, factor = b + b.T, 1
-    elif b_symmetric:
-        a, factor = a + a.T, 1
-    delta_dtype = a.dtype
-    if a.dtype.kind == "i":
-        passes = 2 if factor == 0 else factor
-        spread = int(np.ptp(a)) * int(np.ptp(b))
-        largest = largest_magnitude(a) * largest_magnitude(b)
-        if 2 * (a.shape[0] * spread + 4 * largest) < 2**31 and max(largest_magnitude(a), largest_magnitude(b)) < 2**31:
-            a, b = a.astype(np.int32), b.astype(np.int32)
-            once = largest_magnitude(folded) if folded.size else 0
-            if 8 * passes * (a.shape[0] * spread + 4 * largest) + 4 * once < 2**31:
-                delta_dtype = np.dtype(np.int32)
-    return KernelArrays(read_only(a), read_only(b), read_only(folded), factor, delta_dtype)
-
-
-class SymmetricQuadraticState(NamedTuple):
-    """Arrays of the kernels where both matrices are symmetric; `distance` is permuted."""
-
-    permutation: Permutation
-    order: Permutation
-    flow: npt.NDArray[Any]
-    distance: npt.NDArray[Any]
-    linear: npt.NDArray[Any]
-    factor: int
-
-
-class GeneralQuadraticState(NamedTuple):
-    """Arrays of the kernels where both matrices are asymmetric; the distances are permuted."""
-
-    permutation: Permutation
-    order: Permutation
-    flow: npt.NDArray[Any]
-    flow_transposed: npt.NDArray[Any]
-    distance: npt.NDArray[Any]
-    distance_transposed: npt.NDArray[Any]
-    linear: npt.NDArray[Any]
-
-
-# Between two moves ``distance`` of a state is D[p][:, p], so that a delta is one contiguous pass over two rows of each
-# matrix. Diagonals are zero, folded into the linear term. If one matrix is asymmetric it is replaced by M + M^T and the
-# factor 2 of the symmetric delta by 1; only if both are asymmetric are the general kernels used, which keep transposed
-# matrices too, for contiguous columns.
-
-
-def linear_delta(linear: Any, permutation: Any, a: int, b: int) -> Any:
-    """Return the change of the linear term when facilities a and b exchange locations; zero for an empty vector."""
-    return _no_linear_delta(linear, permutation, a, b) if linear.ndim == 1 else _linear_delta(linear, permutation, a, b)
-
-
-def _no_linear_delta(linear: Any, permutation: Any, a: int, b: int) -> Any:
-    return linear.dtype.type(0)
-
-
-def _linear_delta(linear: Any, permutation: Any, a: int, b: int) -> Any:
-    i = permutation[a]
-    j = permutation[b]
-    return linear[a, j] - linear[a, i] + linear[b, i] - linear[b, j]
-
-
-@resolved(linear_delta)
-def _resolve_linear_delta(linear: Any, permutation: Any, a: int, b: int) -> Any:
-    # Resolved by type, not by a branch at run time; see the symmetric swap delta.
-    return _no_linear_delta if linear.ndim == 1 else _linear_delta
-
-
-@compiled
-def swap_rows_and_columns(matrix: Any, a: int, b: int) -> None:
-    """Exchange rows a and b, then columns a and b, of a square matrix in place."""
-    if a == b:
-        return
-    n = matrix.shape[0]
-    for k in range(n):
-        matrix[a, k], matrix[b, k] = matrix[b, k], matrix[a, k]
-    for k in range(n):
-        matrix[k, a], matrix[k, b] = matrix[k, b], matrix[k, a]
-
-
-@kernel(swap_delta, SymmetricQuadraticState)
-def _symmetric_swap_delta(state: SymmetricQuadraticState, a: int, b: int) -> Any:
-    flow_a = state.flow[a]
-    flow_b = state.flow[b]
-    distance_a = state.distance[a]
-    distance_b = state.distance[b]
-    # int32 * int32 is int64 to Numba, which halves the SIMD width: cast back at every step.
-    cast = state.flow.dtype.type
-    total = cast(0)
-    for k in range(flow_a.shape[0]):
-        total = cast(total + cast(cast(flow_a[k] - flow_b[k]) * cast(distance_b[k] - distance_a[k])))
-    # The pass took in k = a and k = b, each of which contributes -flow[a, b] * distance[a, b]. There is no branch for
-    # a = b, where this is zero: with a second basic block Numba keeps its reference counts, at three times the cost.
-    total = cast(total + cast(cast(2) * cast(flow_a[b] * distance_a[b])))
-    return total * state.factor + linear_delta(state.linear, state.permutation, a, b)
-
-
-@kernel(commit_swap, SymmetricQuadraticState)
-def _symmetric_commit_swap(state: SymmetricQuadraticState, a: int, b: int) -> None:
-    swap_rows_and_columns(state.distance, a, b)
-    exchange_seats(state.permutation, state.order, a, b)
-
-
-@kernel(swap_delta, GeneralQuadraticState)
-def _general_swap_delta(state: GeneralQuadraticState, a: int, b: int) -> Any:
-    row_a, row_b = state.flow[a], state.flow[b]
-    column_a, column_b = state.flow_transposed[a], state.flow_transposed[b]
-    distance_row_a, distance_row_b = state.distance[a], state.distance[b]
-    distance_column_a, distance_column_b = state.distance_transposed[a], state.distance_transposed[b]
-    cast = state.flow.dtype.type
-    total = cast(0)
-    for k in range(row_a.shape[0]):
-        total = cast(total + cast(cast(row_a[k] - row_b[k]) * cast(distance_row_b[k] - distance_row_a[k])))
-        total = cast(total + cast(cast(column_a[k] - column_b[k]) * cast(distance_column_b[k] - distance_column_a[k])))
-    # What k = a and k = b put into the pass, and what the two entries between a and b change, in one product.
-    total = cast(total + cast(cast(row_a[b] + column_a[b]) * cast(distance_row_a[b] + distance_column_a[b])))
-    # The linear part is a 64-bit number even where there is none, which makes the sum one too.
-    return total + linear_delta(state.linear, state.permutation, a, b)
-
-
-@kernel(commit_swap, GeneralQuadraticState)
-def _general_commit_swap(state: GeneralQuadraticState, a: int, b: int) -> None:
-    swap_rows_and_columns(state.distance, a, b)
-    swap_rows_and_columns(state.distance_transposed, a, b)
-    exchange_seats(state.permutation, state.order, a, b)
-
-
-# All swap deltas are kept up to date in O(1) each. With C the permuted distances, facility i would pay the potential
-# ``K[i, j] = sum_k A[i, k] C[j, k] + A[k, i] C[k, j]``, and its linear cost, at the location of j. A swap has the delta
-# ``K[i, j] + K[j, i] - K[i, i] - K[j, j] + (A[i, j] + A[j, i]) (C[i, j] + C[j, i])``. A committed swap of a and b adds
-# a matrix of rank one (symmetric) or two to K, exchanges its columns a and b up to a correction, and changes the other
-# deltas by ``-(x_i - x_j) (y_i - y_j)``, which is Taillard's update; the deltas with a and b follow from K.
-
-
-@kernel(fill_potential, SymmetricQuadraticState)
-def _symmetric_potential(state: SymmetricQuadraticState, matrix: DeltaMatrix, first: int, last: int) -> None:
-    matrix.potential[first:last] = 0
-    add_products(matrix.potential, state.flow, state.distance, state.factor, first, last)
-    add_linear(matrix.potential, state.linear, state.permutation, first, last)
-
-
-@kernel(fill_potential, GeneralQuadraticState)
-def _general_potential(state: GeneralQuadraticState, matrix: DeltaMatrix, first: int, last: int) -> None:
-    matrix.potential[first:last] = 0
-    add_products(matrix.potential, state.flow, state.distance, 1, first, last)
-    add_products(matrix.potential, state.flow_transposed, state.distance_transposed, 1, first, last)
-    add_linear(matrix.potential, state.linear, state.permutation, first, last)
-
-
-@kernel(fill_deltas, SymmetricQuadraticState)
-def _symmetric_fill(
-    state: SymmetricQuadraticState, matrix: DeltaMatrix, block_size: int, first: int, last: int
-) -> None:
-    for i in range(first, last):
-        row_of_deltas(matrix.deltas, matrix.potential, state.flow, state.distance, state.factor, i)
-
-
-@kernel(fill_deltas, GeneralQuadraticState)
-def _general_fill(state: GeneralQuadraticState, matrix: DeltaMatrix, block_size: int, first: int, last: int) -> None:
-    for i in range(first, last):
-        general_row_of_deltas(matrix.deltas, matrix.potential, state.flow, state.distance, i)
-
-
-@kernel(commit_swap_and_deltas, SymmetricQuadraticState)
-def _symmetric_commit(state: SymmetricQuadraticState, matrix: DeltaMatrix, block_size: int, a: int, b: int) -> None:
-    deltas, potential, flow, distance = matrix.deltas, matrix.potential, state.flow, state.distance
-    x, y = matrix.scratch[0], matrix.scratch[1]
-    difference(x, flow, a, b, state.factor)
-    difference(y, distance, b, a, 1)
-    # What the exchange of the columns leaves to correct; the columns themselves take no part in the update.
-    pair = x.dtype.type(distance[a, b])
-    y[a] = 0
-    y[b] = 0
-    add_rank_one(potential, x, y)
-    exchange_columns(potential, x, a, b, pair, pair)
-    subtract_differences(deltas, x, y)
-    commit_swap(state, a, b)
-    row_of_deltas(deltas, potential, flow, distance, state.factor, a)
-    row_of_deltas(deltas, potential, flow, distance, state.factor, b)
-
-
-@kernel(commit_swap_and_deltas, GeneralQuadraticState)
-def _general_commit(state: GeneralQuadraticState, matrix: DeltaMatrix, block_size: int, a: int, b: int) -> None:
-    deltas, potential, flow, distance = matrix.deltas, matrix.potential, state.flow, state.distance
-    x, y, u, v = matrix.scratch[0], matrix.scratch[1], matrix.scratch[2], matrix.scratch[3]
-    difference(x, state.flow_transposed, a, b, 1)
-    difference(y, state.distance_transposed, b, a, 1)
-    difference(u, flow, a, b, 1)
-    difference(v, distance, b, a, 1)
-    forth = x.dtype.type(distance[a, b])
-    back = x.dtype.type(distance[b, a])
-    for each in (y, v):
-        each[a] = 0
-        each[b] = 0
-    add_rank_one(potential, x, y)
-    add_rank_one(potential, u, v)
-    exchange_columns(potential, x, a, b, back, forth)
-    correct_columns(potential, u, a, b, forth, back)
-    subtract_differences(deltas, x, y)
-    subtract_differences(deltas, u, v)
-    commit_swap(state, a, b)
-    general_row_of_deltas(deltas, potential, flow, distance, a)
-    general_row_of_deltas(deltas, potential, flow, distance, b)
-
-
-@compiled
-def add_products(potential: Any, a: Any, c: Any, factor: int, first: int, last: int) -> None:
-    """Add rows first .. last - 1 of ``factor * a @ c.T``."""
-    cast = potential.dtype.type
-    for i in range(first, last):
-        for j in range(a.shape[0]):
-            total = cast(0)
-            for k in range(a.shape[0]):
-                total = cast(total + cast(cast(a[i, k]) * cast(c[j, k])))
-            potential[i, j] = cast(potential[i, j] + cast(total * cast(factor)))
-
-
-def add_linear(potential: Any, linear: Any, permutation: Any, first: int, last: int) -> None:
-    """Add the linear cost of every facility at the location of every other; nothing for an empty vector."""
-    if linear.ndim == 2:
-        _add_linear(potential, linear, permutation, first, last)
-
-
-def _add_no_linear(potential: Any, linear: Any, permutation: Any, first: int, last: int) -> None:
-    pass
-
-
-def _add_linear(potential: Any, linear: Any, permutation: Any, first: int, last: int) -> None:
-    for i in range(first, last):
-        for j in range(permutation.shape[0]):
-            potential[i, j] = potential.dtype.type(potential[i, j] + linear[i, permutation[j]])
-
-
-@resolved(add_linear)
-def _resolve_add_linear(potential: Any, linear: Any, permutation: Any, first: int, last: int) -> Any:
-    return _add_no_linear if linear.ndim == 1 else _add_linear
-
-
-@compiled
-def difference(x: Any, matrix: Any, a: int, b: int, factor: int) -> None:
-    """Write ``factor * (matrix[a] - matrix[b])``."""
-    cast = x.dtype.type
-    for k in range(matrix.shape[0]):
-        x[k] = cast(cast(cast(matrix[a, k]) - cast(matrix[b, k])) * cast(factor))
-
-
-@compiled
-def add_rank_one(potential: Any, x: Any, y: Any) -> None:
-    """Add ``x_i y_j``."""
-    cast = potential.dtype.type
-    for i in range(potential.shape[0]):
-        for j in range(potential.shape[0]):
-            potential[i, j] = cast(potential[i, j] + cast(x[i] * y[j]))
-
-
-@compiled
-def exchange_columns(potential: Any, x: Any, a: int, b: int, back: Any, forth: Any) -> None:
-    """Exchange columns a and b, corrected by what the two facilities pay each other."""
-    cast = potential.dtype.type
-    for i in range(potential.shape[0]):
-        potential[i, a], potential[i, b] = (
-            cast(potential[i, b] - cast(x[i] * back)),
-            cast(potential[i, a] + cast(x[i] * forth)),
-        )
-
-
-@compiled
-def correct_columns(potential: Any, u: Any, a: int, b: int, forth: Any, back: Any) -> None:
-    """Correct columns a and b by the second half of an asymmetric problem."""
-    cast = potential.dtype.type
-    for i in range(potential.shape[0]):
-        potential[i, a] = cast(potential[i, a] - cast(u[i] * forth))
-        potential[i, b] = cast(potential[i, b] + cast(u[i] * back))
-
-
-@compiled
-def subtract_differences(deltas: Any, x: Any, y: Any) -> None:
-    """Subtract ``(x_i - x_j) (y_i - y_j)`` from the upper triangle."""
-    cast = deltas.dtype.type
-    for i in range(deltas.shape[0]):
-        # Unsigned, or Numba allows for a negative index and gives up the SIMD code.
-        for j in range(np.uintp(i + 1), np.uintp(deltas.shape[0])):
-            deltas[i, j] = cast(deltas[i, j] - cast(cast(x[i] - x[j]) * cast(y[i] - y[j])))
-
-
-@compiled
-def row_of_deltas(deltas: Any, potential: Any, flow: Any, distance: Any, factor: int, i: int) -> None:
-    """Compute the deltas of all swaps with slot i of a symmetric problem."""
-    cast = potential.dtype.type
-    for j in range(flow.shape[0]):
-        pair = cast(cast(cast(flow[i, j]) * cast(distance[i, j])) * cast(2 * factor))
-        delta = cast(pair + cast(potential[i, j] + potential[j, i]) - cast(potential[i, i] + potential[j, j]))
-        if j < i:
-            deltas[j, i] = delta
-        else:
-            deltas[i, j] = delta
-
-
-@compiled
-def general_row_of_deltas(deltas: Any, potential: Any, flow: Any, distance: Any, i: int) -> None:
-    """Compute the deltas of all swaps with slot i of an asymmetric problem."""
-    cast = potential.dtype.type
-    for j in range(flow.shape[0]):
-        flows = cast(cast(flow[i, j]) + cast(flow[j, i]))
-        pair = cast(flows * cast(cast(distance[i, j]) + cast(distance[j, i])))
-        delta = cast(pair + cast(potential[i, j] + potential[j, i]) - cast(potential[i, i] + potential[j, j]))
-        if j < i:
-            deltas[j, i] = delta
-        else:
-            deltas[i, j] = delta
+        """Return the costs, in factors, both of them dense."""
+        return PairCosts(self.flow.shape, self.size, self.integral, self.linear, (dense(self.flow), self.distance))

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import moe_search as ms
@@ -112,6 +113,8 @@ def test_placement(capsys):
     printed = capsys.readouterr().out
     assert "of 576 slots" in printed
     assert scope["plan"].migrations < 60
+    by_topic = scope["problem"].value(np.argsort(np.argsort(scope["topic"], kind="stable")))
+    assert scope["seats"].value < 1.5 * by_topic < 0.2 * scope["in_order"] * 20_000
     assert {path.name for path in Path().iterdir()} == {"trace.npz", "loads.npz", "today.npz"}
 
 

@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from moe_search.checks import require_integer
+from moe_search.problems.arrays import dense
 from moe_search.problems.kernel_cache import compile_time
 from moe_search.problems.permutation_problem import Permutation, PermutationProblem
 from moe_search.problems.problem import Problem
@@ -76,7 +77,7 @@ class FrankWolfe(Proposer):
 
         assert isinstance(problem, QuadraticAssignment)
         # Scipy multiplies in the type of the matrices, where integers could overflow.
-        flow, distance = problem.flow.astype(np.float64), problem.distance.astype(np.float64)
+        flow, distance = dense(problem.flow).astype(np.float64), problem.distance.astype(np.float64)
         start = "barycenter"
         while True:
             options = {"P0": start, "rng": rng, "maxiter": self.steps}

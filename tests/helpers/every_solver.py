@@ -38,6 +38,7 @@ ONE_OF_EACH_KIND = (
     "linear",
     "quadratic",
     "quadratic general float",
+    "quadratic, sparse flow",
     "pairwise",
     "mixture squared",
     "mixture cross-entropy",

@@ -1,11 +1,15 @@
 """Instances of every problem class, each with its naive value."""
 
 import itertools
+from unittest.mock import patch
 
 import numpy as np
 from naive import excess_load, linear_value, mixture_value, pairwise_value, quadratic_value
+from scipy.sparse import csr_array
 
 from moe_search import problems
+from moe_search.problems import sparse_quadratic
+from moe_search.problems.arrays import dense
 
 
 def naive_value(problem, p):
@@ -15,7 +19,7 @@ def naive_value(problem, p):
             return linear_value(problem.cost.tolist(), p)
         case problems.QuadraticAssignment():
             linear = None if problem.linear is None else problem.linear.tolist()
-            return quadratic_value(problem.flow.tolist(), problem.distance.tolist(), linear, p)
+            return quadratic_value(dense(problem.flow).tolist(), problem.distance.tolist(), linear, p)
         case problems.LoadLimited():
             inner = naive_value(problem.problem, p)
             excess = excess_load(problem.slot_loads.tolist(), problem.limits.tolist(), problem.block_size, p)
@@ -42,6 +46,22 @@ def _one_asymmetric(seed, which):
 def _large_integers(seed):
     rng = np.random.default_rng(seed)
     return problems.QuadraticAssignment(rng.integers(0, 10**6, (5, 5)), rng.integers(0, 10**6, (5, 5)))
+
+
+def as_sparse(*matrices):
+    """A problem on the kernels for sparse matrices, however small it is."""
+    with patch.multiple(sparse_quadratic, SPARSE_FROM=1, SPARSE_SHARE=1.1):
+        return problems.QuadraticAssignment(*matrices)
+
+
+def _sparse_flow(seed):
+    ours = problems.random_quadratic(6, seed=seed, density=0.4)
+    return as_sparse(csr_array(ours.flow), ours.distance)
+
+
+def _sparse_distance(seed):
+    ours = problems.random_quadratic(5, seed=seed, symmetric=False, density=0.4, linear=True, integral=False)
+    return as_sparse(ours.distance, ours.flow, ours.linear)
 
 
 def _weighted_groups(seed):
@@ -78,6 +98,8 @@ INSTANCES = {
     "quadratic, flow asymmetric": lambda seed: _one_asymmetric(seed, 0),
     "quadratic, distance asymmetric": lambda seed: _one_asymmetric(seed, 1),
     "quadratic, 64 bits": _large_integers,
+    "quadratic, sparse flow": _sparse_flow,
+    "quadratic, sparse distance, general": _sparse_distance,
     "pairwise": lambda seed: problems.random_pairwise(4, 2, seed=seed, num_selectors=2),
     "pairwise float": lambda seed: problems.random_pairwise(5, seed=seed, integral=False),
     "mixture squared": lambda seed: problems.random_mixture(4, 2, num_samples=9, seed=seed, k=2, num_selectors=2),

@@ -171,3 +171,28 @@ def test_a_class_of_a_user_may_have_fields_of_its_own():
     assert Mine(aspiration=np.int64(7)).pair.second == 2
     assert repr(Mine(aspiration=np.int64(7)).aspiration) == "7"
     assert Mine().cache == {}
+
+
+def test_before_a_long_fill_every_swap_is_tried_once(monkeypatch):
+    problem = random_quadratic(12, seed=1)
+    initial = problem.random_solution(np.random.default_rng(0))
+    plain = TabuSearch().solve(problem, MaxIterations(50), seed=2, initial=initial)
+    p, moves = initial.copy(), 0
+    for i in range(12):
+        for j in range(i + 1, 12):
+            q = p.copy()
+            q[[i, j]] = q[[j, i]]
+            if problem.value(q) < problem.value(p):
+                p, moves = q, moves + 1
+    # An update takes 144 operations, the fill 172.
+    monkeypatch.setattr("moe_search.solvers.heuristic.tabu_search.MOVE_OPERATIONS", 150)
+    results = []
+    for budget in (5, 1 << 40):
+        monkeypatch.setattr("moe_search.solvers.engine.run.MAX_BUDGET", budget)
+        results.append(TabuSearch().solve(problem, MaxIterations(50), seed=2, initial=initial))
+    first, second = results
+    assert first.permutation.tolist() == second.permutation.tolist()
+    assert [value for _, value in first.history] == [value for _, value in second.history]
+    assert first.moves == second.moves == moves + 50
+    assert problem.value(p) in [value for _, value in first.history]
+    assert first.iterations == plain.iterations == 50
