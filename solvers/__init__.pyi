@@ -20,6 +20,7 @@ from .exact.min_cost_flow import MinCostFlow as MinCostFlow
 from .exact.placement_cp_sat import PlacementCpSat as PlacementCpSat
 from .exact.subset_enumeration import SubsetEnumeration as SubsetEnumeration
 from .exact.transport import Transport as Transport
+from .heuristic.breakout_local_search import BreakoutLocalSearch as BreakoutLocalSearch
 from .heuristic.co_activation_search import CoActivationSearch as CoActivationSearch
 from .heuristic.frank_wolfe import FrankWolfe as FrankWolfe
 from .heuristic.iterated_local_search import IteratedLocalSearch as IteratedLocalSearch

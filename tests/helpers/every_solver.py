@@ -15,6 +15,7 @@ SOLVERS = {
     "both best": solvers.LocalSearch("both", "best"),
     "one descent": solvers.LocalSearch(restarts=False),
     "tabu": solvers.TabuSearch(),
+    "breakout": solvers.BreakoutLocalSearch(),
     "iterated": solvers.IteratedLocalSearch(),
     "iterated insertion annealing": solvers.IteratedLocalSearch("insertion", "best", acceptance="annealing"),
     "iterated both restart": solvers.IteratedLocalSearch("both", "best", acceptance="restart", patience=9),
