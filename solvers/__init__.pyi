@@ -26,6 +26,7 @@ from .heuristic.frank_wolfe import FrankWolfe as FrankWolfe
 from .heuristic.iterated_local_search import IteratedLocalSearch as IteratedLocalSearch
 from .heuristic.local_search import LocalSearch as LocalSearch
 from .heuristic.longest_processing_time import LongestProcessingTime as LongestProcessingTime
+from .heuristic.memetic_search import MemeticSearch as MemeticSearch
 from .heuristic.multi_start import MultiStart as MultiStart
 from .heuristic.partition_search import PartitionSearch as PartitionSearch
 from .heuristic.placement_search import PlacementSearch as PlacementSearch

@@ -121,7 +121,7 @@ class BreakoutLocalSearch(CompiledSearch):
             masks=np.zeros((size, size), dtype=np.int32),
             base=np.zeros(1, dtype=np.int64),
             filled=np.zeros(2, dtype=np.int64),
-            last_optimum=np.full(1, largest_of(np.dtype(np.int64 if problem.integral else np.float64))),
+            last_optimum=np.zeros(1, dtype=np.int64 if problem.integral else np.float64),
             nothing=largest_of(matrix.deltas.dtype),
             block_size=problem.block_size,
             capacity=problem.capacity,
@@ -282,6 +282,22 @@ def perturbing_swap(track: Track, deltas: Any, breakout: Breakout, now: int) -> 
     b = a // block_size * block_size + random_below(track.rng, block_size - 1)
     b = b + 1 if b >= a else b
     return min(a, b), max(a, b)
+
+
+@compiled
+def forget(breakout: Breakout, iteration: int) -> None:
+    """Let the search begin afresh where it stands, at an iteration."""
+    c, stamps, block_size = breakout.progress[0], breakout.stamps, breakout.block_size
+    c.left = 0
+    c.length = breakout.moves
+    c.failures = 0
+    breakout.last_optimum[0] = 0
+    breakout.base[0] = iteration
+    breakout.filled[0] = breakout.filled[1] = 0
+    # As `first_stamps`.
+    for i in range(stamps.shape[0]):
+        for j in range(stamps.shape[0]):
+            stamps[i, j] = -1 - i % block_size * block_size - j % block_size
 
 
 @compiled
