@@ -13,8 +13,8 @@ from moe_search.problems.kernels import compiled
 from moe_search.problems.moves import DeltaMatrix, copy_permutation
 from moe_search.problems.permutation_problem import Permutation, PermutationProblem
 from moe_search.problems.problem import Problem
-from moe_search.solvers.engine.compiled_search import COUNTS, LOG_LENGTH, CompiledSearch, Kernel, Track, take
-from moe_search.solvers.engine.random_state import random_below, random_state
+from moe_search.solvers.engine.compiled_search import CompiledSearch, Kernel, Track, new_track, take
+from moe_search.solvers.engine.random_state import random_below
 from moe_search.solvers.engine.run import Run
 from moe_search.solvers.heuristic.breakout_local_search import Breakout, BreakoutLocalSearch, breakout_slice, forget
 
@@ -92,15 +92,7 @@ class MemeticSearch(CompiledSearch):
         size = problem.size
         matrix = problem.delta_matrix()
         population = Population(
-            Track(
-                np.array([run.value, run.value], dtype=run.dtype),
-                np.zeros(1, dtype=COUNTS).view(np.recarray),
-                run.incumbent.copy(),
-                np.zeros(LOG_LENGTH, dtype=run.dtype),
-                np.zeros(LOG_LENGTH, dtype=np.int64),
-                random_state(run.seed),
-                run.tolerance,
-            ),
+            new_track(run, run.incumbent.copy()),
             np.zeros((self.population, size), dtype=np.int64),
             np.zeros(self.population, dtype=run.dtype),
             np.zeros(1, dtype=GENERATION).view(np.recarray),
