@@ -177,7 +177,9 @@ class Breakout(NamedTuple):
 
 
 @compiled
-def breakout_slice(state: Any, track: Track, budget: int, target: float, matrix: DeltaMatrix, breakout: Breakout) -> int:
+def breakout_slice(
+    state: Any, track: Track, budget: int, target: float, matrix: DeltaMatrix, breakout: Breakout
+) -> int:
     """Fill rows of deltas while any is missing, else move; return the work done in pairs of slots.
 
     Between two moves the deltas are those of the current permutation, and the masks those of its stamps. Slices end at

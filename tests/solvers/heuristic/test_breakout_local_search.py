@@ -2,8 +2,14 @@ import numpy as np
 import pytest
 from qaplib_files import FOLDER, best_known, needs_qaplib
 
-from moe_search.problems import LinearAssignment, QuadraticAssignment, random_linear, random_mixture, random_quadratic
-from moe_search.problems import read_qaplib
+from moe_search.problems import (
+    LinearAssignment,
+    QuadraticAssignment,
+    random_linear,
+    random_mixture,
+    random_quadratic,
+    read_qaplib,
+)
 from moe_search.solvers import BreakoutLocalSearch, MaxIterations, MaxRuntime
 from moe_search.solvers.heuristic import breakout_local_search
 

@@ -115,7 +115,9 @@ def test_children_find_what_starts_do_not():
     problem = problems.random_quadratic(40, seed=7)
     stop = MaxIterations(60_000)
     memetic = MemeticSearch(population=8, moves=20.0)
-    values = {solver: [solver.solve(problem, stop, seed=s).value for s in range(3)] for solver in (memetic, TabuSearch())}
+    values = {
+        solver: [solver.solve(problem, stop, seed=s).value for s in range(3)] for solver in (memetic, TabuSearch())
+    }
     assert np.median(values[memetic]) <= np.median(values[TabuSearch()])
     assert memetic.solve(problem, stop, seed=0).statistics["children taken"] > 0
 
