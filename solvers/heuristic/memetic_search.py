@@ -109,8 +109,7 @@ class MemeticSearch(CompiledSearch):
 
     def statistics(self, track: Track, arguments: tuple[Any, ...]) -> dict[str, int]:
         """Return the counts of swaps, of children, of those taken, and of shaken populations."""
-        _, breakout, population = arguments
-        generation = population.generation[0]
+        generation = arguments[2].generation[0]
         return self.improvement.statistics(track, arguments) | {
             "children": int(generation.children),
             "children taken": int(generation.taken),
