@@ -136,6 +136,6 @@ def test_bad_parameters(arguments, error, message):
 @needs_qaplib
 def test_published_optima():
     known = best_known()
-    for name in ("nug30", "sko42", "bur26a", "tai25b", "tai50a"):
+    for name in ("nug30", "sko42", "bur26a", "tai25b"):
         result = BreakoutLocalSearch().solve(read_qaplib(FOLDER / f"{name}.dat"), MaxIterations(100_000), seed=1)
-        assert result.value <= 1.008 * known[name], name
+        assert result.value <= 1.001 * known[name], name
