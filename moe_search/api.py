@@ -46,8 +46,8 @@ TABU_MOVES_PER_SLOT = 4
 ANNEALING_MOVES_PER_SLOT, GRID_MOVES_PER_SLOT = 100, 1500
 # With fewer, the population is hardly there; with a second or less, its kernels take much longer to compile.
 MEMETIC_MOVES_PER_SLOT, MEMETIC_SECONDS = 4000, 1.0
-# Into how many improvements the time is divided, and how many moves a slot they may have.
-IMPROVEMENTS, LEAST_MOVES, MOST_MOVES = 400, 20.0, 100.0
+# Iterations a slot of an improvement by memetic search where costs are those of distances: more than it has by default.
+MOVES_ON_DISTANCES = 100.0
 TRIANGLES, MOST_BROKEN, LEAST_SPREAD = 1000, 0.01, 0.25
 SECONDS_PER_OPERATION = 1e-9
 
@@ -279,7 +279,7 @@ def default_heuristic(problem: PermutationProblem, seconds: float) -> Solver:
     if MEMETIC_SECONDS < seconds < math.inf and moves_per_slot >= MEMETIC_MOVES_PER_SLOT:
         from moe_search.solvers.heuristic.memetic_search import MemeticSearch
 
-        return MemeticSearch(moves=min(max(float(round(moves_per_slot / IMPROVEMENTS)), LEAST_MOVES), MOST_MOVES))
+        return MemeticSearch(moves=MOVES_ON_DISTANCES) if has_distances(problem) else MemeticSearch()
     return TabuSearch()
 
 

@@ -79,8 +79,6 @@ def test_the_default_depends_on_the_moves_that_time_allows():
     quadratic = ms.random_quadratic(50, seed=0)
     chosen = [default_solver(quadratic, seconds) for seconds in (1.0, 1.1, 10.0, 100.0, math.inf)]
     assert [type(solver) for solver in chosen] == [ms.TabuSearch, *[ms.MemeticSearch] * 3, ms.TabuSearch]
-    moves = [solver.moves for solver in chosen[1:4]]
-    assert 20 <= moves[0] < moves[1] <= moves[2] <= 100
     huge = ms.QuadraticAssignment(*np.zeros((2, 5000, 5000), dtype=np.int64))
     assert ms.TabuSearch().refuses(huge)
     assert default_solver(huge, 0.01) == ms.IteratedLocalSearch()
@@ -113,7 +111,8 @@ def test_what_looks_like_distances():
     assert default_solver(points, 1.0) == ms.SimulatedAnnealing()
     assert [default_solver(problem, 1.0) for problem in (uniform, one_magnitude)] == [ms.TabuSearch()] * 2
     assert default_solver(points, 0.01) == ms.TabuSearch()
-    assert isinstance(default_solver(points, 30.0), ms.MemeticSearch)
+    assert default_solver(points, 30.0) == ms.MemeticSearch(moves=100.0)
+    assert default_solver(uniform, 30.0) == ms.MemeticSearch()
 
 
 SMALL = [

@@ -36,8 +36,8 @@ class MemeticSearch(CompiledSearch):
     ----------
     population : int, default 15
         How many permutations are kept. They begin as `initial`, or a random one, and random ones, all improved.
-    moves : float, default 50.0
-        Iterations that improve a permutation, in multiples of the number of slots.
+    moves : float, default 30.0
+        Iterations that improve a permutation, in multiples of the number of slots. On grids a hundred do better.
     patience : int, default 30
         Children in a row that were not taken, after which all permutations but the best are shaken and improved anew.
     shake : float, default 1.0
@@ -66,7 +66,7 @@ class MemeticSearch(CompiledSearch):
     """
 
     population: int = 15
-    moves: float = 50.0
+    moves: float = 30.0
     patience: int = 30
     shake: float = 1.0
     improvement: BreakoutLocalSearch = field(default_factory=BreakoutLocalSearch)
