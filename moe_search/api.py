@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,9 +38,17 @@ ENUMERATE_UP_TO = math.factorial(8)
 # Within a fraction of a second random instances of these sizes are proved optimal; the next larger ones are not. Pairs
 # cost products of two factors, or what a table says.
 BRANCH_FACTORS_UP_TO, BRANCH_TABLE_UP_TO = math.factorial(12), math.factorial(10)
-# With fewer moves for each slot of a block, searches that look at a neighbor at a time got further on mixtures and on
-# large quadratic problems; with more, tabu search was the best on all classes.
+# What follows was measured by bench/speed/default_choice.py. Time is counted in the moves for each slot of a block that
+# it allows. With fewer than these, searches that look at a neighbor at a time got further on mixtures and on large
+# quadratic problems.
 TABU_MOVES_PER_SLOT = 4
+# On grids annealing is the best in between, after a first cooling that takes about as long as fifty moves a slot.
+ANNEALING_MOVES_PER_SLOT, GRID_MOVES_PER_SLOT = 100, 1500
+# With fewer, the population is hardly there; with a second or less, its kernels take much longer to compile.
+MEMETIC_MOVES_PER_SLOT, MEMETIC_SECONDS = 4000, 1.0
+# Iterations a slot of an improvement by memetic search where costs are those of distances: more than it has by default.
+MOVES_ON_DISTANCES = 100.0
+TRIANGLES, MOST_BROKEN, LEAST_SPREAD = 1000, 0.01, 0.25
 SECONDS_PER_OPERATION = 1e-9
 
 
@@ -61,9 +70,10 @@ def solve(
     solver : Solver, optional
         By default the best one for the class: `Hungarian` or `Transport` for linear problems (exact), `Enumeration`
         for up to 8! permutations (exact), `BranchAndBound` (exact) for quadratic problems of up to 12! permutations and
-        pairwise ones of up to 10!, else `TabuSearch` where the limit of seconds allows enough moves, and otherwise
-        `IteratedLocalSearch`; `PlacementSearch` for placements, and `SubsetEnumeration` (exact) for an `ExpertSubset`
-        where the limit of seconds allows it, else `SubsetSearch`.
+        pairwise ones of up to 10!, else `TabuSearch`, `MemeticSearch`, `SimulatedAnnealing` or `IteratedLocalSearch` by
+        how many moves the limit of seconds allows and whether costs are those of distances; `PlacementSearch` for
+        placements, and `SubsetEnumeration` (exact) for an `ExpertSubset` where the limit of seconds allows it, else
+        `SubsetSearch`.
     stop : StoppingCriterion, optional
         When to return the incumbent, at the latest; by default ``MaxRuntime(1.0)``, and for linear problems not before
         the optimum. The time for the bound, a tenth of the limit at most, is part of it.
@@ -249,13 +259,47 @@ def default_solver(problem: Problem, seconds: float) -> Solver:
         branching = BranchAndBound()
         if branching.refuses(problem) is None:
             return branching
-    needed = TABU_MOVES_PER_SLOT * problem.block_size * problem.sweep_cost * SECONDS_PER_OPERATION
-    if needed <= seconds:
-        from moe_search.solvers.heuristic.tabu_search import TabuSearch
+    return default_heuristic(problem, seconds)
 
-        tabu = TabuSearch()
-        if tabu.refuses(problem) is None:
-            return tabu
-    from moe_search.solvers.heuristic.iterated_local_search import IteratedLocalSearch
 
-    return IteratedLocalSearch()
+def default_heuristic(problem: PermutationProblem, seconds: float) -> Solver:
+    """Return the search that `solve` takes for a problem of permutations that is too large for a proof."""
+    from moe_search.solvers.heuristic.tabu_search import TabuSearch
+
+    moves_per_slot = seconds / (problem.block_size * problem.sweep_cost * SECONDS_PER_OPERATION)
+    if moves_per_slot < TABU_MOVES_PER_SLOT or TabuSearch().refuses(problem) is not None:
+        from moe_search.solvers.heuristic.iterated_local_search import IteratedLocalSearch
+
+        return IteratedLocalSearch()
+    if ANNEALING_MOVES_PER_SLOT <= moves_per_slot < GRID_MOVES_PER_SLOT and has_distances(problem):
+        from moe_search.solvers.heuristic.simulated_annealing import SimulatedAnnealing
+
+        return SimulatedAnnealing()
+    # Where iterations are counted and no seconds, they are those of a tabu search.
+    if MEMETIC_SECONDS < seconds < math.inf and moves_per_slot >= MEMETIC_MOVES_PER_SLOT:
+        from moe_search.solvers.heuristic.memetic_search import MemeticSearch
+
+        return MemeticSearch(moves=MOVES_ON_DISTANCES) if has_distances(problem) else MemeticSearch()
+    return TabuSearch()
+
+
+def has_distances(problem: PermutationProblem) -> bool:
+    """Return whether pairs cost products, one factor of which looks like the distances of a grid or of points.
+
+    Of such a factor hardly any of a thousand random triangles has a side longer than the two others together, as a
+    sixth has of uniform random numbers; and unlike numbers of one magnitude, of which none has either, it is spread.
+    """
+    costs = problem.pair_costs()
+    if costs is None or costs.factors is None or costs.limits is not None:
+        return False
+    corners = np.random.default_rng(0).integers(problem.size, size=(TRIANGLES, 3))
+    first, second, third = corners[(corners != np.roll(corners, 1, axis=1)).all(axis=1)].T
+    return any(
+        _looks_like_distances(np.stack([factor[first, second], factor[second, third], factor[first, third]]))
+        for factor in costs.factors
+    )
+
+
+def _looks_like_distances(sides: npt.NDArray[Any]) -> bool:
+    broken = np.mean(2.0 * sides.max(axis=0) > sides.sum(axis=0, dtype=float))
+    return bool(sides.min() >= 0 and broken <= MOST_BROKEN and sides.std() >= LEAST_SPREAD * sides.mean() > 0)

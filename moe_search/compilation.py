@@ -25,6 +25,8 @@ from moe_search.solvers.engine.stop import AnyOf, MaxIterations, MaxRuntime
 # Stopped at once, some searches run what they else need not; after these iterations, they have run all the rest.
 ITERATIONS = (1, 2000)
 LONGEST_SECONDS = 1.0
+# With more time `solve` may take another solver than within a second.
+MORE_SECONDS = 10.0
 
 
 class Case(NamedTuple):
@@ -91,7 +93,7 @@ def cases(*what: Problem | Solver) -> list[Case]:
         if not isinstance(each, (Problem, Solver)):
             raise TypeError(f"what to warm up must be a Problem or a Solver, got {type(each).__name__}")
     if not solvers:
-        return [Case(default_solver(each, LONGEST_SECONDS), each) for each in problems] or [*usual_cases()]
+        return [*chosen_cases(*problems)] or [*usual_cases()]
     found = [
         Case(solver, problem)
         for solver in solvers
@@ -103,6 +105,15 @@ def cases(*what: Problem | Solver) -> list[Case]:
             reasons = "; ".join(f"{type(each).__name__}: {each.reason_against(problem)}" for each in solvers)
             raise ValueError(f"no solver given can take this {type(problem).__name__}: {reasons}")
     return found
+
+
+def chosen_cases(*problems: Problem) -> Iterator[Case]:
+    """Yield what `solve` takes for problems by itself, with a limit of a second, and with more."""
+    for problem in problems:
+        quick, patient = (default_solver(problem, seconds) for seconds in (LONGEST_SECONDS, MORE_SECONDS))
+        yield Case(quick, problem)
+        if type(patient) is not type(quick):
+            yield Case(patient, problem)
 
 
 def usual_cases() -> Iterator[Case]:

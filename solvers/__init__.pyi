@@ -20,11 +20,13 @@ from .exact.min_cost_flow import MinCostFlow as MinCostFlow
 from .exact.placement_cp_sat import PlacementCpSat as PlacementCpSat
 from .exact.subset_enumeration import SubsetEnumeration as SubsetEnumeration
 from .exact.transport import Transport as Transport
+from .heuristic.breakout_local_search import BreakoutLocalSearch as BreakoutLocalSearch
 from .heuristic.co_activation_search import CoActivationSearch as CoActivationSearch
 from .heuristic.frank_wolfe import FrankWolfe as FrankWolfe
 from .heuristic.iterated_local_search import IteratedLocalSearch as IteratedLocalSearch
 from .heuristic.local_search import LocalSearch as LocalSearch
 from .heuristic.longest_processing_time import LongestProcessingTime as LongestProcessingTime
+from .heuristic.memetic_search import MemeticSearch as MemeticSearch
 from .heuristic.multi_start import MultiStart as MultiStart
 from .heuristic.partition_search import PartitionSearch as PartitionSearch
 from .heuristic.placement_search import PlacementSearch as PlacementSearch

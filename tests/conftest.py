@@ -26,7 +26,9 @@ COMPILING = (
 # first, and a long one at the end would leave all other processes waiting.
 FIRST = (
     "TabuSearch",
+    "MemeticSearch",
     "LocalSearch",
+    "BreakoutLocalSearch",
     "IteratedLocalSearch",
     "BranchAndBound",
     "SimulatedAnnealing",

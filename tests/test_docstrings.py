@@ -10,6 +10,7 @@ import moe_search as ms
 # Their examples compile kernels.
 COMPILED = {
     "BranchAndBound",
+    "BreakoutLocalSearch",
     "CallableProblem",
     "CoActivation",
     "CoActivationSearch",
@@ -18,6 +19,7 @@ COMPILED = {
     "IteratedLocalSearch",
     "LocalSearch",
     "LongestProcessingTime",
+    "MemeticSearch",
     "PartitionSearch",
     "PlacementCpSat",
     "PlacementSearch",

@@ -6,7 +6,7 @@ from instances import INSTANCES, naive_value
 from naive import permutations
 
 import moe_search as ms
-from moe_search.api import default_solver
+from moe_search.api import default_solver, has_distances
 from moe_search.solvers.bounds.lower_bounds import lower_bound
 
 
@@ -75,9 +75,44 @@ def test_the_default_depends_on_the_moves_that_time_allows():
     chosen = [default_solver(dense, seconds) for seconds in (0.01, 1.0, math.inf)]
     assert [type(solver) for solver in chosen] == [ms.IteratedLocalSearch, ms.TabuSearch, ms.TabuSearch]
     assert default_solver(ms.random_quadratic(100, seed=0), 0.05) == ms.TabuSearch()
+    # Iterations alone are those of a tabu search, however many.
+    quadratic = ms.random_quadratic(50, seed=0)
+    chosen = [default_solver(quadratic, seconds) for seconds in (1.0, 1.1, 10.0, 100.0, math.inf)]
+    assert [type(solver) for solver in chosen] == [ms.TabuSearch, *[ms.MemeticSearch] * 3, ms.TabuSearch]
     huge = ms.QuadraticAssignment(*np.zeros((2, 5000, 5000), dtype=np.int64))
     assert ms.TabuSearch().refuses(huge)
     assert default_solver(huge, 0.01) == ms.IteratedLocalSearch()
+
+
+def on_points(rng, size, density=1.0):
+    """Return a problem of random flows between random points of the plane."""
+    points = rng.random((size, 2))
+    flow = rng.random((size, size)) * (rng.random((size, size)) < density)
+    return ms.QuadraticAssignment(flow, np.hypot(*(points[:, None] - points).transpose(2, 0, 1)))
+
+
+def test_what_looks_like_distances():
+    rng = np.random.default_rng(0)
+    points, sparse = on_points(rng, 100), on_points(rng, 100, 0.05)
+    turned = ms.QuadraticAssignment(points.distance, points.flow)
+    assert all(map(has_distances, (points, sparse, turned)))
+    uniform = ms.random_quadratic(100, seed=0)
+    one_magnitude = ms.QuadraticAssignment(*rng.uniform(50, 100, (2, 100, 100)))  # keeps the triangle inequality
+    others = (
+        uniform,
+        one_magnitude,
+        ms.QuadraticAssignment(-points.flow, -points.distance),
+        ms.QuadraticAssignment(np.ones((100, 100)), np.zeros((100, 100))),
+        ms.random_pairwise(9, seed=0),
+        ms.random_mixture(9, num_samples=5, seed=0),
+        ms.LoadLimited(points, np.ones(100), 1),
+    )
+    assert not any(map(has_distances, others))
+    assert default_solver(points, 1.0) == ms.SimulatedAnnealing()
+    assert [default_solver(problem, 1.0) for problem in (uniform, one_magnitude)] == [ms.TabuSearch()] * 2
+    assert default_solver(points, 0.01) == ms.TabuSearch()
+    assert default_solver(points, 30.0) == ms.MemeticSearch(moves=100.0)
+    assert default_solver(uniform, 30.0) == ms.MemeticSearch()
 
 
 SMALL = [

@@ -36,6 +36,7 @@ def test_what_is_compiled_for_what():
     quadratic, linear = ms.random_quadratic(30, seed=0), ms.random_linear(6, 3, seed=0)
     assert [str(each) for each in cases(quadratic, linear)] == [
         "TabuSearch for QuadraticAssignment",
+        "MemeticSearch for QuadraticAssignment",
         "Hungarian for LinearAssignment",
     ]
     assert [str(each) for each in cases(quadratic, linear, ms.Transport(), ms.FrankWolfe())] == [

@@ -17,12 +17,14 @@ def _sinkhorn() -> ms.Solver:
 
 SOLVERS: dict[str, Callable[[], ms.Solver]] = {
     "BranchAndBound": ms.BranchAndBound,
+    "BreakoutLocalSearch": ms.BreakoutLocalSearch,
     "CpSat": ms.CpSat,
     "Enumeration": ms.Enumeration,
     "FrankWolfe": ms.FrankWolfe,
     "Hungarian": ms.Hungarian,
     "IteratedLocalSearch": ms.IteratedLocalSearch,
     "LocalSearch": ms.LocalSearch,
+    "MemeticSearch": ms.MemeticSearch,
     "MinCostFlow": ms.MinCostFlow,
     "MultiStart": lambda: ms.MultiStart(ms.TabuSearch(), runs=4, n_jobs=1),
     "SimulatedAnnealing": ms.SimulatedAnnealing,

@@ -35,6 +35,8 @@ SOLVERS = {
     "MinCostFlow": "ms.MinCostFlow()",
     "Transport": "ms.Transport()",
     "TabuSearch": "ms.TabuSearch()",
+    "BreakoutLocalSearch": "ms.BreakoutLocalSearch()",
+    "MemeticSearch": "ms.MemeticSearch()",
     "LocalSearch": "ms.LocalSearch()",
     "LocalSearch, both": 'ms.LocalSearch("both")',
     "IteratedLocalSearch": "ms.IteratedLocalSearch()",

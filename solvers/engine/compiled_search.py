@@ -87,6 +87,19 @@ def take(track: Track, permutation: Any, target: float) -> bool:
     return counts.done or counts.logged == track.log_values.shape[0]
 
 
+def new_track(run: Run, incumbent: Permutation) -> Track:
+    """Return the track of a search that begins at the incumbent of a run, which is kept in `incumbent`."""
+    return Track(
+        np.array([run.value, run.value], dtype=run.dtype),
+        np.zeros(1, dtype=COUNTS).view(np.recarray),
+        incumbent,
+        np.zeros(LOG_LENGTH, dtype=run.dtype),
+        np.zeros(LOG_LENGTH, dtype=np.int64),
+        random_state(run.seed),
+        run.tolerance,
+    )
+
+
 class CompiledSearch(Solver):
     """A solver that is a kernel: it gives `prepare`, and `statistics` if it counts more than moves."""
 
@@ -108,15 +121,7 @@ class CompiledSearch(Solver):
         problem = run.problem
         assert isinstance(problem, PermutationProblem)
         state = problem.state(run.take_initial())
-        track = Track(
-            np.array([run.value, run.value], dtype=run.dtype),
-            np.zeros(1, dtype=COUNTS).view(np.recarray),
-            run.incumbent,
-            np.zeros(LOG_LENGTH, dtype=run.dtype),
-            np.zeros(LOG_LENGTH, dtype=np.int64),
-            random_state(run.seed),
-            run.tolerance,
-        )
+        track = new_track(run, run.incumbent)
         counts = track.counts[0]
         kernel, arguments = self.prepare(run, state)
         kernel = kernel_for(state, kernel)

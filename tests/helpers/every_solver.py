@@ -15,6 +15,8 @@ SOLVERS = {
     "both best": solvers.LocalSearch("both", "best"),
     "one descent": solvers.LocalSearch(restarts=False),
     "tabu": solvers.TabuSearch(),
+    "breakout": solvers.BreakoutLocalSearch(),
+    "memetic": solvers.MemeticSearch(population=4, moves=5.0),
     "iterated": solvers.IteratedLocalSearch(),
     "iterated insertion annealing": solvers.IteratedLocalSearch("insertion", "best", acceptance="annealing"),
     "iterated both restart": solvers.IteratedLocalSearch("both", "best", acceptance="restart", patience=9),

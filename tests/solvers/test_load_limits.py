@@ -10,7 +10,7 @@ from naive import permutations
 
 from moe_search import problems, solve
 from moe_search.problems import LoadLimited
-from moe_search.solvers import CpSat, Enumeration, LocalSearch, MaxIterations, MaxRuntime, TabuSearch
+from moe_search.solvers import CpSat, Enumeration, LocalSearch, MaxIterations, MaxRuntime, MemeticSearch, TabuSearch
 from moe_search.solvers.bounds.lower_bounds import lower_bound
 
 
@@ -51,7 +51,10 @@ def infeasible(problem):
     return next(p for p in every if naive_excess(problem, p) > 0)
 
 
-@pytest.mark.parametrize("solver", [LocalSearch(), TabuSearch(), Enumeration(), CpSat(), None], ids=str)
+SEARCHES = [LocalSearch(), TabuSearch(), MemeticSearch(population=2, moves=2.0), Enumeration(), CpSat(), None]
+
+
+@pytest.mark.parametrize("solver", SEARCHES, ids=str)
 @pytest.mark.parametrize("stop", [MaxIterations(1), MaxIterations(300), MaxRuntime(0.0)], ids=str)
 def test_no_solver_returns_a_permutation_beyond_the_limits(solver, stop):
     problem = limited(INNER["mixture squared"](3), 3)
