@@ -139,6 +139,16 @@ def test_penalty_is_a_scalar_and_not_negative(make):
 
 
 @every_gate
+def test_no_row_has_more_slots_than_the_gate_says(make):
+    gate = make(3, 6)
+    counts = (gate(*batch(64, scale=10.0)).weights != 0).sum((1, 2))
+    assert gate.most_slots is None or counts.max() == gate.most_slots
+    # What is sparse by its kind says so, or a device has to make room for all.
+    sparse = isinstance(gate, TopK | EvenTopK | HashRouting)
+    assert sparse == (gate.most_slots is not None)
+
+
+@every_gate
 def test_state_dict_round_trip(make):
     gate, other = make_seeded(make, seed=1).eval(), make_seeded(make, seed=2).eval()
     gate.expert_map.scramble(torch.Generator().manual_seed(5))
