@@ -422,8 +422,8 @@ def _searched(kind: str, device: str, smallest: bool) -> Iterator[Row]:
 
     for number in range(1, steps + 1):
         before = len(lowered)
-        # The first steps try the layer and the loss. In the others nothing is new but where a search comes, and where one
-        # that ran on a thread is decided.
+        # The first steps try the layer and the loss. In the others nothing is new but where a search comes, and where
+        # one that ran on a thread is decided.
         if number > 3 and number % period and "asynchronous" not in kind:
             started = time.perf_counter()
             try:

@@ -17,10 +17,8 @@ from moe_search.bench.speed.cuda_check import (
     PARTS,
     Part,
     main,
-    page,
     row,
     run_part,
-    write_table,
 )
 
 
