@@ -261,7 +261,10 @@ def _captured(case: str, gate: str, dispatch: str, device: str) -> Row:
         outputs = step()
     inputs.copy_(torch.randn(ROWS, FEATURES).to(inputs))
     graph.replay()
-    replayed = [outputs.float().cpu(), *(p.grad.float().cpu() for p in layer.parameters() if p.grad is not None)]
+    replayed = [
+        outputs.detach().float().cpu(),
+        *(p.grad.float().cpu() for p in layer.parameters() if p.grad is not None),
+    ]
     plain = [step().detach().float().cpu(), *(p.grad.float().cpu() for p in layer.parameters() if p.grad is not None)]
     return compared(case, "capture", replayed, plain, HALF)
 
@@ -410,7 +413,8 @@ def _searched(kind: str, device: str, smallest: bool) -> Iterator[Row]:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     half: AbstractContextManager[Any] = torch.autocast(torch.device(device).type, torch.bfloat16)
     waiting: list[str] = []
-    crossed, sizes, milliseconds = [], [], []
+    crossed, sizes = [], []
+    seconds, plain_steps, started = 0.0, 0, 0.0
 
     def step() -> None:
         optimizer.zero_grad()
@@ -420,20 +424,28 @@ def _searched(kind: str, device: str, smallest: bool) -> Iterator[Row]:
         optimizer.step()
         searching.step(inputs, targets)
 
+    def now() -> float:
+        if device.startswith("cuda"):
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
+
     for number in range(1, steps + 1):
-        before = len(lowered)
         # The first steps try the layer and the loss. In the others nothing is new but where a search comes, and where
         # one that ran on a thread is decided.
-        if number > 3 and number % period and "asynchronous" not in kind:
-            started = time.perf_counter()
+        plain = number > 3 and bool(number % period) and "asynchronous" not in kind
+        if plain:
+            started = started or now()
             try:
                 with no_waiting(device):
                     step()
             except RuntimeError as error:
                 waiting.append(str(error))
                 break
-            milliseconds.append(1e3 * (time.perf_counter() - started))
+            plain_steps += 1
             continue
+        if started:
+            seconds, started = seconds + now() - started, 0.0
+        before = len(lowered)
         with ToTheCPU() as to_cpu:
             step()
         if len(lowered) > before:
@@ -441,27 +453,26 @@ def _searched(kind: str, device: str, smallest: bool) -> Iterator[Row]:
             problem = lowered[-1][1].problem
             sizes.append(sum(each.nbytes for each in vars(problem).values() if isinstance(each, np.ndarray)))
     searching.finish()
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
-    if milliseconds or waiting:
+    if plain_steps or waiting:
         note = waiting[0] if waiting else "" if device.startswith("cuda") else "only CUDA can tell"
         yield row(kind, "steps that wait", len(waiting), not waiting if device.startswith("cuda") else None, note)
-    for what, found in (("a step, ms", milliseconds), ("crosses to the CPU, bytes", crossed), ("arrays, bytes", sizes)):
-        if found:
-            yield row(kind, what, statistics.median(found))
+    of_step = 1e3 * seconds / plain_steps if seconds else 0.0
+    if of_step:
+        yield row(kind, "a step, ms", of_step)
     if crossed and device != "cpu":
         # Beside the arrays: targets, losses, and what tells which loss it is, some numbers for each sample.
-        beside = 1000 * min(size, 1024)
-        fine = statistics.median(crossed) <= statistics.median(sizes) + beside
-        yield row(kind, "crosses / arrays", statistics.median(crossed) / statistics.median(sizes), fine)
+        most = statistics.median(sizes) + 1000 * min(size, 1024)
+        bytes_crossed = statistics.median(crossed)
+        note = f"{statistics.median(sizes):.0f} bytes are the problem's arrays"
+        yield row(kind, "crosses to the CPU, bytes", bytes_crossed, bytes_crossed <= most, note)
     records = searching.history
     yield row(kind, "searches", len(records), bool(records) or bool(waiting))
     if records:
         of_search = 1e3 * statistics.median(record.seconds for record in records)
         yield row(kind, "a search, ms", of_search, note=", ".join(sorted({record.outcome for record in records})))
-        if milliseconds:
+        if of_step:
             # At the default of a search every 100 steps.
-            yield row(kind, "share at period 100", of_search / (100 * statistics.median(milliseconds)))
+            yield row(kind, "share at period 100", of_search / (100 * of_step))
 
 
 def comet(device: str, smallest: bool, deadline: float) -> Iterator[Row]:

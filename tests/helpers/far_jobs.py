@@ -111,6 +111,25 @@ def several_gates(far, dispatch):
         close(ours.grad, expected.grad)
 
 
+def half_precision(far, dispatch):
+    torch.manual_seed(0)
+    near = ms.MixtureOfExperts(ms.StackedExperts(3, 8, OUTPUTS, HIDDEN), ms.TopK(8, 3, 2)).bfloat16()
+    there = as_far(near)
+    there.dispatch = dispatch
+    inputs = torch.randn(40, 8).bfloat16()
+    far_inputs, mixtures = inputs.to(FAR), []
+    there(far_inputs)
+    far.waits.clear()
+    for module, given in ((there, far_inputs), (near, inputs)):
+        mixtures.append(module(given))
+        mixtures[-1].float().square().sum().backward()
+    assert dispatch == "sorted" or far.waits == []
+    assert mixtures[0].dtype == torch.bfloat16
+    torch.testing.assert_close(mixtures[0].cpu(), mixtures[1], rtol=0.05, atol=0.05)
+    for ours, expected in zip(there.parameters(), near.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad.cpu(), expected.grad, rtol=0.1, atol=0.1)
+
+
 def an_infinite_expert(far, dispatch):
     """It spoils no sample that gives it weight 0, though no mixture is looked at."""
     torch.manual_seed(0)
@@ -274,6 +293,7 @@ def jobs():
         )
         yield layer, (name, "auto"), {"modules": True}
     yield from ((several_gates, (dispatch,), {}) for dispatch in DISPATCHES)
+    yield from ((half_precision, (dispatch,), {}) for dispatch in DISPATCHES)
     yield from ((an_infinite_expert, (dispatch,), {}) for dispatch in DISPATCHES[1:])
     yield from ((job, (), {}) for job in (penalties, balancing, lowering_of_several_gates, lowering_of_tokens))
     yield from ((statistics, (masked,), {}) for masked in (False, True))
