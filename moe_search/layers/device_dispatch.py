@@ -150,8 +150,8 @@ def chosen_path(
     and where no number can be read (``readable``), which rules out "sorted" too.
     """
     paths = possible_paths(experts, inputs, readable)
-    shape = (experts.num_experts, experts.in_features, experts.hidden_features, experts.out_features)
-    shape = (*shape, experts.gated, len(experts.biases) > 0, type(experts.activation), len(weights), most)
+    widths = experts.num_experts, experts.in_features, experts.hidden_features, experts.out_features
+    shape = (*widths, experts.gated, len(experts.biases) > 0, type(experts.activation), len(weights), most)
     gradients = torch.is_grad_enabled(), inputs.requires_grad
     key = (inputs.device, product_dtype(inputs), len(inputs).bit_length(), paths[0] == "grouped", *gradients, *shape)
     if _kept.get(key) in paths:

@@ -127,7 +127,8 @@ def half_precision(far, dispatch):
     assert mixtures[0].dtype == torch.bfloat16
     torch.testing.assert_close(mixtures[0].cpu(), mixtures[1], rtol=0.05, atol=0.05)
     for ours, expected in zip(there.parameters(), near.parameters(), strict=True):
-        torch.testing.assert_close(ours.grad.cpu(), expected.grad, rtol=0.1, atol=0.1)
+        # Sums in another order: single entries lose most digits.
+        assert (ours.grad.cpu() - expected.grad).norm() < 0.05 * expected.grad.norm()
 
 
 def an_infinite_expert(far, dispatch):
