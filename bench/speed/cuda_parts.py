@@ -82,7 +82,7 @@ def contract_gates() -> Mapping[str, Callable[[int, int], ms.Gate]]:
     """Return the gates of the contract's tests, by name; without a checkout or pytest, one of each kind."""
     sys.path.insert(0, str(ROOT / "tests" / "helpers"))
     try:
-        contract = importlib.import_module("gate_contract")
+        contract: Any = importlib.import_module("gate_contract")
     except ImportError:
         return {
             "Softmax": lambda n, m: ms.Softmax(FEATURES, n, m),
@@ -219,7 +219,7 @@ def compiled(device: str, smallest: bool, deadline: float) -> Iterator[Row]:
         except Exception as error:
             yield row(setting.name, backend, fine=False, note=f"{type(error).__name__}: {error}")
             continue
-        yield compared(setting.name, backend, *found, SINGLE)
+        yield compared(setting.name, backend, found[0], found[1], SINGLE)
 
 
 def graphs(device: str, smallest: bool, deadline: float) -> Iterator[Row]:
@@ -251,7 +251,7 @@ def _captured(case: str, gate: str, dispatch: str, device: str) -> Row:
         torch.autograd.backward(outputs.float().square().mean() + layer.regularization())
         return outputs
 
-    stream = torch.cuda.Stream(device)
+    stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     with torch.cuda.stream(stream):
         for _ in range(3):
             step()
@@ -344,11 +344,11 @@ def _choice(layer: ms.MixtureOfExperts, inputs: Tensor, backward: bool) -> str:
         return chosen_path(layer.experts, inputs, [weights], most_experts([layer.gate], len(layer.experts)))
 
 
-class ToTheCPU(TorchDispatchMode):
+class ToTheCPU(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Within the context, counts the bytes that are copied from a device to the CPU."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -511,7 +511,8 @@ def _over_linear(case: str, n: int, size: int, device: torch.device, compile_it:
 
 def ranks(device: str, smallest: bool, deadline: float) -> Iterator[Row]:
     """Run one process over NCCL, and two over gloo that search together with tensors on the device."""
-    from torch import distributed, multiprocessing
+    from torch import distributed
+    from torch.multiprocessing.spawn import spawn
 
     from moe_search.training.lowering.process_group import Ranks
 
@@ -535,7 +536,7 @@ def ranks(device: str, smallest: bool, deadline: float) -> Iterator[Row]:
             yield row(case, "collectives", fine=False, note=f"{type(error).__name__}: {error}")
         case = "gloo, two processes"
         try:
-            multiprocessing.spawn(_rank, (folder, device), nprocs=2)
+            spawn(_rank, (folder, device), nprocs=2)  # type: ignore[no-untyped-call]
             first, second = (torch.load(f"{folder}/{rank}.pt") for rank in range(2))
         except Exception as error:
             yield row(case, "search", fine=False, note=f"{type(error).__name__}: {error}")
@@ -552,7 +553,8 @@ def _rank(rank: int, folder: str, device: str) -> None:
 
     distributed.init_process_group("gloo", init_method=f"file://{folder}/two", rank=rank, world_size=2)
     torch.manual_seed(0)
-    moe = ms.MixtureOfExperts(ms.StackedExperts(4, 8, 8), ms.TopK(8, 4, k=1))
+    router = ms.TopK(8, 4, k=1)
+    moe = ms.MixtureOfExperts(ms.StackedExperts(4, 8, 8), router)
     inputs = torch.randn(256, 8)
     with torch.no_grad():
         targets = moe(inputs)
@@ -570,7 +572,7 @@ def _rank(rank: int, folder: str, device: str) -> None:
         searching.step(x[start : start + 32], y[start : start + 32])
     found = {
         "map": moe.gate.expert_map.experts.cpu(),
-        "weights": moe.gate.linear.weight.detach().cpu(),
+        "weights": router.linear.weight.detach().cpu(),
         "outcomes": [record.outcome for record in searching.history],
     }
     torch.save(found, f"{folder}/{rank}.pt")
