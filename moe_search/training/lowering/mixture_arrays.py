@@ -15,7 +15,7 @@ from torch import Tensor
 
 from moe_search.problems.mixture import MixtureAssignment
 from moe_search.training.lowering.forward_pass import Chunk, Opened, run_head, weights_by_expert
-from moe_search.training.lowering.losses import NonFiniteLossError, RecognizedLoss, at_least_single
+from moe_search.training.lowering.losses import NonFiniteLossError, RecognizedLoss, as_numpy, at_least_single
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,8 +70,8 @@ class Deviation:
 def mixture_arrays(opened: Opened, losses: tuple[RecognizedLoss, ...]) -> MixtureArrays:
     """Run every expert on every sample and fold the head into what they answer."""
     tasks = opened.tasks
-    of_slots: Tensor | None = None
-    of_experts: Tensor | None = None
+    slot_weights: NDArray[Any] | None = None
+    of_experts: NDArray[Any] | None = None
     deviations = [Deviation()] * tasks.count
     for chunk in opened.chunks:
         answers = opened.expert_outputs(chunk)
@@ -87,17 +87,17 @@ def mixture_arrays(opened: Opened, losses: tuple[RecognizedLoss, ...]) -> Mixtur
             raise NonFiniteLossError("the outputs of every expert must be finite, got NaN or infinite ones")
         here = _deviations(opened, chunk, simplex, answers, folded)
         deviations = [old.joined(new) for old, new in zip(deviations, here, strict=True)]
-        if of_slots is None or of_experts is None:
-            of_slots, of_experts = _room_for(opened.num_rows, simplex), _room_for(opened.num_rows, folded)
+        if slot_weights is None or of_experts is None:
+            slot_weights, of_experts = _room_for(opened.num_rows, simplex), _room_for(opened.num_rows, folded)
         # Nothing waits for a copy before the last: the next chunk is computed meanwhile.
-        for room, part in ((of_slots, simplex), (of_experts, folded)):
-            room[chunk.start : chunk.stop].copy_(part.detach(), non_blocking=True)
-    assert of_slots is not None
+        _copy(simplex, slot_weights[chunk.start : chunk.stop])
+        _copy(folded, of_experts[chunk.start : chunk.stop])
+    assert slot_weights is not None
     assert of_experts is not None
-    if opened.chunks[0].outputs.is_cuda:
-        torch.cuda.current_stream(opened.chunks[0].outputs.device).synchronize()
-    shape = (*of_experts.shape[:2], *opened.chunks[0].outputs.shape[1:])
-    slot_weights, outputs = of_slots.numpy(), losses[0].flatten(of_experts.numpy().reshape(shape), leading=2)
+    of_model = opened.chunks[0].outputs
+    if of_model.is_cuda:
+        torch.cuda.current_stream(of_model.device).synchronize()
+    outputs = losses[0].flatten(of_experts.reshape(*of_experts.shape[:2], *of_model.shape[1:]), leading=2)
     for t, deviation in enumerate(deviations if tasks.count > 1 else ()):
         of_task = outputs[tasks.of_task(t)]
         if not deviation.affine and bool((of_task == of_task[:, :1]).all()):
@@ -107,9 +107,20 @@ def mixture_arrays(opened: Opened, losses: tuple[RecognizedLoss, ...]) -> Mixtur
     return MixtureArrays(slot_weights, outputs, losses, functools.reduce(Deviation.joined, deviations))
 
 
-def _room_for(num_rows: int, part: Tensor) -> Tensor:
-    """Return memory on the CPU for all rows, of which ``part`` holds some; CUDA copies to pinned memory by itself."""
-    return torch.empty(num_rows, *part.shape[1:], dtype=part.dtype, pin_memory=part.is_cuda)
+def _room_for(num_rows: int, part: Tensor) -> NDArray[Any]:
+    """Return an array for all rows, of which ``part`` holds some; CUDA copies to pinned memory by itself."""
+    shape = (num_rows, *part.shape[1:])
+    if part.is_cuda:
+        return torch.empty(shape, dtype=part.dtype, pin_memory=True).numpy()
+    return np.empty(shape, as_numpy(part[:0]).dtype)
+
+
+def _copy(part: Tensor, room: NDArray[Any]) -> None:
+    """Copy a tensor, from CUDA while Python goes on."""
+    if part.is_cuda:
+        torch.from_numpy(room).copy_(part, non_blocking=True)
+    else:
+        room[...] = as_numpy(part)
 
 
 def mixture_problem(parts: Sequence[MixtureArrays]) -> MixtureAssignment:
