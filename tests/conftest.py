@@ -63,6 +63,12 @@ def starts_processes(module):
     return False
 
 
+def _has_cuda():
+    import torch
+
+    return torch.cuda.is_available()
+
+
 # First, or pytest-xdist has looked for groups already.
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
@@ -75,5 +81,7 @@ def pytest_collection_modifyitems(items):
         # The fixture `bench` starts the command of that name.
         if compiles or slow[item.module] or "bench" in item.fixturenames:
             item.add_marker(pytest.mark.slow)
+        if item.get_closest_marker("cuda") is not None and not _has_cuda():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
     order = {group: place for place, group in enumerate(FIRST)}
     items.sort(key=lambda item: order.get(item.get_closest_marker("xdist_group").args[0], len(order)))

@@ -87,15 +87,32 @@ def cannot_read_values(*tensors: Tensor) -> bool:
     """Return whether no number can be read off one of some tensors.
 
     It is so in compiled, exported and traced code, inside of `torch.func.vmap`, of fake tensors and of those of the
-    device "meta". What depends on a number, such as a shape, an error or the choice of a path, has to do without it
-    there.
+    device "meta", and while a CUDA graph is captured. What depends on a number, such as a shape, an error or the choice
+    of a path, has to do without it there. To ask this waits for no device.
     """
     if torch.compiler.is_compiling() or _is_traced():
         return True
     try:
         for tensor in tensors:
+            if not tensor.is_cpu and has_memory(tensor):
+                if is_captured(tensor):
+                    return True
+                continue
             # A number that is read off no element: torch refuses it where it refuses all.
             bool(tensor.new_empty(0).any())
     except RuntimeError:
         return True
     return False
+
+
+def has_memory(tensor: Tensor) -> bool:
+    """Return whether a tensor is a plain one, with numbers: none that `torch.func` or a subclass of tensors made."""
+    try:
+        return type(tensor) in (Tensor, nn.Parameter) and tensor.data_ptr() != 0
+    except RuntimeError:
+        return False
+
+
+def is_captured(tensor: Tensor) -> bool:
+    """Return whether what is done to a tensor becomes part of a CUDA graph now."""
+    return not torch.compiler.is_compiling() and tensor.is_cuda and torch.cuda.is_current_stream_capturing()

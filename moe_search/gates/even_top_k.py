@@ -60,6 +60,11 @@ class EvenTopK(Gate):
         super().reset_parameters()
         nn.init.constant_(self.sharpness, self.start)
 
+    @property
+    def most_slots(self) -> int:
+        """The k that are kept."""
+        return self.k
+
     def forward(self, inputs: Tensor, ids: Tensor | None = None, mask: Tensor | None = None) -> SlotWeights:
         """Return the weights of the slots; see `Gate.forward`."""
         logits = self.linear(self.features(inputs, weight_dtype(self.linear), mask)).unsqueeze(1)

@@ -174,6 +174,14 @@ class Gate(Leaf, ABC):
             If there is no row, or shape, dtype or device are not those of the gate.
         """
 
+    @property
+    def most_slots(self) -> int | None:
+        """The most slots that a row has weight on, whatever its numbers are; None where these decide.
+
+        A device then knows how much memory pairs of rows and experts take without being waited for.
+        """
+        return None
+
     def reset_parameters(self) -> None:
         """Start anew, with a fresh map and parameters drawn from torch's global generator.
 

@@ -117,7 +117,8 @@ class HashRouting(Gate):
     def forward(self, inputs: Tensor, ids: Tensor | None = None, mask: Tensor | None = None) -> SlotWeights:
         """Return the weights of the slots; see `Gate.forward`.
 
-        With `vocabulary`, inputs may have any number of features, and ids must be integers in 0 .. vocabulary - 1.
+        With `vocabulary`, inputs may have any number of features, and ids must be integers in 0 .. vocabulary - 1. On
+        other devices than the CPU, wrong ids are found by the device alone, as `torch.nn.Embedding` has it.
         """
         keys = (
             self._ids(inputs, ids, mask) if self.projections is None else self._codes(self.features(inputs, mask=mask))
@@ -126,6 +127,11 @@ class HashRouting(Gate):
         # Not by one_hot, which reads numbers inside of torch.func.
         chosen = slots.unsqueeze(1) == torch.arange(self.num_slots, device=slots.device)
         return SlotWeights(chosen.to(inputs.dtype).unsqueeze(1), None).masked(mask)
+
+    @property
+    def most_slots(self) -> int:
+        """One."""
+        return 1
 
     def _codes(self, features: Tensor) -> Tensor:
         assert self.projections is not None
@@ -155,8 +161,8 @@ class HashRouting(Gate):
         if mask is not None:
             require_mask(mask, inputs)
             ids = ids.masked_fill(~mask, 0)
-        # Where no number can be read, the table's own lookup refuses wrong ids.
-        if not cannot_read_values(ids):
+        # Where no number can be read, or only by waiting for a device, the table's own lookup refuses wrong ids.
+        if ids.is_cpu and not cannot_read_values(ids):
             least, most = ids.min().item(), ids.max().item()
             assert self.vocabulary is not None
             if least < 0 or most >= self.vocabulary:

@@ -153,6 +153,11 @@ class TopK(Gate):
         if self.choice_bias is not None:
             nn.init.zeros_(self.choice_bias)
 
+    @property
+    def most_slots(self) -> int:
+        """The k that are kept."""
+        return self.k
+
     def forward(self, inputs: Tensor, ids: Tensor | None = None, mask: Tensor | None = None) -> SlotWeights:
         """Return the weights of the slots; see `Gate.forward`."""
         features = self.features(inputs, weight_dtype(self.linear), mask)

@@ -71,8 +71,10 @@ class Dispatch:
 
         Pairs of weight 0 are left out, not multiplied by it: outputs that another weight asked for may be infinite.
         """
-        counts = torch.tensor(self.counts, device=self.samples.device)
-        experts = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+        counts = torch.tensor(self.counts).to(self.samples.device)
+        experts = torch.arange(len(counts), device=counts.device).repeat_interleave(
+            counts, output_size=len(self.samples)
+        )
         of_pairs = expert_weights[self.samples, experts]
         own = of_pairs.nonzero().squeeze(1)
         return replace(self, samples=self.samples[own], weights=of_pairs[own]).scatter(outputs[own])
@@ -87,10 +89,10 @@ def union_of(weights: Sequence[Tensor]) -> Tensor:
 
 
 def fastest_dispatch(experts: StackedExperts, expert_weights: Tensor) -> str:
-    """Return the fastest dispatch, "dense", "sorted" or "grouped", by the number of multiplications.
+    """Return the fastest dispatch on a CPU, "dense", "sorted" or "grouped", by the number of multiplications.
 
     Its two thresholds were fitted to the times of `bench.speed.dispatch_speed` on a CPU core, of which the choice is
-    within 8 % of the best. On other devices it is "grouped" where possible, which nothing here has measured.
+    within 8 % of the best. They say nothing of other devices, where `device_dispatch.chosen_path` chooses.
 
     Parameters
     ----------
@@ -98,8 +100,6 @@ def fastest_dispatch(experts: StackedExperts, expert_weights: Tensor) -> str:
     expert_weights : Tensor
         Shape [B, n], with numbers that can be read.
     """
-    if not expert_weights.is_cpu:
-        return "grouped" if experts.refuses_grouped() is None else "sorted"
     samples, n = expert_weights.shape
     passes = BACKWARD if torch.is_grad_enabled() else 1
     cost = experts.multiplications * max(1.0, LEAST_SAMPLES / samples)

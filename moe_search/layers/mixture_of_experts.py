@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from moe_search.checks import require_choice
 from moe_search.gates.batch_checks import (
     cannot_read_values,
+    is_captured,
     is_exporting,
     is_recomputing,
     like_rows,
@@ -21,6 +22,7 @@ from moe_search.gates.batch_checks import (
 )
 from moe_search.gates.gate import Gate, SlotWeights, route
 from moe_search.gates.leaf import Leaf
+from moe_search.layers.device_dispatch import DeviceDispatch, chosen_path, device_mixtures, most_experts
 from moe_search.layers.dispatch import DISPATCHES, Dispatch, fastest_dispatch, union_of
 from moe_search.layers.stacked_experts import StackedExperts
 
@@ -49,12 +51,13 @@ class MixtureOfExperts(Leaf):
           `StackedExperts.refuses_grouped`.
         - "dense": every expert runs on every sample. An expert whose outputs overflow then spoils also the samples
           that give it weight 0.
-        - "auto": the fastest of these for the sizes at hand, as measured on CPU. Where dense gives NaN or infinite
-          mixtures, "sorted" computes them anew, so that no expert spoils a sample that gives it weight 0; inside of
-          compiled code and of `torch.func.vmap`, where nothing can be looked at, it does. This holds for values, not
-          for gradients: an expert whose values are finite and whose gradient is not, as of a square root at 0, spoils
-          the gradients of itself and of the inputs also by samples that give it weight 0, where dense is the fastest.
-          With "sorted" and "grouped" it never does.
+        - "auto": the fastest of these for the sizes at hand: on a CPU by a rule that was fitted to times, on other
+          devices by a trial at the first batch of a shape (see the notes). Where dense gives NaN or infinite mixtures,
+          "sorted" computes them anew, so that no expert spoils a sample that gives it weight 0; inside of compiled code
+          and of `torch.func.vmap`, where nothing can be looked at, it does. This holds for values, not for gradients:
+          an expert whose values are finite and whose gradient is not, as of a square root at 0, spoils the gradients of
+          itself and of the inputs also by samples that give it weight 0, where dense is the fastest. With "sorted" and
+          "grouped" it never does.
     shared : Module, optional
         Runs on every sample, whatever the gate says, and is added: ``sum_e w[b, e] f_e(x_b) + s(x_b)``, as in
         DeepSeek-MoE. Of `StackedExperts` the sum of all is added.
@@ -77,6 +80,14 @@ class MixtureOfExperts(Leaf):
     Sorting takes sizes that depend on the weights, which `torch.compile` cannot trace: "auto" is "dense" inside of
     compiled code, one graph without breaks, while "sorted" and "grouped" break it and run uncompiled. What maps over
     batches, `torch.func.vmap`, or is exported, by `torch.export`, `torch.onnx` or `torch.jit.trace`, is always "dense".
+
+    On other devices than the CPU, "auto" tries what is possible forward and backward at the first batch of a shape, and
+    keeps the fastest for the process, as ``torch.backends.cudnn.benchmark`` does: a shape is that of the experts, the
+    dtype, the most experts of a sample, and the number of samples up to a factor of 2. Under
+    `torch.use_deterministic_algorithms`, and where a CUDA graph is captured before a trial, it is "grouped" where that
+    is possible. No step waits for the device with "grouped" and "dense": Python goes on while experts compute. With
+    "sorted", and with experts of modules of their own, it waits once for the number of samples of every expert. Of
+    `StackedExperts` in float32 on CUDA, which `grouped_mm` does not take, "sorted" may be the fastest all the same.
 
     An expert of modules of their own that no sample of a batch goes to gets no gradient: `DistributedDataParallel` then
     needs ``find_unused_parameters=True``. With `StackedExperts` it does not. No gradient is made up for such an expert:
@@ -179,7 +190,7 @@ class MixtureOfExperts(Leaf):
             require_mask(mask, inputs)
         routing = route(self.gate, inputs, ids, mask)
         rows = rows_of(inputs, mask)
-        (mixture,) = self.mix(rows, [self.gate.expert_map(routing.weights)])
+        (mixture,) = self.mix(rows, [self.gate.expert_map(routing.weights)], [self.gate])
         self._remember(routing)
         shared = self.shared_outputs(rows)
         if shared is not None:
@@ -203,13 +214,20 @@ class MixtureOfExperts(Leaf):
         if self.dispatch == "grouped" and isinstance(self.experts, StackedExperts):
             self.experts.check_grouped()
 
-    def mix(self, inputs: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
+    def mix(self, inputs: Tensor, weights: Sequence[Tensor], gates: Sequence[Gate]) -> list[Tensor]:
         """Return a mixture of every row, shape [B, ...], for each of some weights of the experts, shape [B, n].
 
-        Inputs have shape [B, in_features]. An expert runs once, on the rows that any of the weights has for it, or on
-        all, as `dispatch` says.
+        Inputs have shape [B, in_features], and each of the weights is of a gate. An expert runs once, on the rows that
+        any of the weights has for it, or on all, as `dispatch` says.
         """
         readable = not cannot_read_values(inputs, *weights)
+        if not inputs.is_cpu and (readable or is_captured(inputs)) and isinstance(self.experts, StackedExperts):
+            most = most_experts(gates, len(self.experts))
+            if self.dispatch == "auto":
+                path = chosen_path(self.experts, inputs, weights, most, readable)
+                return device_mixtures(self.experts, inputs, weights, most, path)
+            if self.dispatch == "grouped" or (self.dispatch == "sorted" and readable):
+                return device_mixtures(self.experts, inputs, weights, most, self.dispatch)
         choosing = self.dispatch == "auto" and readable
         path = self.dispatch
         if choosing:
@@ -230,10 +248,16 @@ class MixtureOfExperts(Leaf):
         if torch.compiler.is_compiling():
             # Else it would be compiled again and again, for the counts of every batch.
             mix = torch.compiler.disable(mix)  # type: ignore[no-untyped-call]
-        return mix(inputs, weights, path == "grouped")
+        return mix(inputs, weights, gates, path == "grouped")
 
-    def _mix_pairs(self, inputs: Tensor, weights: Sequence[Tensor], grouped: bool) -> list[Tensor]:
-        union = Dispatch.of(union_of(weights))
+    def _mix_pairs(
+        self, inputs: Tensor, weights: Sequence[Tensor], gates: Sequence[Gate], grouped: bool
+    ) -> list[Tensor]:
+        pairs = union_of(weights)
+        if inputs.is_cpu:
+            union = Dispatch.of(pairs)
+        else:
+            union = DeviceDispatch.of(pairs, most_experts(gates, len(self.experts))).read()
         outputs = outputs_of_pairs(self.experts, union.gather(inputs), union.counts, grouped=grouped)
         return [union.scatter(outputs)] if len(weights) == 1 else [union.mix_part(w, outputs) for w in weights]
 

@@ -118,7 +118,7 @@ class MultiGateMixtureOfExperts(Leaf):
         tasks[0].check_dispatch()
         routings = [route(task.gate, inputs, ids, mask) for task in tasks]
         weights = [task.gate.expert_map(routing.weights) for task, routing in zip(tasks, routings, strict=True)]
-        mixtures = tasks[0].mix(rows_of(inputs, mask), weights)
+        mixtures = tasks[0].mix(rows_of(inputs, mask), weights, [task.gate for task in tasks])
         of_tasks = [
             task(inputs, ids, routing=routing, mixture=mixture)
             for task, routing, mixture in zip(tasks, routings, mixtures, strict=True)

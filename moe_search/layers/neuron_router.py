@@ -89,6 +89,11 @@ class OracleTopK(Gate):
         self.k = require_k(k, self.num_slots)
         self.mass = mass
 
+    @property
+    def most_slots(self) -> int:
+        """The k that are kept."""
+        return self.k
+
     def forward(self, inputs: Tensor, ids: Tensor | None = None, mask: Tensor | None = None) -> SlotWeights:
         """Return the weights of the slots; see `Gate.forward`."""
         scores = self.mass(self.features(inputs, mask=mask)).unsqueeze(1)

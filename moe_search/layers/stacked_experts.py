@@ -208,7 +208,7 @@ class StackedExperts(Leaf):
 
     def no_outputs(self, inputs: Tensor) -> Tensor:
         """Return the outputs of no sample, shape [0, out_features], in the precision of those of inputs like these."""
-        return inputs.new_zeros(0, self.out_features, dtype=_product_dtype(inputs))
+        return inputs.new_zeros(0, self.out_features, dtype=product_dtype(inputs))
 
     def _one_by_one(self, inputs: Tensor, counts: Sequence[int]) -> Tensor:
         # Unbound once: the backward pass of an index, expert by expert, would fill a whole stack of zeros for each.
@@ -227,17 +227,45 @@ class StackedExperts(Leaf):
         return torch.cat(outputs)
 
     def _grouped(self, inputs: Tensor, counts: Sequence[int]) -> Tensor:
-        sizes = torch.tensor(counts, device=inputs.device)
+        sizes = torch.tensor(counts).to(inputs.device)
         ends = sizes.cumsum(0).to(torch.int32)
         owners = torch.arange(self.num_experts, device=inputs.device).repeat_interleave(sizes, output_size=len(inputs))
+        return self._in_one_call(inputs, ends, owners)
+
+    def forward_grouped(self, inputs: Tensor, ends: Tensor, owners: Tensor) -> Tensor:
+        """Run every expert on samples of its own, as `forward_sorted` grouped, where only the device knows how many.
+
+        Parameters
+        ----------
+        inputs : Tensor
+            Shape [P, in_features], sorted by expert; what comes after those of the last expert is spare.
+        ends : Tensor
+            Shape [n], int32: how many samples the experts up to each have together.
+        owners : Tensor
+            Shape [P], int64: the expert of every sample, n for a spare one.
+
+        Returns
+        -------
+        Tensor
+            Shape [P, out_features], 0 for spare inputs.
+        """
+        self.check(inputs)
+        self.check_grouped()
+        return self._in_one_call(inputs, ends, owners, spare=(owners == self.num_experts).unsqueeze(1))
+
+    def _in_one_call(self, inputs: Tensor, ends: Tensor, owners: Tensor, spare: Tensor | None = None) -> Tensor:
         # Autocast does not know grouped_mm.
-        dtype = _product_dtype(inputs)
+        dtype = product_dtype(inputs)
         outputs = inputs
         for i, (weight, bias) in enumerate(zip(*self._maps(), strict=True)):
             by_column = weight.to(dtype).transpose(1, 2)
             outputs = nn.functional.grouped_mm(outputs.to(dtype).contiguous(), by_column, offs=ends)
             if bias is not None:
-                outputs = outputs.add_(bias.to(dtype).index_select(0, owners))
+                at = owners if spare is None else owners.clamp(max=self.num_experts - 1)
+                outputs = outputs.add_(bias.to(dtype).index_select(0, at))
+            if spare is not None:
+                # Nothing was written there, and whatever stands there is in no gradient either.
+                outputs = outputs.masked_fill(spare, 0.0)
             if i == 0:
                 outputs = self._activate(outputs)
         return outputs
@@ -263,7 +291,7 @@ class StackedExperts(Leaf):
         if not hasattr(nn.functional, "grouped_mm"):
             return f"needs torch.nn.functional.grouped_mm, which torch {torch.__version__} lacks"
         weight = self.weights[0]
-        dtype = _product_dtype(weight)
+        dtype = product_dtype(weight)
         allowed = GROUPED_DTYPES.get(weight.device.type, ())
         if dtype not in allowed:
             return f"needs one of the dtypes {list(allowed)} on {weight.device.type}, got {dtype}"
@@ -298,7 +326,7 @@ class StackedExperts(Leaf):
         )
 
 
-def _product_dtype(tensor: Tensor) -> torch.dtype:
+def product_dtype(tensor: Tensor) -> torch.dtype:
     """Return the precision of a matrix product of this tensor: its own, or that of autocast."""
     device = tensor.device.type
     if torch.is_autocast_enabled(device) and tensor.dtype != torch.float64:

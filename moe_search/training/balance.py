@@ -295,7 +295,7 @@ class LossFreeBalancing:
         """Take the loads of the last forward in training mode, and lower biases.
 
         A batch that gives no slot any weight, because its logits are NaN, is left out. In a process group, all ranks
-        call it together.
+        call it together, and wait for their devices; otherwise no device is waited for.
 
         Raises
         ------
@@ -309,21 +309,31 @@ class LossFreeBalancing:
             since = "a step" if routing is None else "another step"
             raise ValueError(f"moe must have run in training mode before {since}, got no routing")
         self._taken = ref(routing)
-        counts = torch.from_numpy(self._ranks.sum((routing.weights.detach() > 0).sum((0, 1)).cpu().numpy()))
-        if not counts.any():
+        counts = (routing.weights.detach() > 0).sum((0, 1))
+        if self._ranks.group is None:
+            self._lower(gate, counts)
+        else:
+            # On the CPU, where sums have one order: all ranks must come to the same biases.
+            self._lower(gate, torch.from_numpy(self._ranks.sum(counts.cpu().numpy())))
+
+    def _lower(self, gate: TopK, counts: Tensor) -> None:
+        """Take the loads of slots, and lower biases, where the counts lie: no device is waited for."""
+        if counts.is_cpu and not counts.any():
             return
-        # On the CPU, where sums have one order: all ranks must come to the same biases.
-        loads = counts.double() * (gate.num_experts / counts.sum())
+        loads = counts.double() * (gate.num_experts / counts.sum().clamp(min=1))
         if self.slot_loads is not None:
-            loads = self.memory * self.slot_loads + (1 - self.memory) * loads
+            before, alone = self.slot_loads.to(loads.device), loads
+            loads = self.memory * before + (1 - self.memory) * loads
+            if not counts.is_cpu:
+                loads = torch.where(counts.any(), torch.where(before.any(), loads, alone), before)
         self.slot_loads = loads
-        experts = gate.expert_map.experts[0].cpu()
+        experts = gate.expert_map.experts[0].to(loads.device)
         expert_loads = loads.new_zeros(gate.num_experts).index_add_(0, experts, loads)
         times = (expert_loads > self.expert_limit)[experts].double()
         if self.slot_limit is not None:
             times += loads > self.slot_limit
         bias = _bias(gate)
-        bias.sub_((self.rate * times).to(bias))
+        bias.sub_((self.rate * times * counts.any()).to(bias))
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a run needs to go on as if it had not stopped: the running averages."""

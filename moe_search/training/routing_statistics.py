@@ -193,11 +193,9 @@ class RoutingStatistics:
         if not isinstance(expert_map, ExpertMap):
             raise TypeError(f"expert_map must be an ExpertMap, got {type(expert_map).__name__}")
         weights = expert_map(slot_weights.weights).double()
-        if slot_weights.mask is not None:
-            weights = weights[slot_weights.mask]
         sums = self._sums("", expert_map.num_experts)
         self._batches += 1
-        sums.add(weights, weights > 0, self._window())
+        sums.add(weights, weights > 0, self._window(), slot_weights.mask)
 
     @contextmanager
     def watch(self, moe: Layer | nn.Module) -> Iterator[RoutingStatistics]:
@@ -292,13 +290,12 @@ class RoutingStatistics:
             if searching() or is_recomputing():
                 return
             hidden, index, weights = (*args, *kwargs.values())
-            rows = tokens.of(hidden)
-            index, weights = index[rows].long(), weights[rows].double()
+            index, weights = index.long(), weights.double()
             zeros = weights.new_zeros(len(weights), layer.num_experts)
             sums = self._sums(layer.name, layer.num_experts)
             sums.k.add(layer.top_k)
             active = zeros.scatter(1, index, 1.0) > 0
-            sums.add(zeros.scatter_add(1, index, weights), active, self._window())
+            sums.add(zeros.scatter_add(1, index, weights), active, self._window(), tokens.of(hidden))
 
         hooks = [model.register_forward_pre_hook(begin, with_kwargs=True)]
         # In front of the expert map of a layer that was searched: experts have the numbers of the router.
@@ -314,35 +311,42 @@ class _Sums:
 
     def __init__(self, num_experts: int) -> None:
         self.num_experts = num_experts
-        self.num_samples = 0
         self.k: set[int | None] = set()
         self.sums: tuple[Tensor, ...] = ()
         self.windows: dict[int, Tensor] = {}
 
-    def add(self, weights: Tensor, active: Tensor, window: int) -> None:
-        """Add the weights [B, n] of experts, those that a sample has being active."""
+    def add(self, weights: Tensor, active: Tensor, window: int, mask: Tensor | None) -> None:
+        """Add the weights [B, n] of experts, those that a sample has being active, but for samples that are padding."""
+        if mask is None or mask.is_cpu:
+            weights, active = (weights, active) if mask is None else (weights[mask], active[mask])
+            padding = torch.zeros((), dtype=torch.bool, device=weights.device)
+        else:
+            # How many rows are left would have to be waited for: those of padding stay, and are made to count nothing.
+            padding = ~mask.unsqueeze(1)
+            weights, active = weights.masked_fill(padding, 0.0), active & ~padding
+        experts = active.sum(1)
+        # Not by bincount, which looks at the numbers.
+        per_sample = experts.new_zeros(self.num_experts + 1).scatter_add(
+            0, experts, (~padding).long().expand(len(experts), 1).flatten()
+        )
         # Counts are exact in float64, which multiplies matrices on every device, as integers do not.
         together = (active.double().t() @ active.double()).long()
-        sums = (
-            weights.sum(0),
-            together,
-            torch.bincount(active.sum(1), minlength=self.num_experts + 1),
-            torch.special.entr(weights / weights.sum(1, keepdim=True)).sum(),
-        )
+        totals = weights.sum(1, keepdim=True).masked_fill(padding, 1.0)
+        sums = (weights.sum(0), together, per_sample, torch.special.entr(weights / totals).sum())
         self.sums = tuple(old + new for old, new in zip(self.sums, sums, strict=True)) if self.sums else sums
         load = together.diagonal()
         self.windows[window] = self.windows[window] + load if window in self.windows else load.clone()
-        self.num_samples += len(weights)
 
     def summary(self) -> RoutingSummary:
         """Return what was added up so far, on the CPU."""
         importance, together, experts, entropy = (sums.cpu() for sums in self.sums)
+        num_samples = int(experts.sum())
         return RoutingSummary(
-            num_samples=self.num_samples,
+            num_samples=num_samples,
             load=together.diagonal().clone(),
             importance=importance,
             co_activation=together,
             experts_per_sample=experts,
-            sample_entropy=float(entropy) / self.num_samples,
+            sample_entropy=float(entropy) / num_samples,
             k=next(iter(self.k)) if len(self.k) == 1 else None,
         )

@@ -126,6 +126,11 @@ class SinkhornPermutation(WrappedGate):
         self._go_to(self._step if is_loaded(self.log_weights) else 0)
 
     @property
+    def most_slots(self) -> int | None:
+        """Those of the wrapped gate once it answers alone: a soft permutation leaves no slot out."""
+        return self.gate.most_slots if self.finished else None
+
+    @property
     def temperature(self) -> float:
         """The temperature tau of the present step; the last one from there on."""
         first, last = map(math.log, self.temperatures)

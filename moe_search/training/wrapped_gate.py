@@ -63,7 +63,9 @@ class WrappedGate(Gate):
     @torch.no_grad()
     def _count(self, step: int) -> None:
         self._step = step
-        self.counted.copy_(torch.tensor([step, self.steps - step]))
+        # Filled, not copied: a copy from the CPU would wait for any other device.
+        for place, number in enumerate((step, self.steps - step)):
+            self.counted[place].fill_(number)
 
     def _take_over(self) -> None:
         """Go to the step that something else wrote to the buffer."""

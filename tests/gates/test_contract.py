@@ -10,7 +10,9 @@ from gate_contract import FEATURES, batch, every_gate, make_seeded
 from hypothesis import given, settings, strategies as st
 
 from moe_search.gates.dselect_k import DSelectK
+from moe_search.gates.even_top_k import EvenTopK
 from moe_search.gates.gate import Gate, SlotWeights
+from moe_search.gates.hash_routing import HashRouting
 from moe_search.gates.top_k import TopK
 from moe_search.training.gamma_annealing import GammaAnnealing
 from moe_search.training.sinkhorn import SinkhornPermutation
@@ -136,6 +138,15 @@ def test_penalty_is_a_scalar_and_not_negative(make):
     penalty = gate.penalty(gate(*batch()))
     assert penalty.shape == ()
     assert penalty.item() >= 0
+
+
+@every_gate
+def test_no_row_has_more_slots_than_the_gate_says(make):
+    gate = make(3, 6)
+    counts = (gate(*batch(64)).weights != 0).sum((1, 2))
+    assert gate.most_slots is None or counts.max() == gate.most_slots
+    # What is sparse by its kind says so, or a device has to make room for all.
+    assert isinstance(gate, TopK | EvenTopK | HashRouting) == (gate.most_slots is not None)
 
 
 @every_gate
@@ -445,7 +456,7 @@ def test_wrong_sizes(make, n, m, fault):
 
 
 @every_gate
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
 def test_cuda(make):
     gate = make(3, 6).double().eval()
     inputs, ids = batch(dtype=torch.float64)

@@ -1,7 +1,6 @@
 """The pairs of samples and experts, and the ways between them: equal in value and gradient, each with its demands."""
 
 import copy
-from types import SimpleNamespace
 
 import naive_gates
 import pytest
@@ -15,7 +14,6 @@ from moe_search.gates.gate import Gate, SlotWeights
 from moe_search.gates.hash_routing import HashRouting
 from moe_search.gates.softmax import Softmax
 from moe_search.gates.top_k import TopK
-from moe_search.layers import stacked_experts
 from moe_search.layers.dispatch import DISPATCHES, Dispatch, fastest_dispatch
 from moe_search.layers.mixture_of_experts import MixtureOfExperts
 from moe_search.layers.stacked_experts import StackedExperts
@@ -341,17 +339,6 @@ class TestFastestDispatch:
         experts = StackedExperts(n, width, width, hidden).double()
         with torch.set_grad_enabled(gradients):
             assert fastest_dispatch(experts, torch.eye(n, dtype=torch.float64)[torch.arange(samples) % n]) == path
-
-    @pytest.mark.parametrize(("width", "path"), [(64, "grouped"), (62, "sorted")])
-    def test_is_grouped_where_possible_on_other_devices(self, monkeypatch, width, path):
-        monkeypatch.setitem(stacked_experts.GROUPED_DTYPES, "mps", (torch.float32,))
-        experts = StackedExperts(8, width, 64, 128)
-        # A device that no tensor needs to be on: a question to the tensor is all that is asked.
-        weights = torch.eye(8)[torch.arange(9000) % 8]
-        elsewhere = SimpleNamespace(
-            numel=weights.numel, shape=weights.shape, is_cpu=False, is_meta=False, device=SimpleNamespace(type="mps")
-        )
-        assert fastest_dispatch(experts, elsewhere) == path
 
     def test_counts_the_multiplications_of_one_expert_on_one_sample(self):
         assert StackedExperts(3, 5, 7).multiplications == 5 * 7

@@ -397,7 +397,7 @@ def test_combine_refuses_other_shapes(weights, outputs):
 
 @every_gate
 @pytest.mark.parametrize("make", [stacked_layer, module_layer])
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
 def test_cuda(make_gate, make):
     moe = make(make_gate)
     inputs, ids = batch()

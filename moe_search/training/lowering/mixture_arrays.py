@@ -71,7 +71,7 @@ def mixture_arrays(opened: Opened, losses: tuple[RecognizedLoss, ...]) -> Mixtur
     """Run every expert on every sample and fold the head into what they answer."""
     tasks = opened.tasks
     slot_weights: NDArray[Any] | None = None
-    outputs: NDArray[Any] | None = None
+    of_experts: NDArray[Any] | None = None
     deviations = [Deviation()] * tasks.count
     for chunk in opened.chunks:
         answers = opened.expert_outputs(chunk)
@@ -87,14 +87,17 @@ def mixture_arrays(opened: Opened, losses: tuple[RecognizedLoss, ...]) -> Mixtur
             raise NonFiniteLossError("the outputs of every expert must be finite, got NaN or infinite ones")
         here = _deviations(opened, chunk, simplex, answers, folded)
         deviations = [old.joined(new) for old, new in zip(deviations, here, strict=True)]
-        shape = (*folded.shape[:2], *chunk.outputs.shape[1:])
-        flat, of_slots = losses[0].flatten(as_numpy(folded).reshape(shape), leading=2), as_numpy(simplex)
-        if slot_weights is None or outputs is None:
-            slot_weights = np.empty((opened.num_rows, *of_slots.shape[1:]), of_slots.dtype)
-            outputs = np.empty((opened.num_rows, *flat.shape[1:]), flat.dtype)
-        slot_weights[chunk.start : chunk.stop], outputs[chunk.start : chunk.stop] = of_slots, flat
+        if slot_weights is None or of_experts is None:
+            slot_weights, of_experts = _room_for(opened.num_rows, simplex), _room_for(opened.num_rows, folded)
+        # Nothing waits for a copy before the last: the next chunk is computed meanwhile.
+        _copy(simplex, slot_weights[chunk.start : chunk.stop])
+        _copy(folded, of_experts[chunk.start : chunk.stop])
     assert slot_weights is not None
-    assert outputs is not None
+    assert of_experts is not None
+    of_model = opened.chunks[0].outputs
+    if of_model.is_cuda:
+        torch.cuda.current_stream(of_model.device).synchronize()
+    outputs = losses[0].flatten(of_experts.reshape(*of_experts.shape[:2], *of_model.shape[1:]), leading=2)
     for t, deviation in enumerate(deviations if tasks.count > 1 else ()):
         of_task = outputs[tasks.of_task(t)]
         if not deviation.affine and bool((of_task == of_task[:, :1]).all()):
@@ -102,6 +105,22 @@ def mixture_arrays(opened: Opened, losses: tuple[RecognizedLoss, ...]) -> Mixtur
                 f"the outputs of task {t} must depend on its mixture by differentiable operations, they do not"
             )
     return MixtureArrays(slot_weights, outputs, losses, functools.reduce(Deviation.joined, deviations))
+
+
+def _room_for(num_rows: int, part: Tensor) -> NDArray[Any]:
+    """Return an array for all rows, of which ``part`` holds some; CUDA copies to pinned memory by itself."""
+    shape = (num_rows, *part.shape[1:])
+    if part.is_cuda:
+        return torch.empty(shape, dtype=part.dtype, pin_memory=True).numpy()
+    return np.empty(shape, as_numpy(part[:0]).dtype)
+
+
+def _copy(part: Tensor, room: NDArray[Any]) -> None:
+    """Copy a tensor, from CUDA while Python goes on."""
+    if part.is_cuda:
+        torch.from_numpy(room).copy_(part, non_blocking=True)
+    else:
+        room[...] = as_numpy(part)
 
 
 def mixture_problem(parts: Sequence[MixtureArrays]) -> MixtureAssignment:

@@ -1,7 +1,6 @@
 import re
 
 import pytest
-import torch
 from typer.testing import CliRunner
 
 from moe_search.bench.commands import app
@@ -52,7 +51,7 @@ def test_report_is_complete_and_self_contained(smoke):
     assert all(address.startswith(("#", "data:image/png;base64,")) for address in addresses)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
+@pytest.mark.cuda
 def test_demo_on_cuda(tmp_path):
     path = tmp_path / "report.html"
     done = CliRunner().invoke(app, ["demo", "--smoke", "--device", "cuda", "--epochs", "1", "--report", str(path)])

@@ -452,7 +452,7 @@ def test_an_expert_that_no_sample_uses_yet_must_be_finite_too(gate):
         lowered(setting)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
 @pytest.mark.parametrize("gate", ["hash", "top-2", "comet"])
 def test_a_model_on_cuda(gate):
     setting = make(gate, "deep")
