@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +21,7 @@ from moe_search.training.lowering.frozen import frozen
 from moe_search.training.lowering.losses import Loss, NonFiniteLossError, as_numpy, at_least_single, sequence_losses
 from moe_search.training.lowering.lowering import Lowering, ProblemKind
 from moe_search.training.lowering.process_group import ALONE, Ranks
-from moe_search.training.lowering.token_layers import TokenLayer, token_layer
+from moe_search.training.lowering.token_layers import TokenLayer, token_layer, watched
 
 CURVATURES = (0.3, 1.0, 3.0, 10.0)
 """Factors of the quadratic term, which at 1 is the mean outer product of gradients: more or less than the curvature."""
@@ -226,49 +226,31 @@ def tokens_of(batch: Batch) -> int:
 def _open_part(
     model: nn.Module, layers: Sequence[TokenLayer], loss: Loss, batch: Batch
 ) -> tuple[list[LayerRows], NDArray[np.float64], NDArray[np.float64]]:
-    taken: list[list[tuple[Tensor, Tensor, Tensor, Autocast]]] = [[] for _ in layers]
-
-    def taking(index: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-        def take(inputs: Tensor, slot_weights: Tensor, outputs: Tensor) -> Tensor:
-            # Where nothing before the layer needs a gradient, the graph begins here.
-            marked = outputs if outputs.requires_grad else outputs.detach().requires_grad_()
-            here = Autocast.here(outputs.device)
-            taken[index].append((inputs.detach(), at_least_single(slot_weights.detach()), marked, here))
-            # It is copied for what comes after and works in place.
-            return marked.clone()
-
-        return take
-
-    with torch.enable_grad(), ExitStack() as hooks:
-        for index, layer in enumerate(layers):
-            for handle in layer.listen(taking(index)):
-                hooks.callback(handle.remove)
+    with torch.enable_grad(), watched(layer.listen for layer in layers) as seen:
         outputs = forward(model, batch)
         losses, counts = sequence_losses(loss, outputs.detach(), batch.targets)
         # The mean over no target is NaN.
         summed = loss(outputs, batch.targets) * counts.sum() if counts.any() else 0 * outputs.sum()
-    for index, calls in enumerate(taken):
+    for index, calls in enumerate(seen):
         if len(calls) != 1:
             raise ValueError(
                 f"every layer must run exactly once in a forward of model, layer {index} was seen {len(calls)} times"
             )
-    marks = [calls[0][2] for calls in taken]
+    once = [calls[0] for calls in seen]
     if not summed.requires_grad:
         raise ValueError("the loss must depend on the outputs of every layer by differentiable operations, it does not")
-    gradients = torch.autograd.grad(summed, marks, allow_unused=True)
+    gradients = torch.autograd.grad(summed, [each.outputs for each in once], allow_unused=True)
     rows = []
-    for index, ((inputs, slot_weights, _, autocast), gradient) in enumerate(
-        zip((calls[0] for calls in taken), gradients, strict=True)
-    ):
+    for index, (each, gradient) in enumerate(zip(once, gradients, strict=True)):
         if gradient is None:
             raise ValueError(
                 "the loss must depend on the outputs of every layer by differentiable operations, "
                 f"it does not on those of layer {index}: a torch.utils.checkpoint around it needs use_reentrant=False"
             )
-        flat = at_least_single(gradient).reshape(len(slot_weights), -1)
+        flat = at_least_single(gradient).reshape(len(each.slot_weights), -1)
         if not bool(flat.isfinite().all()):
             raise NonFiniteLossError(f"the gradients of the loss must be finite, got others at layer {index}")
-        rows.append(LayerRows(inputs, slot_weights, flat, autocast).counting())
+        rows.append(LayerRows(each.inputs, at_least_single(each.slot_weights), flat, each.autocast).counting())
     return rows, losses, counts
 
 

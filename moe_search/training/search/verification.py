@@ -13,7 +13,7 @@ from moe_search.gates.expert_map import ExpertMap
 from moe_search.training.lowering.batch import Batch
 from moe_search.training.lowering.forward_pass import forward
 from moe_search.training.lowering.frozen import frozen
-from moe_search.training.lowering.losses import Loss, sequence_losses
+from moe_search.training.lowering.losses import Loss, losses_where, mean_and_error, sequence_losses
 from moe_search.training.lowering.process_group import ALONE, Ranks
 from moe_search.training.lowering.tasks import Tasks
 from moe_search.training.lowering.token_lowering import tokens_of
@@ -59,20 +59,17 @@ def verify_tokens(
     """
     kept = expert_map.experts.clone()
 
-    def losses(batch: Batch) -> NDArray[np.float64]:
-        outputs = forward(model, batch)
-        return np.stack(sequence_losses(loss, outputs, batch.targets))
-
     def gains_here() -> NDArray[np.float64]:
         found = []
         with frozen(model):
             for batch in batches:
                 for part in batch.parts(max(1, chunk_size // tokens_of(batch))):
-                    (before, counts), after = losses(part), []
+                    before, counts = sequence_losses(loss, forward(model, part), part.targets)
+                    after = []
                     try:
                         for permutation in permutations:
                             expert_map.assign_permutation(permutation)
-                            after.append(losses(part)[0])
+                            after.append(losses_where(counts > 0, loss, forward(model, part), part.targets))
                     finally:
                         expert_map.assign(kept)
                     found.append(np.stack([counts, *(before - each for each in after)]))
@@ -82,12 +79,7 @@ def verify_tokens(
     size = int((counts > 0).sum())
     if size < 2:
         raise ValueError(f"batches must hold at least 2 sequences to verify a map, got {size}")
-    compared = []
-    for gain in gains:
-        mean = float(gain @ counts / counts.sum())
-        squares = float(((gain - mean) * counts) @ ((gain - mean) * counts))
-        compared.append(Verification(mean, (size / (size - 1) * squares) ** 0.5 / float(counts.sum()), size))
-    return compared
+    return [Verification(*mean_and_error(gain, counts)) for gain in gains]
 
 
 def verify(
