@@ -199,8 +199,8 @@ EXPERIMENTS = (
         title="Intact maps of a trained language model",
         question=(
             "What does a pass of searches do to a trained OLMoE whose maps are as they were trained? And how well does "
-            "the quadratic forecast, its scale measured by eight other maps, tell what {swaps} maps near them do to the "
-            "loss: the lowest rank correlation of a layer, and the ratio of what is foretold to what comes?"
+            "the quadratic forecast, its scale measured by eight other maps, tell what {swaps} maps near them do to "
+            "the loss: the lowest rank correlation of a layer, and the ratio of what is foretold to what comes?"
         ),
         gates=("OLMoE",),
         searches=tuple(SEARCHES),

@@ -127,14 +127,15 @@ def sequence_losses(loss: Loss, outputs: Tensor, targets: Tensor) -> tuple[NDArr
         If the loss of the batch is NaN or infinite.
     """
     counted = torch.ones(len(targets), 1, dtype=torch.bool, device=targets.device)
-    if targets.ndim > 1 and not targets.is_floating_point():
+    of_tokens = targets.ndim > 1 and not targets.is_floating_point()
+    if of_tokens:
         counted = (targets != IGNORED).flatten(1)
     if not bool(counted.any()):
         return np.zeros(len(targets)), np.zeros(len(targets))
     outputs, targets = at_least_single(outputs), at_least_single(targets)
     mean = float(loss(outputs, targets))
     tolerance = torch.finfo(outputs.dtype).eps ** 0.5
-    if counted.shape[1] > 1 and _without_first(loss, outputs, targets, mean):
+    if of_tokens and _without_first(loss, outputs, targets, mean):
         counted = counted[:, 1:]
     counts = counted.sum(1).double().cpu().numpy()
     if not counts.any():

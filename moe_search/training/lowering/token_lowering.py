@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -227,20 +226,22 @@ def open_tokens(
     return OpenedTokens(first, [_joined(of_layer) for of_layer in parts], total, units, num_samples)
 
 
-def rows_per_sample(model: nn.Module, layer: TokenLayer, batch: Batch) -> int:
-    """Return how many rows of a layer there are for a sample."""
-    seen: list[int] = []
+def rows_are_tokens(model: nn.Module, layer: TokenLayer, batch: Batch) -> bool:
+    """Return whether the rows of a mixture of ours are others than the samples; no for one that does not run."""
+    seen: list[bool] = []
 
-    def count(inputs: Tensor, slot_weights: Tensor, outputs: Tensor) -> Tensor:
-        seen.append(len(slot_weights))
-        return outputs
+    def look(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        # An axis of tokens is one, be there a single token.
+        seen.append((args[0] if args else kwargs["inputs"]).shape[:-1] != (len(batch),))
 
-    with frozen(model), ExitStack() as hooks:
-        for handle in layer.listen(count):
-            hooks.callback(handle.remove)
-        forward(model, batch)
+    handle = layer.module.register_forward_pre_hook(look, with_kwargs=True)
+    try:
+        with frozen(model):
+            forward(model, batch)
+    finally:
+        handle.remove()
     # A layer that does not run once is refused by what lowers it.
-    return seen[0] // len(batch) if seen else 1
+    return any(seen[:1])
 
 
 def tokens_of(batch: Batch) -> int:

@@ -37,7 +37,7 @@ from moe_search.training.lowering.lowering import (
 from moe_search.training.lowering.process_group import ranks_of
 from moe_search.training.lowering.tasks import Layer, TaskLoss, Tasks
 from moe_search.training.lowering.token_layers import TokenLayer, token_layer
-from moe_search.training.lowering.token_lowering import CURVATURES, MAX_ROWS, rows_per_sample
+from moe_search.training.lowering.token_lowering import CURVATURES, MAX_ROWS, rows_are_tokens
 from moe_search.training.saved_state import require_keys
 from moe_search.training.search.candidate_map import (
     CandidateMap,
@@ -532,8 +532,8 @@ class PermutationSearch:
         if self._tasks is None or self._tokens is not None or not self._layers:
             return
         [layer] = self._layers
-        here = self._ranks.agree(lambda: [rows_per_sample(self._model, layer, batch.part(0, 2)) for batch in batches])
-        if any(rows != 1 for of_rank in self._ranks.collect(here) for rows in of_rank):
+        here = self._ranks.agree(lambda: [rows_are_tokens(self._model, layer, batch.part(0, 2)) for batch in batches])
+        if any(tokens for of_rank in self._ranks.collect(here) for tokens in of_rank):
             self._tokens = self._token_search()
 
     def _try(self, batch: Batch) -> None:
