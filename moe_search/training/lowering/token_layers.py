@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -179,6 +179,22 @@ def give_map(layer: MoELayer) -> LayerMap:
             experts.register_load_state_dict_pre_hook(_begin_afresh),  # type: ignore[no-untyped-call]
         ]
     return expert_map
+
+
+@torch.no_grad()
+def lay_out(experts: nn.Module, order: Sequence[int]) -> None:
+    """Move experts that a checkpoint has in the order of the router to where they lay under a map, and assign it.
+
+    What the layer makes of a row stays as it is, and the state of an optimizer is that of its weights again. Weights
+    that lie under a map already are left where they are.
+    """
+    expert_map = _map_in(experts)
+    fresh = torch.arange(len(order), device=expert_map.experts.device)
+    if torch.equal(expert_map.experts[0], fresh):
+        slots = fresh.new_tensor(order).argsort()
+        for parameter in experts.parameters(recurse=False):
+            parameter.copy_(parameter[slots])
+        expert_map.assign([list(order)])
 
 
 @torch.no_grad()

@@ -36,7 +36,7 @@ from moe_search.training.lowering.lowering import (
 )
 from moe_search.training.lowering.process_group import ranks_of
 from moe_search.training.lowering.tasks import Layer, TaskLoss, Tasks
-from moe_search.training.lowering.token_layers import TokenLayer, token_layer
+from moe_search.training.lowering.token_layers import LayerMap, TokenLayer, lay_out, token_layer
 from moe_search.training.lowering.token_lowering import CURVATURES, MAX_ROWS, rows_are_tokens
 from moe_search.training.saved_state import require_keys
 from moe_search.training.search.candidate_map import (
@@ -73,7 +73,19 @@ OnError: TypeAlias = Literal["raise", "warn"]
 
 logger = logging.getLogger("moe_search")
 
-STATE = ("step", "searches", "seed", "seconds", "history", "retained", "put_off", "recognized", "underway", "map")
+STATE = (
+    "step",
+    "searches",
+    "seed",
+    "seconds",
+    "history",
+    "retained",
+    "put_off",
+    "recognized",
+    "underway",
+    "map",
+    "orders",
+)
 
 
 class PermutationSearch:
@@ -461,10 +473,13 @@ class PermutationSearch:
             "recognized": None if known is None else [[one.name, one.scale, one.classes_first] for one in known],
             "underway": None if self._underway is None else self._underway.state_dict(),
             "map": self._map_sizes(),
+            "orders": [layer.expert_map.experts[0].tolist() for layer in self._of_transformers()],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up the state of `state_dict`.
+        """Take up the state of `state_dict`, after that of the model.
+
+        The experts of layers of Transformers are put where they lay, as the state of the optimizer has them.
 
         Raises
         ------
@@ -493,6 +508,12 @@ class PermutationSearch:
         self._step, self._searches, self._seed = state["step"], state["searches"], state["seed"]
         self.history, self._retained, self._put_off = history, retained, bool(state["put_off"])
         self._recognized, self._underway = recognized, underway
+        for layer, order in zip(self._of_transformers(), state["orders"], strict=True):
+            lay_out(layer.module, order)
+
+    def _of_transformers(self) -> list[TokenLayer]:
+        """Return the layers whose experts a checkpoint of the model has in another order than that of their weights."""
+        return [layer for layer in self._layers if isinstance(layer.expert_map, LayerMap)]
 
     def _map_sizes(self) -> dict[str, int]:
         expert_map = self._maps[0]
