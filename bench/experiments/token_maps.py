@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,7 @@ def recover(settings: TokenMapSettings, seed: int, gate: str, search: str) -> Nu
     layers = ms.moe_layers(model)
     generator = torch.Generator().manual_seed(seed)
     intact = test_loss(settings, model)
+    warm_up(settings, seed // SCRAMBLES)
     for layer in layers:
         give_map(layer).scramble(generator)
     scrambled = test_loss(settings, model)
@@ -76,6 +78,12 @@ def recover(settings: TokenMapSettings, seed: int, gate: str, search: str) -> Nu
     }
 
 
+@lru_cache(maxsize=1)
+def warm_up(settings: TokenMapSettings, seed: int) -> None:
+    """Load the kernels, which is on no clock: a model as it was trained is searched by all problems."""
+    one_pass(settings, copy.deepcopy(trained(settings.model, seed, BALANCED)), seed, "auto")
+
+
 def leave(settings: TokenMapSettings, seed: int, gate: str, search: str) -> Numbers:
     """Search the maps of an intact model, and compare forecasts of small changes with what they do."""
     model = copy.deepcopy(trained(settings.model, seed, BALANCED))
@@ -84,7 +92,7 @@ def leave(settings: TokenMapSettings, seed: int, gate: str, search: str) -> Numb
     after = test_loss(settings, model)
     correlations, ratios = [], []
     ids = drawn(settings, seed + 1, settings.searched)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng([seed, 1])
     layers = ms.moe_layers(model)
     lowerings = ms.lower_tokens(model, layers, ids, ids, next_token_loss)
     for layer, lowering in zip(layers, lowerings, strict=True):
@@ -104,7 +112,6 @@ def leave(settings: TokenMapSettings, seed: int, gate: str, search: str) -> Numb
     return {
         "change": after - before,
         "correlation": min(correlations),
-        "ratio": float(np.median(ratios)),
         "lowest_ratio": min(ratios),
         "highest_ratio": max(ratios),
     }
@@ -192,8 +199,8 @@ EXPERIMENTS = (
         title="Intact maps of a trained language model",
         question=(
             "What does a pass of searches do to a trained OLMoE whose maps are as they were trained? And how well does "
-            "the quadratic forecast tell what {swaps} maps near them do to the loss: the lowest rank correlation of a "
-            "layer, and the ratio of what is foretold to what comes?"
+            "the quadratic forecast, its scale measured by eight other maps, tell what {swaps} maps near them do to "
+            "the loss: the lowest rank correlation of a layer, and the ratio of what is foretold to what comes?"
         ),
         gates=("OLMoE",),
         searches=tuple(SEARCHES),
@@ -203,7 +210,8 @@ EXPERIMENTS = (
         measures=(
             Measure("change", "change of the test loss, nats", digits=4),
             Measure("correlation", "rank correlation", better="higher"),
-            Measure("ratio", "forecast over truth", better="higher"),
+            Measure("lowest_ratio", "forecast over truth, lowest of a layer", better="higher", digits=2),
+            Measure("highest_ratio", "forecast over truth, highest of a layer", digits=2),
         ),
         seeds=3,
         curves=False,

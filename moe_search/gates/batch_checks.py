@@ -28,8 +28,10 @@ def require_mask(mask: Tensor, inputs: Tensor) -> None:
     """Raise an error unless ``mask`` is a tensor that says of every row of ``inputs`` whether it is one."""
     if not isinstance(mask, Tensor):
         raise TypeError(f"mask must be a tensor, got {type(mask).__name__}")
-    if mask.dtype != torch.bool:
-        raise ValueError(f"mask must hold booleans, True for a row that is no padding, got dtype {mask.dtype}")
+    if mask.is_floating_point() or mask.is_complex():
+        raise ValueError(
+            f"mask must hold booleans, or integers, not 0 for a row that is no padding, got dtype {mask.dtype}"
+        )
     if mask.shape != inputs.shape[:-1]:
         raise ValueError(
             f"mask must have shape {tuple(inputs.shape[:-1])}, an entry for each row of inputs, "
@@ -41,13 +43,13 @@ def require_mask(mask: Tensor, inputs: Tensor) -> None:
 def rows_of(inputs: Tensor, mask: Tensor | None = None) -> Tensor:
     """Return inputs of shape [..., d] as rows, shape [R, d], with zeros in those that a mask says are padding."""
     rows = inputs if inputs.ndim == 2 else inputs.reshape(-1, inputs.shape[-1])
-    return rows if mask is None else rows.masked_fill(~mask.reshape(-1, 1), 0.0)
+    return rows if mask is None else rows.masked_fill(mask.reshape(-1, 1).logical_not(), 0.0)
 
 
 def like_rows(outputs: Tensor, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
     """Return outputs of all rows, shape [R, ...], with the leading axes of the inputs: [..., ...]; 0 for padding."""
     if mask is not None:
-        outputs = outputs.masked_fill(~mask.reshape(-1, *[1] * (outputs.ndim - 1)), 0.0)
+        outputs = outputs.masked_fill(mask.reshape(-1, *[1] * (outputs.ndim - 1)).logical_not(), 0.0)
     return outputs if inputs.ndim == 2 else outputs.reshape(*inputs.shape[:-1], *outputs.shape[1:])
 
 

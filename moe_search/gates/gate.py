@@ -64,10 +64,10 @@ class SlotWeights:
         return self.weights.shape[0] if self.mask is None else self.mask.sum().clamp(min=1)
 
     def masked(self, mask: Tensor | None) -> SlotWeights:
-        """Return these weights with rows of padding, where ``mask``, any shape of B entries, is False."""
+        """Return these weights with rows of padding, where ``mask``, any shape of B entries, is False or 0."""
         if mask is None:
             return self
-        mask = mask.reshape(-1)
+        mask = mask.reshape(-1).bool()
         return replace(self, weights=self.weights.masked_fill(~mask[:, None, None], 0.0), mask=mask)
 
     def without_padding(self, values: Tensor) -> Tensor:
@@ -159,8 +159,8 @@ class Gate(Leaf, ABC):
         ids : Tensor, optional
             Integers, shape [...], for gates that route by id; all others ignore them.
         mask : Tensor, optional
-            Booleans, shape [...]: False for padding, which gets weight 0 everywhere, and counts in no penalty and no
-            statistics. Its features, and ids, may be anything.
+            Booleans or integers, shape [...]: False or 0 for padding, which gets weight 0 everywhere, and counts in no
+            penalty and no statistics. Its features, and ids, may be anything.
 
         Returns
         -------

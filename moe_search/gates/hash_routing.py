@@ -160,7 +160,7 @@ class HashRouting(Gate):
         require_device("ids", ids, device, "gate")
         if mask is not None:
             require_mask(mask, inputs)
-            ids = ids.masked_fill(~mask, 0)
+            ids = ids.masked_fill(mask.logical_not(), 0)
         # Where no number can be read, or only by waiting for a device, the table's own lookup refuses wrong ids.
         if ids.is_cpu and not cannot_read_values(ids):
             least, most = ids.min().item(), ids.max().item()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 
 from moe_search.huggingface.mixture_layers import MoELayer, TokenRows
 from moe_search.training.lowering.frozen import frozen
-from moe_search.training.lowering.losses import IGNORED
+from moe_search.training.lowering.losses import IGNORED, mean_and_error
+from moe_search.training.lowering.token_layers import listen_to, watched
 
 Batch = Mapping[str, Tensor]
 
@@ -29,8 +31,8 @@ class LayerRows:
         What router and experts are given.
     logits : Tensor, shape [rows, n]
         What the router says of all experts.
-    index, weights : Tensor, shape [rows, k]
-        The experts of a row, and their weights.
+    weights : Tensor, shape [rows, n]
+        The weights of all experts, by their numbers in the router.
     outputs : Tensor of float32, shape [rows, features]
         What the experts make of a row, together.
     gradients : Tensor of float32, shape [rows, features]
@@ -39,14 +41,9 @@ class LayerRows:
 
     hidden: Tensor
     logits: Tensor
-    index: Tensor
     weights: Tensor
     outputs: Tensor
     gradients: Tensor
-
-    def weights_of_experts(self) -> Tensor:
-        """Return the weight of every expert, float32 of shape [rows, n]."""
-        return self.weights.float().new_zeros(self.logits.shape).scatter_add(1, self.index.long(), self.weights.float())
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,12 +54,12 @@ class SequenceLosses:
     ----------
     sums : ndarray of float64, shape (sequences,)
         The sum of the losses of the targets of a sequence.
-    targets : ndarray of int64, shape (sequences,)
+    targets : ndarray of float64, shape (sequences,)
         How many targets it has.
     """
 
     sums: npt.NDArray[np.float64]
-    targets: npt.NDArray[np.int64]
+    targets: npt.NDArray[np.float64]
 
     @property
     def mean(self) -> float:
@@ -71,13 +68,8 @@ class SequenceLosses:
 
     def increase(self, other: SequenceLosses) -> tuple[float, float]:
         """Return by how much the mean loss of another model on the same sequences is larger, and its standard error."""
-        differences = other.sums - self.sums
-        mean = differences.sum() / self.targets.sum()
-        # That of a ratio of sums: sequences differ in their number of targets.
-        spread = ((differences - mean * self.targets) ** 2).sum()
-        count = len(differences)
-        scale = count / max(count - 1, 1)
-        return float(mean), float(np.sqrt(scale * spread) / self.targets.sum()) if count > 1 else np.nan
+        mean, error, _ = mean_and_error((other.sums - self.sums) / np.maximum(self.targets, 1), self.targets)
+        return mean, error
 
 
 def checked_batches(name: str, batches: Iterable[Any]) -> list[Batch]:
@@ -125,7 +117,7 @@ def sequence_losses(model: nn.Module, batches: Sequence[Batch]) -> SequenceLosse
     with frozen(model):
         for batch in batches:
             sums.append(batch_losses(model, batch).double().sum(1).cpu().numpy())
-            targets.append((targets_of(batch) != IGNORED).sum(1).cpu().numpy())
+            targets.append((targets_of(batch) != IGNORED).double().sum(1).cpu().numpy())
     found = SequenceLosses(np.concatenate(sums), np.concatenate(targets))
     if not found.targets.sum():
         raise ValueError("batches must have targets, tokens that follow another one, got none")
@@ -148,86 +140,27 @@ def record_rows(
     generator = torch.Generator().manual_seed(seed)
     per_batch = -(-rows // len(batches))
     kept: list[list[tuple[Tensor, ...]]] = [[] for _ in layers]
-    tokens, taken, targets = 0, 0, 0
+    tokens, counted, taken, targets = TokenRows(), 0, 0, 0
     with frozen(model), ExitStack() as entered:
         wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         entered.callback(lambda: [parameter.requires_grad_(was) for parameter, was in wanted])
+        # No parameter asks for a gradient: the graph begins at the first layer.
         model.requires_grad_(False)
-        recorder = _Recorder(layers)
-        for hook in recorder.attach(model):
-            entered.callback(hook.remove)
+        entered.callback(model.register_forward_pre_hook(tokens.see, with_kwargs=True).remove)
         for batch in batches:
-            with torch.enable_grad():
-                torch.autograd.backward(batch_losses(model, batch).sum())
-            of_tokens = recorder.tokens.of(recorder.seen[0].hidden).cpu().nonzero().flatten()
+            with torch.enable_grad(), watched(partial(listen_to, layer) for layer in layers) as seen:
+                loss = batch_losses(model, batch).sum()
+            gradients = torch.autograd.grad(loss, [last.outputs for *_, last in seen])
+            of_tokens = tokens.of(seen[0][-1].inputs).cpu().nonzero().flatten()
             chosen = of_tokens[torch.randperm(len(of_tokens), generator=generator)[:per_batch].sort().values]
-            for store, seen in zip(kept, recorder.seen, strict=True):
-                store.append(seen.rows(chosen))
-            tokens += len(of_tokens)
+            for store, layer, (*_, last), gradient in zip(kept, layers, seen, gradients, strict=True):
+                index = chosen.to(last.inputs.device)
+                hidden = last.inputs[index]
+                outputs, slopes = (each.detach().flatten(0, -2)[index].float() for each in (last.outputs, gradient))
+                store.append((hidden, layer.router(hidden)[0], last.slot_weights[index, 0], outputs, slopes))
+            counted += len(of_tokens)
             taken += len(chosen)
             targets += int((targets_of(batch) != IGNORED).sum())
     if not targets or not taken:
         raise ValueError("batches must have targets, tokens that follow another one, got none")
-    return [LayerRows(*map(torch.cat, zip(*store, strict=True))) for store in kept], tokens / taken / targets
-
-
-class _Seen:
-    """What went through one layer in the forward under way."""
-
-    hidden: Tensor
-    logits: Tensor
-    index: Tensor
-    weights: Tensor
-    outputs: Tensor
-
-    def rows(self, chosen: Tensor) -> tuple[Tensor, ...]:
-        """Return some rows, in the order of the fields of `LayerRows`."""
-        gradients = self.outputs.grad
-        assert gradients is not None
-        parts = (self.hidden, self.logits, self.index, self.weights, self.outputs, gradients)
-        index = chosen.to(self.hidden.device)
-        first, second, third, fourth, *floats = (part.detach().flatten(0, -2)[index] for part in parts)
-        return (first, second, third, fourth, *(part.float() for part in floats))
-
-
-class _Recorder:
-    """Hooks that take down what goes through the layers of a model."""
-
-    def __init__(self, layers: Sequence[MoELayer]) -> None:
-        self.tokens = TokenRows()
-        self.layers = layers
-        self.seen = [_Seen() for _ in layers]
-
-    def attach(self, model: nn.Module) -> list[Any]:
-        hooks = [model.register_forward_pre_hook(self.tokens.see, with_kwargs=True)]
-        for layer, seen in zip(self.layers, self.seen, strict=True):
-            hooks.append(layer.router.register_forward_hook(_take_logits(seen)))
-            # In front of the expert map of a layer that was searched: experts have the numbers of the router.
-            hooks.append(layer.experts.register_forward_pre_hook(_take_routed(seen), with_kwargs=True, prepend=True))
-            hooks.append(layer.experts.register_forward_hook(_take_outputs(seen)))
-        return hooks
-
-
-def _take_logits(seen: _Seen) -> Any:
-    def hook(_: nn.Module, __: Any, routed: tuple[Tensor, ...]) -> None:
-        seen.logits = routed[0]
-
-    return hook
-
-
-def _take_routed(seen: _Seen) -> Any:
-    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen.hidden, seen.index, seen.weights = (*args, *kwargs.values())
-
-    return hook
-
-
-def _take_outputs(seen: _Seen) -> Any:
-    def hook(_: nn.Module, __: Any, outputs: Tensor) -> Tensor:
-        # No parameter asks for a gradient: it begins at the first layer.
-        seen.outputs = outputs if outputs.requires_grad else outputs.detach().requires_grad_()
-        seen.outputs.retain_grad()
-        # The model may go on in place.
-        return seen.outputs.clone()
-
-    return hook
+    return [LayerRows(*map(torch.cat, zip(*store, strict=True))) for store in kept], counted / taken / targets

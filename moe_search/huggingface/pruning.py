@@ -347,7 +347,7 @@ def _choose(layer: MoELayer, met: LayerRows, stay: int, names: Sequence[str]) ->
     """Return what the criteria keep of a layer; without the error where the rule of its router is not known."""
     gram, products = inner_products(layer, met)
     energies = met.outputs.double().square().sum(1).cpu().numpy()
-    scores = expert_scores(met.weights_of_experts().cpu().numpy(), np.sqrt(np.einsum("tee->te", gram)))
+    scores = expert_scores(met.weights.float().cpu().numpy(), np.sqrt(np.einsum("tee->te", gram)))
     chosen = {}
     for name in names:
         if name == ERROR:

@@ -82,7 +82,7 @@ def routing_rule(layer: MoELayer, rows: LayerRows, keep: int, seed: int = 0) -> 
         np.concatenate([g * size + rng.choice(size, stay, replace=False) for g in range(layer.num_groups)])
     ).astype(np.int64)
     every = np.arange(n)
-    seen = rows.weights_of_experts()[:count].cpu().double().numpy()
+    seen = rows.weights[:count].cpu().double().numpy()
     _, weights, index, *_ = smaller_router(layer, subset)(rows.hidden[:count])
     anew = np.zeros_like(seen)
     np.put_along_axis(anew, subset[index.cpu().numpy()], weights.double().cpu().numpy(), axis=1)

@@ -169,7 +169,8 @@ class MixtureOfExperts(Leaf):
         ids : Tensor, optional
             Integers, shape [...], for gates that route by id.
         mask : Tensor, optional
-            Booleans, shape [...]: False for padding, which goes to no expert, has output 0 and counts nowhere.
+            Booleans or integers, shape [...]: False or 0 for padding, which goes to no expert, has output 0 and counts
+            nowhere.
 
         Returns
         -------

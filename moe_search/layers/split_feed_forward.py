@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
-from typing import TypeAlias, overload
+from typing import overload
 
 import torch
 from torch import Tensor, nn
@@ -66,29 +66,6 @@ def deal_neurons(importance: Tensor, num_experts: int, neurons: int, shared: int
 ROUTERS = ("ridge", "oracle", "train")
 
 
-class GatedExpert(nn.Module):
-    """A gated feed-forward layer: ``second(activation(gated_by(x)) * first(x))``.
-
-    Parameters
-    ----------
-    hidden : HiddenLayer
-        What goes into the last map.
-    second : Linear
-        The last map.
-    """
-
-    def __init__(self, hidden: HiddenLayer, second: nn.Linear) -> None:
-        super().__init__()
-        self.hidden, self.second = hidden, second
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Return the outputs, shape [rows, out]."""
-        return self.second(self.hidden(inputs))
-
-
-Experts: TypeAlias = StackedExperts | nn.ModuleList
-
-
 @overload
 def split_feed_forward(
     first: nn.Linear,
@@ -98,7 +75,7 @@ def split_feed_forward(
     router: None = None,
     *,
     gated_by: nn.Linear | None = None,
-) -> Experts: ...
+) -> StackedExperts: ...
 
 
 @overload
@@ -113,7 +90,7 @@ def split_feed_forward(
     inputs: Tensor,
     mean: bool = True,
     gated_by: nn.Linear | None = None,
-) -> tuple[Experts, Gate]: ...
+) -> tuple[StackedExperts, Gate]: ...
 
 
 def split_feed_forward(
@@ -127,7 +104,7 @@ def split_feed_forward(
     inputs: Tensor | None = None,
     mean: bool = True,
     gated_by: nn.Linear | None = None,
-) -> Experts | tuple[Experts, Gate]:
+) -> StackedExperts | tuple[StackedExperts, Gate]:
     """Return experts that compute what some neurons of a feed-forward layer contribute, and a gate that routes to them.
 
     Without a router, they are n experts of d hidden units with copies of the weights. All get the whole bias of
@@ -161,8 +138,8 @@ def split_feed_forward(
 
     Returns
     -------
-    StackedExperts or ModuleList
-        The experts; modules where the layer is gated.
+    StackedExperts
+        The experts.
     Gate
         With a router: an `EvenTopK`, or the oracle.
 
@@ -244,36 +221,17 @@ def _experts(
     gated_by: nn.Linear | None,
     scale: Tensor,
     biases: Tensor,
-) -> Experts:
+) -> StackedExperts:
     """Return experts of some neurons, whose output weights are scaled, shape [n, d], with biases [n, out]."""
     n, width = neurons.shape
-    outputs = (second.weight[:, neurons] * scale).transpose(0, 1)
+    into = [first] if gated_by is None else [gated_by, first]
     with torch.random.fork_rng(devices=[]):
-        if gated_by is not None:
-            return nn.ModuleList(
-                GatedExpert(HiddenLayer(_part(first, own), activation(), _part(gated_by, own)), _linear(weight, bias))
-                for own, weight, bias in zip(neurons, outputs, biases, strict=True)
-            )
-        experts = StackedExperts(n, first.in_features, second.out_features, width, activation).to(first.weight)
-    experts.weights[0].copy_(first.weight[neurons])
-    if first.bias is None:
-        experts.biases[0].zero_()
-    else:
-        experts.biases[0].copy_(first.bias[neurons])
-    experts.weights[1].copy_(outputs)
+        experts = StackedExperts(
+            n, first.in_features, second.out_features, width, activation, gated=gated_by is not None
+        ).to(first.weight)
+    experts.weights[0].copy_(torch.cat([each.weight[neurons] for each in into], 1))
+    biases_into = [each.weight.new_zeros(n, width) if each.bias is None else each.bias[neurons] for each in into]
+    experts.biases[0].copy_(torch.cat(biases_into, 1))
+    experts.weights[1].copy_((second.weight[:, neurons] * scale).transpose(0, 1))
     experts.biases[1].copy_(biases)
     return experts
-
-
-def _part(linear: nn.Linear, own: Tensor) -> nn.Linear:
-    """Return the map into some neurons."""
-    return _linear(linear.weight[own], None if linear.bias is None else linear.bias[own])
-
-
-def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """Return an affine map with copies of a weight and a bias."""
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None).to(weight)
-    linear.weight.copy_(weight)
-    if bias is not None:
-        linear.bias.copy_(bias)
-    return linear

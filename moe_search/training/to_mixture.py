@@ -18,7 +18,7 @@ from moe_search.gates.even_top_k import EvenTopK
 from moe_search.layers.cluster_neurons import cluster_neurons
 from moe_search.layers.mixture_of_experts import MixtureOfExperts
 from moe_search.layers.neuron_router import HiddenLayer
-from moe_search.layers.split_feed_forward import GatedExpert, split_feed_forward
+from moe_search.layers.split_feed_forward import split_feed_forward
 from moe_search.layers.stacked_experts import StackedExperts
 from moe_search.training.lowering.frozen import frozen
 
@@ -240,18 +240,9 @@ def _empty_mixture(layer: FeedForward, state: Mapping[str, Tensor], active: int)
     activation = partial(getattr, layer.hidden, "activation")
     with torch.random.fork_rng(devices=[]):
         gate = EvenTopK(in_features, num_experts, active)
-        if layer.hidden.gated_by is None:
-            _, width, _ = state["experts.weights.0"].shape
-            stacked = StackedExperts(num_experts, in_features, layer.second.out_features, width, activation)
-            return MixtureOfExperts(stacked, gate)
-        width, bias = len(state["experts.0.hidden.first.weight"]), "experts.0.hidden.first.bias" in state
-        experts = [
-            GatedExpert(
-                HiddenLayer(nn.Linear(in_features, width, bias), activation(), nn.Linear(in_features, width, bias)),
-                nn.Linear(width, layer.second.out_features),
-            )
-            for _ in range(num_experts)
-        ]
+        _, _, width = state["experts.weights.1"].shape
+        gated = layer.hidden.gated_by is not None
+        experts = StackedExperts(num_experts, in_features, layer.second.out_features, width, activation, gated=gated)
         return MixtureOfExperts(experts, gate)
 
 

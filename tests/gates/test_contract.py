@@ -402,7 +402,8 @@ def test_padding_has_no_weight_and_counts_nowhere(make, rest):
     with_padding, padded_ids = inputs.clone(), ids.clone()
     with_padding[~mask] = torch.tensor([torch.nan, torch.inf, -torch.inf, 1e300, 0.0], dtype=torch.float64)
     padded_ids[~mask] = -100
-    routing = gate(with_padding.unflatten(0, (3, 4)), padded_ids.unflatten(0, (3, 4)), mask.unflatten(0, (3, 4)))
+    attention_mask = mask.long().unflatten(0, (3, 4))
+    routing = gate(with_padding.unflatten(0, (3, 4)), padded_ids.unflatten(0, (3, 4)), attention_mask)
     assert bool((routing.weights[~mask] == 0).all())
     penalties = [gate.penalty(routing)]
     parts = [routing.weights.square().sum()]

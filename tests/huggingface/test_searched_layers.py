@@ -144,3 +144,51 @@ def test_weights_that_are_loaded_in_part_leave_the_map():
     for part in ("lm_head.weight", down):
         model.load_state_dict({part: state[part]}, strict=False)
         assert torch.equal(logits(model, ids), expected)
+
+
+@pytest.mark.parametrize("through", ["save_pretrained", "state_dict"])
+def test_a_run_that_resumes_goes_on_as_if_it_had_never_stopped(through, tmp_path):
+    """The optimizer's state is that of experts where they lay, the checkpoint's are in the order of the map."""
+    model = tiny_model("mixtral")
+    for layer in ms.moe_layers(model):
+        give_map(layer)
+
+    def begun(model, optimizer=None, search=None):
+        made = torch.optim.Adam(model.parameters(), 1e-2)
+        searching = ms.PermutationSearch(model, ms.moe_layers(model), loss=next_token_loss, period=3)
+        if optimizer is not None:
+            # Which of them is taken up first is all the same.
+            parts = [(searching, search), (made, optimizer)]
+            for part, state in parts if through == "state_dict" else parts[::-1]:
+                part.load_state_dict(state)
+        return made, searching
+
+    def train(model, optimizer, search, steps):
+        for step in steps:
+            ids = tokens(step, 8, 10)
+            next_token_loss(model(input_ids=ids).logits, ids).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            search.step(ids, ids)
+        return model.state_dict()
+
+    optimizer, search = begun(model)
+    train(model, optimizer, search, range(2))
+    for seed, layer in enumerate(ms.moe_layers(model)):
+        map_of(layer).scramble(torch.Generator().manual_seed(seed))
+    train(model, optimizer, search, range(2, 4))
+    saved = copy.deepcopy((optimizer.state_dict(), search.state_dict()))
+    if through == "save_pretrained":
+        model.save_pretrained(tmp_path)
+        other = type(model).from_pretrained(tmp_path)
+    else:
+        other = tiny_model("mixtral", seed=5)
+        other.load_state_dict(model.state_dict())
+    other.config._experts_implementation = "eager"
+    expected = train(model, optimizer, search, range(4, 8))
+    found = train(other, *begun(other, *saved), range(4, 8))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    # A state that is taken up by a run that goes on moves nothing.
+    search.load_state_dict(search.state_dict())
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())

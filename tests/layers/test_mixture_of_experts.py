@@ -199,7 +199,7 @@ def test_tokens_of_sequences_and_padding(make_gate, make, dispatch):
     torch.testing.assert_close(moe(inputs[2], ids[2]), expected[2])
     mask = torch.tensor([[True, True, False, False], [True, False, False, False], [True] * 4])
     padded = tokens.masked_fill(~mask.unsqueeze(2), torch.nan).requires_grad_()
-    outputs = moe(padded, of_tokens.masked_fill(~mask, -1), mask)
+    outputs = moe(padded, of_tokens.masked_fill(~mask, -1), mask.long())
     assert bool((outputs[~mask] == 0).all())
     alone = moe(inputs[mask.flatten()], ids[mask.flatten()])
     torch.testing.assert_close(outputs[mask], alone)

@@ -299,8 +299,8 @@ def _open_chunk(model: nn.Module, tasks: Tasks, batch: Batch, start: int) -> Chu
         )
     if moe_inputs.shape[:-1] != (len(batch),):
         raise ValueError(
-            f"moe must take one row for each sample of the batch, got {moe_inputs.shape[:-1].numel()} rows "
-            f"for {len(batch)} samples"
+            f"moe must take one row for each sample of the batch, shape {(len(batch), moe_inputs.shape[-1])}, "
+            f"got shape {tuple(moe_inputs.shape)}; a search of layers whose rows are tokens takes a list of them"
         )
     weights = at_least_single(torch.stack([weights for weights, _ in of_gates], 1).flatten(0, 1))
     autocast = of_gates[0][1]

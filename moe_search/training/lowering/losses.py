@@ -100,6 +100,18 @@ IGNORED = -100
 """The target that `torch.nn.functional.cross_entropy` leaves out by default."""
 
 
+def mean_and_error(values: NDArray[np.float64], counts: NDArray[np.float64]) -> tuple[float, float, int]:
+    """Return the mean of numbers of sequences, its standard error, and of how many sequences it is.
+
+    A sequence counts as told, shape [B] as the numbers, so that the mean is a ratio of sums; those that count nothing
+    are none.
+    """
+    size, total = int((counts > 0).sum()), float(counts.sum())
+    mean = float(values @ counts / total)
+    squares = float(((values - mean) * counts) @ ((values - mean) * counts))
+    return mean, (size / (size - 1) * squares) ** 0.5 / total if size > 1 else float("nan"), size
+
+
 def sequence_losses(loss: Loss, outputs: Tensor, targets: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the loss of each sequence alone, shape [B], and what it counts in the mean over a batch, shape [B].
 
@@ -115,30 +127,46 @@ def sequence_losses(loss: Loss, outputs: Tensor, targets: Tensor) -> tuple[NDArr
         If the loss of the batch is NaN or infinite.
     """
     counted = torch.ones(len(targets), 1, dtype=torch.bool, device=targets.device)
-    if targets.ndim > 1 and not targets.is_floating_point():
+    of_tokens = targets.ndim > 1 and not targets.is_floating_point()
+    if of_tokens:
         counted = (targets != IGNORED).flatten(1)
     if not bool(counted.any()):
         return np.zeros(len(targets)), np.zeros(len(targets))
     outputs, targets = at_least_single(outputs), at_least_single(targets)
     mean = float(loss(outputs, targets))
     tolerance = torch.finfo(outputs.dtype).eps ** 0.5
-    if counted.shape[1] > 1 and _without_first(loss, outputs, targets, mean):
+    if of_tokens and _without_first(loss, outputs, targets, mean):
         counted = counted[:, 1:]
     counts = counted.sum(1).double().cpu().numpy()
     if not counts.any():
         return np.zeros(len(targets)), counts
     if not np.isfinite(mean):
         raise NonFiniteLossError(f"loss must be finite, got {mean}")
-    here = torch.from_numpy(np.flatnonzero(counts)).to(outputs.device)
-    losses = np.zeros(len(targets))
-    losses[counts > 0] = _each_loss(loss, outputs[here], targets[here])
-    for weights in (counts, (counts > 0) * counts.sum() / len(here)):
+    losses = losses_where(counts > 0, loss, outputs, targets)
+    for weights in (counts, (counts > 0) * counts.sum() / (counts > 0).sum()):
         if abs(losses @ weights / weights.sum() - mean) <= tolerance * np.abs(losses).max():
             return losses, weights
     raise ValueError(
         f"loss must be the mean over the sequences, or over the targets that are not {IGNORED}, got {mean:.6g} for "
         f"{len(targets)} sequences whose own losses have the mean {losses[counts > 0].mean():.6g}"
     )
+
+
+def losses_where(counted: NDArray[np.bool_], loss: Loss, outputs: Tensor, targets: Tensor) -> NDArray[np.float64]:
+    """Return the loss of each sequence alone, shape [B], 0 for those that are not counted.
+
+    Raises
+    ------
+    NonFiniteLossError
+        If one is NaN or infinite.
+    """
+    losses = np.zeros(len(targets))
+    if counted.any():
+        here = torch.from_numpy(np.flatnonzero(counted)).to(outputs.device)
+        losses[counted] = _each_loss(loss, at_least_single(outputs)[here], at_least_single(targets)[here])
+    if not np.isfinite(losses).all():
+        raise NonFiniteLossError(f"loss must be finite, got {losses[~np.isfinite(losses)][0]} for a sequence")
+    return losses
 
 
 def _without_first(loss: Loss, outputs: Tensor, targets: Tensor, mean: float) -> bool:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from functools import partial
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +15,13 @@ from moe_search.gates.expert_map import ExpertMap
 from moe_search.gates.gate import SlotWeights
 from moe_search.huggingface.mixture_layers import MoELayer
 from moe_search.layers.mixture_of_experts import MixtureOfExperts
+from moe_search.training.lowering.forward_pass import Autocast
 
 MAP = "expert_map"
 """The name of the map in the module of the experts."""
+
+Take: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""``take(inputs, slot_weights, outputs)`` returns what goes on in place of the outputs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +45,7 @@ class TokenLayer:
     module: nn.Module
     expert_map: ExpertMap
     expert_outputs: Callable[[Tensor], Tensor]
-    listen: Callable[[Callable[[Tensor, Tensor, Tensor], Tensor]], Iterable[Any]]
+    listen: Callable[[Take], Iterable[Any]]
 
 
 def token_layer(layer: Any) -> TokenLayer:
@@ -57,7 +63,7 @@ def token_layer(layer: Any) -> TokenLayer:
 def _of_mixture(layer: MixtureOfExperts) -> TokenLayer:
     gate = layer.gate
 
-    def listen(take: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Iterable[Any]:
+    def listen(take: Take) -> Iterable[Any]:
         routings: list[Tensor] = []
 
         def at_gate(_: nn.Module, __: tuple[Any, ...], routing: SlotWeights) -> None:
@@ -85,22 +91,59 @@ def _of_transformers(layer: MoELayer) -> TokenLayer:
         slots, weight = expert_map.experts[0].argsort(), rows.new_ones(len(rows), 1)
         return torch.stack([experts(rows, slots[e].expand(len(rows), 1), weight) for e in range(n)], 1)
 
-    def listen(take: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Iterable[Any]:
-        routed: list[tuple[Tensor, Tensor]] = []
+    return TokenLayer(experts, expert_map, expert_outputs, partial(listen_to, layer))
 
-        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            hidden, index, weights = (*args, *kwargs.values())
-            # The map has led already: back to slots.
-            slots = expert_map.experts[0].argsort()[index]
-            routed.append((hidden, weights.new_zeros(len(hidden), n).scatter_add(1, slots, weights)))
 
-        def after(_: nn.Module, __: Any, outputs: Tensor) -> Tensor:
-            hidden, weights = routed.pop()
-            return take(hidden, weights[:, None], outputs)
+def listen_to(layer: MoELayer, take: Take) -> Iterable[Any]:
+    """Attach hooks to a layer of Transformers, with a map or without, as `TokenLayer` has it; return their handles."""
+    routed: list[tuple[Tensor, Tensor]] = []
+    expert_map = map_of(layer)
 
-        return experts.register_forward_pre_hook(before, with_kwargs=True), experts.register_forward_hook(after)
+    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        hidden, index, weights = (*args, *kwargs.values())
+        # A map has led already: back to slots.
+        slots = index.long() if expert_map is None else expert_map.experts[0].argsort()[index]
+        routed.append((hidden, weights.new_zeros(len(hidden), layer.num_experts).scatter_add(1, slots, weights)))
 
-    return TokenLayer(experts, expert_map, expert_outputs, listen)
+    def after(_: nn.Module, __: Any, outputs: Tensor) -> Tensor:
+        hidden, weights = routed.pop()
+        return take(hidden, weights[:, None], outputs)
+
+    experts = layer.experts
+    return experts.register_forward_pre_hook(before, with_kwargs=True), experts.register_forward_hook(after)
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What went through a layer in a forward: as `TokenLayer` has it, the outputs in the graph of what follows."""
+
+    inputs: Tensor
+    slot_weights: Tensor
+    outputs: Tensor
+    autocast: Autocast
+
+
+@contextmanager
+def watched(listens: Iterable[Callable[[Take], Iterable[Any]]]) -> Iterator[list[list[Seen]]]:
+    """Within the context, every forward of some layers adds to the list of each; gradients reach their outputs."""
+    seen: list[list[Seen]] = []
+
+    def taking(calls: list[Seen]) -> Take:
+        def take(inputs: Tensor, slot_weights: Tensor, outputs: Tensor) -> Tensor:
+            # Where nothing before the layer needs a gradient, the graph begins here.
+            marked = outputs if outputs.requires_grad else outputs.detach().requires_grad_()
+            calls.append(Seen(inputs.detach(), slot_weights.detach(), marked, Autocast.here(outputs.device)))
+            # It is copied for what comes after and works in place.
+            return marked.clone()
+
+        return take
+
+    with ExitStack() as hooks:
+        for listen in listens:
+            seen.append([])
+            for handle in listen(taking(seen[-1])):
+                hooks.callback(handle.remove)
+        yield seen
 
 
 class LayerMap(ExpertMap):
@@ -136,6 +179,22 @@ def give_map(layer: MoELayer) -> LayerMap:
             experts.register_load_state_dict_pre_hook(_begin_afresh),  # type: ignore[no-untyped-call]
         ]
     return expert_map
+
+
+@torch.no_grad()
+def lay_out(experts: nn.Module, order: Sequence[int]) -> None:
+    """Move experts that a checkpoint has in the order of the router to where they lay under a map, and assign it.
+
+    What the layer makes of a row stays as it is, and the state of an optimizer is that of its weights again. Weights
+    that lie under a map already are left where they are.
+    """
+    expert_map = _map_in(experts)
+    fresh = torch.arange(len(order), device=expert_map.experts.device)
+    if torch.equal(expert_map.experts[0], fresh):
+        slots = fresh.new_tensor(order).argsort()
+        for parameter in experts.parameters(recurse=False):
+            parameter.copy_(parameter[slots])
+        expert_map.assign([list(order)])
 
 
 @torch.no_grad()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -13,15 +12,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from moe_search.checks import require_integer
+from moe_search.gates.expert_map import ExpertMap
 from moe_search.problems.linear import LinearAssignment
 from moe_search.problems.mixture import MixtureAssignment
 from moe_search.training.lowering.batch import Batch
 from moe_search.training.lowering.forward_pass import Autocast, forward
 from moe_search.training.lowering.frozen import frozen
-from moe_search.training.lowering.losses import Loss, NonFiniteLossError, as_numpy, at_least_single, sequence_losses
+from moe_search.training.lowering.losses import (
+    Loss,
+    NonFiniteLossError,
+    as_numpy,
+    at_least_single,
+    losses_where,
+    sequence_losses,
+)
 from moe_search.training.lowering.lowering import Lowering, ProblemKind
 from moe_search.training.lowering.process_group import ALONE, Ranks
-from moe_search.training.lowering.token_layers import TokenLayer, token_layer
+from moe_search.training.lowering.token_layers import TokenLayer, token_layer, watched
 
 CURVATURES = (0.3, 1.0, 3.0, 10.0)
 """Factors of the quadratic term, which at 1 is the mean outer product of gradients: more or less than the curvature."""
@@ -30,7 +38,14 @@ MAX_ROWS = 4096
 """Tokens that a quadratic problem keeps, by default."""
 
 RANK = 1e-6
-"""Directions of the outputs whose gradients have less than this part of the largest mean square are left out."""
+"""Directions of the outputs whose gradients have less than this part of the largest mean square are left out, and so is
+what a token counts below this part of the mean."""
+
+TRIED_SWAPS = (1, 2, 4, 8)
+"""Swaps of the maps by whose true loss a forecast is scaled."""
+
+LEAST_CURVATURE = 0.1
+"""What the scale of the quadratic term is at least, also where the loss falls by more than to first order."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,9 +81,11 @@ class TokenLowering:
 
     With y_t the output of the layer for token t, d_t its change by another map, and g_t the derivative of the summed
     loss by y_t, the loss changes by ``sum_t <g_t, d_t>`` to first order. The second problem adds
-    ``c / 2 sum_t d_t' M d_t`` with the mean M of ``g_t g_t'`` over the tokens, which for the logarithm of a
-    probability is the Fisher information, and a factor c. Near the optimum the first is blind and does harm; both are
-    only right up to a true forward.
+    ``c / 2 sum_t s_t d_t' M d_t`` with the mean M of ``g_t g_t'`` over the tokens, which for the logarithm of a
+    probability is the Fisher information, what token t has of it, ``s_t = g_t' M^-1 g_t / r`` in r directions, and a
+    factor c. To second order c is 1, but experts that change places change outputs by as much as these are: how the
+    loss rises then, some maps tell by true forwards. Near the optimum the first problem is blind and does harm; both
+    are only right up to a true forward.
 
     Parameters
     ----------
@@ -77,6 +94,8 @@ class TokenLowering:
     slot_weights, outputs, drift : ndarray
         What `quadratic` is made of, for the rows kept: weights [R, map rows, m], outputs of the experts in the metric
         M, shape [R, n, r], and gradients in its inverse, shape [R, r].
+    shares : ndarray
+        What of the metric a row has, shape [R].
     unit : float
         What a row counts in the mean loss.
     initial : ndarray of int64
@@ -87,6 +106,8 @@ class TokenLowering:
         The sequences, and the tokens that the loss depends on.
     slot_loads : ndarray of int64
         Number of these tokens with weight on every slot.
+    curvature : float
+        The factor c by default.
 
     Examples
     --------
@@ -105,21 +126,23 @@ class TokenLowering:
     slot_weights: NDArray[Any]
     outputs: NDArray[Any]
     drift: NDArray[Any]
+    shares: NDArray[Any]
     unit: float
     initial: NDArray[np.int64]
     loss: float
     num_samples: int
     num_rows: int
     slot_loads: NDArray[np.int64]
+    curvature: float = 1.0
 
-    def quadratic(self, curvature: float = 1.0) -> MixtureAssignment:
+    def quadratic(self, curvature: float | None = None) -> MixtureAssignment:
         """Return the second problem: squared error in the metric M, of which the linear term is a shift of the targets.
 
         A constant apart, which is the same under all maps, its value is the change of the mean loss.
         """
-        targets = self._present - self.drift / curvature
-        weights = np.full(len(targets), curvature / 2 * self.unit)
-        return MixtureAssignment(self.slot_weights, self.outputs, targets, "squared", weights)
+        curved = (self.curvature if curvature is None else curvature) * self.shares
+        targets = self._present - self.drift / curved[:, None]
+        return MixtureAssignment(self.slot_weights, self.outputs, targets, "squared", self.unit / 2 * curved)
 
     def lowerings(self, kind: ProblemKind) -> list[Lowering]:
         """Return what a search tries: the first problem if it is to be linear, else the second for some curvatures."""
@@ -134,10 +157,11 @@ class TokenLowering:
             for problem in problems
         ]
 
-    def forecast(self, permutation: NDArray[np.int64], curvature: float = 1.0) -> float:
+    def forecast(self, permutation: NDArray[np.int64], curvature: float | None = None) -> float:
         """Return the change of the mean loss that the second problem foretells for a map."""
         change = self._mixtures(permutation) - self._present
-        return float(self.unit * (np.vdot(change, self.drift) + curvature / 2 * np.vdot(change, change)))
+        curved = (self.curvature if curvature is None else curvature) * self.shares
+        return float(self.unit * (np.vdot(change, self.drift) + (change**2).sum(1) @ curved / 2))
 
     @cached_property
     def _present(self) -> NDArray[Any]:
@@ -202,20 +226,22 @@ def open_tokens(
     return OpenedTokens(first, [_joined(of_layer) for of_layer in parts], total, units, num_samples)
 
 
-def rows_per_sample(model: nn.Module, layer: TokenLayer, batch: Batch) -> int:
-    """Return how many rows of a layer there are for a sample."""
-    seen: list[int] = []
+def rows_are_tokens(model: nn.Module, layer: TokenLayer, batch: Batch) -> bool:
+    """Return whether the rows of a mixture of ours are others than the samples; no for one that does not run."""
+    seen: list[bool] = []
 
-    def count(inputs: Tensor, slot_weights: Tensor, outputs: Tensor) -> Tensor:
-        seen.append(len(slot_weights))
-        return outputs
+    def look(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        # An axis of tokens is one, be there a single token.
+        seen.append((args[0] if args else kwargs["inputs"]).shape[:-1] != (len(batch),))
 
-    with frozen(model), ExitStack() as hooks:
-        for handle in layer.listen(count):
-            hooks.callback(handle.remove)
-        forward(model, batch)
+    handle = layer.module.register_forward_pre_hook(look, with_kwargs=True)
+    try:
+        with frozen(model):
+            forward(model, batch)
+    finally:
+        handle.remove()
     # A layer that does not run once is refused by what lowers it.
-    return seen[0] // len(batch) if seen else 1
+    return any(seen[:1])
 
 
 def tokens_of(batch: Batch) -> int:
@@ -226,49 +252,31 @@ def tokens_of(batch: Batch) -> int:
 def _open_part(
     model: nn.Module, layers: Sequence[TokenLayer], loss: Loss, batch: Batch
 ) -> tuple[list[LayerRows], NDArray[np.float64], NDArray[np.float64]]:
-    taken: list[list[tuple[Tensor, Tensor, Tensor, Autocast]]] = [[] for _ in layers]
-
-    def taking(index: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-        def take(inputs: Tensor, slot_weights: Tensor, outputs: Tensor) -> Tensor:
-            # Where nothing before the layer needs a gradient, the graph begins here.
-            marked = outputs if outputs.requires_grad else outputs.detach().requires_grad_()
-            here = Autocast.here(outputs.device)
-            taken[index].append((inputs.detach(), at_least_single(slot_weights.detach()), marked, here))
-            # It is copied for what comes after and works in place.
-            return marked.clone()
-
-        return take
-
-    with torch.enable_grad(), ExitStack() as hooks:
-        for index, layer in enumerate(layers):
-            for handle in layer.listen(taking(index)):
-                hooks.callback(handle.remove)
+    with torch.enable_grad(), watched(layer.listen for layer in layers) as seen:
         outputs = forward(model, batch)
         losses, counts = sequence_losses(loss, outputs.detach(), batch.targets)
         # The mean over no target is NaN.
         summed = loss(outputs, batch.targets) * counts.sum() if counts.any() else 0 * outputs.sum()
-    for index, calls in enumerate(taken):
+    for index, calls in enumerate(seen):
         if len(calls) != 1:
             raise ValueError(
                 f"every layer must run exactly once in a forward of model, layer {index} was seen {len(calls)} times"
             )
-    marks = [calls[0][2] for calls in taken]
+    once = [calls[0] for calls in seen]
     if not summed.requires_grad:
         raise ValueError("the loss must depend on the outputs of every layer by differentiable operations, it does not")
-    gradients = torch.autograd.grad(summed, marks, allow_unused=True)
+    gradients = torch.autograd.grad(summed, [each.outputs for each in once], allow_unused=True)
     rows = []
-    for index, ((inputs, slot_weights, _, autocast), gradient) in enumerate(
-        zip((calls[0] for calls in taken), gradients, strict=True)
-    ):
+    for index, (each, gradient) in enumerate(zip(once, gradients, strict=True)):
         if gradient is None:
             raise ValueError(
                 "the loss must depend on the outputs of every layer by differentiable operations, "
                 f"it does not on those of layer {index}: a torch.utils.checkpoint around it needs use_reentrant=False"
             )
-        flat = at_least_single(gradient).reshape(len(slot_weights), -1)
+        flat = at_least_single(gradient).reshape(len(each.slot_weights), -1)
         if not bool(flat.isfinite().all()):
             raise NonFiniteLossError(f"the gradients of the loss must be finite, got others at layer {index}")
-        rows.append(LayerRows(inputs, slot_weights, flat, autocast).counting())
+        rows.append(LayerRows(each.inputs, at_least_single(each.slot_weights), flat, each.autocast).counting())
     return rows, losses, counts
 
 
@@ -310,6 +318,7 @@ def lower_rows(
     some = values > RANK * values.max()
     root = vectors[:, some] * values[some].sqrt()
     whitened = gradients @ (vectors[:, some] / values[some].sqrt())
+    shares = whitened.square().mean(1).clamp(min=RANK)
     kept = torch.linspace(0, len(gradients) - 1, min(max_rows, len(gradients)), device=gradients.device).round().long()
     is_kept = torch.zeros(len(gradients), dtype=torch.bool, device=gradients.device).index_fill(0, kept, True)
     costs = np.zeros((map_rows * m, n))
@@ -331,16 +340,18 @@ def lower_rows(
         as_numpy(rows.slot_weights[is_kept]).astype(np.float64),
         np.concatenate(outputs) if outputs else np.empty((0, n, int(some.sum()))),
         as_numpy(whitened[is_kept]),
+        as_numpy(shares[is_kept]),
     )
     of_ranks = ranks.gather(arrays)
     if ranks.index > 0:
         return None
-    slot_weights, in_metric, drift = (np.concatenate(parts) for parts in zip(*of_ranks, strict=True))
+    slot_weights, in_metric, drift, shares = (np.concatenate(parts) for parts in zip(*of_ranks, strict=True))
     return TokenLowering(
         LinearAssignment(costs) if map_rows == 1 else None,
         slot_weights,
         in_metric,
         drift,
+        shares,
         count / len(drift) / units,
         expert_map.permutation(),
         total / units,
@@ -348,6 +359,61 @@ def lower_rows(
         int(count),
         loads,
     )
+
+
+def gains_of_maps(
+    model: nn.Module,
+    expert_map: ExpertMap,
+    loss: Loss,
+    permutations: Sequence[NDArray[np.int64]],
+    batches: Iterable[Batch],
+    chunk_size: int,
+) -> NDArray[np.float64]:
+    """Return what sequences count, and by how much the loss of each falls under some maps, by true forwards.
+
+    Shape [1 + maps, sequences]; the layer keeps its map.
+    """
+    kept = expert_map.experts.clone()
+    found = []
+    with frozen(model):
+        for batch in batches:
+            for part in batch.parts(max(1, chunk_size // tokens_of(batch))):
+                before, counts = sequence_losses(loss, forward(model, part), part.targets)
+                after = []
+                try:
+                    for permutation in permutations:
+                        expert_map.assign_permutation(permutation)
+                        after.append(losses_where(counts > 0, loss, forward(model, part), part.targets))
+                finally:
+                    expert_map.assign(kept)
+                found.append(np.stack([counts, *(before - each for each in after)]))
+    return np.concatenate(found, axis=1) if found else np.empty((len(permutations) + 1, 0))
+
+
+def maps_nearby(expert_map: ExpertMap, count: int) -> list[NDArray[np.int64]]:
+    """Return permutations some swaps away from the present one, always the same."""
+    rng, (rows, m) = np.random.default_rng(0), expert_map.experts.shape
+    found = []
+    for number in range(count):
+        permutation = expert_map.permutation()
+        for _ in range(TRIED_SWAPS[number % len(TRIED_SWAPS)]):
+            pair = m * rng.integers(rows) + rng.choice(m, 2, replace=False)
+            permutation[pair] = permutation[pair[::-1]]
+        found.append(permutation)
+    return found
+
+
+def scaled(
+    lowering: TokenLowering, permutations: Sequence[NDArray[np.int64]], gains: NDArray[np.float64]
+) -> TokenLowering:
+    """Return a lowering whose forecasts for some maps sum up to what comes of them, as of `gains_of_maps`."""
+    counts, *of_maps = gains
+    risen = -sum(gain @ counts for gain in of_maps) / counts.sum()
+    first = sum(lowering.forecast(permutation, 0.0) for permutation in permutations)
+    second = sum(lowering.forecast(permutation, 1.0) for permutation in permutations) - first
+    if second <= 0:
+        return lowering
+    return replace(lowering, curvature=max(float((risen - first) / second), LEAST_CURVATURE))
 
 
 def lower_tokens(
@@ -359,6 +425,7 @@ def lower_tokens(
     *,
     max_rows: int = MAX_ROWS,
     chunk_size: int = 4096,
+    tried: int = 8,
     **keywords: Tensor,
 ) -> list[TokenLowering]:
     """Make the search problems of layers whose rows are tokens, by one forward and one backward of the model.
@@ -382,6 +449,9 @@ def lower_tokens(
         The most tokens that the quadratic problem keeps, n d numbers for each.
     chunk_size : int, default 4096
         The most tokens that go through the model, and through every expert, at once.
+    tried : int, default 8
+        How many maps of each layer, of one to eight swaps, the scale of its forecasts is measured by, with a forward
+        for each; 0 leaves it at 1, that of small changes.
     **keywords : Tensor
         What else the model takes, such as ``attention_mask``; shape [B, ...] each.
 
@@ -399,7 +469,7 @@ def lower_tokens(
 
     References
     ----------
-    The quadratic term is that of natural gradients: S. Amari, Neural Computation 10 (1998), 251-276.
+    The metric of the quadratic term is that of natural gradients: S. Amari, Neural Computation 10 (1998), 251-276.
 
     Examples
     --------
@@ -419,8 +489,17 @@ def lower_tokens(
     >>> lowering.num_samples, lowering.num_rows, lowering.forecast(lowering.initial)
     (16, 80, 0.0)
     """
-    seen = [token_layer(layer) for layer in layers]
+    seen, batches = [token_layer(layer) for layer in layers], [Batch(inputs, targets, keywords=keywords)]
+    require_integer("tried", tried, 0)
+    lowerings = []
     with frozen(model):
-        opened = open_tokens(model, seen, loss, [Batch(inputs, targets, keywords=keywords)], chunk_size)
-        lowerings = [lower_rows(layer, opened, index, max_rows, chunk_size) for index, layer in enumerate(seen)]
-    return [lowering for lowering in lowerings if lowering is not None]
+        opened = open_tokens(model, seen, loss, batches, chunk_size)
+        for index, layer in enumerate(seen):
+            lowering = lower_rows(layer, opened, index, max_rows, chunk_size)
+            assert lowering is not None
+            if tried and layer.expert_map.num_slots > 1:
+                maps = maps_nearby(layer.expert_map, tried)
+                gains = gains_of_maps(model, layer.expert_map, loss, maps, batches, chunk_size)
+                lowering = scaled(lowering, maps, gains)
+            lowerings.append(lowering)
+    return lowerings

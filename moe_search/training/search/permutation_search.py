@@ -36,8 +36,8 @@ from moe_search.training.lowering.lowering import (
 )
 from moe_search.training.lowering.process_group import ranks_of
 from moe_search.training.lowering.tasks import Layer, TaskLoss, Tasks
-from moe_search.training.lowering.token_layers import TokenLayer, token_layer
-from moe_search.training.lowering.token_lowering import CURVATURES, MAX_ROWS, rows_per_sample
+from moe_search.training.lowering.token_layers import LayerMap, TokenLayer, lay_out, token_layer
+from moe_search.training.lowering.token_lowering import CURVATURES, MAX_ROWS, rows_are_tokens
 from moe_search.training.saved_state import require_keys
 from moe_search.training.search.candidate_map import (
     CandidateMap,
@@ -73,7 +73,19 @@ OnError: TypeAlias = Literal["raise", "warn"]
 
 logger = logging.getLogger("moe_search")
 
-STATE = ("step", "searches", "seed", "seconds", "history", "retained", "recognized", "underway", "map")
+STATE = (
+    "step",
+    "searches",
+    "seed",
+    "seconds",
+    "history",
+    "retained",
+    "put_off",
+    "recognized",
+    "underway",
+    "map",
+    "orders",
+)
 
 
 class PermutationSearch:
@@ -256,6 +268,7 @@ class PermutationSearch:
         self._step = 0
         self._searches = 0
         self._retained: list[Batch] = []
+        self._put_off = False
         self._recognized: tuple[RecognizedLoss, ...] | None = None
         self._underway: Underway | None = None
         self._last_search: float | None = None
@@ -268,9 +281,10 @@ class PermutationSearch:
         """Count a training step, and search if one is due.
 
         The first call lowers some samples of its batch, so that what no search of this model and loss can get around
-        is known before hours have passed. A search that is due on a batch that no search can use (of less than 2
-        samples to verify on, or 3 if no earlier batch was kept, as with ``period=1``: the first half is then searched
-        and the second verifies; of samples of another shape than those kept) is skipped and recorded.
+        is known before hours have passed. A search that is due on too few samples (of less than 2 to verify on, or 3 if
+        no earlier batch was kept, as with ``period=1``: the first half is then searched and the second verifies) is
+        recorded as skipped and put off to the next batch of enough. One that is due on samples of another shape than
+        those kept is skipped.
 
         Parameters
         ----------
@@ -299,7 +313,7 @@ class PermutationSearch:
             return None
         if self._last_search is None:
             self._last_search = time.perf_counter()
-        due = step <= self._until and step % self._period == 0
+        due = step <= self._until and (self._put_off or step % self._period == 0)
         if due or not self._tried or self._underway is not None:
             batch = self._ranks.agree(lambda: self._fitting(Batch(inputs, targets, ids, None, keywords)))
         else:
@@ -455,13 +469,17 @@ class PermutationSearch:
             "seconds": self.seconds,
             "history": [record.to_dict() for record in self.history],
             "retained": [dict(batch.named()) for batch in self._retained],
+            "put_off": self._put_off,
             "recognized": None if known is None else [[one.name, one.scale, one.classes_first] for one in known],
             "underway": None if self._underway is None else self._underway.state_dict(),
             "map": self._map_sizes(),
+            "orders": [layer.expert_map.experts[0].tolist() for layer in self._of_transformers()],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up the state of `state_dict`.
+        """Take up the state of `state_dict`, after that of the model.
+
+        The experts of layers of Transformers are put where they lay, as the state of the optimizer has them.
 
         Raises
         ------
@@ -488,8 +506,14 @@ class PermutationSearch:
             )
         self.seconds = float(state["seconds"])
         self._step, self._searches, self._seed = state["step"], state["searches"], state["seed"]
-        self.history, self._retained = history, retained
+        self.history, self._retained, self._put_off = history, retained, bool(state["put_off"])
         self._recognized, self._underway = recognized, underway
+        for layer, order in zip(self._of_transformers(), state["orders"], strict=True):
+            lay_out(layer.module, order)
+
+    def _of_transformers(self) -> list[TokenLayer]:
+        """Return the layers whose experts a checkpoint of the model has in another order than that of their weights."""
+        return [layer for layer in self._layers if isinstance(layer.expert_map, LayerMap)]
 
     def _map_sizes(self) -> dict[str, int]:
         expert_map = self._maps[0]
@@ -529,8 +553,8 @@ class PermutationSearch:
         if self._tasks is None or self._tokens is not None or not self._layers:
             return
         [layer] = self._layers
-        here = self._ranks.agree(lambda: [rows_per_sample(self._model, layer, batch.part(0, 2)) for batch in batches])
-        if any(rows != 1 for of_rank in self._ranks.collect(here) for rows in of_rank):
+        here = self._ranks.agree(lambda: [rows_are_tokens(self._model, layer, batch.part(0, 2)) for batch in batches])
+        if any(tokens for of_rank in self._ranks.collect(here) for tokens in of_rank):
             self._tokens = self._token_search()
 
     def _try(self, batch: Batch) -> None:
@@ -566,6 +590,8 @@ class PermutationSearch:
             warnings.warn(f"no search of this model and loss can run: {error}", RuntimeWarning, stacklevel=3)
 
     def _retain(self, batch: Batch) -> None:
+        if self._put_off and self._step < self._until:
+            return
         due = (self._step // self._period + 1) * self._period
         if due <= self._until and due - self._step <= self._batches:
             self._retained = [*self._retained, *([batch] if len(batch) else [])][-self._batches :]
@@ -595,24 +621,30 @@ class PermutationSearch:
         return batch
 
     def _search(self, batch: Batch) -> SearchRecord | None:
-        start = time.perf_counter()
+        start, again = time.perf_counter(), self._put_off
+        self._put_off = any(self._ranks.collect(len(batch) < self._least()))
+        if self._put_off and again and self._step % self._period:
+            return None
         try:
             searched, verified = self._ranks.agree(lambda: self._parts(batch))
         except Exception as error:
             return self._give_up(SearchRecord(step=self._step, outcome="skipped", num_samples=0), error, start)
         return self._search_on(searched, [verified], start, in_step=True)
 
+    def _least(self) -> int:
+        """Return how many samples of the present batch a search takes."""
+        return 2 if self._retained else 3
+
     def _parts(self, batch: Batch) -> tuple[list[Batch], Batch]:
         """Return the samples to search on and those that verify."""
-        if self._retained and self._tokens is not None and self._max_samples is None:
-            # Sequences of a batch are as long as its longest.
-            batch.require(2, " to verify a search")
-            return self._retained, batch
         if self._retained:
-            batch.require(2, " to verify a search")
+            batch.require(self._least(), " to verify a search")
+            if self._tokens is not None and self._max_samples is None:
+                # Sequences of a batch are as long as its longest.
+                return self._retained, batch
             searched, verified = concatenate(self._retained), batch
         else:
-            batch.require(3, " to be searched and verified by halves, no earlier batch being kept")
+            batch.require(self._least(), " to be searched and verified by halves, no earlier batch being kept")
             half = len(batch) // 2
             searched, verified = batch.part(0, half), batch.part(half, len(batch))
         return [searched if self._max_samples is None else searched.last(self._max_samples)], verified
@@ -767,7 +799,8 @@ class PermutationSearch:
     def _record(self, record: SearchRecord) -> SearchRecord:
         self.history.append(record)
         self.seconds += record.seconds
-        self._last_search = time.perf_counter()
+        if not self._put_off:
+            self._last_search = time.perf_counter()
         if self._ranks.index == 0 and fruitless_for_the_first_time(self.history):
             logger.warning("the last %d searches left the expert map as it was\n%s", FRUITLESS, self.summary())
         return record

@@ -13,10 +13,10 @@ from moe_search.gates.expert_map import ExpertMap
 from moe_search.training.lowering.batch import Batch
 from moe_search.training.lowering.forward_pass import forward
 from moe_search.training.lowering.frozen import frozen
-from moe_search.training.lowering.losses import Loss, sequence_losses
+from moe_search.training.lowering.losses import Loss, mean_and_error
 from moe_search.training.lowering.process_group import ALONE, Ranks
 from moe_search.training.lowering.tasks import Tasks
-from moe_search.training.lowering.token_lowering import tokens_of
+from moe_search.training.lowering.token_lowering import gains_of_maps
 
 
 @dataclass(frozen=True)
@@ -57,37 +57,15 @@ def verify_tokens(
     A sequence counts as in `sequence_losses`, so that the gain is that of the mean loss, whose standard error is that
     of a ratio: tokens of a sequence depend on each other, sequences do not.
     """
-    kept = expert_map.experts.clone()
-
-    def losses(batch: Batch) -> NDArray[np.float64]:
-        outputs = forward(model, batch)
-        return np.stack(sequence_losses(loss, outputs, batch.targets))
 
     def gains_here() -> NDArray[np.float64]:
-        found = []
-        with frozen(model):
-            for batch in batches:
-                for part in batch.parts(max(1, chunk_size // tokens_of(batch))):
-                    (before, counts), after = losses(part), []
-                    try:
-                        for permutation in permutations:
-                            expert_map.assign_permutation(permutation)
-                            after.append(losses(part)[0])
-                    finally:
-                        expert_map.assign(kept)
-                    found.append(np.stack([counts, *(before - each for each in after)]))
-        return np.concatenate(found, axis=1) if found else np.empty((len(permutations) + 1, 0))
+        return gains_of_maps(model, expert_map, loss, permutations, batches, chunk_size)
 
     counts, *gains = np.concatenate(ranks.collect(ranks.agree(gains_here)), axis=1)
     size = int((counts > 0).sum())
     if size < 2:
         raise ValueError(f"batches must hold at least 2 sequences to verify a map, got {size}")
-    compared = []
-    for gain in gains:
-        mean = float(gain @ counts / counts.sum())
-        squares = float(((gain - mean) * counts) @ ((gain - mean) * counts))
-        compared.append(Verification(mean, (size / (size - 1) * squares) ** 0.5 / float(counts.sum()), size))
-    return compared
+    return [Verification(*mean_and_error(gain, counts)) for gain in gains]
 
 
 def verify(

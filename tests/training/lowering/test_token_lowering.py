@@ -8,6 +8,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 
 import moe_search as ms
 from moe_search.training.lowering.losses import sequence_losses
+from moe_search.training.lowering.token_lowering import maps_nearby
 
 TOKENS, WIDTH, CLASSES = 6, 5, 7
 
@@ -86,6 +87,8 @@ def test_problems_and_forecast_are_those_of_the_definition(name):
         gradients, present = taken["output"].grad, taken["output"].detach()
         counts = gradients.abs().amax(1) > 0
         mean_square = gradients.T @ gradients / counts.sum()
+        inverse = torch.linalg.pinv(mean_square, hermitian=True, rtol=1e-6)
+        shares = torch.einsum("td,de,te->t", gradients, inverse, gradients) / lowering.outputs.shape[2]
         assert lowering.loss == pytest.approx(loss.item(), rel=1e-9)
         assert lowering.num_rows == int(counts.sum())
         assert lowering.num_samples == len(inputs)
@@ -98,7 +101,7 @@ def test_problems_and_forecast_are_those_of_the_definition(name):
                 change = layer(taken["inputs"]) - present
             layer.gate.expert_map.assign(kept)
             first = float((gradients * change).sum()) / counted
-            second = float(((change[counts] @ mean_square) * change[counts]).sum()) / counted
+            second = float((((change @ mean_square) * change).sum(1) * shares)[counts].sum()) / counted
             for curvature in (0.5, 2.0):
                 expected = first + curvature / 2 * second
                 assert lowering.forecast(permutation, curvature) == pytest.approx(expected, rel=1e-4, abs=1e-9)
@@ -109,6 +112,31 @@ def test_problems_and_forecast_are_those_of_the_definition(name):
                 difference = lowering.first_order.value(permutation) - lowering.first_order.value(lowering.initial)
                 assert difference == pytest.approx(first, rel=1e-6, abs=1e-9)
         assert (lowering.first_order is None) == (name == "COMET")
+
+
+def test_forecasts_are_scaled_by_what_comes_of_some_maps():
+    model, inputs, targets = made("top 1", sequences=60)
+    model.eval()
+    options = model, model.layers, inputs, targets, token_loss
+    for layer, small, large in zip(
+        model.layers, ms.lower_tokens(*options, tried=0), ms.lower_tokens(*options, tried=5), strict=True
+    ):
+        assert small.curvature == 1.0
+        kept = layer.gate.expert_map.experts.clone()
+        foretold, true = [], []
+        for permutation in maps_nearby(layer.gate.expert_map, 5):
+            layer.gate.expert_map.assign_permutation(permutation)
+            with torch.no_grad():
+                true.append(token_loss(model(inputs), targets).item() - large.loss)
+            layer.gate.expert_map.assign(kept)
+            foretold.append(large.forecast(permutation))
+            change = small.forecast(permutation) - small.forecast(permutation, 0.0)
+            assert foretold[-1] == pytest.approx(small.forecast(permutation, 0.0) + large.curvature * change)
+        if large.curvature > 0.1:
+            assert sum(foretold) == pytest.approx(sum(true), rel=1e-6)
+        else:  # the loss falls by more than to first order
+            assert sum(foretold) > sum(true)
+        assert torch.equal(layer.gate.expert_map.experts, kept)
 
 
 def test_the_forecast_is_the_derivative_and_a_part_of_the_rows_is_close():

@@ -83,13 +83,36 @@ def test_too_few_samples(gate, asynchronous):
     assert (record.step, record.num_samples, record.problem) == (2, 0, None)
     assert torch.equal(setting.expert_map.experts, before)
     for _ in range(2):  # a run goes on, and is warned no more
-        step(search, setting)
+        step(search, setting, 0, 1)
         step(search, setting, 0, 1)
     step(search, setting)
     step(search, setting)
     search.finish()
-    assert [record.outcome for record in search.history] == ["skipped"] * 3 + ["no improvement"]
+    assert [record.outcome for record in search.history] == ["skipped"] * 3 + ["no improvement"] * 2
+    assert [record.step for record in search.history] == [2, 4, 6, 7, 8]
     assert search.seconds == pytest.approx(sum(record.seconds for record in search.history))
+
+
+def test_a_search_is_put_off_to_the_next_batch_of_enough_samples():
+    """As where the last batch of every epoch has one sample, and the period is an epoch; in a run that resumes, too."""
+    setting = make("top-2", samples=60)
+    setting.scramble()
+    runs = searching(setting, period=3, until=6, seed=3), searching(setting, period=3, until=6, seed=3)
+    step(runs[0], setting, 0, 20)
+    step(runs[0], setting, 20, 40)
+    record = skipping(runs[0], setting.batch(0, 1))
+    assert runs[0].state_dict()["put_off"]
+    runs[1].load_state_dict(runs[0].state_dict())
+    kept = setting.expert_map.experts.clone()
+    for search in runs:
+        setting.expert_map.assign(kept)
+        assert step(search, setting, 1, 2) is None
+        record = step(search, setting, 40, 60)
+        # It is searched on what came before, not on single samples.
+        assert (record.step, record.outcome, record.num_samples) == (5, "committed", 20)
+        assert [step(search, setting, 0, 1) is None for _ in range(3)] == [False, True, True]
+        assert [record.step for record in search.history] == [3, 5, 6]
+        assert search.state_dict()["retained"] == []
 
 
 def test_too_few_samples_for_halves():

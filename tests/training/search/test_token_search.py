@@ -1,3 +1,5 @@
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -312,6 +314,25 @@ def test_the_best_of_several_must_exceed_more():
     assert (largest > threshold).mean() == pytest.approx(0.1587, abs=0.005)
     assert confidence_of_best(0.0, 5) > 1.0
     assert confidence_of_best(50.0, 5) == 50.0
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_a_first_batch_of_one_token_a_sequence_has_tokens_for_rows(shift):
+    layer = ms.MixtureOfExperts(ms.StackedExperts(4, 8, 8), ms.TopK(8, 4, k=2))
+    model = torch.nn.Sequential(torch.nn.Embedding(20, 8), layer, torch.nn.Linear(8, 20))
+
+    def loss(logits, ids):
+        return cross_entropy(logits[:, : ids.shape[1] - shift].flatten(0, 1), ids[:, shift:].flatten())
+
+    search = ms.PermutationSearch(model, layer, loss=loss, period=2, stop=ms.MaxIterations(3000))
+    search.step(torch.zeros(12, 1, dtype=torch.long), torch.zeros(12, 1, dtype=torch.long))
+    for step in range(2, 5):
+        ids = torch.randint(20, (12, 6), generator=torch.Generator().manual_seed(step))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            record = search.step(ids, ids)
+    assert (record.layer, record.num_samples) == (0, 12)
+    assert [record.outcome == "skipped" for record in search.history] == [shift == 1, False]
 
 
 def test_a_first_batch_without_samples_tells_nothing():
