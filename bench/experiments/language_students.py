@@ -91,17 +91,17 @@ class LanguageSettings:
     experts: int = 8
     slots: int = 512
     max_tokens: int = 24
-    films: int = 900
-    products: int = 900
+    films: int = 600
+    products: int = 600
     test_share: float = 0.3
-    rows: int = 2000
-    steps: int = 60
+    rows: int = 1500
+    steps: int = 40
     batch_size: int = 16
     learning_rate: float = 2e-3
-    annealed: int = 15
-    searched: tuple[int, ...] = (0, 5, 20)
-    search_texts: int = 80
-    iterations: int = 300
+    annealed: int = 12
+    searched: tuple[int, ...] = (0, 12)
+    search_texts: int = 60
+    iterations: int = 100
     made: bool = False
     path: str | None = None
 
