@@ -129,7 +129,7 @@ class Texts:
         generator = torch.Generator().manual_seed(seed)
         tests = []
         for kind in (self.owners[: self.films], self.owners[self.films :]):
-            owners = kind.unique()
+            owners = torch.tensor(sorted(set(kind.tolist())))
             owners = owners[torch.randperm(len(owners), generator=generator)]
             tests.append(owners[: round(test_share * len(owners))])
         is_test = torch.isin(self.owners, torch.cat(tests))
@@ -329,8 +329,6 @@ def told_by(
     """
     data = taught(settings)
     rows = data.divided(settings.test_share, seed)
-    films = [part < data.films for part in rows]
-    scores = [data.states.scores[part].double() for part in rows]
     whole = data.states.select(rows[1]).means().double()
     similar = compared("", functional.normalize(torch.from_numpy(test)), functional.normalize(whole))
     films = [(part < data.films).numpy() for part in rows]
