@@ -8,8 +8,10 @@ from .sentence_encoder import (
     load_sentence_encoder as load_sentence_encoder,
 )
 from .snippets import (
+    ProductSentences as ProductSentences,
     Snippets as Snippets,
     SnippetSplit as SnippetSplit,
+    load_product_sentences as load_product_sentences,
     load_snippets as load_snippets,
 )
 from .two_images import (

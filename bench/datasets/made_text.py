@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from moe_search.bench.datasets.sentence_encoder import CONFIG, TOKENIZER, WEIGHTS, require_libraries
-from moe_search.bench.datasets.snippets import TEXT_FILE
+from moe_search.bench.datasets.snippets import PRODUCT_FILE, TEXT_FILE
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -33,22 +33,24 @@ SIZES = {
 def write_made_text(folder: str | os.PathLike[str], snippets: int = 120, seed: int = 0) -> None:
     """Write snippets whose scores are set by their good and bad words, and a BERT for these words.
 
-    The folder is to hold ``movieReviewSnippets_GroundTruth.txt``, ``config.json``, ``model.safetensors`` and
-    ``tokenizer.json``. The seed decides texts and weights.
+    The folder is to hold ``movieReviewSnippets_GroundTruth.txt``, ``amazonReviewSnippets_GroundTruth.txt`` with reviews
+    of three sentences, ``config.json``, ``model.safetensors`` and ``tokenizer.json``. The seed decides texts and
+    weights.
     """
     require_libraries()
     from safetensors.torch import save_file
     from transformers import BertConfig, BertModel
 
     target = Path(folder)
-    generator = np.random.default_rng(seed)
     words = (*GOOD, *BAD, *PLAIN)
-    lines = []
-    for number in range(snippets):
-        text = generator.choice(words, size=generator.integers(3, 14))
-        score = sum(1.0 if word in GOOD else -1.0 if word in BAD else 0.0 for word in text)
-        lines.append(f"{number}\t{np.clip(score, -4, 4):.2f}\t{' '.join(text)}\n")
-    (target / TEXT_FILE).write_text("".join(lines), encoding="utf-8")
+    for name, own_seed, per_review in ((TEXT_FILE, seed, 1), (PRODUCT_FILE, seed + 1, 3)):
+        generator, lines = np.random.default_rng(own_seed), []
+        for index in range(snippets):
+            text = generator.choice(words, size=generator.integers(3, 14))
+            score = sum(1.0 if word in GOOD else -1.0 if word in BAD else 0.0 for word in text)
+            number = f"{index}" if per_review == 1 else f"{1 + index // per_review}_{1 + index % per_review}"
+            lines.append(f"{number}\t{np.clip(score, -4, 4):.2f}\t{' '.join(text)}\n")
+        (target / name).write_text("".join(lines), encoding="utf-8")
     vocabulary = {word: index for index, word in enumerate((*SPECIAL, *words))}
     config: dict[str, Any] = {"model_type": "bert", "vocab_size": len(vocabulary), **SIZES}
     (target / CONFIG).write_text(json.dumps(config), encoding="utf-8")

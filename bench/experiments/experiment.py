@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal, TypeAlias
 
 from moe_search.checks import require_choice, require_integer
@@ -24,6 +25,7 @@ HOMES = {
     "user-table": "user_table",
     "token-table": "token_table",
     "dense-to-moe": "dense_to_moe",
+    "language": "language_students",
     "load-limit": "load_limit",
     "cardinality-digits": "cardinality",
     "cardinality-movielens": "cardinality",
@@ -96,6 +98,8 @@ class Experiment:
         fields of ``str.format``, such as ``{steps}``: they are those of the run that is told of.
     gates, searches : tuple of str
         Each search is tried with every gate; the first search is the baseline of the others.
+    pairs : tuple of two str each
+        Searches that are compared, a baseline and another, where they are others than the first and each of the rest.
     settings, smoke : frozen dataclass
         What `run_trial` is given: the full sizes, and sizes that take seconds and only show that all works. A field
         `path`, if there is one, says where the data lie.
@@ -124,6 +128,12 @@ class Experiment:
     maps: bool = True
     space: Callable[[str], Mapping[str, Any]] | None = None
     equal_time: tuple[str, str] | None = None
+    pairs: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def compared(self) -> tuple[tuple[str, str], ...]:
+        """The searches that are compared, a baseline and another."""
+        return self.pairs or tuple((self.searches[0], search) for search in self.searches[1:])
 
     def __post_init__(self) -> None:
         for what in ("gates", "searches", "measures"):
@@ -132,6 +142,8 @@ class Experiment:
         require_integer("seeds", self.seeds)
         for search in self.equal_time or ():
             require_choice("a search of equal_time", search, self.searches)
+        for search in chain.from_iterable(self.pairs):
+            require_choice("a search of pairs", search, self.searches)
 
     def trials(self, seeds: int, first_seed: int = 0) -> list[Trial]:
         """Return all trials, seed by seed, so that a run cut short has whole pairs."""

@@ -84,9 +84,9 @@ class Finished:
         """Return a number of the trials of a gate and search, by seed."""
         return {seed: float(numbers[name]) for seed, numbers in self.measured(gate, search).items()}  # type: ignore[arg-type]
 
-    def pairs(self, gate: str, search: str, name: str) -> tuple[list[float], list[float]]:
-        """Return a number under the baseline and under a search, of the seeds that ended under both."""
-        baseline, other = (self.numbers(gate, each, name) for each in (self.experiment.searches[0], search))
+    def pairs(self, gate: str, searches: tuple[str, str], name: str) -> tuple[list[float], list[float]]:
+        """Return a number under a baseline and under another search, of the seeds that ended under both."""
+        baseline, other = (self.numbers(gate, each, name) for each in searches)
         seeds = [seed for seed in baseline if seed in other]
         return [baseline[seed] for seed in seeds], [other[seed] for seed in seeds]
 
@@ -159,8 +159,8 @@ def headlines(finished: Finished) -> tuple[str, ...]:
     """Return what the first measure says of the last search against the baseline; nothing without a comparison."""
     experiment = finished.experiment
     compared = _comparisons(finished, experiment.measures[0])
-    search = experiment.searches[-1]
-    mine = [(gate, comparison, p) for (gate, other), comparison, p in compared if other == search]
+    baseline, search = experiment.compared[-1]
+    mine = [(gate, comparison, p) for (gate, *pair), comparison, p in compared if pair == [baseline, search]]
     if not mine:
         return ()
     measure = experiment.measures[0]
@@ -177,7 +177,7 @@ def headlines(finished: Finished) -> tuple[str, ...]:
     # For a ratio, what is tested is more than that it is less.
     tested = "" if measure.factor is None else f" more than {measure.factor:g} times"
     return (
-        f"{finished.title}: {measure.title}, {search} against {experiment.searches[0]}: {', '.join(effects)}; "
+        f"{finished.title}: {measure.title}, {search} against {baseline}: {', '.join(effects)}; "
         f"{measure.better}{tested} at the {LEVEL:.0%} level for {better} of {len(mine)} gate{'s' * (len(mine) != 1)}"
         + (f", the other way for {worse}." if worse else "."),
     )
@@ -228,21 +228,23 @@ def results_table(finished: Finished) -> Table:
 
 def comparison_table(finished: Finished, measure: Measure) -> Table:
     """Return one row a gate and search that is not the baseline: a paired comparison with it."""
+    of_pairs = bool(finished.experiment.pairs)
     rows = [
-        PairedRow(f"{gate}, {search}", comparison) for (gate, search), comparison, _ in _comparisons(finished, measure)
+        PairedRow(f"{gate}, {search} against {first}" if of_pairs else f"{gate}, {search}", comparison)
+        for (gate, first, search), comparison, _ in _comparisons(finished, measure)
     ]
-    title = f"{measure.title}: against {finished.experiment.searches[0]}, {measure.better} is better"
-    return paired_table(title, ("gate, search",), rows, measure)
+    against = "pairs" if of_pairs else f"against {finished.experiment.searches[0]}"
+    return paired_table(f"{measure.title}: {against}, {measure.better} is better", ("gate, search",), rows, measure)
 
 
-def _comparisons(finished: Finished, measure: Measure) -> list[tuple[tuple[str, str], PairedComparison, float]]:
-    """Return the gate and search, their comparison with the baseline, and its p-value adjusted for all of these."""
+def _comparisons(finished: Finished, measure: Measure) -> list[tuple[tuple[str, str, str], PairedComparison, float]]:
+    """Return gate, baseline and other search, their comparison, and its p-value adjusted for all of these."""
     found = {}
     for gate in finished.experiment.gates:
-        for search in finished.experiment.searches[1:]:
-            baseline, other = finished.pairs(gate, search, measure.name)
+        for first, search in finished.experiment.compared:
+            baseline, other = finished.pairs(gate, (first, search), measure.name)
             if baseline:
-                found[gate, search] = (
+                found[gate, first, search] = (
                     compare_differences(baseline, other)
                     if measure.factor is None
                     else compare_ratios(baseline, other, measure.factor)

@@ -1,4 +1,4 @@
-"""The last layers of an encoder, their feed-forward layers split into experts that a table of tokens chooses among."""
+"""The last layers of an encoder, their feed-forward layers split into experts."""
 
 from __future__ import annotations
 
@@ -19,23 +19,20 @@ from moe_search.layers import MixtureOfExperts, split_feed_forward
 class TokenLayer(nn.Module):
     """A layer of a BERT with a mixture of experts instead of the feed-forward layer, which is split into them.
 
-    The experts are trained; attention and normalization are those of the teacher's layer, shared with it and frozen.
-    `neurons`, shape [n, d], are those of its experts; `slots`, shape [vocabulary], has the slot of every token id.
+    Gate and experts are trained; attention and normalization are those of the teacher's layer, shared with it and
+    frozen.
     """
 
-    def __init__(self, layer: Any, neurons: Tensor, slots: Tensor, num_slots: int) -> None:
+    def __init__(self, layer: Any, moe: MixtureOfExperts) -> None:
         super().__init__()
         self.attention = layer.attention
         self.normalization = layer.output.LayerNorm
-        experts = split_feed_forward(
-            layer.intermediate.dense,
-            layer.output.dense,
-            partial(getattr, layer.intermediate, "intermediate_act_fn"),
-            neurons,
-        )
-        experts.requires_grad_(True)
-        self.gate = HashRouting(len(neurons), num_slots, table=slots)
-        self.moe = MixtureOfExperts(experts, self.gate)
+        self.moe = moe
+
+    @property
+    def gate(self) -> Any:
+        """The gate of the mixture."""
+        return self.moe.gate
 
     def train(self, mode: bool = True) -> TokenLayer:
         """Leave the frozen parts in eval mode: the teacher has no dropout."""
@@ -53,13 +50,13 @@ class TokenLayer(nn.Module):
 
 
 class TokenStudent(nn.Module):
-    """The last layers of an encoder, each a `TokenLayer` with neurons of its own and the same slots."""
+    """The last layers of an encoder, each a `TokenLayer` with a mixture of its own."""
 
-    def __init__(self, layers: Sequence[Any], neurons: Sequence[Tensor], slots: Tensor, num_slots: int) -> None:
+    def __init__(self, layers: Sequence[Any], mixtures: Sequence[MixtureOfExperts]) -> None:
         super().__init__()
-        pairs = zip(layers, neurons, strict=True)
+        pairs = zip(layers, mixtures, strict=True)
         self.layers: Sequence[TokenLayer] = nn.ModuleList(  # type: ignore[assignment]
-            [TokenLayer(layer, chosen, slots, num_slots) for layer, chosen in pairs]
+            [TokenLayer(layer, moe) for layer, moe in pairs]
         )
 
     def forward(self, batch: TokenBatch) -> list[Tensor]:
@@ -82,6 +79,21 @@ class TokenStudent(nn.Module):
         return np.concatenate([layer.gate.expert_map.experts[0].numpy() for layer in self.layers])
 
 
+def table_mixture(layer: Any, neurons: Tensor, slots: Tensor, num_slots: int) -> MixtureOfExperts:
+    """Return the feed-forward layer of a layer of a BERT, split into experts that a table of tokens chooses among.
+
+    `neurons`, shape [n, d], are those of the experts; `slots`, shape [vocabulary], has the slot of every token id.
+    """
+    experts = split_feed_forward(
+        layer.intermediate.dense,
+        layer.output.dense,
+        partial(getattr, layer.intermediate, "intermediate_act_fn"),
+        neurons,
+    )
+    experts.requires_grad_(True)
+    return MixtureOfExperts(experts, HashRouting(len(neurons), num_slots, table=slots))
+
+
 def distillation_losses(outputs: Sequence[Tensor], batch: TokenBatch) -> Tensor:
     """Return the squared error of every layer, the mean over tokens and features; shape [layers].
 
@@ -92,22 +104,17 @@ def distillation_losses(outputs: Sequence[Tensor], batch: TokenBatch) -> Tensor:
 
 
 @torch.no_grad()
-def layer_losses(student: TokenStudent, data: TokenStates) -> NDArray[np.float64]:
-    """Return the loss of every layer over all tokens of the data, shape [layers]; the student is left in eval mode."""
+def evaluate(student: TokenStudent, data: TokenStates) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the loss of every layer over all tokens of the data, shape [layers], and the embedding of every snippet.
+
+    An embedding is the mean of the last states of the tokens, shape [N, H] for all. The student is left in eval mode.
+    """
     student.eval()
     total = np.zeros(len(student.layers))
+    embeddings = torch.empty(len(data), data.states[-1].shape[1])
     for rows in data.chunks(torch.arange(len(data))):
         batch = data.batch(rows)
-        total += distillation_losses(student(batch), batch).double().numpy() * len(batch.ids)
-    return total / len(data.ids)
-
-
-@torch.no_grad()
-def embeddings(student: TokenStudent, data: TokenStates) -> NDArray[np.float64]:
-    """Return the mean of the last states of every snippet, shape [N, H]; the student is left in eval mode."""
-    student.eval()
-    found = torch.empty(len(data), data.states[-1].shape[1])
-    for rows in data.chunks(torch.arange(len(data))):
-        batch = data.batch(rows)
-        found[rows] = batch.means(student(batch)[-1])
-    return found.double().numpy()
+        outputs = student(batch)
+        total += distillation_losses(outputs, batch).double().numpy() * len(batch.ids)
+        embeddings[rows] = batch.means(outputs[-1])
+    return total / len(data.ids), embeddings.double().numpy()

@@ -12,7 +12,12 @@ from torch import Tensor
 
 from moe_search.bench.experiments.experiment import Experiment, Measure, Numbers
 from moe_search.bench.experiments.table_search import TokenTableSearch, frequency_strata, random_table, token_slots
-from moe_search.bench.experiments.token_student import TokenStudent, distillation_losses, embeddings, layer_losses
+from moe_search.bench.experiments.token_student import (
+    TokenStudent,
+    distillation_losses,
+    evaluate,
+    table_mixture,
+)
 from moe_search.bench.experiments.token_teacher import (
     RIDGES,
     Teaching,
@@ -33,11 +38,13 @@ def run_trial(settings: TokenTableSettings, seed: int, gate: str, search: str) -
     require_choice("gate", gate, TABLES)
     teaching = teach(settings, seed)
     slots = token_slots(teaching.counts, settings.slots)
+    layers = teaching.encoder.layers[-settings.layers :]
     student = TokenStudent(
-        teaching.encoder.layers[-settings.layers :],
-        teaching.neurons,
-        torch.from_numpy(slots),
-        settings.slots,
+        layers,
+        [
+            table_mixture(layer, neurons, torch.from_numpy(slots), settings.slots)
+            for layer, neurons in zip(layers, teaching.neurons, strict=True)
+        ],
     )
     loads = np.bincount(slots, teaching.counts, minlength=settings.slots).astype(np.int64)
     strata = frequency_strata(loads, settings.experts) if gate == TABLES[1] else [np.arange(settings.slots)]
@@ -46,12 +53,12 @@ def run_trial(settings: TokenTableSettings, seed: int, gate: str, search: str) -
         layer.gate.expert_map.assign(random_table(strata, settings.experts, generator)[None])
     tables = TokenTableSearch(student, teaching.train, strata, settings.search_snippets, seed)
     run = distill(student, teaching, settings, seed, tables if search == "search" else None)
-    test = layer_losses(student, teaching.test)
     taught = (teaching.train, teaching.test)
+    (_, of_train), (test, of_test) = (evaluate(student, each) for each in taught)
     return run.numbers() | {
         "test_loss": float(test.sum()),
         "test_losses": test.tolist(),
-        "test_rmse": rating_error([embeddings(student, each) for each in taught], taught),
+        "test_rmse": rating_error([of_train, of_test], taught),
         "teacher_rmse": rating_error([each.means().double().numpy() for each in taught], taught),
         "highest_load": highest_load(student, teaching.test),
         "slots_moved": float((run.first_map != run.last_map).mean()),
@@ -87,7 +94,7 @@ def distill(
         torch.optim.Adam([each for each in student.parameters() if each.requires_grad], settings.learning_rate),
         (teaching.train.batch(each) for each in rows),
         loss,
-        lambda: float(layer_losses(student, teaching.validation).sum()),
+        lambda: float(evaluate(student, teaching.validation)[0].sum()),
         student.maps,
         steps=settings.steps,
         evaluated=tuple(range(0, settings.steps + 1, settings.evaluation_period)),

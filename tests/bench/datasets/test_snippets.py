@@ -5,7 +5,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from moe_search.bench.datasets import load_snippets
+from moe_search.bench.datasets import load_product_sentences, load_snippets
 
 NAME = "movieReviewSnippets_GroundTruth.txt"
 TEXT = "".join(f"{i}\t{i / 10 - 1:.3f}\tFilm ''{i}'' is fine\u2028still.\r\n" for i in range(20))
@@ -54,6 +54,27 @@ def test_the_text_is_found_in_every_archive(tmp_path, name, content):
             seen.append(source)
     assert sorted(seen) == list(range(20))
     assert sorted(path.name for path in tmp_path.iterdir()) == [name]
+
+
+def test_sentences_know_their_review(tmp_path):
+    name = "amazonReviewSnippets_GroundTruth.txt"
+    lines = [
+        (f"{review}_{sentence}", review / 2 - 1, f"{review}, {sentence}")
+        for review in (7, 10, 2)
+        for sentence in range(4)
+    ]
+    text = "".join(f"{number}\t{score}\t{words}\n" for number, score, words in lines)
+    inner = tar_gz(f"hutto_ICWSM_2014/{name}", text.encode())
+    (tmp_path / "vaderSentiment-0.5.zip").write_bytes(zipped(INNER_PATH, inner))
+    data = load_product_sentences(tmp_path)
+    assert data.texts == tuple(words for _, _, words in lines)
+    assert data.scores.tolist() == [score for _, score, _ in lines]
+    assert len(data) == 12
+    assert len(set(data.reviews[::4].tolist())) == 3
+    assert all(np.ptp(data.reviews[start : start + 4]) == 0 for start in (0, 4, 8))
+    (tmp_path / "vaderSentiment-0.5.zip").write_bytes(zipped(INNER_PATH, INNER))
+    with pytest.raises(ValueError, match=f"must hold {name}, or hutto_ICWSM_2014.tar.gz with it"):
+        load_product_sentences(tmp_path)
 
 
 def test_seed_decides_the_split(tmp_path):

@@ -51,6 +51,21 @@ def test_comparison_of_ratios(finished):
     assert row["Holm"] == "0.2500"
 
 
+def test_other_pairs_than_with_the_first_search(tmp_path, monkeypatch):
+    turned = replace(TOY, pairs=(("search", "none"),))
+    monkeypatch.setattr(page, "find_experiment", lambda _: turned)
+    run_experiment(turned, tmp_path)
+    (found,) = read_finished(tmp_path)
+    table = comparison_table(found, TOY.measures[1])
+    assert table.title == "test loss: pairs, lower is better"
+    assert [row[0] for row in table.rows] == ["Hash, none against search", "Top-k, none against search"]
+    assert table.rows[0][1].startswith("0.250 ± 0.000")
+    (headline,) = make_report([found], "moe-search report").headlines
+    assert headline.startswith("A toy: steps needed, none against search: Hash 0.0 times less")
+    with pytest.raises(ValueError, match="a search of pairs must be one of none, search, got 'magic'"):
+        replace(TOY, pairs=(("none", "magic"),))
+
+
 def test_pairs_are_of_seeds_that_ended_under_both(tmp_path):
     run_experiment(TOY, tmp_path, seeds=2)
     journal = tmp_path / "journal.jsonl"

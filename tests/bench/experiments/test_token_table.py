@@ -16,7 +16,12 @@ from moe_search.bench.experiments.table_search import (
     random_table,
     token_slots,
 )
-from moe_search.bench.experiments.token_student import TokenStudent, distillation_losses, embeddings, layer_losses
+from moe_search.bench.experiments.token_student import (
+    TokenStudent,
+    distillation_losses,
+    evaluate,
+    table_mixture,
+)
 from moe_search.bench.experiments.token_teacher import TokenTableSettings, teach
 from moe_search.problems import LinearAssignment
 from moe_search.solvers import MaxIterations
@@ -27,15 +32,16 @@ SETTINGS = replace(find_experiment("token-table").smoke, layers=2)
 
 def whole_student(teaching, slots=16):
     """All neurons in each of two experts: whatever the table, it is the teacher."""
-    neurons = [torch.arange(32).expand(2, -1)] * 2
-    table = torch.from_numpy(token_slots(teaching.counts, slots))
-    return TokenStudent(teaching.encoder.layers, neurons, table, slots)
+    return student_of(teaching, [torch.arange(32).expand(2, -1)] * 2, slots)
 
 
 def split_student(teaching, slots=16):
-    table = torch.from_numpy(token_slots(teaching.counts, slots))
-    student = TokenStudent(teaching.encoder.layers, teaching.neurons, table, slots)
-    return student.eval()
+    return student_of(teaching, teaching.neurons, slots).eval()
+
+
+def student_of(teaching, neurons, slots):
+    table, layers = torch.from_numpy(token_slots(teaching.counts, slots)), teaching.encoder.layers
+    return TokenStudent(layers, [table_mixture(*each, table, slots) for each in zip(layers, neurons, strict=True)])
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +79,10 @@ def test_selected_snippets_are_those_of_the_rows(teaching):
 
 def test_a_student_with_all_neurons_is_the_teacher(teaching):
     student = whole_student(teaching)
-    assert layer_losses(student, teaching.test).max() < 1e-10
-    assert np.allclose(embeddings(student, teaching.test), teaching.test.means().numpy(), atol=1e-4)
-    assert layer_losses(split_student(teaching), teaching.test).min() > 1e-3
+    losses, embeddings = evaluate(student, teaching.test)
+    assert losses.max() < 1e-10
+    assert np.allclose(embeddings, teaching.test.means().numpy(), atol=1e-4)
+    assert evaluate(split_student(teaching), teaching.test)[0].min() > 1e-3
 
 
 def test_only_experts_are_trained_and_the_teacher_stays(teaching):
@@ -121,10 +128,10 @@ def test_a_search_finds_the_table_that_made_the_targets(teaching):
     assert np.array_equal(student.maps(), best)
     for layer in student.layers:
         layer.gate.expert_map.scramble(torch.Generator().manual_seed(1))
-    assert layer_losses(student, own).sum() > 1e-4
+    assert evaluate(student, own)[0].sum() > 1e-4
     search.search()
     assert committed(search) == 2
-    assert layer_losses(student, own).sum() < 1e-8
+    assert evaluate(student, own)[0].sum() < 1e-8
     used = np.unique(token_slots(teaching.counts, 16)[data.ids.numpy()])
     assert np.array_equal(student.maps().reshape(2, 16)[:, used], best.reshape(2, 16)[:, used])
 
