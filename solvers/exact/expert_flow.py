@@ -14,91 +14,91 @@ CHOOSE, OFFLOAD, CONNECT, PATHS, DONE = range(5)
 FLOW_COUNTS = np.dtype(
     [
         ("phase", np.int64),
-        ("cursor", np.int64),  # next slot or expert of the phase
-        ("excess", np.int64),  # slots too many on all experts
+        ("cursor", np.int64),  # next row or expert of the phase
+        ("excess", np.int64),  # units too many on all experts
         ("iterations", np.int64),
-        ("moves", np.int64),  # slots moved
+        ("moves", np.int64),  # units moved
         ("least_excess", np.int64),  # the least excess so far
         ("stalled", np.int64),  # iterations since it fell
     ]
 )
-# Shortest paths take over when so few slots an expert are too many, or that did not fall for so many steps an expert.
+# Shortest paths take over when so few units an expert are too many, or that did not fall for so many steps an expert.
 FEW = 2
 PATIENCE = 2
 
 
 class ExpertFlow(NamedTuple):
-    """Slots on experts, some of which may hold more than their capacity."""
+    """Rows on experts, some of which may hold more than their capacity.
+
+    A row is a slot, or a token, and has one unit or several, each under another expert.
+    """
 
     cost: npt.NDArray[Any]  # (m, n)
+    units: npt.NDArray[np.int64]  # (m,): of every row
     price: npt.NDArray[Any]  # (n,): dual variables of the experts
-    expert: npt.NDArray[np.int64]  # (m,): where every slot stands
-    size: npt.NDArray[np.int64]  # (n,): number of slots of every expert
-    head: npt.NDArray[np.int64]  # (n,): the first slot in the doubly linked list of every expert; -1 ends lists
-    after: npt.NDArray[np.int64]  # (m,): the next slot of the list
-    before: npt.NDArray[np.int64]  # (m,): the slot before in the list
-    elsewhere: npt.NDArray[Any]  # (m,): the least that a slot could pay, price and all, under another expert, or less
-    margin: npt.NDArray[Any]  # scratch, (m,): what the slots of an expert would pay elsewhere beyond what they pay
-    members: npt.NDArray[np.int64]  # scratch, (m,): those slots
-    exact: npt.NDArray[np.bool_]  # scratch, (m,): whether the margin is more than a lower bound
+    held: npt.NDArray[np.bool_]  # (m, n): whether a unit of a row stands under an expert
+    size: npt.NDArray[np.int64]  # (n,): number of units of every expert
+    members: npt.NDArray[np.int32]  # (n, m): the rows under every expert, as many as its size
+    gap: npt.NDArray[Any]  # (n, m): the least that these rows could pay, price and all, under a further expert, or less,
+    # beyond their cost here
+    margin: npt.NDArray[Any]  # scratch, (m,): what rows under an expert would pay elsewhere beyond what they pay
+    place: npt.NDArray[np.int32]  # scratch, (m,): where those rows stand among the members
+    goes: npt.NDArray[np.bool_]  # scratch, (m,): whether a member goes
     weight: npt.NDArray[
         Any
-    ]  # (n, n): the arc from expert u to v, the least ``cost[s, v] - cost[s, u]`` of the slots of u
-    slot: npt.NDArray[np.int64]  # (n, n): the slot of the arc, -1 if there is none
+    ]  # (n, n): the arc from expert u to v, the least ``cost[t, v] - cost[t, u]`` of rows under u but not under v
+    holder: npt.NDArray[np.int64]  # (n, n): the row of the arc, -1 if there is none
     distance: npt.NDArray[Any]  # scratch, (n,): length of the shortest path from an expert that holds too many
     previous: npt.NDArray[np.int64]  # scratch, (n,): the expert before on it; -1 at its start, -2 where none leads yet
     scanned: npt.NDArray[np.bool_]  # scratch, (n,): whether the distance is final
+    touched: npt.NDArray[np.bool_]  # scratch, (n,): whether rows under the expert were moved
+    far: Any  # more than any cost with price
     counts: npt.NDArray[Any]  # of `FLOW_COUNTS`, (1,)
 
 
-def empty_flow(cost: npt.NDArray[Any]) -> ExpertFlow:
-    """Return the flow before any slot is placed."""
+def empty_flow(cost: npt.NDArray[Any], units: npt.NDArray[np.int64]) -> ExpertFlow:
+    """Return the flow before any row is placed."""
     m, n = cost.shape
+    dtype = cost.dtype
     return ExpertFlow(
         cost=cost,
-        price=np.zeros(n, dtype=cost.dtype),
-        expert=np.full(m, -1, dtype=np.int64),
+        units=units,
+        price=np.zeros(n, dtype=dtype),
+        held=np.zeros((m, n), dtype=np.bool_),
         size=np.zeros(n, dtype=np.int64),
-        head=np.full(n, -1, dtype=np.int64),
-        after=np.full(m, -1, dtype=np.int64),
-        before=np.full(m, -1, dtype=np.int64),
-        elsewhere=np.zeros(m, dtype=cost.dtype),
-        margin=np.zeros(m, dtype=cost.dtype),
-        members=np.zeros(m, dtype=np.int64),
-        exact=np.zeros(m, dtype=np.bool_),
-        weight=np.zeros((n, n), dtype=cost.dtype),
-        slot=np.full((n, n), -1, dtype=np.int64),
-        distance=np.zeros(n, dtype=cost.dtype),
+        members=np.empty((n, m), dtype=np.int32),
+        gap=np.empty((n, m), dtype=dtype),
+        margin=np.empty(m, dtype=dtype),
+        place=np.empty(m, dtype=np.int32),
+        goes=np.empty(m, dtype=np.bool_),
+        weight=np.zeros((n, n), dtype=dtype),
+        holder=np.full((n, n), -1, dtype=np.int64),
+        distance=np.zeros(n, dtype=dtype),
         previous=np.zeros(n, dtype=np.int64),
         scanned=np.zeros(n, dtype=np.bool_),
+        touched=np.zeros(n, dtype=np.bool_),
+        far=dtype.type(np.iinfo(dtype).max if dtype.kind == "i" else np.finfo(dtype).max),
         counts=np.zeros(1, dtype=FLOW_COUNTS).view(np.recarray),
     )
 
 
-# At all times every placed slot stands where its cost and the price are least together, so the prices bound the optimum
-# from below, and once no expert holds too many the assignment is optimal. A rise of the price of an expert keeps this,
-# since the slots that it drives away go where they are cheapest then. So does a path: the prices have first moved so
-# far that its arcs cost nothing beside them.
+# At all times the units of every placed row stand where its costs and the prices are least together, so the prices
+# bound the optimum from below, and once no expert holds too many the assignment is optimal. A rise of the price of an
+# expert keeps this, since the units that it drives away go where they are cheapest then. So does a path: the prices
+# have first moved so far that its arcs cost nothing beside them.
+#
+# The kernels take arrays out of the flow once and hand few of them on: each array in a call costs atomic operations.
 
 
 @compiled
 def flow_slice(flow: ExpertFlow, budget: int, capacity: int) -> int:
     """Do about `budget` units of work, a look at a cost each; return how many it took."""
     counts = flow.counts[0]
-    m, n = flow.cost.shape
+    n = flow.price.shape[0]
     work = 0
     while work < budget and counts.phase != DONE:
         if counts.phase == CHOOSE:
-            slot = counts.cursor
-            least = least_elsewhere(flow.cost, flow.price, slot, None)
-            enter(flow, slot, cheapest(flow.cost, flow.price, flow.size, slot, least, -1))
-            counts.cursor += 1
-            work += n
-            if counts.cursor == m:
-                for u in range(n):
-                    counts.excess += max(flow.size[u] - capacity, 0)
-                counts.least_excess = counts.excess
-                counts.phase = OFFLOAD
+            work += choose(flow, budget // n + 1, capacity) * n
         elif counts.excess == 0:
             counts.phase = DONE
         elif counts.phase == OFFLOAD:
@@ -112,16 +112,9 @@ def flow_slice(flow: ExpertFlow, budget: int, capacity: int) -> int:
                 counts.phase = CONNECT
                 counts.cursor = 0
         elif counts.phase == CONNECT:
-            # The arcs from expert u to all others.
-            u = counts.cursor
-            for v in range(n):
-                flow.slot[u, v] = -1
-            slot = flow.head[u]
-            while slot >= 0:
-                offer(flow, u, slot)
-                slot = flow.after[slot]
+            # The arcs from an expert to all others.
+            work += connect(flow, counts.cursor) * n
             counts.cursor += 1
-            work += flow.size[u] * n + n
             if counts.cursor == n:
                 counts.phase = PATHS
         else:
@@ -131,175 +124,170 @@ def flow_slice(flow: ExpertFlow, budget: int, capacity: int) -> int:
     return work
 
 
+@compiled
+def choose(flow: ExpertFlow, limit: int, capacity: int) -> int:
+    """Put further rows, `limit` at most, where they cost least; return how many units they have."""
+    counts = flow.counts[0]
+    cost, units, price, held, size, members = flow.cost, flow.units, flow.price, flow.held, flow.size, flow.members
+    gap, place, far = flow.gap, flow.place, flow.far
+    m, n = cost.shape
+    start = counts.cursor
+    end = min(start + limit, m)
+    work = 0
+    for row in range(start, end):
+        for y in range(units[row]):
+            least = far
+            u = -1
+            for v in range(n):
+                paid = cost[row, v] + price[v]
+                if paid <= least and not held[row, v] and (paid < least or size[v] < size[u]):
+                    least = paid
+                    u = v
+            held[row, u] = True
+            place[y] = u
+        least = least_further(cost, price, held, far, row)
+        for y in range(units[row]):
+            u = place[y]
+            members[u, size[u]] = row
+            gap[u, size[u]] = least - cost[row, u]
+            size[u] += 1
+        work += units[row]
+    counts.cursor = end
+    if end == m:
+        for u in range(n):
+            counts.excess += max(size[u] - capacity, 0)
+        counts.least_excess = counts.excess
+        counts.phase = OFFLOAD
+    return work
+
+
 @partial(compiled, fastmath={"nnan", "nsz"})
-def least_elsewhere(cost: Any, price: Any, slot: int, without: int | None) -> Any:
-    """Return the least cost with price of a slot over the experts, one of them left out if one is named."""
-    # The matrix and not its row, whose view would cost two atomic operations. Numba compiles a way without and with
-    # `None`, each with as few loops as it needs.
-    start = 1 if without == 0 else 0
-    least = cost[slot, start] + price[start]
-    if without is not None:
-        for v in range(start, without):
-            least = min(least, cost[slot, v] + price[v])
-        start = without
-    for v in range(start + 1, price.shape[0]):
-        least = min(least, cost[slot, v] + price[v])
+def least_further(cost: Any, price: Any, held: Any, far: Any, row: int) -> Any:
+    """Return the least cost with price of a row over the experts that do not hold it."""
+    least = far
+    for v in range(price.shape[0]):
+        paid = cost[row, v] + price[v]
+        least = min(least, far if held[row, v] else paid)
     return least
 
 
 @compiled
-def cheapest(cost: Any, price: Any, size: Any, slot: int, least: Any, without: int) -> int:
-    """Return the expert of the least cost with price for a slot but one (-1: none); the one with the fewest slots."""
-    best = -1
-    for v in range(price.shape[0]):
-        if cost[slot, v] + price[v] == least and v != without and (best < 0 or size[v] < size[best]):
-            best = v
-    return best
-
-
-@compiled
-def enter(flow: ExpertFlow, slot: int, u: int) -> None:
-    """Put a slot in the list of expert u."""
-    head = flow.head[u]
-    flow.after[slot] = head
-    flow.before[slot] = -1
-    if head >= 0:
-        flow.before[head] = slot
-    flow.head[u] = slot
-    flow.expert[slot] = u
-    flow.size[u] += 1
-    # It is cheapest here.
-    flow.elsewhere[slot] = flow.cost[slot, u] + flow.price[u]
-
-
-@compiled
-def leave(flow: ExpertFlow, slot: int) -> None:
-    """Take a slot out of the list of its expert."""
-    u, after, before = flow.expert[slot], flow.after[slot], flow.before[slot]
-    if before >= 0:
-        flow.after[before] = after
-    else:
-        flow.head[u] = after
-    if after >= 0:
-        flow.before[after] = before
-    flow.size[u] -= 1
-
-
-@compiled
 def offload(flow: ExpertFlow, capacity: int) -> int:
-    """Raise the price of the fullest expert until just its capacity stays; return how many slots were looked at."""
-    size, price, margin, members, exact = flow.size, flow.price, flow.margin, flow.members, flow.exact
+    """Raise the price of the fullest expert until just its capacity stays; return how many rows were looked at."""
+    counts = flow.counts[0]
+    cost, price, held, size, members = flow.cost, flow.price, flow.held, flow.size, flow.members
+    gap, margin, place, goes, far = flow.gap, flow.margin, flow.place, flow.goes, flow.far
+    n = size.shape[0]
     u = 0
-    for v in range(size.shape[0]):
+    for v in range(n):
         if size[v] > size[u]:
             u = v
     count = size[u]
-    slot = flow.head[u]
-    for x in range(count):
-        members[x] = slot
-        here = flow.cost[slot, u] + price[u]
-        # A slot that has just come knows of no other expert yet.
-        exact[x] = flow.elsewhere[slot] <= here
-        if exact[x]:
-            flow.elsewhere[slot] = least_elsewhere(flow.cost, price, slot, u)
-        margin[x] = flow.elsewhere[slot] - here
-        slot = flow.after[slot]
-    for x in range(count // 2 - 1, -1, -1):
-        sift(flow, x, count)
     going = count - capacity
-    work = count // price.shape[0] + 1
-    last = count
-    while True:
-        if not exact[0]:
-            # Prices only rise, so what was computed in the past bounds the margin from below.
-            slot = members[0]
-            flow.elsewhere[slot] = least_elsewhere(flow.cost, price, slot, u)
-            margin[0] = flow.elsewhere[slot] - (flow.cost[slot, u] + price[u])
-            exact[0] = True
-            work += 1
-        elif last > capacity:
-            # It goes: to the end of the heap's arrays.
-            last -= 1
-            margin[0], margin[last] = margin[last], margin[0]
-            members[0], members[last] = members[last], members[0]
-            exact[0] = exact[last]
-        else:
-            break
-        sift(flow, 0, last)
-    # The price rises as far as the slots that stay allow, so that those that go do not soon come back.
+    work = count // n + 1
+    # A heap of the least margins met, the largest on top: of the rows that go, and of the next, which stays.
+    filled = 0
+    for x in range(count):
+        goes[x] = False
+        # Prices only rise, so what was computed in the past bounds the margin from below.
+        if filled > going and gap[u, x] - price[u] >= margin[0]:
+            continue
+        row = members[u, x]
+        gap[u, x] = least_further(cost, price, held, far, row) - cost[row, u]
+        work += 1
+        if filled <= going:
+            margin[filled] = gap[u, x] - price[u]
+            place[filled] = x
+            filled += 1
+            if filled > going:
+                for y in range(filled // 2 - 1, -1, -1):
+                    sift(margin, place, y, filled)
+        elif gap[u, x] - price[u] < margin[0]:
+            margin[0] = gap[u, x] - price[u]
+            place[0] = x
+            sift(margin, place, 0, filled)
+    # The price rises as far as the rows that stay allow, so that those that go do not soon come back.
     price[u] += margin[0]
-    for x in range(last, count):
-        slot = members[x]
-        v = cheapest(flow.cost, price, size, slot, least_elsewhere(flow.cost, price, slot, u), u)
-        leave(flow, slot)
-        enter(flow, slot, v)
-        flow.counts[0].excess -= size[v] <= capacity
-    flow.counts[0].moves += going
+    for y in range(1, filled):
+        goes[place[y]] = True
+    size[u] = 0
+    for x in range(count):
+        row = members[u, x]
+        if not goes[x]:
+            members[u, size[u]] = row
+            gap[u, size[u]] = gap[u, x]
+            size[u] += 1
+            continue
+        least = least_further(cost, price, held, far, row)
+        to = -1
+        for v in range(n):
+            if cost[row, v] + price[v] == least and not held[row, v] and (to < 0 or size[v] < size[to]):
+                to = v
+        held[row, u] = False
+        held[row, to] = True
+        members[to, size[to]] = row
+        gap[to, size[to]] = least_further(cost, price, held, far, row) - cost[row, to]
+        size[to] += 1
+        counts.excess -= size[to] <= capacity
+    counts.moves += going
     return work + going
 
 
 @compiled
-def sift(flow: ExpertFlow, x: int, count: int) -> None:
-    """Let entry x of the heap of margins sink to its place."""
-    margin, members, exact = flow.margin, flow.members, flow.exact
-    key, slot, known = margin[x], members[x], exact[x]
-    while 2 * x + 1 < count:
-        child = 2 * x + 1
-        if child + 1 < count and margin[child + 1] < margin[child]:
+def sift(margin: Any, place: Any, y: int, count: int) -> None:
+    """Let entry y of the heap of margins, the largest on top, sink to its place."""
+    key, x = margin[y], place[y]
+    while 2 * y + 1 < count:
+        child = 2 * y + 1
+        if child + 1 < count and margin[child + 1] > margin[child]:
             child += 1
-        if margin[child] >= key:
+        if margin[child] <= key:
             break
-        margin[x], members[x], exact[x] = margin[child], members[child], exact[child]
-        x = child
-    margin[x], members[x], exact[x] = key, slot, known
+        margin[y], place[y] = margin[child], place[child]
+        y = child
+    margin[y], place[y] = key, x
 
 
 @compiled
-def offer(flow: ExpertFlow, u: int, slot: int) -> None:
-    """Let a slot of expert u take over the arcs for which it costs less."""
-    cost, weight, holder = flow.cost[slot], flow.weight[u], flow.slot[u]
-    here = cost[u]
-    for v in range(cost.shape[0]):
-        if holder[v] < 0 or cost[v] - here < weight[v]:
-            weight[v] = cost[v] - here
-            holder[v] = slot
-
-
-@compiled
-def reconnect(flow: ExpertFlow, u: int, v: int) -> None:
-    """Find the arc from expert u to v anew."""
-    cost = flow.cost
-    flow.slot[u, v] = -1
-    slot = flow.head[u]
-    while slot >= 0:
-        change = cost[slot, v] - cost[slot, u]
-        if flow.slot[u, v] < 0 or change < flow.weight[u, v]:
-            flow.weight[u, v] = change
-            flow.slot[u, v] = slot
-        slot = flow.after[slot]
+def connect(flow: ExpertFlow, u: int) -> int:
+    """Find the arcs from an expert to all others; return how many rows were looked at."""
+    cost, held, members, weight, holder = flow.cost, flow.held, flow.members, flow.weight, flow.holder
+    n = cost.shape[1]
+    for v in range(n):
+        holder[u, v] = -1
+        weight[u, v] = flow.far
+    for x in range(flow.size[u]):
+        row = members[u, x]
+        here = cost[row, u]
+        for v in range(n):
+            if cost[row, v] - here < weight[u, v] and not held[row, v]:
+                weight[u, v] = cost[row, v] - here
+                holder[u, v] = row
+    return flow.size[u] + 1
 
 
 @compiled
 def shortest_path(flow: ExpertFlow, capacity: int) -> int:
     """Find the nearest expert with room, by Dijkstra's algorithm on reduced costs, and move the prices along."""
-    distance, previous, scanned, price = flow.distance, flow.previous, flow.scanned, flow.price
+    distance, previous, scanned, price, size = flow.distance, flow.previous, flow.scanned, flow.price, flow.size
+    weight, holder = flow.weight, flow.holder
     n = price.shape[0]
     for u in range(n):
         distance[u] = 0
-        previous[u] = -1 if flow.size[u] > capacity else -2
+        previous[u] = -1 if size[u] > capacity else -2
         scanned[u] = False
     while True:
         u = -1
         for v in range(n):
             if not scanned[v] and previous[v] != -2 and (u < 0 or distance[v] < distance[u]):
                 u = v
-        if flow.size[u] < capacity:
+        if size[u] < capacity:
             break
         scanned[u] = True
         for v in range(n):
-            if not scanned[v] and flow.slot[u, v] >= 0:
+            if not scanned[v] and holder[u, v] >= 0:
                 # Rounding may leave an arc a little below zero.
-                length = distance[u] + max(flow.weight[u, v] + price[v] - price[u], distance[u] * 0)
+                length = distance[u] + max(weight[u, v] + price[v] - price[u], distance[u] * 0)
                 if previous[v] == -2 or length < distance[v]:
                     distance[v] = length
                     previous[v] = u
@@ -311,62 +299,102 @@ def shortest_path(flow: ExpertFlow, capacity: int) -> int:
 
 @compiled
 def send(flow: ExpertFlow, end: int, capacity: int) -> int:
-    """Move slots along the path to expert `end`, as many as cost the same; return the slots looked at."""
-    amount = capacity - flow.size[end]
+    """Move units along the path to expert `end`, as many as cost the same; return the rows looked at."""
+    cost, held, size, members = flow.cost, flow.held, flow.size, flow.members
+    weight, holder, previous, touched = flow.weight, flow.holder, flow.previous, flow.touched
+    n = size.shape[0]
+    # What a move along the path's arc to an expert costs; rows that are moved may offer less by rounding.
+    toll = flow.distance
+    amount = capacity - size[end]
     work = 0
     v = end
-    while flow.previous[v] >= 0:
-        u = flow.previous[v]
-        # So many slots of expert u cost as little to move to v as the arc says.
+    while previous[v] >= 0:
+        u = previous[v]
+        toll[v] = weight[u, v]
+        # So many rows under expert u cost as little to move to v as the arc says.
         alike = 0
-        slot = flow.head[u]
-        while slot >= 0:
-            alike += flow.cost[slot, v] - flow.cost[slot, u] == flow.weight[u, v]
-            slot = flow.after[slot]
+        for x in range(size[u]):
+            row = members[u, x]
+            alike += cost[row, v] - cost[row, u] == toll[v] and not held[row, v]
         amount = min(amount, alike)
-        work += 2 * flow.size[u]
+        work += 2 * size[u]
         v = u
-    amount = min(amount, flow.size[v] - capacity)
+    amount = min(amount, size[v] - capacity)
     flow.counts[0].excess -= amount
+    for u in range(n):
+        touched[u] = False
     v = end
-    while flow.previous[v] >= 0:
-        u = flow.previous[v]
-        move(flow, u, v, amount)
-        for x in range(flow.price.shape[0]):
-            if flow.slot[u, x] >= 0 and flow.expert[flow.slot[u, x]] != u:
-                reconnect(flow, u, x)
-                work += flow.size[u]
+    while previous[v] >= 0:
+        u = previous[v]
+        left = amount
+        x = 0
+        while left > 0:
+            row = members[u, x]
+            if cost[row, v] - cost[row, u] != toll[v] or held[row, v]:
+                x += 1
+                continue
+            left -= 1
+            size[u] -= 1
+            members[u, x] = members[u, size[u]]
+            members[v, size[v]] = row
+            size[v] += 1
+            held[row, u] = False
+            held[row, v] = True
+            touched[u] = True
+            # New arcs that the row offers: from v to experts that do not hold it, and to u from all that do.
+            for w in range(n):
+                if held[row, w]:
+                    touched[w] = True
+                    if cost[row, u] - cost[row, w] < weight[w, u]:
+                        weight[w, u] = cost[row, u] - cost[row, w]
+                        holder[w, u] = row
+                elif cost[row, w] - cost[row, v] < weight[v, w]:
+                    weight[v, w] = cost[row, w] - cost[row, v]
+                    holder[v, w] = row
+        flow.counts[0].moves += amount
         v = u
+    for u in range(n):
+        for v in range(n):
+            row = holder[u, v]
+            if touched[u] and row >= 0 and (held[row, v] or not held[row, u]):
+                reconnect(flow, u, v)
+                work += size[u]
     return work
 
 
 @compiled
-def move(flow: ExpertFlow, u: int, v: int, amount: int) -> None:
-    """Move so many of the slots that cost as little to move from expert u to v as the arc says."""
-    cost, least = flow.cost, flow.weight[u, v]
-    slot = flow.head[u]
-    left = amount
-    while left > 0:
-        after = flow.after[slot]
-        if cost[slot, v] - cost[slot, u] == least:
-            leave(flow, slot)
-            enter(flow, slot, v)
-            offer(flow, v, slot)
-            left -= 1
-        slot = after
-    flow.counts[0].moves += amount
+def reconnect(flow: ExpertFlow, u: int, v: int) -> None:
+    """Find the arc from expert u to v anew."""
+    cost, held, members = flow.cost, flow.held, flow.members
+    least = flow.far
+    holder = -1
+    for x in range(flow.size[u]):
+        row = members[u, x]
+        if cost[row, v] - cost[row, u] < least and not held[row, v]:
+            least = cost[row, v] - cost[row, u]
+            holder = row
+    flow.weight[u, v] = least
+    flow.holder[u, v] = holder
 
 
 @compiled
 def place_rest(flow: ExpertFlow, capacity: int) -> None:
-    """Move the slots that are too many to the experts with room where they cost least, whatever the prices."""
-    cost, size = flow.cost, flow.size
+    """Move the units that are too many to the experts with room where they cost least, whatever the prices."""
+    cost, held, size, members = flow.cost, flow.held, flow.size, flow.members
     for u in range(size.shape[0]):
+        x = size[u] - 1
         while size[u] > capacity:
-            slot = flow.head[u]
+            row = members[u, x]
             best = -1
             for v in range(size.shape[0]):
-                if size[v] < capacity and (best < 0 or cost[slot, v] < cost[slot, best]):
+                if size[v] < capacity and not held[row, v] and (best < 0 or cost[row, v] < cost[row, best]):
                     best = v
-            leave(flow, slot)
-            enter(flow, slot, best)
+            # A row may be under all experts with room, but not every row under u can.
+            if best >= 0:
+                size[u] -= 1
+                members[u, x] = members[u, size[u]]
+                members[best, size[best]] = row
+                size[best] += 1
+                held[row, u] = False
+                held[row, best] = True
+            x -= 1
