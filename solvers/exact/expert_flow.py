@@ -22,6 +22,7 @@ FLOW_COUNTS = np.dtype(
         ("stalled", np.int64),  # iterations since it fell
     ]
 )
+in_place = partial(compiled, allocates=False)
 # Shortest paths take over when so few units an expert are too many, or that did not fall for so many steps an expert.
 FEW = 2
 PATIENCE = 2
@@ -39,11 +40,14 @@ class ExpertFlow(NamedTuple):
     held: npt.NDArray[np.bool_]  # (m, n): whether a unit of a row stands under an expert
     size: npt.NDArray[np.int64]  # (n,): number of units of every expert
     members: npt.NDArray[np.int32]  # (n, m): the rows under every expert, as many as its size
-    gap: npt.NDArray[Any]  # (n, m): the least that these rows could pay, price and all, under a further expert, or less,
+    gap: npt.NDArray[
+        Any
+    ]  # (n, m): the least that these rows could pay, price and all, under a further expert, or less,
     # beyond their cost here
     margin: npt.NDArray[Any]  # scratch, (m,): what rows under an expert would pay elsewhere beyond what they pay
     place: npt.NDArray[np.int32]  # scratch, (m,): where those rows stand among the members
     goes: npt.NDArray[np.bool_]  # scratch, (m,): whether a member goes
+    paid: npt.NDArray[Any]  # scratch, (n,): what a row would pay under every expert, price and all
     weight: npt.NDArray[
         Any
     ]  # (n, n): the arc from expert u to v, the least ``cost[t, v] - cost[t, u]`` of rows under u but not under v
@@ -51,6 +55,7 @@ class ExpertFlow(NamedTuple):
     distance: npt.NDArray[Any]  # scratch, (n,): length of the shortest path from an expert that holds too many
     previous: npt.NDArray[np.int64]  # scratch, (n,): the expert before on it; -1 at its start, -2 where none leads yet
     scanned: npt.NDArray[np.bool_]  # scratch, (n,): whether the distance is final
+    carrier: npt.NDArray[np.int64]  # scratch, (n,): the row of the path's arc to an expert
     touched: npt.NDArray[np.bool_]  # scratch, (n,): whether rows under the expert were moved
     far: Any  # more than any cost with price
     counts: npt.NDArray[Any]  # of `FLOW_COUNTS`, (1,)
@@ -70,12 +75,14 @@ def empty_flow(cost: npt.NDArray[Any], units: npt.NDArray[np.int64]) -> ExpertFl
         gap=np.empty((n, m), dtype=dtype),
         margin=np.empty(m, dtype=dtype),
         place=np.empty(m, dtype=np.int32),
-        goes=np.empty(m, dtype=np.bool_),
+        goes=np.zeros(m, dtype=np.bool_),
+        paid=np.zeros(n, dtype=dtype),
         weight=np.zeros((n, n), dtype=dtype),
         holder=np.full((n, n), -1, dtype=np.int64),
         distance=np.zeros(n, dtype=dtype),
         previous=np.zeros(n, dtype=np.int64),
         scanned=np.zeros(n, dtype=np.bool_),
+        carrier=np.zeros(n, dtype=np.int64),
         touched=np.zeros(n, dtype=np.bool_),
         far=dtype.type(np.iinfo(dtype).max if dtype.kind == "i" else np.finfo(dtype).max),
         counts=np.zeros(1, dtype=FLOW_COUNTS).view(np.recarray),
@@ -86,11 +93,9 @@ def empty_flow(cost: npt.NDArray[Any], units: npt.NDArray[np.int64]) -> ExpertFl
 # bound the optimum from below, and once no expert holds too many the assignment is optimal. A rise of the price of an
 # expert keeps this, since the units that it drives away go where they are cheapest then. So does a path: the prices
 # have first moved so far that its arcs cost nothing beside them.
-#
-# The kernels take arrays out of the flow once and hand few of them on: each array in a call costs atomic operations.
 
 
-@compiled
+@in_place
 def flow_slice(flow: ExpertFlow, budget: int, capacity: int) -> int:
     """Do about `budget` units of work, a look at a cost each; return how many it took."""
     counts = flow.counts[0]
@@ -113,7 +118,10 @@ def flow_slice(flow: ExpertFlow, budget: int, capacity: int) -> int:
                 counts.cursor = 0
         elif counts.phase == CONNECT:
             # The arcs from an expert to all others.
-            work += connect(flow, counts.cursor) * n
+            u = counts.cursor
+            for v in range(n):
+                connect(flow, u, v)
+            work += flow.size[u] * n + n
             counts.cursor += 1
             if counts.cursor == n:
                 counts.phase = PATHS
@@ -124,28 +132,26 @@ def flow_slice(flow: ExpertFlow, budget: int, capacity: int) -> int:
     return work
 
 
-@compiled
+@in_place
 def choose(flow: ExpertFlow, limit: int, capacity: int) -> int:
     """Put further rows, `limit` at most, where they cost least; return how many units they have."""
     counts = flow.counts[0]
     cost, units, price, held, size, members = flow.cost, flow.units, flow.price, flow.held, flow.size, flow.members
-    gap, place, far = flow.gap, flow.place, flow.far
+    gap, place, paid, far = flow.gap, flow.place, flow.paid, flow.far
     m, n = cost.shape
     start = counts.cursor
     end = min(start + limit, m)
     work = 0
     for row in range(start, end):
+        for v in range(n):
+            paid[v] = cost[row, v] + price[v]
+        least = least_of(paid)
         for y in range(units[row]):
-            least = far
-            u = -1
-            for v in range(n):
-                paid = cost[row, v] + price[v]
-                if paid <= least and not held[row, v] and (paid < least or size[v] < size[u]):
-                    least = paid
-                    u = v
-            held[row, u] = True
+            u = emptiest(paid, size, least)
             place[y] = u
-        least = least_further(cost, price, held, far, row)
+            held[row, u] = True
+            paid[u] = far
+            least = least_of(paid)
         for y in range(units[row]):
             u = place[y]
             members[u, size[u]] = row
@@ -161,7 +167,26 @@ def choose(flow: ExpertFlow, limit: int, capacity: int) -> int:
     return work
 
 
-@partial(compiled, fastmath={"nnan", "nsz"})
+@partial(in_place, fastmath={"nnan", "nsz"})
+def least_of(paid: Any) -> Any:
+    """Return the least of what a row could pay."""
+    least = paid[0]
+    for v in range(1, paid.shape[0]):
+        least = min(least, paid[v])
+    return least
+
+
+@in_place
+def emptiest(paid: Any, size: Any, least: Any) -> int:
+    """Return the expert for which a row would pay the least; of several, the one with the fewest units."""
+    u = -1
+    for v in range(paid.shape[0]):
+        if paid[v] == least and (u < 0 or size[v] < size[u]):
+            u = v
+    return u
+
+
+@partial(in_place, fastmath={"nnan", "nsz"})
 def least_further(cost: Any, price: Any, held: Any, far: Any, row: int) -> Any:
     """Return the least cost with price of a row over the experts that do not hold it."""
     least = far
@@ -171,12 +196,13 @@ def least_further(cost: Any, price: Any, held: Any, far: Any, row: int) -> Any:
     return least
 
 
-@compiled
+@in_place
 def offload(flow: ExpertFlow, capacity: int) -> int:
     """Raise the price of the fullest expert until just its capacity stays; return how many rows were looked at."""
     counts = flow.counts[0]
     cost, price, held, size, members = flow.cost, flow.price, flow.held, flow.size, flow.members
     gap, margin, place, goes, far = flow.gap, flow.margin, flow.place, flow.goes, flow.far
+    paid = flow.paid
     n = size.shape[0]
     u = 0
     for v in range(n):
@@ -186,87 +212,65 @@ def offload(flow: ExpertFlow, capacity: int) -> int:
     going = count - capacity
     work = count // n + 1
     # A heap of the least margins met, the largest on top: of the rows that go, and of the next, which stays.
-    filled = 0
+    filled = going + 1
+    for y in range(filled):
+        margin[y] = far
     for x in range(count):
-        goes[x] = False
         # Prices only rise, so what was computed in the past bounds the margin from below.
-        if filled > going and gap[u, x] - price[u] >= margin[0]:
+        if gap[u, x] - price[u] >= margin[0]:
             continue
         row = members[u, x]
         gap[u, x] = least_further(cost, price, held, far, row) - cost[row, u]
         work += 1
-        if filled <= going:
-            margin[filled] = gap[u, x] - price[u]
-            place[filled] = x
-            filled += 1
-            if filled > going:
-                for y in range(filled // 2 - 1, -1, -1):
-                    sift(margin, place, y, filled)
-        elif gap[u, x] - price[u] < margin[0]:
-            margin[0] = gap[u, x] - price[u]
-            place[0] = x
-            sift(margin, place, 0, filled)
+        key = gap[u, x] - price[u]
+        if key >= margin[0]:
+            continue
+        # It takes the place of the top, and sinks.
+        y = 0
+        child = 1
+        while child < filled:
+            if child + 1 < filled and margin[child + 1] > margin[child]:
+                child += 1
+            if margin[child] <= key:
+                break
+            margin[y], place[y] = margin[child], place[child]
+            y = child
+            child = 2 * y + 1
+        margin[y], place[y] = key, x
     # The price rises as far as the rows that stay allow, so that those that go do not soon come back.
     price[u] += margin[0]
     for y in range(1, filled):
         goes[place[y]] = True
-    size[u] = 0
-    for x in range(count):
+    last = count
+    for y in range(1, filled):
+        x = place[y]
         row = members[u, x]
-        if not goes[x]:
-            members[u, size[u]] = row
-            gap[u, size[u]] = gap[u, x]
-            size[u] += 1
-            continue
-        least = least_further(cost, price, held, far, row)
-        to = -1
         for v in range(n):
-            if cost[row, v] + price[v] == least and not held[row, v] and (to < 0 or size[v] < size[to]):
-                to = v
+            paid[v] = far if held[row, v] else cost[row, v] + price[v]
+        to = emptiest(paid, size, least_of(paid))
+        paid[to] = far
         held[row, u] = False
         held[row, to] = True
         members[to, size[to]] = row
-        gap[to, size[to]] = least_further(cost, price, held, far, row) - cost[row, to]
+        # At the price of now, it could stay as well.
+        gap[to, size[to]] = min(least_of(paid), cost[row, u] + price[u]) - cost[row, to]
         size[to] += 1
         counts.excess -= size[to] <= capacity
+        if x < capacity:
+            # One from the end that stays takes its place.
+            last -= 1
+            while goes[last]:
+                last -= 1
+            members[u, x] = members[u, last]
+            gap[u, x] = gap[u, last]
+    for y in range(1, filled):
+        goes[place[y]] = False
+    size[u] = capacity
     counts.moves += going
     return work + going
 
 
-@compiled
-def sift(margin: Any, place: Any, y: int, count: int) -> None:
-    """Let entry y of the heap of margins, the largest on top, sink to its place."""
-    key, x = margin[y], place[y]
-    while 2 * y + 1 < count:
-        child = 2 * y + 1
-        if child + 1 < count and margin[child + 1] > margin[child]:
-            child += 1
-        if margin[child] <= key:
-            break
-        margin[y], place[y] = margin[child], place[child]
-        y = child
-    margin[y], place[y] = key, x
-
-
-@compiled
-def connect(flow: ExpertFlow, u: int) -> int:
-    """Find the arcs from an expert to all others; return how many rows were looked at."""
-    cost, held, members, weight, holder = flow.cost, flow.held, flow.members, flow.weight, flow.holder
-    n = cost.shape[1]
-    for v in range(n):
-        holder[u, v] = -1
-        weight[u, v] = flow.far
-    for x in range(flow.size[u]):
-        row = members[u, x]
-        here = cost[row, u]
-        for v in range(n):
-            if cost[row, v] - here < weight[u, v] and not held[row, v]:
-                weight[u, v] = cost[row, v] - here
-                holder[u, v] = row
-    return flow.size[u] + 1
-
-
-@compiled
+@in_place
 def shortest_path(flow: ExpertFlow, capacity: int) -> int:
     """Find the nearest expert with room, by Dijkstra's algorithm on reduced costs, and move the prices along."""
     distance, previous, scanned, price, size = flow.distance, flow.previous, flow.scanned, flow.price, flow.size
@@ -297,47 +301,50 @@ def shortest_path(flow: ExpertFlow, capacity: int) -> int:
     return u
 
 
-@compiled
+@in_place
 def send(flow: ExpertFlow, end: int, capacity: int) -> int:
     """Move units along the path to expert `end`, as many as cost the same; return the rows looked at."""
-    cost, held, size, members = flow.cost, flow.held, flow.size, flow.members
+    cost, held, size, members, gap = flow.cost, flow.held, flow.size, flow.members, flow.gap
     weight, holder, previous, touched = flow.weight, flow.holder, flow.previous, flow.touched
     n = size.shape[0]
-    # What a move along the path's arc to an expert costs; rows that are moved may offer less by rounding.
-    toll = flow.distance
+    # Of the path's arc to an expert, since rows that are moved offer others.
+    toll, carrier = flow.distance, flow.carrier
     amount = capacity - size[end]
     work = 0
     v = end
     while previous[v] >= 0:
         u = previous[v]
         toll[v] = weight[u, v]
+        carrier[v] = holder[u, v]
         # So many rows under expert u cost as little to move to v as the arc says.
         alike = 0
-        for x in range(size[u]):
-            row = members[u, x]
-            alike += cost[row, v] - cost[row, u] == toll[v] and not held[row, v]
+        x = next_alike(flow, u, v, 0)
+        while x >= 0:
+            alike += 1
+            x = next_alike(flow, u, v, x + 1)
         amount = min(amount, alike)
-        work += 2 * size[u]
+        work += size[u]
         v = u
     amount = min(amount, size[v] - capacity)
-    flow.counts[0].excess -= amount
+    counts = flow.counts[0]
+    counts.excess -= amount
     for u in range(n):
         touched[u] = False
     v = end
     while previous[v] >= 0:
         u = previous[v]
-        left = amount
+        counts.moves += amount
         x = 0
-        while left > 0:
+        for _ in range(amount):
+            x = next_alike(flow, u, v, x)
             row = members[u, x]
-            if cost[row, v] - cost[row, u] != toll[v] or held[row, v]:
-                x += 1
-                continue
-            left -= 1
+            members[v, size[v]] = row
+            # The row pays as much as before, and could pay no less elsewhere.
+            gap[v, size[v]] = gap[u, x] + cost[row, u] - cost[row, v]
+            size[v] += 1
             size[u] -= 1
             members[u, x] = members[u, size[u]]
-            members[v, size[v]] = row
-            size[v] += 1
+            gap[u, x] = gap[u, size[u]]
             held[row, u] = False
             held[row, v] = True
             touched[u] = True
@@ -345,39 +352,62 @@ def send(flow: ExpertFlow, end: int, capacity: int) -> int:
             for w in range(n):
                 if held[row, w]:
                     touched[w] = True
-                    if cost[row, u] - cost[row, w] < weight[w, u]:
-                        weight[w, u] = cost[row, u] - cost[row, w]
-                        holder[w, u] = row
-                elif cost[row, w] - cost[row, v] < weight[v, w]:
-                    weight[v, w] = cost[row, w] - cost[row, v]
-                    holder[v, w] = row
-        flow.counts[0].moves += amount
+                    offer(flow, row, w, u)
+                else:
+                    offer(flow, row, v, w)
         v = u
     for u in range(n):
         for v in range(n):
             row = holder[u, v]
             if touched[u] and row >= 0 and (held[row, v] or not held[row, u]):
-                reconnect(flow, u, v)
+                connect(flow, u, v)
                 work += size[u]
     return work
 
 
-@compiled
-def reconnect(flow: ExpertFlow, u: int, v: int) -> None:
-    """Find the arc from expert u to v anew."""
-    cost, held, members = flow.cost, flow.held, flow.members
+@in_place
+def offer(flow: ExpertFlow, row: int, u: int, v: int) -> None:
+    """Let a row under expert u, and not under v, take over the arc between them if it costs less."""
+    change = flow.cost[row, v] - flow.cost[row, u]
+    if change < flow.weight[u, v]:
+        flow.weight[u, v] = change
+        flow.holder[u, v] = row
+
+
+@in_place
+def next_alike(flow: ExpertFlow, u: int, v: int, start: int) -> int:
+    """Return the next member of expert u that costs as little to move to v as the arc of the path says, or -1."""
+    cost, held, members, gap = flow.cost, flow.held, flow.members, flow.gap
+    toll, carrier = flow.distance[v], flow.carrier[v]
+    # Most could move nowhere for that, as the bound tells before their costs are looked at.
+    reach = toll + flow.price[v]
+    for x in range(start, flow.size[u]):
+        row = members[u, x]
+        if row == carrier or (gap[u, x] <= reach and cost[row, v] - cost[row, u] == toll and not held[row, v]):
+            return x
+    return -1
+
+
+@in_place
+def connect(flow: ExpertFlow, u: int, v: int) -> None:
+    """Find the arc from expert u to v."""
+    cost, price, held, members, gap = flow.cost, flow.price, flow.held, flow.members, flow.gap
     least = flow.far
+    reach = flow.far
     holder = -1
     for x in range(flow.size[u]):
+        if gap[u, x] >= reach:
+            continue
         row = members[u, x]
         if cost[row, v] - cost[row, u] < least and not held[row, v]:
             least = cost[row, v] - cost[row, u]
+            reach = least + price[v]
             holder = row
     flow.weight[u, v] = least
     flow.holder[u, v] = holder
 
 
-@compiled
+@in_place
 def place_rest(flow: ExpertFlow, capacity: int) -> None:
     """Move the units that are too many to the experts with room where they cost least, whatever the prices."""
     cost, held, size, members = flow.cost, flow.held, flow.size, flow.members

@@ -22,9 +22,9 @@ from moe_search.solvers.engine.solver import Solver
 class MinCostFlow(Solver):
     """Solve a `LinearAssignment` or a `BalancedRouting` to optimality with the cost-scaling flow of OR-Tools.
 
-    One unit flows from each slot, k from each token, to the experts, each of which takes its capacity. Integer costs are exact. Floats are rounded to
-    a grid as fine as 64-bit arithmetic allows; the bound takes the rounding in. It cannot be stopped on its way:
-    `stop` is not asked. `seed` and `initial` have no influence.
+    One unit flows from each slot, k from each row, to the experts, each of which takes its capacity. Integer costs are
+    exact. Floats are rounded to a grid as fine as 64-bit arithmetic allows; the bound takes the rounding in. It cannot
+    be stopped on its way: `stop` is not asked. `seed` and `initial` have no influence.
 
     References
     ----------
