@@ -115,7 +115,7 @@ def balanced_slots(logits: Tensor, mask: Tensor | None, k: int, capacity_factor:
     result = Transport().solve(problem, MaxRuntime(math.inf))
     if result.status == "interrupted":
         raise KeyboardInterrupt
-    chosen = torch.from_numpy(result.solution).to(logits.device)
+    chosen = torch.tensor(result.solution, device=logits.device)
     return chosen if mask is None else slots.index_put((mask.reshape(-1),), chosen)
 
 

@@ -30,7 +30,7 @@ def test_it_is_the_best_of_all_choices_within_the_capacity(n, k, rows, factor):
     capacity = -(-int(round(factor * 10)) * rows * k // (10 * n))
     assert chosen.sum(1).tolist() == [k] * rows
     assert int(chosen.sum(0).max()) <= capacity
-    logits = slot_weights.logits[:, 0].double()
+    logits = slot_weights.logits[:, 0].detach().double()
     totals = []
     for choice in itertools.product(itertools.combinations(range(n), k), repeat=rows):
         mask = torch.zeros(rows, n, dtype=torch.bool).scatter(1, torch.tensor(choice), True)
