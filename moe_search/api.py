@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_search.checks import require_choice, require_flag, require_number
-from moe_search.problems.co_activation import CoActivation
 from moe_search.problems.balanced_routing import BalancedRouting
+from moe_search.problems.co_activation import CoActivation
 from moe_search.problems.expert_subset import ExpertSubset
 from moe_search.problems.kernel_cache import LOGGER
 from moe_search.problems.linear import LinearAssignment
@@ -61,10 +61,10 @@ def solve(
         A `LinearAssignment`, `QuadraticAssignment`, `PairwiseAssignment`, `MixtureAssignment` or one's own.
     solver : Solver, optional
         By default the best one for the class: `Hungarian` or `Transport` for linear problems (exact), `Transport` for
-        `BalancedRouting`, `Enumeration` for up to 8! permutations (exact), `BranchAndBound` (exact) for quadratic problems of up to 12! permutations and
-        pairwise ones of up to 10!, else `TabuSearch` where the limit of seconds allows enough moves, and otherwise
-        `IteratedLocalSearch`; `PlacementSearch` for placements, and `SubsetEnumeration` (exact) for an `ExpertSubset`
-        where the limit of seconds allows it, else `SubsetSearch`.
+        `BalancedRouting` (exact), `Enumeration` for up to 8! permutations (exact), `BranchAndBound` (exact) for
+        quadratic problems of up to 12! permutations and pairwise ones of up to 10!, else `TabuSearch` where the limit
+        of seconds allows enough moves, and otherwise `IteratedLocalSearch`; `PlacementSearch` for placements, and
+        `SubsetEnumeration` (exact) for an `ExpertSubset` where the limit of seconds allows it, else `SubsetSearch`.
     stop : StoppingCriterion, optional
         When to return the incumbent, at the latest; by default ``MaxRuntime(1.0)``, and for linear problems
         not before the optimum. The time for the bound, a tenth of the limit at most, is part of it.

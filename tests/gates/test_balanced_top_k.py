@@ -27,7 +27,7 @@ def test_it_is_the_best_of_all_choices_within_the_capacity(n, k, rows, factor):
     gate = made(n, k, capacity_factor=factor)
     slot_weights = gate(torch.randn(rows, FEATURES))
     chosen = slot_weights.weights[:, 0] > 0
-    capacity = -(-int(round(factor * 10)) * rows * k // (10 * n))
+    capacity = -(-round(factor * 10) * rows * k // (10 * n))
     assert chosen.sum(1).tolist() == [k] * rows
     assert int(chosen.sum(0).max()) <= capacity
     logits = slot_weights.logits[:, 0].detach().double()
@@ -131,7 +131,7 @@ def test_ctrl_c_ends_the_training_step(monkeypatch):
 
 
 def test_what_it_refuses():
-    with pytest.raises(ValueError, match="capacity_factor must be a finite number >= 1, got 0.5"):
+    with pytest.raises(ValueError, match=r"capacity_factor must be a finite number >= 1, got 0\.5"):
         ms.BalancedTopK(FEATURES, 4, 2, capacity_factor=0.5)
     with pytest.raises(ValueError, match="scores must be one of softmax, sigmoid"):
         ms.BalancedTopK(FEATURES, 4, 2, scores="tanh")
