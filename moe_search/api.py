@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_search.checks import require_choice, require_flag, require_number
+from moe_search.problems.balanced_routing import BalancedRouting
 from moe_search.problems.co_activation import CoActivation
 from moe_search.problems.expert_subset import ExpertSubset
 from moe_search.problems.kernel_cache import LOGGER
@@ -68,15 +69,15 @@ def solve(
     problem : Problem
         A `LinearAssignment`, `QuadraticAssignment`, `PairwiseAssignment`, `MixtureAssignment` or one's own.
     solver : Solver, optional
-        By default the best one for the class: `Hungarian` or `Transport` for linear problems (exact), `Enumeration`
-        for up to 8! permutations (exact), `BranchAndBound` (exact) for quadratic problems of up to 12! permutations and
-        pairwise ones of up to 10!, else `TabuSearch`, `MemeticSearch`, `SimulatedAnnealing` or `IteratedLocalSearch` by
+        By default the best one for the class: `Hungarian` or `Transport` for linear problems (exact), `Transport` for
+        `BalancedRouting` (exact), `Enumeration` for up to 8! permutations (exact), `BranchAndBound` (exact) for
+        quadratic problems of up to 12! permutations and pairwise ones of up to 10!, else `TabuSearch`, `MemeticSearch`, `SimulatedAnnealing` or `IteratedLocalSearch` by
         how many moves the limit of seconds allows and whether costs are those of distances; `PlacementSearch` for
         placements, and `SubsetEnumeration` (exact) for an `ExpertSubset` where the limit of seconds allows it, else
         `SubsetSearch`.
     stop : StoppingCriterion, optional
-        When to return the incumbent, at the latest; by default ``MaxRuntime(1.0)``, and for linear problems not before
-        the optimum. The time for the bound, a tenth of the limit at most, is part of it.
+        When to return the incumbent, at the latest; by default ``MaxRuntime(1.0)``, and for linear problems
+        not before the optimum. The time for the bound, a tenth of the limit at most, is part of it.
     seed : int or SeedSequence, default 0
         Source of all randomness.
     initial : array_like of int, shape (size,), optional
@@ -113,7 +114,8 @@ def solve(
     if solver is not None and not isinstance(solver, Solver):
         raise TypeError(f"solver must be a Solver such as LocalSearch(), got {type(solver).__name__}")
     if stop is None:
-        stop = MaxRuntime(math.inf if isinstance(problem, LinearAssignment) and solver is None else 1.0)
+        to_optimum = isinstance(problem, (LinearAssignment, BalancedRouting)) and solver is None
+        stop = MaxRuntime(math.inf if to_optimum else 1.0)
     require_criterion(stop)
     require_flag("display", display)
     seconds = stop.start().allowance(Progress()).seconds
@@ -221,6 +223,10 @@ def default_solver(problem: Problem, seconds: float) -> Solver:
         one_each = problem.capacity == 1 or problem.size <= HUNGARIAN_UP_TO
         in_time = hungarian.refuses(problem) is None and assignment_seconds(problem.size) <= seconds
         return hungarian if one_each and in_time else Transport()
+    if isinstance(problem, BalancedRouting):
+        from moe_search.solvers.exact.transport import Transport
+
+        return Transport()
     if isinstance(problem, ExpertPlacement | Rebalancing):
         from moe_search.solvers.heuristic.placement_search import PlacementSearch
 

@@ -1,3 +1,4 @@
+from .balanced_routing import BalancedRouting as BalancedRouting
 from .callable_problem import CallableProblem as CallableProblem
 from .co_activation import CoActivation as CoActivation
 from .expert_subset import ExpertSubset as ExpertSubset

@@ -1,3 +1,4 @@
+from .balanced_top_k import BalancedTopK as BalancedTopK
 from .comet import COMET as COMET
 from .dselect_k import DSelectK as DSelectK
 from .even_top_k import EvenTopK as EvenTopK

@@ -170,22 +170,13 @@ class TopK(Gate):
 
     def _weights(self, logits: Tensor) -> Tensor:
         if self.choice_bias is None and self.kept_groups == self.num_groups:
-            largest, slots = logits.topk(self.k, dim=2, sorted=False)
+            slots = logits.topk(self.k, dim=2, sorted=False).indices
         else:
             scores = logits.softmax(2) if self.scores == "softmax" else logits.sigmoid()
             if self.choice_bias is not None:
                 scores = scores + self.choice_bias
             slots = self._of_best_groups(scores).topk(self.k, dim=2, sorted=False).indices
-            largest = logits.gather(2, slots)
-        # Autocast raises the softmax, but not the logits, to float32.
-        if self.renormalize:
-            # Scores divided by their sum: a softmax of their logarithms, which no small score upsets.
-            weights = (largest if self.scores == "softmax" else functional.logsigmoid(largest)).softmax(2)
-        elif self.scores == "softmax":
-            weights = logits.softmax(2).gather(2, slots)
-        else:
-            weights = largest.sigmoid()
-        return weights.new_zeros(logits.shape).scatter(2, slots, self.scale * weights)
+        return scored_weights(logits, slots, self.scores, self.renormalize, self.scale)
 
     def _of_best_groups(self, scores: Tensor) -> Tensor:
         """Return the scores that slots are chosen by, -inf in all groups but the best."""
@@ -203,3 +194,17 @@ class TopK(Gate):
             f"{super().extra_repr()}, k={self.k}, scores={self.scores}, renormalize={self.renormalize}, "
             f"scale={self.scale:g}"
         )
+
+
+def scored_weights(logits: Tensor, slots: Tensor, scores: str, renormalize: bool, scale: float = 1.0) -> Tensor:
+    """Return the weights of the slots chosen, shape [..., k], as `TopK` gives them; 0 for all others."""
+    chosen = logits.gather(2, slots)
+    # Autocast raises the softmax, but not the logits, to float32.
+    if renormalize:
+        # Scores divided by their sum: a softmax of their logarithms, which no small score upsets.
+        weights = (chosen if scores == "softmax" else functional.logsigmoid(chosen)).softmax(2)
+    elif scores == "softmax":
+        weights = logits.softmax(2).gather(2, slots)
+    else:
+        weights = chosen.sigmoid()
+    return weights.new_zeros(logits.shape).scatter(2, slots, scale * weights)

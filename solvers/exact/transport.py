@@ -9,8 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_search.problems.arrays import read_only
+from moe_search.problems.balanced_routing import BalancedRouting
 from moe_search.problems.linear import LinearAssignment
 from moe_search.problems.permutation_problem import seats_by_expert
+from moe_search.problems.problem import Problem
 from moe_search.solvers.engine.result import Result, reached
 from moe_search.solvers.engine.run import Run, Slice
 from moe_search.solvers.engine.solver import Solver
@@ -18,24 +20,25 @@ from moe_search.solvers.exact.expert_flow import CHOOSE, DONE, empty_flow, flow_
 
 # Looks at a cost, a nanosecond each: far less than a slice takes, and calls of the kernel cost too.
 FIRST_LOOKS = 1 << 17
-# Slots of an expert in a sample at least, and the share of the slots that must be too many for samples to pay.
+# Rows an expert in a sample at least, and the share of the units that must be too many for samples to pay.
 LEAST_SAMPLE = 8
 CROWDED = 1 / 3
 
 
 @dataclass(frozen=True)
 class Transport(Solver):
-    """Solve a `LinearAssignment` to optimality on the graph of its n experts, however many slots there are.
+    """Solve a `LinearAssignment` or a `BalancedRouting` to optimality on the graph of its n experts, at any size.
 
-    Every slot first goes where it costs least, at prices found on samples of the slots where they crowd. Then the
-    fullest expert raises its price until only as many slots stay as it holds, and again, as in an auction; what is left
-    over when that stalls is sent along shortest paths between experts, where the arc from u to v is the slot of u that
-    costs least to move. Prices are dual variables all the while. Integers are exact; floats up to rounding.
+    Every unit of a row (a slot has one, a token k) first goes where it costs least, at prices found on samples of the
+    rows where they crowd. Then the fullest expert raises its price until only as many units stay as it holds, and
+    again, as in an auction; what is left over when that stalls is sent along shortest paths between experts, where the
+    arc from u to v is the row of u, not of v, that costs least to move. Prices are dual variables all the while.
+    Integers are exact; floats up to rounding.
 
     Notes
     -----
-    An iteration is one rise of a price, which looks at the slots of one expert, or one path, in O(n^2). Stopped early,
-    it moves the slots that are too many to the cheapest experts with room, and returns that or `initial`, whichever is
+    An iteration is one rise of a price, which looks at the rows of one expert, or one path, in O(n^2). Stopped early,
+    it moves the units that are too many to the cheapest experts with room, and returns that or `initial`, whichever is
     better, with the bound that the prices prove. `seed` has no influence on the optimum.
 
     References
@@ -53,21 +56,37 @@ class Transport(Solver):
     """
 
     exact: ClassVar[bool] = True
-    takes: ClassVar[type] = LinearAssignment
+    takes: ClassVar[type] = Problem
+
+    def refuses(self, problem: Problem) -> str | None:
+        """Refuse all other classes."""
+        if isinstance(problem, (LinearAssignment, BalancedRouting)):
+            return None
+        return "it solves LinearAssignment and BalancedRouting only"
 
     def search(self, run: Run) -> Result:
         """Search; see `Solver.search`."""
         problem = run.problem
-        assert isinstance(problem, LinearAssignment)
-        run.take_initial(np.arange(problem.size))
-        strides = sample_strides(problem.cost)
-        flows = [empty_flow(sample(problem.cost, stride)) for stride in strides]
+        assert isinstance(problem, (LinearAssignment, BalancedRouting))
+        routing = isinstance(problem, BalancedRouting)
+        run.take_initial(problem.even_solution() if routing else np.arange(problem.size))
+        n = problem.num_experts
+        k = problem.k if routing else 1
+        cost, units = problem.cost, np.full(len(problem.cost), k)
+        free = n * problem.capacity - units.sum()
+        if free:
+            # Units that cost nothing, a row each, fill what the rows leave free.
+            cost = read_only(np.concatenate([cost, np.zeros((free, n), dtype=cost.dtype)]))
+            units = np.concatenate([units, np.ones(free, dtype=units.dtype)])
+        strides = sample_strides(problem.cost, k)
+        flows = [empty_flow(sample(cost, stride), sample(units, stride)) for stride in strides]
+        capacities = [-(-int(flow.units.sum()) // n) for flow in flows]
         level = 0
 
         def advance(budget: int, target: float) -> Slice:
             nonlocal level
             flow = flows[level]
-            work = flow_slice(flow, budget, len(flow.cost) // problem.num_experts)
+            work = flow_slice(flow, budget, capacities[level])
             if flow.counts[0].phase == DONE and strides[level] > 1:
                 level += 1
                 flows[level].price[:] = flow.price
@@ -80,35 +99,36 @@ class Transport(Solver):
         if flow.counts[0].phase > CHOOSE:
             if flow.counts[0].phase != DONE:
                 # In modular arithmetic the products may overflow, the bound cannot.
-                cheapest = flow.cost[np.arange(problem.size), flow.expert] + flow.price[flow.expert]
-                bound = (cheapest.sum() - problem.capacity * flow.price.sum()).item()
+                paid = flow.cost[flow.held].sum() + (flow.size * flow.price).sum()
+                bound = (paid - problem.capacity * flow.price.sum()).item()
                 place_rest(flow, problem.capacity)
-            permutation = seats_by_expert(flow.expert)
-            run.offer(permutation, problem.value(permutation), run.iterations)
+            experts = np.flatnonzero(flow.held[: len(problem.cost)]) % n
+            solution = experts.reshape(-1, k) if routing else seats_by_expert(experts)
+            run.offer(solution, problem.value(solution), run.iterations)
             run.show()
         proved = flow.counts[0].phase == DONE or reached(run.value, bound, problem.integral)
         run.bound = None if bound is None else min(bound, run.value)
         return run.result(moves=sum(int(each.counts[0].moves) for each in flows), proved=bool(proved))
 
 
-def sample_strides(cost: npt.NDArray[Any]) -> list[int]:
-    """Return the strides of the samples whose prices one after the other start the next; the last is 1, all slots.
+def sample_strides(cost: npt.NDArray[Any], k: int = 1) -> list[int]:
+    """Return the strides of the samples whose prices one after the other start the next; the last is 1, all rows.
 
-    Samples pay only where the slots crowd together on a few experts: from other prices than zero, the noise of a sample
-    takes longer to mend than it saves.
+    Samples pay only where the rows, of k units, crowd together on a few experts: from other prices than zero, the noise
+    of a sample takes longer to mend than it saves.
     """
     m, n = cost.shape
     strides = [stride for stride in (64, 8) if m // stride >= LEAST_SAMPLE * n]
     if strides:
         first = sample(cost, strides[0])
-        crowds = np.bincount(first.argmin(axis=1), minlength=n)
-        if np.maximum(crowds - len(first) // n, 0).sum() < CROWDED * len(first):
+        chosen = first.argmin(axis=1) if k == 1 else first.argpartition(k - 1, axis=1)[:, :k]
+        crowds = np.bincount(chosen.ravel(), minlength=n)
+        if np.maximum(crowds - chosen.size // n, 0).sum() < CROWDED * chosen.size:
             return [1]
     return [*strides, 1]
 
 
-def sample(cost: npt.NDArray[Any], stride: int) -> npt.NDArray[Any]:
-    """Return the rows at multiples of the stride, the largest number of them that fills all experts alike."""
-    m, n = cost.shape
+def sample(rows: npt.NDArray[Any], stride: int) -> npt.NDArray[Any]:
+    """Return the rows at multiples of the stride."""
     # Read-only as the whole is, so that one compiled kernel serves both.
-    return read_only(np.ascontiguousarray(cost[::stride][: m // stride // n * n]))
+    return read_only(np.ascontiguousarray(rows[::stride]))

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from moe_search.gates.balanced_top_k import BalancedTopK
 from moe_search.gates.comet import COMET
 from moe_search.gates.dselect_k import DSelectK
 from moe_search.gates.even_top_k import EvenTopK
@@ -28,6 +29,8 @@ GATES = {
         FEATURES, n, 1, m, scores="sigmoid", choice_bias=True, num_groups=n, kept_groups=max(1, n - 1)
     ),
     "EvenTopK-2": lambda n, m: EvenTopK(FEATURES, n, min(2, m), m, start=1.0),
+    "BalancedTopK-1": lambda n, m: BalancedTopK(FEATURES, n, 1, m, scores="sigmoid"),
+    "BalancedTopK-2": lambda n, m: BalancedTopK(FEATURES, n, min(2, m), m, capacity_factor=1.5),
     "HashRouting-ids": lambda n, m: HashRouting(n, m, vocabulary=VOCABULARY),
     "HashRouting-features": lambda n, m: HashRouting(n, m, in_features=FEATURES),
     "HashRouting-table": lambda n, m: HashRouting(n, m, table=[i * i % (m or n) for i in range(VOCABULARY)]),

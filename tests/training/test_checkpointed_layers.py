@@ -68,7 +68,7 @@ def size(layer):
     return router_z_loss(layer.routing)
 
 
-NO_PENALTY = ("TopK", "EvenTopK", "Softmax", "HashRouting")
+NO_PENALTY = ("TopK", "EvenTopK", "BalancedTopK", "Softmax", "HashRouting")
 WITH_PENALTY = [name for name in GATES if not name.startswith(NO_PENALTY)]
 WITH_LOGITS = [name for name in GATES if name.startswith(("TopK", "Softmax", "COMET"))]
 PENALTIES = [

@@ -1,5 +1,6 @@
 """Transport beyond the contract: the optimum of two other solvers, duals, skew, ties, sizes, early stops."""
 
+import itertools
 import time
 
 import numpy as np
@@ -66,28 +67,29 @@ def test_paths_alone_reach_the_optimum_and_the_prices_prove_it(capacity, monkeyp
     # From costs that leave all slots on one expert, without any rise of prices before.
     rng = np.random.default_rng(capacity)
     cost = rng.integers(0, 50, (12 * capacity, 12)) + 100 * np.arange(12)
-    flow = empty_flow(cost)
+    flow = empty_flow(cost, np.ones(len(cost), dtype=np.int64))
     while flow.counts[0].phase != DONE:
         flow_slice(flow, 1, capacity)
         if 0 < flow.counts[0].phase < CONNECT:
             flow.counts[0].phase, flow.counts[0].cursor = CONNECT, 0
     assert (flow.size == capacity).all()
-    value = cost[np.arange(len(cost)), flow.expert].sum()
+    assert (flow.held.sum(axis=1) == 1).all()
+    value = cost[flow.held].sum()
     assert value == MinCostFlow().solve(problems.LinearAssignment(cost), LONG).value
     reduced = cost + flow.price
-    assert (reduced[np.arange(len(cost)), flow.expert] == reduced.min(axis=1)).all()
+    assert (reduced[flow.held] == reduced.min(axis=1)).all()
 
 
 def test_the_rest_finds_room():
     cost = np.zeros((6, 3), dtype=np.int64)
     cost[:, 1] = 5
     cost[:, 2] = 9
-    flow = empty_flow(cost)
+    flow = empty_flow(cost, np.ones(len(cost), dtype=np.int64))
     while flow.counts[0].phase == 0:
         flow_slice(flow, 1, 2)
     assert flow.size.tolist() == [6, 0, 0]
     place_rest(flow, 2)
-    assert np.bincount(flow.expert).tolist() == flow.size.tolist() == [2, 2, 2]
+    assert flow.held.sum(axis=0).tolist() == flow.size.tolist() == [2, 2, 2]
 
 
 @pytest.mark.parametrize(
@@ -159,5 +161,85 @@ def test_ctrl_c_returns_something_feasible(monkeypatch):
 
 
 def test_it_says_what_it_cannot_take():
-    with pytest.raises(ValueError, match="Transport cannot take this QuadraticAssignment: it solves LinearAssignment"):
+    with pytest.raises(
+        ValueError, match="Transport cannot take this QuadraticAssignment: it solves LinearAssignment and Balanced"
+    ):
         Transport().solve(problems.random_quadratic(3, seed=0), LONG)
+
+
+routings = given(
+    seed=st.integers(0, 10**6),
+    m=st.integers(1, 90),
+    n=st.integers(1, 8),
+    k=st.integers(1, 8),
+    room=st.sampled_from([0, 0, 1, 7]),
+    values=st.sampled_from([1, 3, 10**6]),
+    skew=st.sampled_from([0, 1, 30]),
+)
+
+
+@settings(max_examples=120, deadline=None)
+@routings
+def test_routings_of_integers_have_the_optimum_of_the_flow(seed, m, n, k, room, values, skew):
+    k = min(k, n)
+    cost = np.random.default_rng(seed).integers(-values, values, (m, n)) + skew * np.arange(n)
+    problem = problems.BalancedRouting(cost, k, -(-m * k // n) + room)
+    result = Transport().solve(problem, LONG)
+    assert result.value == result.bound == MinCostFlow().solve(problem, LONG).value
+    assert result.value == problem.value(result.solution)
+    assert result.status == "optimal"
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    m=st.integers(1, 4),
+    n=st.integers(1, 4),
+    k=st.integers(1, 3),
+    room=st.integers(0, 2),
+)
+def test_routings_have_the_least_of_all_values(seed, m, n, k, room):
+    k = min(k, n)
+    cost = np.random.default_rng(seed).standard_normal((m, n))
+    problem = problems.BalancedRouting(cost, k, -(-m * k // n) + room)
+    values = []
+    for choice in itertools.product(itertools.combinations(range(n), k), repeat=m):
+        if np.bincount(np.ravel(choice)).max() <= problem.capacity:
+            values.append(sum(cost[row, e] for row, experts in enumerate(choice) for e in experts))
+    assert Transport().solve(problem, LONG).value == pytest.approx(min(values), abs=1e-12)
+    assert MinCostFlow().solve(problem, LONG).value == pytest.approx(min(values), abs=1e-12)
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.25])
+@pytest.mark.parametrize("k", [1, 3])
+def test_large_skewed_routings_and_their_early_stops(k, factor):
+    cost = skewed(4104, 8, 1, skew=1.5 * k).cost[:4099]
+    problem = problems.BalancedRouting(cost, k, int(factor * -(-4099 * k // 8)))
+    assert len(sample_strides(cost, k)) == 3
+    optimum = Transport().solve(problem, LONG)
+    assert optimum.value == pytest.approx(MinCostFlow().solve(problem, LONG).value, rel=1e-9)
+    bounds = []
+    for iterations in range(1, optimum.iterations, optimum.iterations // 7):
+        result = Transport().solve(problem, MaxIterations(iterations))
+        assert result.value == pytest.approx(problem.value(result.solution))
+        assert result.value >= optimum.value - 1e-9
+        if result.bound is not None:
+            assert result.bound <= optimum.value + 1e-9 * abs(optimum.value)
+            bounds.append(result.bound)
+    assert bounds
+
+
+@pytest.mark.parametrize("capacity", [2, 5])
+def test_paths_alone_reach_the_optimum_of_routings(capacity):
+    rng = np.random.default_rng(capacity)
+    cost = rng.integers(0, 50, (6 * capacity, 12)) + 100 * np.arange(12)
+    flow = empty_flow(cost, np.full(len(cost), 2))
+    while flow.counts[0].phase != DONE:
+        flow_slice(flow, 1, capacity)
+        if 0 < flow.counts[0].phase < CONNECT:
+            flow.counts[0].phase, flow.counts[0].cursor = CONNECT, 0
+    assert (flow.held.sum(axis=0) == capacity).all()
+    assert (flow.held.sum(axis=1) == 2).all()
+    assert cost[flow.held].sum() == MinCostFlow().solve(problems.BalancedRouting(cost, 2), LONG).value
+    reduced = np.sort(cost + flow.price, axis=1)[:, :2]
+    assert ((cost + flow.price)[flow.held].reshape(-1, 2).sum(axis=1) == reduced.sum(axis=1)).all()
