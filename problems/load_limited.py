@@ -185,6 +185,11 @@ class LoadLimited(PermutationProblem):
         """Operations that bring the deltas of all swaps up to date: one slow pass more than the inner problem."""
         return self.problem.sweep_cost + 5 * self.size * self.block_size
 
+    @property
+    def fill_cost(self) -> int:
+        """Operations that the deltas of all swaps take when computed afresh: one slow pass more, too."""
+        return self.problem.fill_cost + 5 * self.size * self.block_size
+
     def loads(self, permutation: npt.ArrayLike) -> npt.NDArray[Any]:
         """Return the load of every expert, shape (n,)."""
         loads = np.zeros(self.num_experts, dtype=self.slot_loads.dtype)

@@ -65,7 +65,7 @@ class QuadraticAssignment(PermutationProblem):
     kernel_arrays: DenseArrays | SparseArrays = field(init=False, kw_only=True)
 
     def __post_init__(self) -> None:
-        flow = (sparse_square_matrix if is_sparse(self.flow) else square_matrix)("flow", self.flow)
+        flow: Any = (sparse_square_matrix if is_sparse(self.flow) else square_matrix)("flow", self.flow)
         distance = square_matrix("distance", self.distance)
         if flow.shape != distance.shape:
             raise ValueError(f"flow and distance must have one shape, got {flow.shape} and {distance.shape}")
