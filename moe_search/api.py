@@ -71,10 +71,10 @@ def solve(
     solver : Solver, optional
         By default the best one for the class: `Hungarian` or `Transport` for linear problems (exact), `Transport` for
         `BalancedRouting` (exact), `Enumeration` for up to 8! permutations (exact), `BranchAndBound` (exact) for
-        quadratic problems of up to 12! permutations and pairwise ones of up to 10!, else `TabuSearch`, `MemeticSearch`, `SimulatedAnnealing` or `IteratedLocalSearch` by
-        how many moves the limit of seconds allows and whether costs are those of distances; `PlacementSearch` for
-        placements, and `SubsetEnumeration` (exact) for an `ExpertSubset` where the limit of seconds allows it, else
-        `SubsetSearch`.
+        quadratic problems of up to 12! permutations and pairwise ones of up to 10!, else `TabuSearch`, `MemeticSearch`,
+        `SimulatedAnnealing` or `IteratedLocalSearch` by how many moves the limit of seconds allows and whether costs
+        are those of distances; `PlacementSearch` for placements, and `SubsetEnumeration` (exact) for an `ExpertSubset`
+        where the limit of seconds allows it, else `SubsetSearch`.
     stop : StoppingCriterion, optional
         When to return the incumbent, at the latest; by default ``MaxRuntime(1.0)``, and for linear problems
         not before the optimum. The time for the bound, a tenth of the limit at most, is part of it.
