@@ -122,7 +122,7 @@ def best_of_all(logits: Logits, k: int) -> float:
 
 
 def sinkhorn(logits: Logits) -> Logits:
-    """Return the logarithm of the matrix of equal sums of rows, and of columns, whose factors make it of exp(logits)."""
+    """Return the logarithm of exp(logits), its rows and columns scaled to equal sums."""
     plan = logits.copy()
     for _ in range(SINKHORN_TURNS):
         plan -= logsumexp(plan, axis=0)
