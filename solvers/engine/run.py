@@ -48,9 +48,10 @@ class Clock:
 
 @dataclass
 class Budget:
-    """Work of the next slice, adapted so that a slice takes about `SLICE_SECONDS`."""
+    """Work of the next slice, adapted so that a slice takes about `slice_seconds`."""
 
     last: int
+    slice_seconds: float = SLICE_SECONDS
     seconds_per_unit: float = 0.0
 
     def next(self, seconds_left: float, units_left: float) -> int:
@@ -58,7 +59,7 @@ class Budget:
         # A short slice is a poor measure: grow by at most 8 from one to the next.
         budget = 8.0 * self.last
         if self.seconds_per_unit > 0.0:
-            budget = min(budget, min(SLICE_SECONDS, seconds_left) / self.seconds_per_unit)
+            budget = min(budget, min(self.slice_seconds, seconds_left) / self.seconds_per_unit)
         return max(1, int(min(budget, units_left, MAX_BUDGET)))
 
     def record(self, work: int, seconds: float) -> None:
@@ -211,7 +212,11 @@ class Run:
         self.on_improvement(incumbent)
 
     def loop(
-        self, advance: Callable[[int, float], Slice], iteration: int = 1, first_budget: int = FIRST_BUDGET
+        self,
+        advance: Callable[[int, float], Slice],
+        iteration: int = 1,
+        first_budget: int = FIRST_BUDGET,
+        slice_seconds: float = SLICE_SECONDS,
     ) -> None:
         """Call ``advance(budget, target)``, at most `budget` units of work, until the run stops or Ctrl-C comes.
 
@@ -223,9 +228,11 @@ class Run:
             Units of work of an iteration.
         first_budget : int
             Units of work of the first slice, before any is timed.
+        slice_seconds : float
+            About how long a slice takes.
         """
         stopper = self.stop.start()
-        budget = Budget(max(first_budget // 8, 1))
+        budget = Budget(max(first_budget // 8, 1), slice_seconds)
         ended = False
         try:
             self.show()
