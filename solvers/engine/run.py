@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from moe_search.problems.kernel_cache import compile_time
+from moe_search.problems.kernel_cache import CompileTime, compile_time
 from moe_search.problems.problem import Problem
 from moe_search.solvers.engine.result import Incumbent, Result, Status, TrajectoryPoint, reached
 from moe_search.solvers.engine.stop import Allowance, AnyOf, Progress, StoppingCriterion, TargetValue
@@ -26,11 +26,19 @@ MAX_BUDGET = 1 << 40
 
 
 class Clock:
-    """Seconds since its creation, or since `started`, without those in which its thread compiled kernels."""
+    """Seconds since its creation without those in which kernels were compiled.
 
-    def __init__(self, started: float | None = None) -> None:
-        self.started = time.perf_counter() if started is None else started
-        self._compile_time = compile_time()
+    Parameters
+    ----------
+    compiling : CompileTime, optional
+        Of what was compiled; by default by the calling thread.
+    begin : float, default 0.0
+        What it shows at first.
+    """
+
+    def __init__(self, compiling: CompileTime | None = None, begin: float = 0.0) -> None:
+        self.started = time.perf_counter() - begin
+        self._compile_time = compile_time() if compiling is None else compiling
         self._compiled_before = self._compile_time.seconds
 
     def seconds(self) -> float:

@@ -53,7 +53,9 @@ class Part:
     def split(self, depth: int) -> Part:
         """Return a part of the later half of the children that wait at a depth, which this one gives up."""
         tree = self.tree
-        new = Tree(*(each if name in READ_ONLY else _copied(each) for name, each in zip(tree._fields, tree, strict=True)))
+        new = Tree(
+            *(each if name in READ_ONLY else _copied(each) for name, each in zip(tree._fields, tree, strict=True))
+        )
         first, end = int(tree.visited[depth]), int(tree.children[depth])
         moved = slice(first + (end - first) // 2, end)
         for mine, others in ((tree.slot, new.slot), (tree.seat, new.seat), (tree.bound, new.bound)):
@@ -122,7 +124,8 @@ class Subtrees:
                     left -= shares[-1]
             # A part alone is searched in this thread: what it compiles is then off the clock.
             each_in_turn = map if len(chosen) == 1 else self.at_once
-            for part, done in zip(chosen, each_in_turn(lambda one, share: one.search(share, target), chosen, shares)):
+            counts = each_in_turn(lambda part, share: part.search(share, target), chosen, shares)
+            for part, done in zip(chosen, counts, strict=True):
                 improvements += self._take_in(part, done)
                 if self.best <= target:
                     return improvements, True
