@@ -137,7 +137,7 @@ def open_bound(tree: Tree) -> Any:
 @compiled
 def branch_slice(costs: Any, tree: Tree, budget: int, target: float) -> int:
     """Bound at most `budget` more nodes; return how many. Ends early at the target or with a full log."""
-    counts, totals, free = tree.counts[0], tree.totals, tree.free
+    counts, totals, free, bounds, duals = tree.counts[0], tree.totals, tree.free, tree.bounds, tree.duals
     before = counts.nodes
     while counts.nodes - before < budget and not counts.done and counts.logged < tree.log_values.shape[0]:
         depth = counts.depth
@@ -156,50 +156,45 @@ def branch_slice(costs: Any, tree: Tree, budget: int, target: float) -> int:
             tree.visited[depth] += 1
             free.slot_is_free[tree.slot[depth, child]] = False
             free.seat_is_free[tree.seat[depth, child]] = False
-        visit(costs, tree, depth + 1)
-        if totals[BEST] <= target:
-            counts.done = True
+        # A node is bounded here and not in a kernel of its own, which would be optimized once more within this one.
+        depth += 1
+        counts.nodes += 1
+        counts.depth = depth
+        tree.children[depth] = 0
+        tree.visited[depth] = 0
+        # Of the root nothing is read one level up.
+        above = max(depth - 1, 0)
+        last = tree.visited[above] - 1
+        slot, seat = tree.slot[above, last], tree.seat[above, last]
+        count = list_free(free)
+        bound = bound_node(costs, tree, depth, count, slot, seat)
+        if depth > 0:
+            bound = max(bound, tree.bound[above, last])
+        if bound > totals[BEST] - totals[STEP]:
+            continue
+        if count <= 2:
+            # Nothing is left to choose from in the rows, so the bound is the value.
+            record(tree, depth, count, bound)
+            if bound <= target:
+                counts.done = True
+            continue
+        if depth > 0:
+            keep_alive(tree.slot_maps, tree.slot_alive, depth, slot)
+            keep_alive(tree.seat_maps, tree.seat_alive, depth, seat)
+        slots_alive, seats_alive = tree.slot_alive[depth], tree.seat_alive[depth]
+        mark_redundant(
+            tree.slot_maps, slots_alive, tree.slot_twin, free.slots, free.slot_is_free, count, tree.redundant_slot
+        )
+        mark_redundant(
+            tree.seat_maps, seats_alive, tree.seat_twin, free.seats, free.seat_is_free, count, tree.redundant_seat
+        )
+        for a in range(count):
+            for b in range(count):
+                bounds[a, b] = bound + (bounds[a, b] - duals.row[a] - duals.column[b])
+        if depth < tree.look_ahead:
+            look_ahead(costs, tree, depth, count)
+        branch(tree, depth, count, bound)
     return counts.nodes - before
-
-
-@compiled
-def visit(costs: Any, tree: Tree, depth: int) -> None:
-    """Bound the node at `depth`, whose slot is already taken, and give it children unless its bound ends it."""
-    totals, free, bounds, duals = tree.totals, tree.free, tree.bounds, tree.duals
-    tree.counts[0].nodes += 1
-    tree.counts[0].depth = depth
-    tree.children[depth] = 0
-    tree.visited[depth] = 0
-    # Of the root nothing is read one level up.
-    above = max(depth - 1, 0)
-    last = tree.visited[above] - 1
-    slot, seat = tree.slot[above, last], tree.seat[above, last]
-    count = list_free(free)
-    bound = bound_node(costs, tree, depth, count, slot, seat)
-    if depth > 0:
-        bound = max(bound, tree.bound[above, last])
-    if bound > totals[BEST] - totals[STEP]:
-        return
-    if count <= 2:
-        # Nothing is left to choose from in the rows, so the bound is the value.
-        record(tree, depth, count, bound)
-        return
-    if depth > 0:
-        keep_alive(tree.slot_maps, tree.slot_alive, depth, slot)
-        keep_alive(tree.seat_maps, tree.seat_alive, depth, seat)
-    slots_alive, seats_alive = tree.slot_alive[depth], tree.seat_alive[depth]
-    mark_redundant(
-        tree.slot_maps, slots_alive, tree.slot_twin, free.slots, free.slot_is_free, count, tree.redundant_slot
-    )
-    mark_redundant(
-        tree.seat_maps, seats_alive, tree.seat_twin, free.seats, free.seat_is_free, count, tree.redundant_seat
-    )
-    for a in range(count):
-        for b in range(count):
-            bounds[a, b] = bound + (bounds[a, b] - duals.row[a] - duals.column[b])
-    if depth < tree.look_ahead:
-        look_ahead(costs, tree, depth, count)
-    branch(tree, depth, count, bound)
 
 
 @compiled
