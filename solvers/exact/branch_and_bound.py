@@ -42,7 +42,7 @@ LOOK_AHEAD, LOOK_AHEAD_OPERATIONS = 3, 20_000_000
 # the next larger instance takes several times as long; and what it takes to get close at 20 slots.
 SEMIDEFINITE_SHARE, SEMIDEFINITE_SECONDS = 0.25, 10.0
 # Of a slice that several threads share; at its end some wait for the others.
-SHARED_SLICE_SECONDS = 0.04
+SHARED_SLICE_SECONDS = 0.08
 # What the tabu search for the first incumbent may take, some milliseconds.
 HEURISTIC_OPERATIONS = 5_000_000
 

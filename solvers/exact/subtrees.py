@@ -15,7 +15,7 @@ from moe_search.solvers.exact.branching import BEST, STEP, Tree, branch_slice, o
 PARTS = 32
 # What a part does between two exchanges, some milliseconds, beside which handing it to a thread takes nothing. A tree
 # that is searched within the first round is never split.
-ROUND_OPERATIONS, FIRST_OPERATIONS = 8_000_000, 40_000_000
+ROUND_OPERATIONS, FIRST_OPERATIONS = 16_000_000, 40_000_000
 # A tree with fewer free slots than this is not worth to be split off.
 LEAST_FREE = 7
 # What all parts only read.
