@@ -53,9 +53,8 @@ class Part:
     def split(self, depth: int) -> Part:
         """Return a part of the later half of the children that wait at a depth, which this one gives up."""
         tree = self.tree
-        new = Tree(
-            *(each if name in READ_ONLY else _copied(each) for name, each in zip(tree._fields, tree, strict=True))
-        )
+        copies: dict[str, Any] = {name: _copied(each) for name, each in tree._asdict().items() if name not in READ_ONLY}
+        new = tree._replace(**copies)
         first, end = int(tree.visited[depth]), int(tree.children[depth])
         moved = slice(first + (end - first) // 2, end)
         for mine, others in ((tree.slot, new.slot), (tree.seat, new.seat), (tree.bound, new.bound)):
