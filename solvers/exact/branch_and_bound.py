@@ -139,7 +139,7 @@ class BranchAndBound(Solver):
             totals,
             relaxation.slots,
             relaxation.seats,
-            LOOK_AHEAD if large and problem.size**2 * unit <= LOOK_AHEAD_OPERATIONS else 0,
+            LOOK_AHEAD if large and _looks_ahead(costs) else 0,
         )
         seconds, last = self._last_seconds(run, costs)
         with ExitStack() as stack:
@@ -249,6 +249,13 @@ def relax(costs: PairCosts) -> Relaxation:
         orders.append(order[order != np.arange(m)[:, None]].reshape(m, m - 1))
     scratch = np.zeros((2, m, m), flow.dtype)
     return Relaxation(KoopmansBeckmann(flow, distance, *orders, *scratch), linear, 1, step, slots, seats)
+
+
+def _looks_ahead(costs: PairCosts) -> bool:
+    """Return whether to look ahead saves time: where one matrix holds few numbers, as that of a grid does."""
+    m = costs.shape[0]
+    few = costs.factors is not None and min(len(np.unique(factor)) for factor in costs.factors) <= m
+    return few and m**2 * node_operations(costs) <= LOOK_AHEAD_OPERATIONS
 
 
 def _numbers(costs: PairCosts, *arrays: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], ...]:
