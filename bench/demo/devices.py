@@ -82,6 +82,10 @@ class DevicesResult:
     steady: tuple[Simulation, ...]
     rebalanced: Rebalanced
 
+    def steady_outcomes(self, policy: Policy) -> list[PolicyOutcome]:
+        """Return what came of a policy, task by task."""
+        return [outcome_of(each, policy) for each in self.steady]
+
 
 def read_trace(windows: int) -> Trace:
     """Return the first windows of every task."""
@@ -126,7 +130,7 @@ def outcome_of(played: Simulation, policy: Policy) -> PolicyOutcome:
 
 def balance_of(result: DevicesResult, policy: Policy) -> tuple[float, float]:
     """Return the mean balance on the next window of a policy: of all tasks in turn, and of each alone."""
-    steady = [outcome_of(each, policy).balance.mean() for each in result.steady]
+    steady = [each.balance.mean() for each in result.steady_outcomes(policy)]
     return float(outcome_of(result.drifting, policy).balance.mean()), float(np.mean(steady))
 
 
@@ -143,11 +147,11 @@ def devices_sentence(result: DevicesResult) -> str:
 
 def steady_sentence(result: DevicesResult) -> str:
     """Return what is left to gain where traffic is steady."""
-    (drifting, steady), (_, kept), (_, anew) = (balance_of(result, policy) for policy in (SEARCH, STATIC, EPLB))
-    gained = drifting - balance_of(result, STATIC)[0]
+    (drifting, steady), (stale, kept), (_, anew) = (balance_of(result, policy) for policy in (SEARCH, STATIC, EPLB))
     return (
-        f"Little to gain where traffic is steady: on each task alone a placement that stays has {kept:.3f}, the search "
-        f"{steady:.3f}, {steady - kept:+.3f} in place of {gained:+.3f}, and EPLB {anew:.3f}."
+        f"On each task alone, whose traffic is steady, the search gains {steady - kept:+.3f} on a placement that "
+        f"stays, and {drifting - stale:+.3f} on all tasks in turn: {steady:.3f} and {kept:.3f}, EPLB's algorithm "
+        f"{anew:.3f}."
     )
 
 
@@ -156,8 +160,8 @@ def rebalanced_sentence(rebalanced: Rebalanced) -> str:
     even = rebalanced.before.mean(axis=1)
     before, after = ((loads.max(axis=1) / even).max() for loads in (rebalanced.before, rebalanced.after))
     return (
-        f"From the placement for the first {LAST} windows to the last {LAST}, the most loaded device of all layers goes "
-        f"from {before:.2f} times the mean to {after:.3f} times (no placement can have less than "
+        f"From the placement for the first {LAST} windows to the last {LAST}, the most loaded device of all layers "
+        f"goes from {before:.2f} times the mean to {after:.3f} times (no placement can have less than "
         f"{(rebalanced.bounds / even).max():.3f}) by {rebalanced.migrations} migrations; EPLB's algorithm makes "
         f"{rebalanced.of_eplb}."
     )

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional
 
 from moe_search.bench.datasets.data_files import divide
 from moe_search.bench.datasets.two_images import DARKEST
+from moe_search.bench.demo.tables import verdict_of
 from moe_search.bench.experiments.paired_statistics import mean_and_error
 from moe_search.layers import MixtureOfExperts, cluster_neurons, split_feed_forward
 from moe_search.plotting.loss_curves import LossCurve, LossPanel
@@ -26,7 +26,7 @@ EXPERTS = 16
 ACTIVE = (1, 2, 4, 8, 12)
 """Numbers of experts that a row runs."""
 
-TOLD, ENOUGH = 4, 8
+TOLD, ENOUGH = 4, 12
 """Those of which a sentence tells: where the split matters, and where it does not."""
 
 TRAIN_SHARE = 0.7
@@ -165,26 +165,26 @@ def labels_of(neurons: Tensor) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
 
 def neurons_sentence(result: NeuronsResult) -> str:
     """Return what the search is worth where few experts run."""
-    at_random, searched = (mean_and_error(result.accuracies(how, TOLD)).mean for how in (RANDOM, SEARCHED))
-    dense = np.mean(result.column(lambda split: split.dense, SEARCHED, TOLD))
-    lost, bound = (
+    at_random, searched = (np.mean(result.accuracies(how, TOLD)) for how in (RANDOM, SEARCHED))
+    without, lost = (np.mean(result.column(lambda split: split.lost, how, TOLD)) for how in (RANDOM, SEARCHED))
+    dense, bound = (
         np.mean(result.column(measure, SEARCHED, TOLD))
-        for measure in (lambda split: split.lost, lambda split: split.bound)
+        for measure in (lambda split: split.dense, lambda split: split.bound)
     )
-    without = np.mean(result.column(lambda split: split.lost, RANDOM, TOLD))
     return (
-        f"Neurons: a dense network of {dense:.1%} accuracy, split into {EXPERTS} experts of which an image runs {TOLD}, "
-        f"keeps {searched:.1%} if the neurons are put together by search and {at_random:.1%} if at random; {lost:.0%} "
-        f"instead of {without:.0%} of their mass is lost, and no split loses less than {bound:.0%}."
+        f"Neurons: a dense network of {dense:.1%} accuracy is split into {EXPERTS} experts, of which an image runs "
+        f"{TOLD}; {searched:.1%} are left if a search puts the neurons together, {at_random:.1%} if chance does. "
+        f"{lost:.0%} of their mass is lost instead of {without:.0%}, and no split loses less than {bound:.0%}."
     )
 
 
 def enough_sentence(result: NeuronsResult) -> str:
     """Return what the search is worth where many experts run."""
-    both = [mean_and_error(result.accuracies(how, ENOUGH)).text(1, 100.0) for how in (RANDOM, SEARCHED)]
+    both = [result.accuracies(how, ENOUGH) for how in (RANDOM, SEARCHED)]
+    at_random, searched = (mean_and_error(each).text(1, 100.0) for each in both)
     return (
-        f"Little to gain where many experts run: with {ENOUGH} of {EXPERTS} the accuracy is {both[0]} % at random and "
-        f"{both[1]} % by search."
+        f"With {ENOUGH} of {EXPERTS} experts an image, there is {verdict_of(np.subtract(*both).tolist())} in accuracy: "
+        f"{at_random} % at random, {searched} % by search."
     )
 
 
@@ -217,11 +217,10 @@ def lost_panel(result: NeuronsResult) -> LossPanel:
     return LossPanel("Neurons", (*lost, bound))
 
 
-def accuracy_panel(result: NeuronsResult) -> LossPanel:
+def accuracy_curves(result: NeuronsResult) -> tuple[LossCurve, ...]:
     """Return the curves of the accuracy over the experts that run, and that of the dense network."""
-    split = _curves(result, lambda split: split.accuracy)
     dense = LossCurve("dense", _values(result, lambda split: split.dense, SEARCHED), INK, True, _positions())
-    return LossPanel("Neurons", (*split, dense))
+    return (*_curves(result, lambda split: split.accuracy), dense)
 
 
 def _curves(result: NeuronsResult, measure: Callable[[Split], float]) -> tuple[LossCurve, ...]:
