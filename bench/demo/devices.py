@@ -140,8 +140,8 @@ def devices_sentence(result: DevicesResult) -> str:
     moved, all_moved = (outcome_of(result.drifting, policy).migrations.sum() for policy in (SEARCH, EPLB))
     return (
         f"Devices: on traffic of DeepSeek-V2-Lite, a search within {TOLERANCE:.0%} of the bound balances the next "
-        f"window to {near:.3f}, EPLB's algorithm to {anew:.3f} and a placement that stays to {kept:.3f}; it moves "
-        f"{moved / all_moved:.1%} of the experts that EPLB moves."
+        f"window to {near:.3f} by {moved / all_moved:.1%} of the migrations of EPLB's algorithm, which comes to "
+        f"{anew:.3f}; a placement that stays comes to {kept:.3f}."
     )
 
 
@@ -176,7 +176,7 @@ def policies_table(result: DevicesResult) -> Table:
         drifting, steady = balance_of(result, policy)
         rows.append(
             (
-                str(policy).removesuffix(f", last {LAST}"),
+                _named(str(policy)),
                 f"{drifting:.3f}",
                 f"{outcome.planned.mean():.3f}",
                 f"{played.part_moved(outcome):.2%}",
@@ -196,10 +196,14 @@ def policies_table(result: DevicesResult) -> Table:
 
 def trade_off_families(result: DevicesResult) -> dict[str, list[tuple[str, float, float]]]:
     """Return the points of the picture of balance against slots moved."""
-    found = result.drifting.families()
-    return {name.removesuffix(f", last {LAST}"): points for name, points in found.items()}
+    return {_named(name): points for name, points in result.drifting.families().items()}
 
 
 def loads_picture(rebalanced: Rebalanced) -> Figure:
     """Draw the loads of the devices before and after a rebalance."""
     return device_loads(before=rebalanced.before, after=rebalanced.after)
+
+
+def _named(policy: str) -> str:
+    name = policy.removesuffix(f", last {LAST}")
+    return f"search, {name}" if name.startswith("tolerance") else name

@@ -172,9 +172,9 @@ def neurons_sentence(result: NeuronsResult) -> str:
         for measure in (lambda split: split.dense, lambda split: split.bound)
     )
     return (
-        f"Neurons: a dense network of {dense:.1%} accuracy is split into {EXPERTS} experts, of which an image runs "
-        f"{TOLD}; {searched:.1%} are left if a search puts the neurons together, {at_random:.1%} if chance does. "
-        f"{lost:.0%} of their mass is lost instead of {without:.0%}, and no split loses less than {bound:.0%}."
+        f"Neurons: split into {EXPERTS} experts of which an image runs {TOLD}, a dense network of {dense:.1%} "
+        f"accuracy keeps {searched:.1%} by search and {at_random:.1%} at random; {lost:.0%} of the neurons' mass is "
+        f"lost instead of {without:.0%}, and no split loses less than {bound:.0%}."
     )
 
 
@@ -183,8 +183,8 @@ def enough_sentence(result: NeuronsResult) -> str:
     both = [result.accuracies(how, ENOUGH) for how in (RANDOM, SEARCHED)]
     at_random, searched = (mean_and_error(each).text(1, 100.0) for each in both)
     return (
-        f"With {ENOUGH} of {EXPERTS} experts an image, there is {verdict_of(np.subtract(*both).tolist())} in accuracy: "
-        f"{at_random} % at random, {searched} % by search."
+        f"With {ENOUGH} of {EXPERTS} experts an image: {verdict_of(np.subtract(*both).tolist())} in accuracy, "
+        f"{at_random} % at random and {searched} % by search."
     )
 
 

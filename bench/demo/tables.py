@@ -93,8 +93,10 @@ def slots_sentence(result: ScenarioResult, start: str) -> str:
         ("there is no clear difference for ", told["no clear difference"]),
     )
     gaps = [search.gap for search in result.searches]
-    near = f" No search ended more than {max(gaps):.2%} above the exact optimum of its problem." if gaps else ""
-    return f"Slots: {start}, {'; '.join(words + ', '.join(gates) for words, gates in lines if gates)}.{near}"
+    parts = [words + ", ".join(gates) for words, gates in lines if gates]
+    if gaps:
+        parts.append(f"no search ended more than {max(gaps):.2%} above the exact optimum of its problem")
+    return f"Slots: {start}, {'; '.join(parts)}."
 
 
 def compare(result: ScenarioResult, gate: str) -> Comparison:
