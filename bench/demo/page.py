@@ -14,7 +14,6 @@ from moe_search.bench.demo import devices, neurons
 from moe_search.bench.demo.scenarios import ScenarioResult
 from moe_search.bench.demo.settings import SEARCHED, DemoSettings
 from moe_search.bench.demo.summary import (
-    AFTER_SCRAMBLING,
     FROM_FRESH_WEIGHTS,
     DemoResult,
     headlines,
@@ -86,7 +85,7 @@ def make_report(result: DemoResult, command: str) -> Report:
             "Middle: up and to the left is better. Right: a dense network split into experts.",
         ),
         sections=(
-            Section("Gains and none", tables=(summary_table(result),), findings=_no_gains(result)),
+            Section("Gains and none", tables=(summary_table(result),)),
             _scrambled(result.bad_initialization, settings),
             _devices(result.devices),
             _neurons(result.neurons),
@@ -152,20 +151,11 @@ def map_pictures(result: ScenarioResult, seed: int = 0) -> Figure:
     return expert_maps(panels, NUM_EXPERTS)
 
 
-def _no_gains(result: DemoResult) -> tuple[str, ...]:
-    return (
-        slots_sentence(result.from_scratch, FROM_FRESH_WEIGHTS),
-        devices.steady_sentence(result.devices),
-        neurons.enough_sentence(result.neurons),
-    )
-
-
 def _scrambled(result: ScenarioResult, settings: DemoSettings) -> Section:
     return _slots_section(
         "Slots: specialists under a scrambled map",
         result,
         (
-            slots_sentence(result, AFTER_SCRAMBLING),
             f"The data is cut into {NUM_EXPERTS} parts (k-means clusters of the images; for Hash, its own buckets). "
             "Expert j is trained on part j alone, the gate to send part j to the slot of expert j. Then the map from "
             "slots to experts is scrambled, and all weights are trained on, once with search (every "
@@ -195,7 +185,6 @@ def _devices(result: devices.DevicesResult) -> Section:
     return Section(
         "Devices: real traffic replayed",
         paragraphs=(
-            devices.devices_sentence(result),
             f"The traffic is what DeepSeek-V2-Lite chose for real texts: {layers} layers of {experts} experts, "
             f"{tasks} tasks ({', '.join(result.trace.tasks)}) one after the other, {windows} windows of 512 tokens "
             f"each. {cluster.num_devices} devices hold {cluster.slots_per_device} experts of a layer each, so that "
@@ -225,7 +214,6 @@ def _neurons(result: neurons.NeuronsResult) -> Section:
     return Section(
         "Neurons: a dense network made a mixture",
         paragraphs=(
-            neurons.neurons_sentence(result),
             f"A network of {neurons.HIDDEN} hidden neurons learns the 1,797 digits of scikit-learn, 30 % of them kept "
             f"for testing. Its neurons are then divided among {neurons.EXPERTS} equal experts, and a linear router "
             "tells from the image which ones to run; the others give their mean. Nothing is trained after the split. "

@@ -50,7 +50,7 @@ def summary_table(result: DemoResult) -> Table:
         [_steady_row(result.devices), _neurons_row(result.neurons, ENOUGH)],
     )
     return Table(
-        "Gains and none",
+        "With search and without",
         ("choice", "measured", "without", "with search", "gain", "gap, %"),
         tuple(row for part in parts for row in part),
         rules=(sum(map(len, parts[:2])) - 1,),
