@@ -110,6 +110,8 @@ def split_network(seed: int, steps: int) -> list[Split]:
     splits = []
     for active in ACTIVE:
         problem = NeuronPartition(mass, EXPERTS, active)
+        limits = problem.value_range()
+        assert limits is not None
         for how in (RANDOM, SEARCHED):
             neurons = shuffled
             if how == SEARCHED:
@@ -126,7 +128,7 @@ def split_network(seed: int, steps: int) -> list[Split]:
                     active,
                     seed,
                     problem.value(labels_of(neurons)),
-                    problem.value_range()[0],
+                    limits[0],
                     float(error),
                     accuracy(mixture, images[test], labels[test]),
                     dense,
@@ -180,10 +182,10 @@ def neurons_sentence(result: NeuronsResult) -> str:
 
 def enough_sentence(result: NeuronsResult) -> str:
     """Return what the search is worth where many experts run."""
-    both = [result.accuracies(how, ENOUGH) for how in (RANDOM, SEARCHED)]
-    at_random, searched = (mean_and_error(each).text(1, 100.0) for each in both)
+    both = np.array([result.accuracies(how, ENOUGH) for how in (RANDOM, SEARCHED)])
+    at_random, searched = (mean_and_error(each).text(1, 100.0) for each in both.tolist())
     return (
-        f"With {ENOUGH} of {EXPERTS} experts an image: {verdict_of(np.subtract(*both).tolist())} in accuracy, "
+        f"With {ENOUGH} of {EXPERTS} experts an image: {verdict_of((both[0] - both[1]).tolist())} in accuracy, "
         f"{at_random} % at random and {searched} % by search."
     )
 

@@ -60,7 +60,7 @@ def summary_table(result: DemoResult) -> Table:
 
 
 def _slots_rows(result: ScenarioResult, start: str) -> list[tuple[str, ...]]:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for gate in SEARCHED_GATES:
         comparison = compare(result, gate)
         without, found = (

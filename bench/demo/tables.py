@@ -95,7 +95,8 @@ def slots_sentence(result: ScenarioResult, start: str) -> str:
     gaps = [search.gap for search in result.searches]
     parts = [words + ", ".join(gates) for words, gates in lines if gates]
     if gaps:
-        parts.append(f"no search ended more than {max(gaps):.2%} above the exact optimum of its problem")
+        worst = f"no search ended more than {max(gaps):.2%} above" if max(gaps) else "every search ended at"
+        parts.append(f"{worst} the exact optimum of its problem")
     return f"Slots: {start}, {'; '.join(parts)}."
 
 

@@ -185,6 +185,9 @@ def test_the_sentence_says_first_where_search_gains():
     )
     schedule = SearchSchedule(period=1, until=1)
     assert slots_sentence(ScenarioResult(schedule, runs, ()), "from fresh weights") == f"{told}."
+    assert slots_sentence(ScenarioResult(schedule, runs, searches[:1]), "from fresh weights") == (
+        f"{told}; every search ended at the exact optimum of its problem."
+    )
     assert slots_sentence(ScenarioResult(schedule, runs, searches), "from fresh weights") == (
         f"{told}; no search ended more than 1.23% above the exact optimum of its problem."
     )
