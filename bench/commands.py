@@ -29,12 +29,12 @@ def demo(
     seeds: Annotated[int | None, typer.Option(help="Paired repetitions. [default: 3, with --smoke 2]")] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs of training. [default: 15, with --smoke 2]")] = None,
     report: Annotated[Path, typer.Option(help="Where the HTML report goes.")] = Path("moe-search-demo.html"),
-    picture: Annotated[Path | None, typer.Option(help="Where the curves after the bad start go as an image.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="Where the charts on top of the page go as an image.")] = None,
     smoke: Annotated[bool, typer.Option("--smoke", help="Tiny sizes: shows in seconds that all works.")] = False,
 ) -> None:
-    """Train sparse gates on images with and without search.
+    """Search the experts of slots and devices, and the neurons of experts.
 
-    What came out is shown, and written as an HTML report.
+    What came out, with and without search, is shown and written as an HTML report.
     """
     with one_line_errors():
         # Also what the settings check: they import torch.

@@ -31,7 +31,7 @@ ON_TOP = {
 }
 SOURCES = ("**/*.py", "**/*.pyi", "**/*.typed", "**/*.html")
 TOP_FOLDERS = {
-    "bench": (*SOURCES, "comparison/datasets/*.npz", "results/*.md"),
+    "bench": (*SOURCES, "comparison/datasets/*.npz", "demo/*.npz", "results/*.md"),
     "docs": ("*.*", "_static/*", "_templates/**/*.rst", "gallery/*.*"),
     "moe_search": SOURCES,
     "problems": SOURCES,

@@ -1,1 +1,1 @@
-"""The demo: sparse gates trained on real images with and without search, the exact optimum beside the search."""
+"""The demo: experts in slots, on devices and made of neurons, by search and without, beside optimum or bound."""

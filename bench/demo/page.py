@@ -1,37 +1,46 @@
-"""The page of the demo: what was done, what came out, and how to repeat it."""
+"""The page of the demo: what came out, what was done, and how to repeat it."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
 from moe_search.bench.datasets.two_images import load_two_digits
+from moe_search.bench.demo import devices, neurons
 from moe_search.bench.demo.scenarios import ScenarioResult
 from moe_search.bench.demo.settings import SEARCHED, DemoSettings
+from moe_search.bench.demo.summary import (
+    FROM_FRESH_WEIGHTS,
+    DemoResult,
+    headlines,
+    summary_table,
+)
 from moe_search.bench.demo.tables import (
     every_search_table,
     findings,
-    headline,
     results_table,
     runs_by_gate,
     searches_table,
+    slots_sentence,
 )
 from moe_search.bench.experiments.two_image_model import EXPERTS_PER_SAMPLE, NUM_EXPERTS
 from moe_search.bench.machine_facts import versions
 from moe_search.plotting.canvases import canvases
 from moe_search.plotting.expert_maps import MapPanel, NamedMap, expert_maps
-from moe_search.plotting.loss_curves import LossCurve, LossPanel, loss_curves
-from moe_search.plotting.palette import MUTED, OKABE_ITO
+from moe_search.plotting.loss_curves import LossCurve, LossPanel, draw_losses, loss_curves
+from moe_search.plotting.palette import MUTED, OKABE_ITO, STYLE
+from moe_search.plotting.placements import draw_trade_off
 from moe_search.plotting.report import Report, ReportFigure, Section, figure_svg
 
 SEARCH_COLOUR = OKABE_ITO[0]
 INTACT_COLOUR = OKABE_ITO[5]
 
-FROM_SCRATCH = "Trained from scratch"
-BAD_INITIALIZATION = "Bad initialization: specialists under a scrambled map"
+SHOWN_GATE = "Top-k"
+"""The gate whose curves stand on top of the page."""
 
 HOW_TO_READ = (
     "Means over the seeds ± standard error. Test values are those of the epoch with the least validation loss. "
@@ -41,17 +50,6 @@ HOW_TO_READ = (
     "problem, (found - optimum) / found. Share of time: searches and their verification in the time of training, "
     "evaluation apart."
 )
-
-
-@dataclass(frozen=True)
-class DemoResult:
-    """All that the demo measured."""
-
-    settings: DemoSettings
-    from_scratch: ScenarioResult
-    bad_initialization: ScenarioResult
-    device: str
-    seconds: float
 
 
 def caution(seeds: int) -> str:
@@ -68,42 +66,32 @@ def caution(seeds: int) -> str:
 def make_report(result: DemoResult, command: str) -> Report:
     """Return the page; `command` is the command line that made it."""
     settings = result.settings
-    scratch, bad = result.from_scratch, result.bad_initialization
     return Report(
         title="moe-search demo",
         lead=(
-            "Sparse mixtures of experts, trained on real images with and without permutation search, and every search "
-            "held against the exact optimum of its problem."
+            "The discrete choices of a sparse mixture of experts, each made by search: which expert sits in which "
+            "slot of the gate, which device holds which expert, and which neurons form an expert. Beside each answer "
+            "stands the optimum, or a bound that no answer can be better than."
         ),
-        headlines=(headline(bad),),
-        picture=_curves(bad),
+        headlines=headlines(result),
+        picture=ReportFigure(
+            figure_svg(
+                overview(result),
+                "three charts: validation loss of a gate after its map was scrambled, with and without search; "
+                "balance of devices against the slots that migrate, by policy; accuracy of a split network over the "
+                "experts that run, split at random and by search",
+            ),
+            f"Left: {SHOWN_GATE} with scrambled specialists, the mean over the seeds and each seed as a thin line. "
+            "Middle: up and to the left is better. Right: a dense network split into experts.",
+        ),
         sections=(
-            _section(
-                BAD_INITIALIZATION,
-                bad,
-                (
-                    f"The data is cut into {NUM_EXPERTS} parts (k-means clusters of the images; for Hash, its own "
-                    "buckets). Expert j is trained on part j alone, the gate to send part j to the slot of expert j. "
-                    "Then the map from slots to experts is scrambled, and all weights are trained on, once with "
-                    f"search (every {bad.schedule.period} steps up to step {bad.schedule.until}) and once without. "
-                    f"The learning rate is then {settings.tuning_learning_rate:g}, after {settings.learning_rate:g} "
-                    "for the specialists: the faster the weights learn, the sooner they make up for a wrong map by "
-                    "themselves. The curves stand on top of the page."
-                ),
-                (_maps(bad),),
-            ),
-            _section(
-                FROM_SCRATCH,
-                scratch,
-                (
-                    "All weights are fresh. With identical fresh experts a permutation only relabels them, so little "
-                    "is to be expected of search here. The gates with a plus search every "
-                    f"{scratch.schedule.period} steps up to step {scratch.schedule.until}."
-                ),
-                (_curves(scratch), _maps(scratch)),
-            ),
+            Section("Gains and none", tables=(summary_table(result),)),
+            _scrambled(result.bad_initialization, settings),
+            _devices(result.devices),
+            _neurons(result.neurons),
+            _from_scratch(result.from_scratch),
             _task(settings),
-            Section("How to read the results", paragraphs=(HOW_TO_READ, caution(settings.seeds))),
+            Section("How to read the results of slots", paragraphs=(HOW_TO_READ, caution(settings.seeds))),
         ),
         facts={
             "Command": command,
@@ -111,26 +99,44 @@ def make_report(result: DemoResult, command: str) -> Report:
             "Device": result.device,
             "Duration": f"{result.seconds:.0f} s in all",
             "Settings": "; ".join(f"{name} {_setting(value)}" for name, value in asdict(settings).items()),
+            "Trace": f"{result.devices.trace.source}; MIT licence, (c) 2023 DeepSeek",
             "Versions": versions("moe-search", "torch", "numpy", "scipy", "numba", "ortools", "scikit-learn"),
         },
     )
 
 
+def overview(result: DemoResult) -> Figure:
+    """Draw one chart of each part: a gate after its map was scrambled, the policies of devices, the split network."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(10.2, 3.5), layout="constrained")
+        slots, balance, accuracy = figure.subplots(1, 3)
+        draw_losses(slots, LossPanel("Slots: loss", _curves_of(result.bad_initialization, SHOWN_GATE)))
+        draw_trade_off(balance, devices.trade_off_families(result.devices))
+        balance.set_title("Devices: balance on the next window", loc="left", fontweight="bold", fontsize=10)
+        balance.set_xlabel("slots that migrate at a rebalance")
+        balance.set_ylabel("")
+        balance.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, -0.22), borderaxespad=0)
+        split = LossPanel("Neurons: accuracy", neurons.accuracy_curves(result.neurons))
+        draw_losses(accuracy, split, f"experts of {neurons.EXPERTS} that run")
+    return figure
+
+
 def validation_curves(result: ScenarioResult) -> Figure:
     """Draw each sparse gate with and without search; dashed, where the intact specialists stood."""
+    return loss_curves([LossPanel(gate, _curves_of(result, gate)) for gate in SEARCHED])
+
+
+def _curves_of(result: ScenarioResult, gate: str) -> tuple[LossCurve, ...]:
     by_gate = runs_by_gate(result)
-    panels = []
-    for gate in SEARCHED:
-        curves = [
-            LossCurve(name, np.stack([run.losses for run in by_gate[name]]), colour)
-            for name, colour in ((gate, MUTED), (f"{gate}+", SEARCH_COLOUR))
-        ]
-        intact = [each.validation_loss for each in result.intact if each.gate == gate]
-        if intact:
-            level = np.full((1, curves[0].losses.shape[1]), np.mean(intact))
-            curves.append(LossCurve("before scrambling", level, INTACT_COLOUR, dashed=True))
-        panels.append(LossPanel(gate, tuple(curves)))
-    return loss_curves(panels)
+    curves = [
+        LossCurve(name, np.stack([run.losses for run in by_gate[name]]), colour)
+        for name, colour in ((gate, MUTED), (f"{gate}+", SEARCH_COLOUR))
+    ]
+    intact = [each.validation_loss for each in result.intact if each.gate == gate]
+    if intact:
+        level = np.full((1, curves[0].losses.shape[1]), np.mean(intact))
+        curves.append(LossCurve("before scrambling", level, INTACT_COLOUR, dashed=True))
+    return tuple(curves)
 
 
 def map_pictures(result: ScenarioResult, seed: int = 0) -> Figure:
@@ -143,6 +149,88 @@ def map_pictures(result: ScenarioResult, seed: int = 0) -> Figure:
         rows += [NamedMap("scrambled" if intact else "first", run.first_map), NamedMap("last", run.last_map)]
         panels.append(MapPanel(run.gate, tuple(rows)))
     return expert_maps(panels, NUM_EXPERTS)
+
+
+def _scrambled(result: ScenarioResult, settings: DemoSettings) -> Section:
+    return _slots_section(
+        "Slots: specialists under a scrambled map",
+        result,
+        (
+            f"The data is cut into {NUM_EXPERTS} parts (k-means clusters of the images; for Hash, its own buckets). "
+            "Expert j is trained on part j alone, the gate to send part j to the slot of expert j. Then the map from "
+            "slots to experts is scrambled, and all weights are trained on, once with search (every "
+            f"{result.schedule.period} steps up to step {result.schedule.until}) and once without. The learning rate "
+            f"is then {settings.tuning_learning_rate:g}, after {settings.learning_rate:g} for the specialists: the "
+            "faster the weights learn, the sooner they make up for a wrong map by themselves.",
+        ),
+    )
+
+
+def _from_scratch(result: ScenarioResult) -> Section:
+    return _slots_section(
+        "Slots: trained from scratch",
+        result,
+        (
+            slots_sentence(result, FROM_FRESH_WEIGHTS),
+            "All weights are fresh. With identical fresh experts a permutation only relabels them, so little is to be "
+            f"expected of search here. The gates with a plus search every {result.schedule.period} steps up to step "
+            f"{result.schedule.until}.",
+        ),
+    )
+
+
+def _devices(result: devices.DevicesResult) -> Section:
+    tasks, windows, layers, experts = result.trace.counts.shape
+    cluster = devices.CLUSTER
+    return Section(
+        "Devices: real traffic replayed",
+        paragraphs=(
+            f"The traffic is what DeepSeek-V2-Lite chose for real texts: {layers} layers of {experts} experts, "
+            f"{tasks} tasks ({', '.join(result.trace.tasks)}) one after the other, {windows} windows of 512 tokens "
+            f"each. {cluster.num_devices} devices hold {cluster.slots_per_device} experts of a layer each, so that "
+            f"some have replicas. After every window a policy plans with the last {devices.LAST} and is judged on the "
+            "next, which it has not seen. EPLB's algorithm starts anew each time; a tolerance lets a layer be that "
+            "far above its bound before an expert migrates.",
+            devices.rebalanced_sentence(result.rebalanced),
+        ),
+        tables=(devices.policies_table(result),),
+        findings=(devices.steady_sentence(result),),
+        figures=(
+            ReportFigure(
+                figure_svg(
+                    devices.loads_picture(result.rebalanced),
+                    "load of the devices over their mean, falling before the rebalance and even after it",
+                ),
+                f"Devices of a layer in the last {devices.LAST} windows, before and after a rebalance within "
+                f"{devices.TOLERANCE:.0%} of the bound: a band holds all layers, the line is their mean. The balance "
+                "on windows not seen stands on top of the page.",
+            ),
+        ),
+    )
+
+
+def _neurons(result: neurons.NeuronsResult) -> Section:
+    picture = loss_curves([neurons.lost_panel(result)], "part lost", f"experts of {neurons.EXPERTS} that run")
+    return Section(
+        "Neurons: a dense network made a mixture",
+        paragraphs=(
+            f"A network of {neurons.HIDDEN} hidden neurons learns the 1,797 digits of scikit-learn, 30 % of them kept "
+            f"for testing. Its neurons are then divided among {neurons.EXPERTS} equal experts, and a linear router "
+            "tells from the image which ones to run; the others give their mean. Nothing is trained after the split. "
+            "The mass of a neuron is the square of what it adds to the output beyond its mean; the bound is what is "
+            "lost if each image could choose its neurons one by one.",
+        ),
+        tables=(neurons.splits_table(result),),
+        findings=(neurons.enough_sentence(result),),
+        figures=(
+            ReportFigure(
+                figure_svg(
+                    picture, "mass of the neurons lost over the experts that run, at random, by search, and the bound"
+                ),
+                "The mass of the neurons lost on training images, and the least that any split loses.",
+            ),
+        ),
+    )
 
 
 def _task(settings: DemoSettings) -> Section:
@@ -168,13 +256,13 @@ def _task(settings: DemoSettings) -> Section:
     )
 
 
-def _section(heading: str, result: ScenarioResult, paragraph: str, figures: tuple[ReportFigure, ...]) -> Section:
+def _slots_section(heading: str, result: ScenarioResult, paragraphs: tuple[str, ...]) -> Section:
     return Section(
         heading,
-        paragraphs=(paragraph,),
+        paragraphs=paragraphs,
         tables=(results_table(result), searches_table(result)),
         findings=findings(result),
-        figures=figures,
+        figures=(_curves(result), _maps(result)),
         folded=(every_search_table(result),),
     )
 

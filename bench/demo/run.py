@@ -12,18 +12,12 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from moe_search.bench.demo.page import (
-    BAD_INITIALIZATION,
-    FROM_SCRATCH,
-    HOW_TO_READ,
-    DemoResult,
-    caution,
-    make_report,
-    validation_curves,
-)
-from moe_search.bench.demo.scenarios import Scenario, ScenarioResult, count_ticks, exact_value
+from moe_search.bench.demo.devices import replay
+from moe_search.bench.demo.neurons import split_networks
+from moe_search.bench.demo.page import make_report, overview
+from moe_search.bench.demo.scenarios import Scenario, count_ticks, exact_value
 from moe_search.bench.demo.settings import DemoSettings
-from moe_search.bench.demo.tables import findings, headline, results_table, searches_table
+from moe_search.bench.demo.summary import DemoResult, headlines, summary_table
 from moe_search.bench.experiments.training import compile_once, one_thread
 from moe_search.plotting.report import write_report
 from moe_search.problems import random_linear, random_mixture
@@ -37,10 +31,10 @@ def run_demo(
     console: Console,
     picture: Path | None = None,
 ) -> None:
-    """Train in both scenarios, print the tables and write the report to a path.
+    """Search slots, devices and neurons, print what came out and write the report to a path.
 
-    The command line stands in the report. The validation curves of the second scenario go to the picture, as an image
-    in the format of its suffix.
+    The command line stands in the report. The charts on top of the page go to the picture, as an image in the format of
+    its suffix.
     """
     start = time.perf_counter()
     columns = (
@@ -51,7 +45,8 @@ def run_demo(
         TextColumn("{task.description}"),
     )
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task("compiling the kernels, the first time only", total=count_ticks(settings))
+        ticks = count_ticks(settings) + 1 + settings.seeds
+        task = progress.add_task("compiling the kernels, the first time only", total=ticks)
         compile_kernels()
 
         def on_tick(what: str) -> None:
@@ -61,17 +56,20 @@ def run_demo(
             run = Scenario(settings, device, executor, on_tick)
             from_scratch = run.train_from_scratch()
             bad_initialization = run.train_from_bad_initialization()
+            devices = replay(settings.windows)
+            on_tick("traffic replayed")
+            neurons = split_networks(settings.seeds, settings.dense_steps, lambda seed: on_tick(f"split, seed {seed}"))
         progress.update(task, description="done")
-    result = DemoResult(settings, from_scratch, bad_initialization, _name(device), time.perf_counter() - start)
-    for title, scenario in ((FROM_SCRATCH, from_scratch), (BAD_INITIALIZATION, bad_initialization)):
-        _print_scenario(title, scenario, console)
-    console.print(f"\n{headline(bad_initialization)}\n", style="bold", highlight=False)
-    console.print(HOW_TO_READ, style="dim")
-    console.print(caution(settings.seeds), style="dim")
+    seconds = time.perf_counter() - start
+    result = DemoResult(settings, from_scratch, bad_initialization, devices, neurons, _name(device), seconds)
+    for headline in headlines(result):
+        console.print(headline, style="bold", highlight=False)
+        console.print()
+    console.print(summary_table(result).as_rich())
     write_report(make_report(result, command), path)
-    console.print(f"\nReport: {path.resolve()}", soft_wrap=True, highlight=False)
+    console.print(f"Report: {path.resolve()}", soft_wrap=True, highlight=False)
     if picture is not None:
-        validation_curves(bad_initialization).savefig(picture, dpi=150)
+        overview(result).savefig(picture, dpi=150)
 
 
 def compile_kernels() -> None:
@@ -90,15 +88,6 @@ def _beside_training() -> Iterator[Executor]:
             yield executor
     finally:
         executor.shutdown(cancel_futures=True)
-
-
-def _print_scenario(title: str, result: ScenarioResult, console: Console) -> None:
-    console.print()
-    console.print(title, style="bold underline")
-    for table in (results_table(result), searches_table(result)):
-        console.print(table.as_rich())
-    for finding in findings(result):
-        console.print(f"- {finding}", highlight=False)
 
 
 def _name(device: torch.device) -> str:

@@ -32,6 +32,10 @@ class DemoSettings(ModelSizes):
         Epochs of training in both scenarios; specialists are trained before the second.
     tuning_learning_rate : float
         The rate of Adam for the specialists under a scrambled map; from scratch, it is `learning_rate`.
+    windows : int
+        Windows of every task of the trace that is replayed.
+    dense_steps : int
+        Training steps of the dense network whose neurons are split.
     """
 
     seeds: int = 3
@@ -39,6 +43,8 @@ class DemoSettings(ModelSizes):
     tuning_learning_rate: float = 1e-3
     from_scratch: SearchSchedule = LATE
     bad_initialization: SearchSchedule = EARLY
+    windows: int = 16
+    dense_steps: int = 600
 
     def __post_init__(self) -> None:
         require_integer("seeds", self.seeds)
@@ -63,6 +69,8 @@ def smoke_settings(seeds: int = 2, epochs: int = 2) -> DemoSettings:
         epochs=epochs,
         from_scratch=SearchSchedule(period=8, until=8),
         bad_initialization=SearchSchedule(period=4, until=4),
+        windows=6,
+        dense_steps=60,
     )
 
 

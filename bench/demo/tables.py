@@ -74,16 +74,14 @@ def every_search_table(result: ScenarioResult) -> Table:
 
 def findings(result: ScenarioResult) -> tuple[str, ...]:
     """Return one finding for each gate with and without search."""
-    by_gate = runs_by_gate(result)
-    return tuple(Comparison(by_gate[gate], by_gate[f"{gate}+"]).sentences() for gate in SEARCHED)
+    return tuple(compare(result, gate).sentences() for gate in SEARCHED)
 
 
-def headline(result: ScenarioResult) -> str:
-    """Return what search did to the test losses, in one sentence; result is of a scenario with a scrambled map."""
-    by_gate = runs_by_gate(result)
+def slots_sentence(result: ScenarioResult, start: str) -> str:
+    """Return what search did to the test losses from a start, and how near to their optima the searches came."""
     told: dict[str, list[str]] = {"gain": [], "harm": [], "no clear difference": []}
     for gate in SEARCHED:
-        comparison = Comparison(by_gate[gate], by_gate[f"{gate}+"])
+        comparison = compare(result, gate)
         without, found = (
             mean_and_error([run.test.loss for run in runs]).mean
             for runs in (comparison.without, comparison.with_search)
@@ -94,7 +92,32 @@ def headline(result: ScenarioResult) -> str:
         ("search raises the test loss of ", told["harm"]),
         ("there is no clear difference for ", told["no clear difference"]),
     )
-    return f"After the map was scrambled, {'; '.join(words + ', '.join(gates) for words, gates in lines if gates)}."
+    gaps = [search.gap for search in result.searches]
+    parts = [words + ", ".join(gates) for words, gates in lines if gates]
+    if gaps:
+        worst = f"no search ended more than {max(gaps):.2%} above" if max(gaps) else "every search ended at"
+        parts.append(f"{worst} the exact optimum of its problem")
+    return f"Slots: {start}, {'; '.join(parts)}."
+
+
+def compare(result: ScenarioResult, gate: str) -> Comparison:
+    """Return the runs of a sparse gate without and with search."""
+    by_gate = runs_by_gate(result)
+    return Comparison(by_gate[gate], by_gate[f"{gate}+"])
+
+
+def verdict_of(differences: Sequence[float]) -> str:
+    """Return ``gain`` (below 0) or ``harm`` if all seeds agree and the mean exceeds two standard errors; else neither.
+
+    Differences are with search minus without, of what is better if it is less.
+    """
+    found = mean_and_error(differences)
+    if len(differences) > 1 and abs(found.mean) > 2 * found.error:
+        if max(differences) < 0:
+            return "gain"
+        if min(differences) > 0:
+            return "harm"
+    return "no clear difference"
 
 
 @dataclass(frozen=True)
@@ -121,14 +144,8 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """``gain`` or ``harm`` if all seeds agree and the mean exceeds two standard errors; else neither."""
-        loss = mean_and_error(self.loss_differences)
-        if len(self.loss_differences) > 1 and abs(loss.mean) > 2 * loss.error:
-            if max(self.loss_differences) < 0:
-                return "gain"
-            if min(self.loss_differences) > 0:
-                return "harm"
-        return "no clear difference"
+        """What `verdict_of` says of the losses."""
+        return verdict_of(self.loss_differences)
 
     def sentences(self) -> str:
         """Return the comparison in plain words."""

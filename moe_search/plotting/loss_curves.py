@@ -78,14 +78,15 @@ def loss_curves(
         figure = Figure(figsize=(3.4 * len(panels), 3.3), layout="constrained")
         axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for panel, axis in zip(panels, axes, strict=True):
-            _draw(panel, axis, step_name)
+            draw_losses(axis, panel, step_name)
             if logarithmic:
                 axis.set_xscale("symlog", linthresh=1)
         axes[0].set_ylabel(loss_name)
     return figure
 
 
-def _draw(panel: LossPanel, axis: Axes, step_name: str) -> None:
+def draw_losses(axis: Axes, panel: LossPanel, step_name: str = "epoch") -> None:
+    """Draw one panel of `loss_curves` on axes."""
     for curve in panel.curves:
         epochs = np.arange(curve.losses.shape[1]) if curve.positions is None else curve.positions
         style = "--" if curve.dashed else "-"

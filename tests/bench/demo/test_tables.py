@@ -6,10 +6,10 @@ from moe_search.bench.demo.tables import (
     Comparison,
     every_search_table,
     findings,
-    headline,
     results_table,
     runs_by_gate,
     searches_table,
+    slots_sentence,
 )
 from moe_search.bench.experiments.paired_statistics import mean_and_error
 from moe_search.bench.experiments.training import SearchSchedule
@@ -173,12 +173,21 @@ def test_one_finding_a_sparse_gate(scenario):
     assert len(runs_by_gate(scenario)) == 7
 
 
-def test_the_headline_says_first_where_search_gains():
+def test_the_sentence_says_first_where_search_gains():
     losses = {"Hash": (1.0, 1.0), "Hash+": (1.0, 1.01), "Top-k": (0.5, 0.5), "Top-k+": (0.4, 0.39)}
     losses |= {"COMET": (0.3, 0.3), "COMET+": (0.4, 0.41), "Softmax": (2.0, 2.0)}
     runs = tuple(a_run(gate, seed, loss) for gate, both in losses.items() for seed, loss in enumerate(both))
-    assert headline(ScenarioResult(SearchSchedule(period=1, until=1), runs, ())) == (
-        "After the map was scrambled, search lowers the test loss of Top-k (0.500 without, 0.395 with); search raises "
+    searches = tuple(ComparedSearch("Top-k+", 0, a_record("committed"), 0.5, gap) for gap in (0.0, 0.0123))
+    told = (
+        "Slots: from fresh weights, search lowers the test loss of Top-k (0.500 without, 0.395 with); search raises "
         "the test loss of COMET (0.300 without, 0.405 with); there is no clear difference for Hash (1.000 without, "
-        "1.005 with)."
+        "1.005 with)"
+    )
+    schedule = SearchSchedule(period=1, until=1)
+    assert slots_sentence(ScenarioResult(schedule, runs, ()), "from fresh weights") == f"{told}."
+    assert slots_sentence(ScenarioResult(schedule, runs, searches[:1]), "from fresh weights") == (
+        f"{told}; every search ended at the exact optimum of its problem."
+    )
+    assert slots_sentence(ScenarioResult(schedule, runs, searches), "from fresh weights") == (
+        f"{told}; no search ended more than 1.23% above the exact optimum of its problem."
     )
