@@ -119,7 +119,9 @@ class BalancedRouting(Problem):
         twice = (experts[:, 1:] == experts[:, :-1]).any(axis=1)
         if twice.any():
             row = int(np.argmax(twice))
-            raise ValueError(f"{name} must hold different experts in every row, got {experts[row].tolist()} in {row}")
+            raise ValueError(
+                f"{name} must hold different experts in every row, got {experts[row].tolist()} in row {row}"
+            )
         loads = np.bincount(experts.ravel(), minlength=self.num_experts)
         if loads.max() > self.capacity:
             raise ValueError(

@@ -177,22 +177,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_rows(getattr(parts, given.part)(given.device, given.smallest, deadline), Path(given.rows))
         return 0
     started, rows = time.monotonic(), []
+    # Before anything can have broken the device.
+    facts = _facts(given.device)
+    given.output.mkdir(parents=True, exist_ok=True)
+    path = given.output / "cuda_check.md"
     for part in PARTS:
         if given.only and part.name not in given.only:
             continue
         left = TOTAL_SECONDS - (time.monotonic() - started)
         if left < TO_START:
-            rows.append({"part": part.name} | row("the part itself", "", fine=False, note="no time was left for it"))
-            continue
-        found = run_part(part, given.device, given.smallest, min(part.seconds, left))
+            found = [{"part": part.name} | row("the part itself", "", fine=False, note="no time was left for it")]
+        else:
+            found = run_part(part, given.device, given.smallest, min(part.seconds, left))
         failed = sum(each["fine"] is False for each in found)
-        print(f"{part.title}: {len(found)} rows, {failed} failed, {time.monotonic() - started:.0f} s", flush=True)
+        seconds = f"{time.monotonic() - started:.0f}"
+        print(f"{part.title}: {len(found)} rows, {failed} failed, {seconds} s", flush=True)
         rows += found
-    given.output.mkdir(parents=True, exist_ok=True)
-    table = write_table(rows, given.output)
-    facts = _facts(given.device) | {"Seconds": f"{time.monotonic() - started:.0f}", "Table": table.name}
-    (given.output / "cuda_check.md").write_text(page(rows, facts), encoding="utf-8")
-    print(f"{given.output / 'cuda_check.md'} and {table}")
+        # After every part: whoever ends the script, or the machine, keeps what it has found.
+        table = write_table(rows, given.output)
+        path.write_text(page(rows, facts | {"Seconds": seconds, "Table": table.name}), encoding="utf-8")
+    print(f"{path} and {table}")
     return int(any(each["fine"] is False for each in rows))
 
 

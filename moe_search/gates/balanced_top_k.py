@@ -76,6 +76,11 @@ class BalancedTopK(Gate):
         self.greedy_eval = bool(greedy_eval)
         self.linear = nn.Linear(in_features, self.num_slots)
 
+    @property
+    def most_slots(self) -> int:
+        """The k that are chosen."""
+        return self.k
+
     def forward(self, inputs: Tensor, ids: Tensor | None = None, mask: Tensor | None = None) -> SlotWeights:
         """Return the weights of the slots; see `Gate.forward`."""
         logits = self.linear(self.features(inputs, weight_dtype(self.linear), mask)).unsqueeze(1)
@@ -107,16 +112,20 @@ def balanced_slots(logits: Tensor, mask: Tensor | None, k: int, capacity_factor:
     from moe_search.solvers.exact.transport import Transport
 
     slots = torch.arange(k, device=logits.device).expand(len(logits), k).contiguous()
-    rows = logits if mask is None else logits[mask.reshape(-1)]
+    counted = None if mask is None else mask.reshape(-1).bool()
+    rows = logits if counted is None else logits[counted]
     if len(rows) == 0:
         return slots
-    capacity = math.ceil(capacity_factor * len(rows) * k / logits.shape[1])
-    problem = BalancedRouting(-rows.to(device="cpu", dtype=torch.float64).numpy(), k, capacity)
+    capacity = math.ceil(min(capacity_factor * len(rows) * k / logits.shape[1], len(rows)))
+    scores = rows.to(device="cpu", dtype=torch.float64)
+    # As in `torch.topk`, a NaN counts as the largest: it shows in the weights, for whoever skips such a step.
+    most = float(scores.masked_fill(~scores.isfinite(), 0.0).abs().max())
+    problem = BalancedRouting(-scores.nan_to_num(nan=most, posinf=most, neginf=-most).numpy(), k, capacity)
     result = Transport().solve(problem, MaxRuntime(math.inf))
     if result.status == "interrupted":
         raise KeyboardInterrupt
     chosen = torch.tensor(result.solution, device=logits.device)
-    return chosen if mask is None else slots.index_put((mask.reshape(-1),), chosen)
+    return chosen if counted is None else slots.index_put((counted,), chosen)
 
 
 @balanced_slots.register_fake

@@ -342,7 +342,7 @@ class Run:
         """Leave out a bound above the incumbent's value by more than rounding: one of the two is wrong."""
         if self.bound is None:
             return
-        slack = 0.0 if self.problem.integral else 1e-6 * max(abs(self.value), abs(self.bound), self.bound_scale)
+        slack = 0 if self.problem.integral else 1e-6 * max(abs(self.value), abs(self.bound), self.bound_scale)
         if self.bound > self.value + slack:
             kind = type(self.problem).__name__
             warnings.warn(

@@ -48,6 +48,24 @@ def test_padding_takes_no_capacity_and_changes_nothing():
     assert torch.equal(weights[mask.flatten()], gate(inputs[mask]).weights)
     assert not weights[~mask.flatten()].any()
     assert not gate(padded, mask=torch.zeros_like(mask)).weights.any()
+    for dtype in (torch.int64, torch.uint8, torch.int16):
+        assert torch.equal(gate(padded, mask=mask.to(dtype)).weights, weights)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_numbers_that_are_none_show_in_their_row_and_end_no_run(bad):
+    gate = made(4, 2)
+    inputs = torch.randn(10, FEATURES)
+    inputs[3] = bad
+    weights = gate(inputs).weights.squeeze(1)
+    assert weights.isnan().any(1).tolist() == [row == 3 for row in range(10)]
+    assert (weights != 0).sum(0).tolist() == [5] * 4
+
+
+def test_it_says_how_many_slots_a_row_has_and_takes_any_capacity_factor():
+    gate = made(4, 2, capacity_factor=1e308)
+    weights = gate(torch.randn(10, FEATURES)).weights
+    assert gate.most_slots == 2 == int((weights > 0).sum(2).max())
 
 
 def test_weights_are_those_of_top_k_where_nothing_is_crowded_and_greedy_in_eval_mode():

@@ -148,7 +148,7 @@ def test_no_row_has_more_slots_than_the_gate_says(make):
     counts = (gate(*batch(64)).weights != 0).sum((1, 2))
     assert gate.most_slots is None or counts.max() == gate.most_slots
     # What is sparse by its kind says so, or a device has to make room for all.
-    assert isinstance(gate, TopK | EvenTopK | HashRouting) == (gate.most_slots is not None)
+    assert isinstance(gate, TopK | BalancedTopK | EvenTopK | HashRouting) == (gate.most_slots is not None)
 
 
 @every_gate

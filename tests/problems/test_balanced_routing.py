@@ -39,7 +39,7 @@ def test_random_solutions_are_some_and_differ():
     [
         ([[0], [1], [2], [0]], r"must have shape \(4, 2\), got shape \(4, 1\)"),
         ([[0, 1], [1, 2], [2, 0], [1, 3]], r"must hold experts 0 .. 2, got 0 .. 3"),
-        ([[0, 1], [2, 2], [2, 0], [1, 0]], r"different experts in every row, got \[2, 2\] in 1"),
+        ([[0, 1], [2, 2], [2, 0], [1, 0]], r"different experts in every row, got \[2, 2\] in row 1"),
         ([[0, 1], [1, 0], [2, 0], [1, 0]], r"an expert 3 rows at most, got 4 for expert 0"),
     ],
 )

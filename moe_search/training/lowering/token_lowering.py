@@ -491,6 +491,7 @@ def lower_tokens(
     """
     seen, batches = [token_layer(layer) for layer in layers], [Batch(inputs, targets, keywords=keywords)]
     require_integer("tried", tried, 0)
+    batches[0].require(1)
     lowerings = []
     with frozen(model):
         opened = open_tokens(model, seen, loss, batches, chunk_size)

@@ -63,6 +63,19 @@ def test_the_rows_before_a_crash_are_kept(tmp_path):
     assert '"first"' in (tmp_path / "rows").read_text(encoding="utf-8")
 
 
+def test_what_ends_the_script_leaves_the_page_of_the_parts_before(tmp_path, monkeypatch):
+    def run(part, *_):
+        if part.name == "ranks":
+            raise KeyboardInterrupt
+        return [{"part": part.name} | row("n=4", "times", 2.0)]
+
+    monkeypatch.setattr(cuda_check, "run_part", run)
+    with pytest.raises(KeyboardInterrupt):
+        main(["--device", "cpu", "--only", "comet", "--only", "ranks", "--output", str(tmp_path)])
+    assert "| n=4 | times | 2 | - |" in (tmp_path / "cuda_check.md").read_text(encoding="utf-8")
+    assert pd.read_parquet(tmp_path / "cuda_check.parquet")["part"].tolist() == ["comet"]
+
+
 def test_the_page_tells_what_failed_first():
     rows = [
         {"part": "comet"} | row("n=4", "times", 2.0),

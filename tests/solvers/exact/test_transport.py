@@ -39,6 +39,14 @@ def test_integers_have_the_optimum_of_the_flow(seed, n, capacity, values, skew):
     assert result.status == "optimal"
 
 
+@pytest.mark.filterwarnings("error")
+def test_integers_beyond_the_precision_of_floats_keep_their_bound():
+    cost = np.array([[8, 7, 7], [7, 0, 7], [8, 2, 1]])
+    result = Transport().solve(problems.BalancedRouting(-cost - 2**54), MaxIterations(1))
+    # Stopped early, it has a value that the nearest float is less than.
+    assert result.value == result.bound == -3 * 2**54 - 22
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 10**6),

@@ -218,6 +218,8 @@ def test_a_loss_that_is_not_finite_or_not_differentiable():
         ms.lower_tokens(model, model.layers, inputs, targets, lambda o, t: token_loss(o.detach(), t))
     with pytest.raises(ValueError, match="by a target that counts"):
         ms.lower_tokens(model, model.layers, inputs, torch.full_like(targets, -100), token_loss)
+    with pytest.raises(ValueError, match=r"inputs must hold at least one sample, got 0"):
+        ms.lower_tokens(model, model.layers, inputs[:0], targets[:0], token_loss)
 
 
 def test_the_solved_problem_has_the_best_forecast_of_all_maps():
