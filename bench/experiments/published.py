@@ -133,7 +133,7 @@ class PublishedSettings:
     clothing: TwoImageSettings = FASHION
     films: UserTableSettings = field(default_factory=UserTableSettings)
     steps: int = 300
-    evaluations: int = 10
+    evaluations: int = 5
     batches: int = 2
     iterations: int = 1000
     data_seed: int = 100
