@@ -160,8 +160,8 @@ def reach_tables(experiment: Experiment, measured: Measured) -> tuple[Table, ...
     note = (
         "The least number of trials whose expected best validation loss is the median of what the others, gates and "
         f"searches, have as the best of {' or '.join(map(str, sorted(budgets)))} trials, half of the draws. In "
-        "brackets, the middle 90 % of bootstrap samples of the draws, the losses of a draw taken together. Never: all draws are "
-        "not enough."
+        "brackets, the middle 90 % of bootstrap samples of the draws, the losses of a draw taken together. Never: all "
+        "draws are not enough."
     )
     columns = ("task, gate", "draws", *experiment.searches)
     return (Table("Trials to reach the others' median best", columns, tuple(rows), note=note),)
