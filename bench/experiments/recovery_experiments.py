@@ -118,6 +118,7 @@ EXPERIMENTS = (
             "training steps does it take to get back to the validation loss under the old gate?"
         ),
         run_trial=replace_gate,
+        sizes=(DIGITS,),
     ),
     *recovery_experiments(
         name="attached",
@@ -130,5 +131,6 @@ EXPERIMENTS = (
         ),
         run_trial=attach,
         gates=(CLUSTERS, *TRAINED),
+        sizes=(DIGITS,),
     ),
 )
