@@ -1,6 +1,6 @@
 """Experts trained apart, each on a domain of its own, under a gate trained alone to tell the domains apart.
 
-What one has who trains apart and merges (Li et al. 2022, Branch-Train-Merge; Sukhbaatar et al. 2024,
+What one has who branches, trains and merges (Li et al. 2022, Branch-Train-Merge; Sukhbaatar et al. 2024,
 Branch-Train-MiX): both sides agree on what the domains are, and nobody knows which expert is which domain.
 """
 
@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from moe_search.bench.experiments.experiment import Numbers
 from moe_search.bench.experiments.gates import TRAINED, ClusterGate
-from moe_search.bench.experiments.pretraining import make_warm_gate, train_apart
+from moe_search.bench.experiments.pretraining import branch_off, make_warm_gate, train_apart
 from moe_search.bench.experiments.two_image_model import (
     NUM_CLASSES,
     NUM_EXPERTS,
@@ -74,9 +74,13 @@ class DomainSettings(TwoImageSettings):
     ----------
     frozen_steps : int
         Steps at the start in which a run with search leaves the weights as they are. They count as steps.
+    seed_epochs : int
+        Epochs in which one expert is trained on all domains, before all others branch off from it; 0 for experts that
+        begin with weights of their own.
     """
 
     frozen_steps: int = 2
+    seed_epochs: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,6 +185,8 @@ def experts_of_domains(settings: DomainSettings, seed: int) -> TwoImageModel:
         model.head.weight.copy_(torch.eye(sizes.features))
         model.head.bias.zero_()
     data, domains = domain_data(settings, seed).half(0)
+    if settings.seed_epochs:
+        branch_off(model, data, settings.seed_epochs, sizes, seed)
     train_apart(model, data, domains, sizes, seed)
     return model
 
@@ -220,5 +226,13 @@ EXPERIMENTS = (
         run_trial=run_trial,
         gates=(NEAREST_MEAN, *TRAINED),
         sizes=(sizes_of(DIGITS), sizes_of(FASHION)),
+    ),
+    *recovery_experiments(
+        name="branched",
+        title="Experts branched off for domains, under a gate of domains",
+        question=f"{STYLES}, from the weights of one that was trained on all of them. {GATE}",
+        run_trial=run_trial,
+        gates=(NEAREST_MEAN, *TRAINED),
+        sizes=(replace(sizes_of(DIGITS), seed_epochs=5),),
     ),
 )

@@ -129,6 +129,20 @@ def train_specialists(
     model.eval()
 
 
+def branch_off(model: TwoImageModel, data: Batch, epochs: int, sizes: ModelSizes, seed: int) -> None:
+    """Train the first expert on all samples, in an order that the seed decides, and give its weights to all experts."""
+    parameters = list(model.moe.experts.parameters())
+
+    def loss(rows: Tensor) -> Tensor:
+        answers = model.classify(model.moe.expert_outputs(data.inputs[rows])[:, 0])
+        return two_task_loss(answers, data.targets[rows])
+
+    descend(parameters, rows_by_epoch(len(data), sizes.batch_size, epochs, seed), loss, sizes.learning_rate)
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.copy_(parameter[:1].expand_as(parameter))
+
+
 def train_apart(model: TwoImageModel, data: Batch, parts: Tensor, sizes: ModelSizes, seed: int) -> None:
     """Train every expert on the samples of its part, and nothing else of the model.
 

@@ -118,7 +118,6 @@ EXPERIMENTS = (
             "training steps does it take to get back to the validation loss under the old gate?"
         ),
         run_trial=replace_gate,
-        sizes=(DIGITS,),
     ),
     *recovery_experiments(
         name="attached",

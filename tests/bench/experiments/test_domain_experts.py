@@ -13,7 +13,7 @@ from moe_search.bench.experiments.domain_experts import (
     run_trial,
 )
 from moe_search.bench.experiments.experiment import find_experiment
-from moe_search.bench.experiments.pretraining import train_apart
+from moe_search.bench.experiments.pretraining import branch_off, train_apart
 from moe_search.bench.experiments.training import SearchSchedule
 from moe_search.bench.experiments.two_image_model import make_model
 from moe_search.training.lowering.batch import Batch
@@ -73,6 +73,24 @@ def test_an_expert_is_trained_on_its_domain_alone():
         assert same == [True] * 3 + [False] + [True] * 4
     assert torch.equal(one.head.weight, head)
     assert not torch.equal(one.moe.experts.weights[0], make_model("Top-k", sizes, 0).moe.experts.weights[0])
+
+
+def test_experts_branch_off_from_one_that_saw_all_domains():
+    data, _ = domain_data(SMOKE, 0).half(0)
+    model, fresh = (make_model("Top-k", SMOKE.model, 0) for _ in range(2))
+    branch_off(model, data, 2, SMOKE.model, 0)
+    for after, before in zip(model.moe.experts.parameters(), fresh.moe.experts.parameters(), strict=True):
+        assert torch.equal(after, after[:1].expand_as(after))
+        assert not torch.equal(after[0], before[0])
+    assert torch.equal(model.head.weight, fresh.head.weight)
+    branched = experts_of_domains(replace(SMOKE, seed_epochs=2), 0)
+    near, far = (
+        torch.pdist(each.moe.experts.weights[0].detach().flatten(1))
+        for each in (branched, experts_of_domains(SMOKE, 0))
+    )
+    # Branches differ, but stay nearer to each other than experts with weights of their own.
+    assert near.min() > 0
+    assert near.max() < far.min()
 
 
 @pytest.mark.parametrize("gate", [NEAREST_MEAN, "Top-k"])

@@ -102,6 +102,7 @@ def test_gates_are_made_as_published_and_drawn(case, settings):
     assert task.answer(first, task.test).isfinite().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data_name", list(DOMAINS))
 def test_a_trial_measures_and_a_search_starts_like_none(data_name, settings):
     name = f"{data_name}, m = 4n, DSelect-k"
