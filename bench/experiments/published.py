@@ -336,7 +336,7 @@ EXPERIMENTS = (
             Measure("test_rmse", "test RMSE, stars", digits=4),
             Measure("cpu_seconds", "processor seconds", digits=1),
         ),
-        seeds=40,
+        seeds=200,
         curves=False,
         maps=False,
         space=space,

