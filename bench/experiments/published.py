@@ -6,10 +6,10 @@ with trees and local search.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from sklearn.metrics import roc_auc_score
@@ -31,6 +31,8 @@ from moe_search.training.lowering.losses import Loss
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
+
+Model: TypeAlias = FilmModel | TwoImageModel
 
 GAMMAS = (1e-3, 1e-2, 1e-1, 1.0, 5.0)
 ENTROPIES = (1e-3, 1e-2, 1e-1, 1.0, 5.0)
@@ -163,18 +165,18 @@ class Task:
     train: Batch
     validation: Batch
     test: Batch
-    make_model: partial[nn.Module]
+    make_model: Callable[[], Model]
     loss: Loss
 
     @staticmethod
-    def searched(model: nn.Module) -> tuple[nn.Module, Loss] | None:
+    def searched(model: Model) -> tuple[nn.Module, Loss] | None:
         """Return the model and the loss that a search looks at, if they are not those of the training."""
         if not isinstance(model, FilmModel):
             return None
         return WatchingAlone(model), functional.binary_cross_entropy_with_logits
 
     @torch.no_grad()
-    def answer(self, model: nn.Module, data: Batch) -> Tensor:
+    def answer(self, model: Model, data: Batch) -> Tensor:
         """Return what a model, left in eval mode, says of all data."""
         model.eval()
         return model(data.inputs) if data.ids is None else model(data.inputs, ids=data.ids)
@@ -185,9 +187,15 @@ def load(settings: PublishedSettings, data: str) -> Task:
     """Return the task of some data; all are kept for the trials that share them."""
     if data == "MovieLens":
         films = user_table.load(settings.path, settings.films.negatives, settings.data_seed)
-        splits = (film_batch(split) for split in (films.train, films.validation, films.test))
+        train, validation, test = (film_batch(split) for split in (films.train, films.validation, films.test))
         sizes = replace(settings.films, experts=DOMAINS[data].experts)
-        return Task(*splits, partial(FilmModel, films, sizes), partial(film_loss, rating_weight=sizes.rating_weight))
+        return Task(
+            train,
+            validation,
+            test,
+            partial(FilmModel, films, sizes),
+            partial(film_loss, rating_weight=sizes.rating_weight),
+        )
     images = {
         "digits": settings.digits,
         "MNIST": replace(settings.clothing, source="mnist", path=settings.path),
@@ -239,7 +247,7 @@ def draw(seed: int, gate: str) -> Hyperparameters:
     return Hyperparameters(**draw_parameters(space(gate), draw_of(seed)))
 
 
-def make_model(task: Task, case: Case, drawn: Hyperparameters, seed: int) -> nn.Module:
+def make_model(task: Task, case: Case, drawn: Hyperparameters, seed: int) -> Model:
     """Return a fresh model with the gate of the case; equal arguments give equal weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -248,14 +256,17 @@ def make_model(task: Task, case: Case, drawn: Hyperparameters, seed: int) -> nn.
     return model
 
 
-def _make_gate(model: nn.Module, case: Case, drawn: Hyperparameters, seed: int) -> Gate:
+def _make_gate(model: Model, case: Case, drawn: Hyperparameters, seed: int) -> Gate:
     n = case.domain.experts
     slots = SLOTS_PER_EXPERT[case.slots] * n
-    is_film = isinstance(model, FilmModel)
-    if is_film and case.gate == "Hash":
-        # By the user: the features are learned, and their hash would change with every step.
-        return HashRouting(n, slots, vocabulary=len(model.user_features), seed=seed)
-    width = model.width if is_film else model.moe.experts.in_features
+    if isinstance(model, FilmModel):
+        if case.gate == "Hash":
+            # By the user: the features are learned, and their hash would change with every step.
+            return HashRouting(n, slots, vocabulary=len(model.user_features), seed=seed)
+        width = model.width
+    else:
+        assert isinstance(model.moe.experts, StackedExperts)
+        width = model.moe.experts.in_features
     smooth: dict[str, Any] = {"gamma": drawn.gamma, "entropy": drawn.entropy} if case.gate in SMOOTH else {}
     return make_gate(case.gate, width, n, k=case.domain.k, num_slots=slots, seed=seed, **smooth)
 
