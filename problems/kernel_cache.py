@@ -49,9 +49,9 @@ _told: set[Any] = set()
 
 @dataclass
 class CompileTime:
-    """Seconds that a thread has spent on what only a first call does: compile or load kernels, and import.
+    """Seconds that threads have spent on what only a first call does: compile or load kernels, and import.
 
-    As a context it counts what is done inside.
+    As a context it counts what is done inside, once where several threads do it at a time.
     """
 
     ended: float = 0.0
@@ -74,17 +74,37 @@ class CompileTime:
         return self.ended + (time.perf_counter() - self.began if self.depth else 0.0)
 
 
+class _OneThread(CompileTime):
+    """Those of a thread, which are some of all."""
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        with _lock:
+            _all_threads.__enter__()
+
+    def __exit__(self, *_: object) -> None:
+        super().__exit__()
+        with _lock:
+            _all_threads.__exit__()
+
+
 class _Threads(threading.local):
     def __init__(self) -> None:
-        self.time = CompileTime()
+        self.time = _OneThread()
 
 
 _threads = _Threads()
+_all_threads, _lock = CompileTime(), threading.Lock()
 
 
 def compile_time() -> CompileTime:
     """Return what the calling thread has spent on compiling, which grows as it compiles."""
     return _threads.time
+
+
+def compile_time_of_all_threads() -> CompileTime:
+    """Return how long any thread has been compiling, which grows as they compile."""
+    return _all_threads
 
 
 class _Watch(event.Listener):  # type: ignore[misc]

@@ -9,6 +9,7 @@ import moe_search as ms
 
 # Their examples compile kernels.
 COMPILED = {
+    "BalancedTopK",
     "BranchAndBound",
     "BreakoutLocalSearch",
     "CallableProblem",

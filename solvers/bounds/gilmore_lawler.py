@@ -103,6 +103,10 @@ class KoopmansBeckmann(NamedTuple):
     sorted_flow: npt.NDArray[Any]  # scratch: what is free of every row, sorted
     sorted_distance: npt.NDArray[Any]  # scratch: the same of the distances, transposed
 
+    def with_scratch(self) -> KoopmansBeckmann:
+        """Return the same costs for another thread."""
+        return self._replace(sorted_flow=self.sorted_flow.copy(), sorted_distance=self.sorted_distance.copy())
+
 
 class Lawler(NamedTuple):
     """Costs ``coupling[s, e, t, f]`` of unordered pairs of slots under their experts.
@@ -115,6 +119,10 @@ class Lawler(NamedTuple):
     block_size: int
     inner: npt.NDArray[Any]  # scratch, (m, m): costs of the other slots, given one slot and its seat
     duals: Duals  # scratch for their assignment
+
+    def with_scratch(self) -> Lawler:
+        """Return the same costs for another thread."""
+        return self._replace(inner=self.inner.copy(), duals=empty_duals(len(self.inner), self.inner.dtype))
 
 
 class Free(NamedTuple):

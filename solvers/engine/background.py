@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from moe_search.problems.kernel_cache import compile_time
+
 POLL_SECONDS = 0.01
 
 
@@ -52,3 +54,14 @@ def run_watched(work: Callable[[], Any], look: Callable[[], Any], cancel: Callab
     if failures:
         raise failures[0]
     return interrupted
+
+
+def count_workers(n_jobs: int) -> int:
+    """Return how many threads an `n_jobs` asks for, as joblib reads it."""
+    if n_jobs == 1:
+        return 1
+    # Imported here: it takes longer than many a search.
+    with compile_time():
+        from joblib import effective_n_jobs
+
+    return max(effective_n_jobs(n_jobs), 1)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from moe_search.problems.kernel_cache import compile_time
+from moe_search.problems.kernel_cache import CompileTime, compile_time
 from moe_search.problems.problem import Problem
 from moe_search.solvers.engine.result import Incumbent, Result, Status, TrajectoryPoint, reached
 from moe_search.solvers.engine.stop import Allowance, AnyOf, Progress, StoppingCriterion, TargetValue
@@ -26,11 +26,19 @@ MAX_BUDGET = 1 << 40
 
 
 class Clock:
-    """Seconds since its creation, or since `started`, without those in which its thread compiled kernels."""
+    """Seconds since its creation without those in which kernels were compiled.
 
-    def __init__(self, started: float | None = None) -> None:
-        self.started = time.perf_counter() if started is None else started
-        self._compile_time = compile_time()
+    Parameters
+    ----------
+    compiling : CompileTime, optional
+        Of what was compiled; by default by the calling thread.
+    begin : float, default 0.0
+        What it shows at first.
+    """
+
+    def __init__(self, compiling: CompileTime | None = None, begin: float = 0.0) -> None:
+        self.started = time.perf_counter() - begin
+        self._compile_time = compile_time() if compiling is None else compiling
         self._compiled_before = self._compile_time.seconds
 
     def seconds(self) -> float:
@@ -48,9 +56,10 @@ class Clock:
 
 @dataclass
 class Budget:
-    """Work of the next slice, adapted so that a slice takes about `SLICE_SECONDS`."""
+    """Work of the next slice, adapted so that a slice takes about `slice_seconds`."""
 
     last: int
+    slice_seconds: float = SLICE_SECONDS
     seconds_per_unit: float = 0.0
 
     def next(self, seconds_left: float, units_left: float) -> int:
@@ -58,7 +67,7 @@ class Budget:
         # A short slice is a poor measure: grow by at most 8 from one to the next.
         budget = 8.0 * self.last
         if self.seconds_per_unit > 0.0:
-            budget = min(budget, min(SLICE_SECONDS, seconds_left) / self.seconds_per_unit)
+            budget = min(budget, min(self.slice_seconds, seconds_left) / self.seconds_per_unit)
         return max(1, int(min(budget, units_left, MAX_BUDGET)))
 
     def record(self, work: int, seconds: float) -> None:
@@ -211,7 +220,11 @@ class Run:
         self.on_improvement(incumbent)
 
     def loop(
-        self, advance: Callable[[int, float], Slice], iteration: int = 1, first_budget: int = FIRST_BUDGET
+        self,
+        advance: Callable[[int, float], Slice],
+        iteration: int = 1,
+        first_budget: int = FIRST_BUDGET,
+        slice_seconds: float = SLICE_SECONDS,
     ) -> None:
         """Call ``advance(budget, target)``, at most `budget` units of work, until the run stops or Ctrl-C comes.
 
@@ -223,9 +236,11 @@ class Run:
             Units of work of an iteration.
         first_budget : int
             Units of work of the first slice, before any is timed.
+        slice_seconds : float
+            About how long a slice takes.
         """
         stopper = self.stop.start()
-        budget = Budget(max(first_budget // 8, 1))
+        budget = Budget(max(first_budget // 8, 1), slice_seconds)
         ended = False
         try:
             self.show()

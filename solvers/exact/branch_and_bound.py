@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from moe_search.checks import require_n_jobs
 from moe_search.problems.arrays import EXACT_IN_FLOAT64, INT64_MAX, largest_magnitude, read_only
 from moe_search.problems.pair_costs import NO_PAIR_COSTS, PairCosts
 from moe_search.problems.permutation_problem import PermutationProblem, expert_of_seat
@@ -17,12 +20,14 @@ from moe_search.problems.problem import Problem
 from moe_search.solvers.bounds.gilmore_lawler import KoopmansBeckmann, Lawler
 from moe_search.solvers.bounds.linear_assignment import empty_duals
 from moe_search.solvers.bounds.semidefinite import semidefinite, semidefinite_bound
+from moe_search.solvers.engine.background import count_workers
 from moe_search.solvers.engine.result import Incumbent, Result
-from moe_search.solvers.engine.run import Run, Slice
+from moe_search.solvers.engine.run import SLICE_SECONDS, Run, Slice
 from moe_search.solvers.engine.solver import Solver
 from moe_search.solvers.engine.stop import AnyOf, MaxIterations, MaxRuntime, Progress
-from moe_search.solvers.exact.branching import branch_slice, empty_tree, open_bound
+from moe_search.solvers.exact.branching import empty_tree
 from moe_search.solvers.exact.enumeration import number_of_permutations
+from moe_search.solvers.exact.subtrees import Subtrees
 from moe_search.solvers.exact.symmetry import Symmetry, seats_of_experts, symmetry_of
 
 # A node takes some nanoseconds for each of these; more would break a limit of time.
@@ -30,9 +35,14 @@ NODE_OPERATIONS = 10_000_000
 # Up to here the first dive of the tree finds an incumbent that is about as good: a tabu search before it would visit up
 # to a third fewer nodes and take longer than they do, not counting that it has to be compiled.
 DIVE_UP_TO = math.factorial(12)
+# Above this depth all children that a node could have are bounded before it is chosen which it has: on grids a fifth of
+# the nodes is saved. To look ahead is a part of a node, hence takes no longer than some milliseconds.
+LOOK_AHEAD, LOOK_AHEAD_OPERATIONS = 3, 20_000_000
 # The part of a limit of time after which the semidefinite bound of the root is computed, which few proofs miss, since
 # the next larger instance takes several times as long; and what it takes to get close at 20 slots.
 SEMIDEFINITE_SHARE, SEMIDEFINITE_SECONDS = 0.25, 10.0
+# Of a slice that several threads share; at its end some wait for the others.
+SHARED_SLICE_SECONDS = 0.08
 # What the tabu search for the first incumbent may take, some milliseconds.
 HEURISTIC_OPERATIONS = 5_000_000
 
@@ -48,12 +58,19 @@ class BranchAndBound(Solver):
     the first is visited. Beyond 12! permutations the first incumbent comes from a short `TabuSearch`, up to there from
     the tree itself.
 
+    Parameters
+    ----------
+    n_jobs : int, default 1
+        How many threads search subtrees side by side, as in joblib: -1 for all processors.
+
     Notes
     -----
-    An iteration is one node bounded. Stopped early it returns the least bound of the open nodes. Of 13 to 30 slots, the
-    semidefinite bound of the whole problem is computed in the last quarter of a limit of time, and returned where it is
-    the better one. Values of integer
-    problems are multiples of a common divisor of the data, to which bounds are rounded up. Squared mixtures are solved
+    An iteration is one node bounded. After some thousands of them the tree is searched in 32 parts, which split anew as
+    they end and exchange incumbents after every few thousand nodes: the result depends on the seed alone, whatever
+    `n_jobs`, down to the number of nodes, as long as no clock ends a run. Stopped early it returns the least bound of
+    the open nodes. Of 13 to 30 slots, the semidefinite bound of the whole problem is computed in the last quarter of a
+    limit of time, and returned where it is the better one. Values of integer problems are multiples of a common divisor
+    of the data, to which bounds are rounded up. Squared mixtures are solved
     as pairwise problems, linear ones as quadratic problems without flow. `seed` only draws the first permutation, and
     what the tabu search does.
 
@@ -72,6 +89,12 @@ class BranchAndBound(Solver):
     """
 
     exact: ClassVar[bool] = True
+    # Not shown: it changes nothing of a result.
+    n_jobs: int = field(default=1, repr=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_n_jobs(self.n_jobs)
 
     def refuses(self, problem: Problem) -> str | None:
         """Refuse values that are not sums over pairs of slots, limits, long nodes, and integers that could overflow."""
@@ -107,26 +130,41 @@ class BranchAndBound(Solver):
         rounding = max(float(run.tolerance), 1e-14 * float(reach(costs)), math.ulp(0.0))
         step = relaxation.step if problem.integral else rounding
         totals = scale * run.value, scale * step
+        unit = node_operations(costs)
+        large = number_of_permutations(problem) > DIVE_UP_TO
         tree = empty_tree(
-            relaxation.linear, problem.block_size, run.incumbent, totals, relaxation.slots, relaxation.seats
+            relaxation.linear,
+            problem.block_size,
+            run.incumbent.copy(),
+            totals,
+            relaxation.slots,
+            relaxation.seats,
+            LOOK_AHEAD if large and _looks_ahead(costs) else 0,
         )
-        counts, unit = tree.counts[0], node_operations(costs)
-
-        def advance(budget: int, target: float) -> Slice:
-            counts.logged = 0
-            nodes = branch_slice(relaxation.costs, tree, max(budget // unit, 1), scale * target)
-            values = tree.log_values[: counts.logged].astype(run.dtype)
-            values = values // scale if problem.integral else values / scale
-            improvements = zip(tree.log_nodes[: counts.logged], values, strict=True)
-            return Slice(nodes * unit, int(counts.nodes), improvements, bool(counts.done))
-
         seconds, last = self._last_seconds(run, costs)
-        if not run.interrupted:
-            run.stop = AnyOf(MaxRuntime(seconds - last), run.stop)
-            run.loop(advance, unit)
-        if counts.proved:
+        with ExitStack() as stack:
+            workers = count_workers(self.n_jobs)
+            at_once = map if workers == 1 else stack.enter_context(ThreadPoolExecutor(workers)).map
+            subtrees = Subtrees(relaxation.costs, tree, unit, at_once)
+
+            def advance(budget: int, target: float) -> Slice:
+                before = subtrees.nodes
+                totals, ended = subtrees.advance(max(budget // unit, 1), scale * target)
+                run.incumbent[:] = subtrees.incumbent
+                values = [
+                    (nodes, run.dtype(total // scale if problem.integral else total / scale)) for nodes, total in totals
+                ]
+                return Slice((subtrees.nodes - before) * unit, subtrees.nodes, values, ended)
+
+            if not run.interrupted:
+                run.stop = AnyOf(MaxRuntime(seconds - last), run.stop)
+                run.loop(advance, unit, slice_seconds=SLICE_SECONDS if workers == 1 else SHARED_SLICE_SECONDS)
+        if run.interrupted:
+            subtrees.take_in_all()
+            run.incumbent[:] = subtrees.incumbent
+        if not subtrees.parts:
             return run.result(moves=moves, proved=True)
-        run.bound = open_bound(tree)
+        run.bound = subtrees.bound()
         if run.bound is not None:
             # Raised to the next value that there can be.
             below = -(-int(run.bound) // (scale * step)) * step if problem.integral else float(run.bound) / scale
@@ -211,6 +249,13 @@ def relax(costs: PairCosts) -> Relaxation:
         orders.append(order[order != np.arange(m)[:, None]].reshape(m, m - 1))
     scratch = np.zeros((2, m, m), flow.dtype)
     return Relaxation(KoopmansBeckmann(flow, distance, *orders, *scratch), linear, 1, step, slots, seats)
+
+
+def _looks_ahead(costs: PairCosts) -> bool:
+    """Return whether to look ahead saves time: where one matrix holds few numbers, as that of a grid does."""
+    m = costs.shape[0]
+    few = costs.factors is not None and min(len(np.unique(factor)) for factor in costs.factors) <= m
+    return few and m**2 * node_operations(costs) <= LOOK_AHEAD_OPERATIONS
 
 
 def _numbers(costs: PairCosts, *arrays: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], ...]:

@@ -22,6 +22,8 @@ TREE_COUNTS = np.dtype(
         ("proved", np.bool_),  # the whole tree is searched
     ]
 )
+
+
 BEST, STEP = range(2)
 
 
@@ -46,6 +48,8 @@ class Tree(NamedTuple):
     children: npt.NDArray[np.int64]  # (m,): number of children
     visited: npt.NDArray[np.int64]  # (m,): how many of them have been visited
     bounds: npt.NDArray[Any]  # scratch, (m, m): what each free slot contributes at least on each free seat
+    below: npt.NDArray[Any]  # scratch, (m, m): the least value below each child that the node could have
+    look_ahead: int  # children of nodes less deep than this are bounded before one slot or seat is chosen
     duals: Duals  # scratch: the assignment over them
     redundant_slot: npt.NDArray[
         np.bool_
@@ -70,6 +74,7 @@ def empty_tree(
     totals: tuple[Any, Any],
     slots: Symmetry,
     seats: Symmetry,
+    look_ahead: int,
 ) -> Tree:
     """Return the tree before its root is bounded."""
     m, dtype = len(linear), linear.dtype
@@ -95,6 +100,8 @@ def empty_tree(
         children=np.zeros(m, dtype=np.int64),
         visited=np.zeros(m, dtype=np.int64),
         bounds=np.zeros((m, m), dtype=dtype),
+        below=np.zeros((m, m), dtype=dtype),
+        look_ahead=look_ahead,
         duals=empty_duals(m, dtype),
         redundant_slot=np.zeros(m, dtype=np.bool_),
         redundant_seat=np.zeros(m, dtype=np.bool_),
@@ -130,7 +137,7 @@ def open_bound(tree: Tree) -> Any:
 @compiled
 def branch_slice(costs: Any, tree: Tree, budget: int, target: float) -> int:
     """Bound at most `budget` more nodes; return how many. Ends early at the target or with a full log."""
-    counts, totals, free = tree.counts[0], tree.totals, tree.free
+    counts, totals, free, bounds, duals = tree.counts[0], tree.totals, tree.free, tree.bounds, tree.duals
     before = counts.nodes
     while counts.nodes - before < budget and not counts.done and counts.logged < tree.log_values.shape[0]:
         depth = counts.depth
@@ -149,25 +156,78 @@ def branch_slice(costs: Any, tree: Tree, budget: int, target: float) -> int:
             tree.visited[depth] += 1
             free.slot_is_free[tree.slot[depth, child]] = False
             free.seat_is_free[tree.seat[depth, child]] = False
-        visit(costs, tree, depth + 1)
-        if totals[BEST] <= target:
-            counts.done = True
+        # A node is bounded here and not in a kernel of its own, which would be optimized once more within this one.
+        depth += 1
+        counts.nodes += 1
+        counts.depth = depth
+        tree.children[depth] = 0
+        tree.visited[depth] = 0
+        # Of the root nothing is read one level up.
+        above = max(depth - 1, 0)
+        last = tree.visited[above] - 1
+        slot, seat = tree.slot[above, last], tree.seat[above, last]
+        count = list_free(free)
+        bound = bound_node(costs, tree, depth, count, slot, seat)
+        if depth > 0:
+            bound = max(bound, tree.bound[above, last])
+        if bound > totals[BEST] - totals[STEP]:
+            continue
+        if count <= 2:
+            # Nothing is left to choose from in the rows, so the bound is the value.
+            record(tree, depth, count, bound)
+            if bound <= target:
+                counts.done = True
+            continue
+        if depth > 0:
+            keep_alive(tree.slot_maps, tree.slot_alive, depth, slot)
+            keep_alive(tree.seat_maps, tree.seat_alive, depth, seat)
+        slots_alive, seats_alive = tree.slot_alive[depth], tree.seat_alive[depth]
+        mark_redundant(
+            tree.slot_maps, slots_alive, tree.slot_twin, free.slots, free.slot_is_free, count, tree.redundant_slot
+        )
+        mark_redundant(
+            tree.seat_maps, seats_alive, tree.seat_twin, free.seats, free.seat_is_free, count, tree.redundant_seat
+        )
+        for a in range(count):
+            for b in range(count):
+                bounds[a, b] = bound + (bounds[a, b] - duals.row[a] - duals.column[b])
+        if depth < tree.look_ahead:
+            look_ahead(costs, tree, depth, count)
+        branch(tree, depth, count, bound)
     return counts.nodes - before
 
 
 @compiled
-def visit(costs: Any, tree: Tree, depth: int) -> None:
-    """Bound the node at `depth`, whose slot is already taken, and give it children unless its bound ends it."""
-    totals, free, duals, bounds = tree.totals, tree.free, tree.duals, tree.bounds
-    tree.counts[0].nodes += 1
-    tree.counts[0].depth = depth
-    tree.children[depth] = 0
-    tree.visited[depth] = 0
-    count = list_free(free)
-    # Of the root nothing is read one level up.
+def look_ahead(costs: Any, tree: Tree, depth: int, count: int) -> None:
+    """Raise the bounds of the children that the node could have to those that they will have when visited."""
+    free, below = tree.free, tree.below
+    limit = tree.totals[BEST] - tree.totals[STEP]
+    for a in range(count):
+        for b in range(count):
+            below[a, b] = tree.bounds[a, b]
+    for a in range(count):
+        for b in range(count):
+            slot, seat = free.slots[a], free.seats[b]
+            same = tree.redundant_slot[a] or tree.redundant_seat[b]
+            if same or below[a, b] > limit or slot // tree.block_size != seat // tree.block_size:
+                continue
+            free.slot_is_free[slot] = False
+            free.seat_is_free[seat] = False
+            fewer = list_free(free)
+            below[a, b] = max(below[a, b], bound_node(costs, tree, depth + 1, fewer, slot, seat))
+            free.slot_is_free[slot] = True
+            free.seat_is_free[seat] = True
+            list_free(free)
+    for a in range(count):
+        for b in range(count):
+            tree.bounds[a, b] = below[a, b]
+
+
+@compiled
+def bound_node(costs: Any, tree: Tree, depth: int, count: int, slot: int, seat: int) -> Any:
+    """Return the least value below a node at `depth` that seats one slot more than the one above it."""
+    free, duals, bounds = tree.free, tree.duals, tree.bounds
     above = max(depth - 1, 0)
-    last = tree.visited[above] - 1
-    slot, seat = tree.slot[above, last], tree.seat[above, last]
     if depth > 0:
         tree.fixed[depth] = tree.fixed[above] + tree.linear[above, slot, seat]
         fix_pair(costs, tree.linear[above], tree.linear[depth], free, count, slot, seat)
@@ -182,25 +242,7 @@ def visit(costs: Any, tree: Tree, depth: int) -> None:
         first = last_of_block
     for b in range(count):
         tree.prices[depth, free.seats[b]] = duals.column[b]
-    if depth > 0:
-        bound = max(bound, tree.bound[above, last])
-    if bound > totals[BEST] - totals[STEP]:
-        return
-    if count <= 2:
-        # Nothing is left to choose from in the rows, so the bound is the value.
-        record(tree, depth, count, bound)
-        return
-    if depth > 0:
-        keep_alive(tree.slot_maps, tree.slot_alive, depth, slot)
-        keep_alive(tree.seat_maps, tree.seat_alive, depth, seat)
-    slots_alive, seats_alive = tree.slot_alive[depth], tree.seat_alive[depth]
-    mark_redundant(
-        tree.slot_maps, slots_alive, tree.slot_twin, free.slots, free.slot_is_free, count, tree.redundant_slot
-    )
-    mark_redundant(
-        tree.seat_maps, seats_alive, tree.seat_twin, free.seats, free.seat_is_free, count, tree.redundant_seat
-    )
-    branch(tree, depth, count, bound)
+    return bound
 
 
 @compiled
@@ -274,20 +316,18 @@ def mark_redundant(maps: Any, alive: Any, twin: Any, indices: Any, is_free: Any,
 @compiled
 def branch(tree: Tree, depth: int, count: int, bound: Any) -> None:
     """Give the node the children of one slot or one seat: the one whose bounds, by reduced costs, add up to most."""
-    duals, bounds, free = tree.duals, tree.bounds, tree.free
+    below, free = tree.bounds, tree.free
     limit = tree.totals[BEST] - tree.totals[STEP]
-    best_sum, best, by_slot = bounds.dtype.type(-1), 0, True
+    best_sum, best, by_slot = below.dtype.type(-1), 0, True
     first = 0
     while first < count:
         last = block_end(free.slots, first, count, tree.block_size)
         for a in range(first, last):
-            row_sum = bounds.dtype.type(0)
-            column_sum = bounds.dtype.type(0)
+            row_sum = below.dtype.type(0)
+            column_sum = below.dtype.type(0)
             for b in range(first, last):
-                reduced = bounds[a, b] - duals.row[a] - duals.column[b]
-                row_sum += limit - bound if tree.redundant_seat[b] else min(reduced, limit - bound)
-                reduced = bounds[b, a] - duals.row[b] - duals.column[a]
-                column_sum += limit - bound if tree.redundant_slot[b] else min(reduced, limit - bound)
+                row_sum += limit - bound if tree.redundant_seat[b] else min(below[a, b], limit) - bound
+                column_sum += limit - bound if tree.redundant_slot[b] else min(below[b, a], limit) - bound
             if row_sum > best_sum:
                 best_sum, best, by_slot = row_sum, a, True
             if column_sum > best_sum:
@@ -301,18 +341,18 @@ def branch(tree: Tree, depth: int, count: int, bound: Any) -> None:
             continue
         if tree.redundant_seat[x] if by_slot else tree.redundant_slot[x]:
             continue
-        below = bound + (bounds[a, b] - duals.row[a] - duals.column[b])
-        if below > limit:
+        value = below[a, b]
+        if value > limit:
             continue
         # Insertion by rising bound.
         place = children
-        while place > 0 and tree.bound[depth, place - 1] > below:
+        while place > 0 and tree.bound[depth, place - 1] > value:
             tree.slot[depth, place] = tree.slot[depth, place - 1]
             tree.seat[depth, place] = tree.seat[depth, place - 1]
             tree.bound[depth, place] = tree.bound[depth, place - 1]
             place -= 1
         tree.slot[depth, place] = free.slots[a]
         tree.seat[depth, place] = free.seats[b]
-        tree.bound[depth, place] = below
+        tree.bound[depth, place] = value
         children += 1
     tree.children[depth] = children

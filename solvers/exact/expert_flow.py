@@ -45,7 +45,7 @@ class ExpertFlow(NamedTuple):
     ]  # (n, m): the least that these rows could pay, price and all, under a further expert, or less,
     # beyond their cost here
     margin: npt.NDArray[Any]  # scratch, (m,): what rows under an expert would pay elsewhere beyond what they pay
-    place: npt.NDArray[np.int32]  # scratch, (m,): where those rows stand among the members
+    place: npt.NDArray[np.int32]  # scratch, (m,) or (n,): where those rows stand among the members; experts of a row
     goes: npt.NDArray[np.bool_]  # scratch, (m,): whether a member goes
     paid: npt.NDArray[Any]  # scratch, (n,): what a row would pay under every expert, price and all
     weight: npt.NDArray[
@@ -74,7 +74,7 @@ def empty_flow(cost: npt.NDArray[Any], units: npt.NDArray[np.int64]) -> ExpertFl
         members=np.empty((n, m), dtype=np.int32),
         gap=np.empty((n, m), dtype=dtype),
         margin=np.empty(m, dtype=dtype),
-        place=np.empty(m, dtype=np.int32),
+        place=np.empty(max(m, n), dtype=np.int32),
         goes=np.zeros(m, dtype=np.bool_),
         paid=np.zeros(n, dtype=dtype),
         weight=np.zeros((n, n), dtype=dtype),

@@ -68,10 +68,9 @@ class Transport(Solver):
         """Search; see `Solver.search`."""
         problem = run.problem
         assert isinstance(problem, (LinearAssignment, BalancedRouting))
-        routing = isinstance(problem, BalancedRouting)
-        run.take_initial(problem.even_solution() if routing else np.arange(problem.size))
         n = problem.num_experts
-        k = problem.k if routing else 1
+        k = problem.k if isinstance(problem, BalancedRouting) else 1
+        run.take_initial(problem.even_solution() if isinstance(problem, BalancedRouting) else np.arange(problem.size))
         cost, units = problem.cost, np.full(len(problem.cost), k)
         free = n * problem.capacity - units.sum()
         if free:
@@ -103,7 +102,7 @@ class Transport(Solver):
                 bound = (paid - problem.capacity * flow.price.sum()).item()
                 place_rest(flow, problem.capacity)
             experts = np.flatnonzero(flow.held[: len(problem.cost)]) % n
-            solution = experts.reshape(-1, k) if routing else seats_by_expert(experts)
+            solution = experts.reshape(-1, k) if isinstance(problem, BalancedRouting) else seats_by_expert(experts)
             run.offer(solution, problem.value(solution), run.iterations)
             run.show()
         proved = flow.counts[0].phase == DONE or reached(run.value, bound, problem.integral)

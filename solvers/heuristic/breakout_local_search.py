@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from moe_search.checks import require_integer, require_number
 from moe_search.problems.kernels import compiled
-from moe_search.problems.moves import DeltaMatrix, commit_swap_and_deltas, fill_deltas, fill_potential
+from moe_search.problems.moves import DeltaMatrix, commit_swap_and_deltas
 from moe_search.problems.permutation_problem import PermutationProblem
 from moe_search.problems.problem import Problem
 from moe_search.solvers.engine.compiled_search import CompiledSearch, Kernel, Track, take
@@ -24,7 +24,7 @@ from moe_search.solvers.heuristic.tabu_search import (
     REFILL_AFTER,
     TabuSearch,
     best_swap,
-    fill_mask_row,
+    fill_rows,
     first_stamps,
     largest_of,
     set_back,
@@ -193,18 +193,7 @@ def breakout_slice(
     if budget == 0:
         return 0
     if filled[1] < size:
-        # Rows of the potential come first, then those of deltas and masks.
-        part = 0 if filled[0] < size else 1
-        first = filled[part]
-        last = min(first + max(budget // size, 1), size)
-        if part == 0:
-            fill_potential(state, matrix, first, last)
-        else:
-            fill_deltas(state, matrix, block_size, first, last)
-            for i in range(first, last):
-                fill_mask_row(stamps, masks, permutation, block_size, capacity, i)
-        filled[part] = last
-        return (last - first) * size
+        return fill_rows(state, matrix, stamps, masks, filled, budget, block_size, capacity)
     pairs = size * block_size
     steps = min(max(budget // pairs, 1), REFILL_AFTER - counts.iterations % REFILL_AFTER)
     work = 0

@@ -3,37 +3,51 @@
 from __future__ import annotations
 
 import math
-import sys
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
-from moe_search.checks import require_integer
+from moe_search.checks import require_integer, require_n_jobs
+from moe_search.problems.kernel_cache import compile_time, compile_time_of_all_threads
 from moe_search.problems.problem import Problem
-from moe_search.solvers.engine.background import run_watched
-from moe_search.solvers.engine.result import Incumbent, Result
+from moe_search.solvers.engine.background import count_workers, run_watched
+from moe_search.solvers.engine.result import Incumbent, Result, TrajectoryPoint
 from moe_search.solvers.engine.run import Clock, Run
 from moe_search.solvers.engine.solver import Solver
-from moe_search.solvers.engine.stop import Allowance, AnyOf, MaxRuntime, Progress, Stopper, StoppingCriterion
+from moe_search.solvers.engine.stop import (
+    Allowance,
+    AnyOf,
+    MaxIterations,
+    MaxRuntime,
+    Progress,
+    Stopper,
+    StoppingCriterion,
+)
+
+_Task: TypeAlias = tuple[int, StoppingCriterion, np.random.SeedSequence, Any]
+"""Number of a run, when it stops, its seed, and where it starts."""
 
 
 @dataclass(frozen=True)
 class MultiStart(Solver):
-    """Run a solver several times with independent seeds, at once as far as there are workers; keep the best result.
+    """Run solvers several times with independent seeds, at once as far as there are workers; keep the best result.
 
     Parameters
     ----------
-    solver : Solver
-        What to run.
+    solver : Solver or sequence of Solver
+        What to run. Several make a portfolio: the runs take them in turn.
     runs : int, default 4
         How many times.
     n_jobs : int, default -1
         How many at once, as in joblib: -1 for all processors. They are threads, since compiled searches hold no lock;
         inside ``joblib.parallel_config(backend="loky")`` (or "dask", "ray") the runs go to that backend.
+    share_every : int, optional
+        After so many iterations of each run, all of them go on from the best solution that any has found, with fresh
+        seeds; one that has ended by then stays out. A proof ends them all. By default they share nothing.
 
     Notes
     -----
@@ -41,9 +55,9 @@ class MultiStart(Solver):
     depends on the seed alone, whatever `n_jobs`, as long as no clock ends a run. A limit of seconds is one for the
     whole: where runs have to wait for each other, each gets its share of what is left, and on threads no run begins
     once nothing is. All other criteria hold for each run. All runs start at `initial` if there is one. Iterations,
-    moves, restarts and statistics are sums; the trajectory is that of the best run. On threads every incumbent that is
-    the best of all runs is shown, and Ctrl-C ends all runs and returns the best; other backends show the result only,
-    and pass Ctrl-C on.
+    moves, restarts and statistics are sums; the trajectory is that of the best run, of each round if they share. On
+    threads every incumbent that is the best of all runs is shown, and Ctrl-C ends all runs and returns the best; other
+    backends show the result only, and pass Ctrl-C on.
 
     Examples
     --------
@@ -54,87 +68,137 @@ class MultiStart(Solver):
     """
 
     takes: ClassVar[type] = Problem
-    solver: Solver
+    solver: Solver | Sequence[Solver]
     runs: int = 4
     n_jobs: int = -1
+    share_every: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.solver, Solver):
-            raise TypeError(f"solver must be a Solver such as TabuSearch(), got {type(self.solver).__name__}")
+        if not self.solvers:
+            raise ValueError("solver must be at least one Solver, got none")
+        for each in self.solvers:
+            if not isinstance(each, Solver):
+                raise TypeError(f"solver must be a Solver such as TabuSearch(), got {type(each).__name__}")
         require_integer("runs", self.runs)
-        if require_integer("n_jobs", self.n_jobs, -sys.maxsize) == 0:
-            raise ValueError("n_jobs must be positive, or negative to count from the number of processors, got 0")
+        require_n_jobs(self.n_jobs)
+        if self.share_every is not None:
+            require_integer("share_every", self.share_every)
+
+    @property
+    def solvers(self) -> tuple[Solver, ...]:
+        """What the runs take in turn."""
+        return tuple(self.solver) if isinstance(self.solver, Sequence) else (self.solver,)
+
+    def _solver(self, number: int) -> Solver:
+        return self.solvers[number % len(self.solvers)]
 
     def refuses(self, problem: Problem) -> str | None:
-        """Refuse what the solver refuses."""
-        return self.solver.refuses(problem)
+        """Refuse what any of the solvers refuses."""
+        return next((reason for each in self.solvers if (reason := each.reason_against(problem)) is not None), None)
 
     def search(self, run: Run) -> Result:
         """Run them all; see `Solver.search`."""
+        run.clock = Clock(compile_time_of_all_threads())
         # Imported here: it takes longer than many a search, and no other solver needs it.
-        from joblib import Parallel, delayed, effective_n_jobs
-        from joblib.parallel import get_active_backend
+        with compile_time():
+            from joblib import Parallel, delayed
+            from joblib.parallel import get_active_backend
 
-        seeds = spawned_seeds(run.seed, self.runs)
-        workers = max(effective_n_jobs(self.n_jobs), 1)
+        workers = count_workers(self.n_jobs)
         seconds = run.stop.start().allowance(Progress()).seconds
         cancelled = threading.Event()
-        watched = _Until(cancelled, run.stop)
-        results: list[Result] = []
+        rounds: list[list[Result]] = []
 
-        def left() -> float:
-            return max(seconds - run.clock.seconds(), 0.0)
+        def share_of_time(number: int) -> float:
+            # Runs that share go on side by side, all of them until the end.
+            waves = math.ceil((self.runs - number) / workers) if self.share_every is None else 1
+            return max(seconds - run.clock.seconds(), 0.0) / waves
 
         def take(incumbent: Incumbent) -> None:
             run.offer(incumbent.solution, incumbent.value, incumbent.iterations, incumbent.seconds)
 
-        def one(number: int) -> Result | None:
-            if number and (left() <= 0.0 or cancelled.is_set()):
+        def one(number: int, stop: StoppingCriterion, seed: np.random.SeedSequence, initial: Any) -> Result | None:
+            share = share_of_time(number)
+            if (number or rounds) and (share <= 0.0 or cancelled.is_set()):
                 return None
-            share = run.clock.seconds() + left() / math.ceil((self.runs - number) / workers)
-            stop = _limited(watched, share)
-            own = self.solver.begin_run(run.problem, stop, seeds[number], run.initial, take)
-            # It counts from the start of the whole, but for what it compiles.
-            own.clock = Clock(run.clock.started)
-            return self.solver.search(own)
+            stop = _limited(_Until(cancelled, stop), run.clock.seconds() + share)
+            solver = self._solver(number)
+            own = solver.begin_run(run.problem, stop, seed, initial, take)
+            # Off it is what this run compiles, or waits for another to compile.
+            own.clock = Clock(begin=run.clock.seconds())
+            return solver.search(own)
 
         def work() -> None:
-            found = Parallel(n_jobs=self.n_jobs, backend="threading")(map(delayed(one), range(self.runs)))
-            results.extend(result for result in found if result is not None)
+            for tasks in self._rounds(run, rounds):
+                found = Parallel(n_jobs=self.n_jobs, backend="threading")(delayed(one)(*task) for task in tasks)
+                rounds.append([result for result in found if result is not None])
 
         if getattr(get_active_backend(prefer="threads")[0], "supports_sharedmem", False):
             run.interrupted = run_watched(work, run.show, cancelled.set)
-            return _joined(run, results)
+            return self._joined(run, rounds)
         before = run.clock.seconds()
-        stop = _limited(run.stop, left() / math.ceil(self.runs / workers))
-        tasks = [delayed(self.solver.solve)(run.problem, stop, each, run.initial) for each in seeds]
-        joined = _joined(run, Parallel(n_jobs=self.n_jobs, prefer="threads")(tasks), before)
+        for tasks in self._rounds(run, rounds):
+            share = share_of_time(0)
+            rounds.append(
+                Parallel(n_jobs=self.n_jobs, prefer="threads")(
+                    delayed(self._solver(number).solve)(run.problem, _limited(stop, share), seed, initial)
+                    for number, stop, seed, initial in tasks
+                )
+            )
+        joined = self._joined(run, rounds, before)
         try:
             run.show()
         except KeyboardInterrupt:
             return replace(joined, status="optimal" if joined.status == "optimal" else "interrupted")
         return joined
 
+    def _rounds(self, run: Run, rounds: Sequence[Sequence[Result]]) -> Iterator[list[_Task]]:
+        """Yield the tasks of each round, whose results are to be in `rounds` when the next one is asked for."""
+        seeds = spawned_seeds(run.seed, self.runs)
+        if self.share_every is None:
+            yield [(number, run.stop, seed, run.initial) for number, seed in enumerate(seeds)]
+            return
+        going, initial, before = list(range(self.runs)), run.initial, Progress()
+        while going:
+            stop = AnyOf(MaxIterations(self.share_every), _Resumed(run.stop, before))
+            yield [(number, stop, spawned_seeds(seeds[number], len(rounds) + 1)[-1], initial) for number in going]
+            last = rounds[-1]
+            if len(last) < len(going) or any(result.status != "feasible" for result in last):
+                return
+            best = min(last, key=lambda result: result.value)
+            going = [
+                number for number, result in zip(going, last, strict=True) if result.iterations >= self.share_every
+            ]
+            iterations = before.iterations + self.share_every
+            improved_at = iterations if best.value < before.value else before.improved_at
+            initial = best.solution
+            before = Progress(0.0, iterations, min(best.value, before.value), improved_at)
 
-def _joined(run: Run, results: Sequence[Result], before: float = 0.0) -> Result:
-    """Return the best of all results, whose clocks began some seconds `before`, with the sums of what they counted."""
-    best = min(results, key=lambda result: result.value)
-    run.incumbent, run.value = best.solution, best.value
-    run.trajectory = [point._replace(seconds=point.seconds + before) for point in best.trajectory]
-    run.bound = max(
-        (each for each in (run.bound, *(result.bound for result in results)) if each is not None), default=None
-    )
-    run.iterations = sum(result.iterations for result in results)
-    statistics: Counter[str] = Counter()
-    for result in results:
-        statistics.update(result.statistics)
-    return run.result(
-        moves=sum(result.moves for result in results),
-        restarts=sum(result.restarts for result in results),
-        statistics=statistics,
-        compile_seconds=max([run.clock.compile_seconds(), *(result.compile_seconds for result in results)]),
-    )
+    def _joined(self, run: Run, rounds: Sequence[Sequence[Result]], before: float = 0.0) -> Result:
+        """Return the best of all results, whose clocks began some seconds `before`, with sums of what they counted."""
+        results = [result for found in rounds for result in found]
+        best = min(results, key=lambda result: result.value)
+        run.incumbent, run.value = best.solution, best.value
+        run.trajectory = []
+        for number, found in enumerate(filter(None, rounds)):
+            for point in min(found, key=lambda result: result.value).trajectory:
+                if not run.trajectory or point.value < run.trajectory[-1].value:
+                    iteration = point.iteration + number * (self.share_every or 0)
+                    run.trajectory.append(TrajectoryPoint(point.seconds + before, point.value, iteration))
+        run.bound = max(
+            (each for each in (run.bound, *(result.bound for result in results)) if each is not None), default=None
+        )
+        run.iterations = sum(result.iterations for result in results)
+        statistics: Counter[str] = Counter()
+        for result in results:
+            statistics.update(result.statistics)
+        return run.result(
+            moves=sum(result.moves for result in results),
+            restarts=sum(result.restarts for result in results),
+            statistics=statistics,
+            compile_seconds=max([run.clock.compile_seconds(), *(result.compile_seconds for result in results)]),
+        )
 
 
 def spawned_seeds(seed: int | np.random.SeedSequence, count: int) -> list[np.random.SeedSequence]:
@@ -169,3 +233,17 @@ class _StartedUntil(Stopper):
 
     def allowance(self, progress: Progress) -> Allowance:
         return Allowance(seconds=0.0) if self.event.is_set() else self.stopper.allowance(progress)
+
+
+@dataclass(frozen=True)
+class _Resumed(StoppingCriterion):
+    """Stop as a criterion says that knows nothing of breaks: the run stood at `before` when it was resumed."""
+
+    stop: StoppingCriterion
+    before: Progress
+
+    def allowance(self, progress: Progress) -> Allowance:
+        before = self.before
+        improved_at = before.iterations + progress.improved_at if progress.value < before.value else before.improved_at
+        whole = replace(progress, iterations=before.iterations + progress.iterations, improved_at=improved_at)
+        return self.stop.start().allowance(whole)

@@ -219,18 +219,7 @@ def tabu_slice(state: Any, track: Track, budget: int, target: float, matrix: Del
     if budget == 0:
         return 0
     if filled[1] < size:
-        # Rows of the potential come first, then those of deltas and masks.
-        part = 0 if filled[0] < size else 1
-        first = filled[part]
-        last = min(first + max(budget // size, 1), size)
-        if part == 0:
-            fill_potential(state, matrix, first, last)
-        else:
-            fill_deltas(state, matrix, block_size, first, last)
-            for i in range(first, last):
-                fill_mask_row(stamps, masks, permutation, block_size, capacity, i)
-        filled[part] = last
-        return (last - first) * size
+        return fill_rows(state, matrix, stamps, masks, filled, budget, block_size, capacity)
     pairs = size * block_size
     moves = min(max(budget // pairs, 1), REFILL_AFTER - counts.iterations % REFILL_AFTER)
     work = 0
@@ -262,6 +251,26 @@ def tabu_slice(state: Any, track: Track, budget: int, target: float, matrix: Del
         if counts.iterations - tabu.base[0] > tabu.last_stamp:
             set_back(tabu.base, stamps, filled, tabu.last_stamp)
     return work * pairs
+
+
+@compiled
+def fill_rows(
+    state: Any, matrix: DeltaMatrix, stamps: Any, masks: Any, filled: Any, budget: int, block_size: int, capacity: int
+) -> int:
+    """Fill some rows of the potential while any is missing, then of deltas and masks; return the pairs of slots."""
+    permutation = state.permutation
+    size = permutation.shape[0]
+    part = 0 if filled[0] < size else 1
+    first = filled[part]
+    last = min(first + max(budget // size, 1), size)
+    if part == 0:
+        fill_potential(state, matrix, first, last)
+    else:
+        fill_deltas(state, matrix, block_size, first, last)
+        for i in range(first, last):
+            fill_mask_row(stamps, masks, permutation, block_size, capacity, i)
+    filled[part] = last
+    return (last - first) * size
 
 
 @compiled

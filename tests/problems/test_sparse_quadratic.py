@@ -13,7 +13,6 @@ from moe_search.problems import QuadraticAssignment, random_quadratic
 from moe_search.problems.dense_quadratic import DenseArrays
 from moe_search.problems.moves import commit_swap, commit_swap_and_deltas, fill_deltas, swap_delta
 from moe_search.problems.sparse_quadratic import SparseArrays
-from moe_search.solvers import LocalSearch, MaxIterations, TabuSearch
 
 
 @pytest.mark.parametrize(
@@ -117,14 +116,3 @@ def test_size_and_share_decide_on_the_kernels_and_range_on_their_types():
     assert not QuadraticAssignment(both.distance, both.flow).kernel_arrays.of_flow
     heavy = QuadraticAssignment(both.flow, both.distance * 10**6).kernel_arrays
     assert (heavy.other.dtype, heavy.delta_dtype) == (np.int32, np.int64)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("solver", [LocalSearch(), TabuSearch()])
-def test_a_search_takes_the_same_way(solver):
-    dense = random_quadratic(70, seed=3, density=0.05)
-    twins = (dense, as_sparse(dense.flow, dense.distance))
-    results = [solver.solve(problem, MaxIterations(3000), seed=1) for problem in twins]
-    assert results[0].value == results[1].value
-    assert results[0].permutation.tolist() == results[1].permutation.tolist()
-    assert results[0].moves == results[1].moves > 0

@@ -12,6 +12,7 @@ from ctrl_c import ctrl_c_after
 from every_solver import PAIRS, PROBLEMS, SOLVERS, TAKEN, marks
 from instances import naive_value
 from naive import permutations
+from numba.core import event
 
 from moe_search import problems, solvers
 from moe_search.solvers import AnyOf, MaxIterations, MaxRuntime, NoImprovement, TargetValue
@@ -119,6 +120,18 @@ def test_the_same_seed_gives_the_same_result_whether_it_is_shown_or_not(solver, 
     second = SOLVERS[solver].solve(PROBLEMS[name], MaxIterations(700), seed=5)
     assert first.permutation.tolist() == second.permutation.tolist()
     assert (first.value, first.iterations, first.moves) == (second.value, second.iterations, second.moves)
+
+
+@every_pair
+def test_a_warm_call_compiles_nothing_and_makes_the_iterations_of_the_first(solver, name):
+    first, _ = run_of(solver, name)
+    # Targets of other types, far below all values: a kernel compiled for each would take its time on the clock.
+    with event.install_recorder("numba:compile") as recorder:
+        for target in (-(10**12), np.float32(-1e12)):
+            stop = AnyOf(TargetValue(target), MaxIterations(700))
+            again = SOLVERS[solver].solve(PROBLEMS[name], stop, seed=5)
+            assert again.iterations == first.iterations or solver == "cp-sat"
+    assert not recorder.buffer
 
 
 def one_it_takes(solver):

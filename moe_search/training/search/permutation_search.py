@@ -454,8 +454,9 @@ class PermutationSearch:
         """Return all that is needed to go on as if the run had never stopped: plain numbers, strings and tensors.
 
         ``torch.load(weights_only=True)`` reads them, and so does `load_state`. The expert map itself is in the state
-        dict of the model. The batches kept for the next search are in this one, so a state saved just before a search
-        is as large as they are; in a process group they are those of this rank, and every rank saves its own.
+        dict of the model; that of layers of Transformers, whose experts are there in its order, is in this one. So are
+        the batches kept for the next search: a state saved just before one is as large as they are. In a process group
+        they are those of this rank, and every rank saves its own.
 
         A search under way is waited for, but not decided on: the map found is in the state, and the next step decides,
         in this run as in one that loads the state. If the solver raised, it is the error that comes at the next step of

@@ -16,7 +16,7 @@ from moe_search.solvers import BranchAndBound, CpSat, Enumeration, MaxIterations
 from moe_search.solvers.bounds.gilmore_lawler import gilmore_lawler
 from moe_search.solvers.bounds.linear_assignment import assign, empty_duals
 from moe_search.solvers.bounds.lower_bounds import lower_bound
-from moe_search.solvers.exact import branch_and_bound
+from moe_search.solvers.exact import branch_and_bound, subtrees
 from moe_search.solvers.exact.branch_and_bound import relax
 from moe_search.solvers.exact.symmetry import symmetry_of
 
@@ -224,3 +224,44 @@ def test_stopped_early_it_has_the_semidefinite_bound(monkeypatch):
     assert lower_bound(problem, 1.0) < result.bound <= min(value, result.value)
     # Iterations are no time that could be kept.
     assert BranchAndBound().solve(problem, MaxIterations(20)).bound < result.bound
+
+
+@pytest.mark.parametrize("name", ["quadratic", "float", "pairwise"])
+def test_threads_change_nothing(name, monkeypatch):
+    # Rounds of some nodes, so that a small tree is split all the time, and the first incumbents come from the tree.
+    monkeypatch.setattr(subtrees, "FIRST_OPERATIONS", 0)
+    monkeypatch.setattr(subtrees, "ROUND_OPERATIONS", 20_000)
+    monkeypatch.setattr(subtrees, "LEAST_FREE", 2)
+    problem = {
+        "quadratic": problems.random_quadratic(9, seed=1),
+        "float": problems.random_quadratic(8, seed=2, integral=False, symmetric=False),
+        "pairwise": problems.random_pairwise(8, 4, seed=3),
+    }[name]
+    optimum = Enumeration().solve(problem, LONG).value
+    bounds = []
+    for stop in (*map(MaxIterations, range(1, 200, 11)), LONG):
+        first, second = (BranchAndBound(n_jobs=n_jobs).solve(problem, stop) for n_jobs in (1, 3))
+        assert first.permutation.tolist() == second.permutation.tolist()
+        assert (first.value, first.bound, first.iterations) == (second.value, second.bound, second.iterations)
+        assert [point[1:] for point in first.trajectory] == [point[1:] for point in second.trajectory]
+        assert first.bound <= optimum + 1e-9 * abs(optimum)
+        bounds.append(first.bound)
+    assert first.status == "optimal"
+    assert first.value == pytest.approx(optimum, rel=1e-12)
+    assert all(a <= b + 1e-9 * abs(b) for a, b in itertools.pairwise(bounds))
+
+
+def test_ctrl_c_ends_all_threads_and_keeps_the_incumbent(monkeypatch):
+    monkeypatch.setattr(subtrees, "FIRST_OPERATIONS", 0)
+    shown = []
+
+    def interrupt(incumbent):
+        shown.append(incumbent.value)
+        if len(shown) == 3:
+            raise KeyboardInterrupt
+
+    problem = problems.random_quadratic(12, seed=0)
+    result = BranchAndBound(n_jobs=2).solve(problem, LONG, on_improvement=interrupt)
+    assert (result.status, result.value) == ("interrupted", problem.value(result.permutation))
+    assert result.value <= shown[-1]
+    assert result.bound <= result.value

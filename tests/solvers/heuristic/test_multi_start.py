@@ -1,4 +1,5 @@
 import pickle
+import time
 
 import joblib
 import numpy as np
@@ -9,12 +10,14 @@ from numba import typeof
 
 from moe_search import solvers
 from moe_search.problems import random_quadratic
+from moe_search.problems.kernel_cache import compile_time
 from moe_search.solvers import (
     Enumeration,
     LocalSearch,
     MaxIterations,
     MaxRuntime,
     MultiStart,
+    NoImprovement,
     SimulatedAnnealing,
     TabuSearch,
     TargetValue,
@@ -36,6 +39,50 @@ def test_it_is_the_best_of_its_runs_whatever_the_number_of_threads(solver):
         assert result.iterations == sum(run.iterations for run in alone)
         assert result.statistics["swaps evaluated"] == sum(run.statistics["swaps evaluated"] for run in alone)
         assert result.seed == 7
+
+
+@pytest.mark.parametrize("n_jobs", [1, 3])
+def test_runs_that_share_go_on_from_the_best_in_rounds(n_jobs):
+    portfolio = TabuSearch(), SimulatedAnnealing()
+    result = MultiStart(portfolio, 3, n_jobs, share_every=100).solve(PROBLEM, MaxIterations(250), seed=7)
+    initial, trajectory = None, []
+    for number, iterations in enumerate((100, 100, 50)):
+        seeds = [spawned_seeds(seed, number + 1)[-1] for seed in spawned_seeds(7, 3)]
+        runs = [
+            portfolio[i % 2].solve(PROBLEM, MaxIterations(iterations), seed, initial) for i, seed in enumerate(seeds)
+        ]
+        best = min(runs, key=lambda run: run.value)
+        initial = best.permutation
+        trajectory += [(point.value, point.iteration + 100 * number) for point in best.trajectory]
+    assert result.permutation.tolist() == initial.tolist()
+    assert result.iterations == 3 * 250
+    assert [point[1:] for point in result.trajectory][-1] == min(trajectory)
+    assert not np.diff([point.value for point in result.trajectory]).max(initial=-1) >= 0
+
+
+def test_a_criterion_knows_nothing_of_rounds():
+    result = MultiStart(LocalSearch(), 1, share_every=500).solve(PROBLEM, NoImprovement(4000), seed=1)
+    # An improvement counts from the end of its round.
+    assert result.iterations == 500 * -(-result.trajectory[-1].iteration // 500) + 4000
+    proved = MultiStart(Enumeration(), 2, share_every=10**9).solve(random_quadratic(5, seed=0), MaxRuntime(60.0))
+    assert proved.status == "optimal"
+
+
+def test_compiling_is_off_the_clock_of_all():
+    compiled = []
+
+    class Compiling(LocalSearch):
+        def search(self, run):
+            if not compiled:
+                compiled.append(self)
+                with compile_time():
+                    time.sleep(0.5)
+            return super().search(run)
+
+    result = MultiStart(Compiling(), 3, 1).solve(PROBLEM, MaxRuntime(0.3))
+    assert result.compile_seconds >= 0.5
+    # The runs after the one that compiled had their share.
+    assert result.runtime < 0.5 <= result.compile_seconds
 
 
 def same_as_threads(solver):
@@ -162,7 +209,10 @@ def test_runs_that_wait_for_each_other_share_the_limit():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        (("tabu",), TypeError, r"solver must be a Solver such as TabuSearch\(\), got str"),
+        ((4,), TypeError, r"solver must be a Solver such as TabuSearch\(\), got int"),
+        (((TabuSearch(), "tabu"),), TypeError, r"solver must be a Solver such as TabuSearch\(\), got str"),
+        (((),), ValueError, "solver must be at least one Solver, got none"),
+        ((TabuSearch(), 2, 1, 0), ValueError, "share_every must be an integer >= 1, got 0"),
         ((TabuSearch(), 0), ValueError, "runs must be an integer >= 1, got 0"),
         ((TabuSearch(), 2.0), TypeError, "runs must be an integer, got 2.0"),
         ((TabuSearch(), 2, 0), ValueError, "n_jobs must be positive, or negative to count .*, got 0"),
