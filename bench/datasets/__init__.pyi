@@ -19,4 +19,5 @@ from .two_images import (
     CanvasSplit as CanvasSplit,
     load_two_digits as load_two_digits,
     load_two_fashion as load_two_fashion,
+    load_two_mnist as load_two_mnist,
 )

@@ -50,7 +50,7 @@ def package_folder(package: str, what: str, how_to_get: str) -> Path:
 def read_members(name: str, data: bytes, wanted: Sequence[str]) -> dict[str, bytes]:
     """Return the members of an archive whose paths end in a wanted one, by that; nothing is unpacked to disk.
 
-    The file name of the archive tells its format: .zip, .whl, or .tar.gz. `data` is its content.
+    The file name of the archive tells its format: .zip, .whl, or else a compressed tar. `data` is its content.
     """
     found: dict[str, bytes] = {}
     try:
@@ -76,14 +76,19 @@ def read_idx(path: str | os.PathLike[str], axes: int) -> NDArray[np.uint8]:
         data = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
     except EOFError as error:
         raise ValueError(f"{file} is a truncated gzip file") from error
+    return parse_idx(data, str(file), axes)
+
+
+def parse_idx(data: bytes, name: str, axes: int) -> NDArray[np.uint8]:
+    """Return the bytes of an idx file with so many axes as an array; `name` is for the error."""
     if len(data) < 4 or data[:2] != b"\0\0" or data[2] != UNSIGNED_BYTES:
-        raise ValueError(f"{file} is no idx file of bytes: it must start with 00 00 08, got {data[:3].hex(' ')}")
+        raise ValueError(f"{name} is no idx file of bytes: it must start with 00 00 08, got {data[:3].hex(' ')}")
     if data[3] != axes:
-        raise ValueError(f"{file} must hold an array of {axes} axes, got {data[3]}")
+        raise ValueError(f"{name} must hold an array of {axes} axes, got {data[3]}")
     start = 4 + 4 * axes
     shape = tuple(np.frombuffer(data[4:start].ljust(4 * axes, b"\0"), dtype=">u4").tolist())
     if len(data) != start + math.prod(shape):
         raise ValueError(
-            f"{file} must hold {start + math.prod(shape)} bytes for shape {shape}, got {len(data)}: it is damaged"
+            f"{name} must hold {start + math.prod(shape)} bytes for shape {shape}, got {len(data)}: it is damaged"
         )
     return np.frombuffer(data, dtype=np.uint8, offset=start).reshape(shape)

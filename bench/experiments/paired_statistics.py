@@ -94,6 +94,13 @@ def compare_ratios(baseline: Sequence[float], other: Sequence[float], factor: fl
     return _compare(np.log(second) - np.log(first), -math.log(factor), "less")
 
 
+def compare(measure: Measure, baseline: Sequence[float], other: Sequence[float]) -> PairedComparison:
+    """Compare what a measure is of: differences, or ratios where it claims a factor."""
+    if measure.factor is None:
+        return compare_differences(baseline, other)
+    return compare_ratios(baseline, other, measure.factor)
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Return p-values adjusted for their number, in their order.
 

@@ -130,5 +130,6 @@ EXPERIMENTS = (
         ),
         run_trial=attach,
         gates=(CLUSTERS, *TRAINED),
+        sizes=(DIGITS,),
     ),
 )

@@ -6,17 +6,17 @@ import json
 import math
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from moe_search.bench.experiments.best_of_trials import budget_figure, budget_table, fewer_trials_table
+from moe_search.bench.experiments.draws_report import LEVEL, draws_figures, draws_headlines, draws_tables
 from moe_search.bench.experiments.experiment import (
     CURVE,
-    LOSS,
+    FRESH,
     MAPS,
     Experiment,
     Measure,
@@ -29,8 +29,7 @@ from moe_search.bench.experiments.paired_statistics import (
     PairedComparison,
     PairedRow,
     TimedRun,
-    compare_differences,
-    compare_ratios,
+    compare,
     equal_time_table,
     holm,
     mean_and_error,
@@ -44,7 +43,6 @@ from moe_search.plotting.table import Table
 
 MOST_SLOTS_DRAWN = 64
 SMOKE_WARNING = "These are the sizes of --smoke: they show that all works, and nothing else."
-LEVEL = 0.05
 
 HOW_TO_READ = (
     "Means over the seeds ± standard error. Comparisons are paired: trials of one seed share data, first weights and "
@@ -90,15 +88,10 @@ class Finished:
         seeds = [seed for seed in baseline if seed in other]
         return [baseline[seed] for seed in seeds], [other[seed] for seed in seeds]
 
-    def drawn_losses(self) -> dict[str, dict[str, list[float]]]:
-        """Return the losses of a random search, of the seeds that ended under all searches, by gate and search."""
-        found: dict[str, dict[str, list[float]]] = {}
-        for gate in self.experiment.gates if self.experiment.space is not None else ():
-            by_search = {search: self.numbers(gate, search, LOSS) for search in self.experiment.searches}
-            seeds = sorted(set.intersection(*map(set, by_search.values())))
-            if seeds:
-                found[gate] = {search: [values[seed] for seed in seeds] for search, values in by_search.items()}
-        return found
+    @property
+    def all_measured(self) -> dict[Trial, Numbers]:
+        """What all trials measured."""
+        return {trial: entry.numbers for trial, entry in self.entries.items()}
 
     def timed_runs(self, gate: str, search: str) -> dict[int, TimedRun]:
         """Return the curves over time of a gate and search, by seed; journals of earlier versions hold none."""
@@ -138,7 +131,7 @@ def make_report(finished: Sequence[Finished], command: str) -> Report:
     for each in finished:
         name = each.experiment.name
         smoke = " --smoke" * each.is_smoke
-        seeds = {trial.seed for trial in each.entries}
+        seeds = {trial.seed for trial in each.entries if trial.seed < FRESH}
         first, count = min(seeds), 1 + max(seeds) - min(seeds)
         facts[f"{name}{smoke}"] = f"moe-search experiment {name}{smoke} --first-seed {first} --seeds {count}"
         facts[f"{name}{smoke}, sizes"] = json.dumps(each.journal.header.get("settings"))
@@ -158,6 +151,8 @@ def make_report(finished: Sequence[Finished], command: str) -> Report:
 def headlines(finished: Finished) -> tuple[str, ...]:
     """Return what the first measure says of the last search against the baseline; nothing without a comparison."""
     experiment = finished.experiment
+    if experiment.space is not None:
+        return draws_headlines(experiment, finished.all_measured)
     compared = _comparisons(finished, experiment.measures[0])
     baseline, search = experiment.compared[-1]
     mine = [(gate, comparison, p) for (gate, *pair), comparison, p in compared if pair == [baseline, search]]
@@ -198,12 +193,12 @@ def section(finished: Finished) -> Section:
 
 def tables(finished: Finished) -> tuple[Table, ...]:
     """Return all tables about one experiment."""
-    losses = finished.drawn_losses()
+    if finished.experiment.space is not None:
+        return draws_tables(finished.experiment, finished.all_measured)
     # With a baseline alone, there is nothing to compare.
     measures = finished.experiment.measures if len(finished.experiment.searches) > 1 else ()
     return (
         results_table(finished),
-        *((budget_table(losses), fewer_trials_table(losses)) if losses else ()),
         *(comparison_table(finished, measure) for measure in measures),
         *_equal_time(finished),
     )
@@ -244,11 +239,7 @@ def _comparisons(finished: Finished, measure: Measure) -> list[tuple[tuple[str, 
         for first, search in finished.experiment.compared:
             baseline, other = finished.pairs(gate, (first, search), measure.name)
             if baseline:
-                found[gate, first, search] = (
-                    compare_differences(baseline, other)
-                    if measure.factor is None
-                    else compare_ratios(baseline, other, measure.factor)
-                )
+                found[gate, first, search] = compare(measure, baseline, other)
     adjusted = holm([comparison.p for comparison in found.values()])
     return [(*pair, p) for pair, p in zip(found.items(), adjusted, strict=True)]
 
@@ -286,12 +277,12 @@ def _curves(finished: Finished) -> tuple[ReportFigure, ...]:
     return _figure(experiment, loss_curves(panels, step_name="step", logarithmic=True), caption)
 
 
-def _best_of(finished: Finished) -> tuple[ReportFigure, ...]:
-    losses = finished.drawn_losses()
-    if not losses:
-        return ()
-    caption = "Expected best validation loss by the number of trials, and the middle 90 % of bootstrap samples."
-    return _figure(finished.experiment, budget_figure(losses), caption)
+def _best_of(finished: Finished) -> Iterator[ReportFigure]:
+    if finished.experiment.space is None:
+        return
+    for task, figure in draws_figures(finished.experiment, finished.all_measured):
+        caption = "Expected best validation loss by the number of trials, and the middle 90 % of bootstrap samples."
+        yield from _figure(finished.experiment, figure, f"{task}. {caption}" if task else caption)
 
 
 def _maps(finished: Finished) -> tuple[ReportFigure, ...]:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moe_search.bench.experiments.experiment import Experiment, Trial, find_experiment, require_libraries
-from moe_search.bench.experiments.journal import Entry, open_journal, read_journal
+from moe_search.bench.experiments.experiment import (
+    BEST,
+    LOSS,
+    Experiment,
+    Trial,
+    find_experiment,
+    require_libraries,
+)
+from moe_search.bench.experiments.journal import Entry, Journal, open_journal, read_journal
 from moe_search.checks import require_integer
 
 if TYPE_CHECKING:
@@ -22,7 +31,8 @@ DEFAULT_FOLDER = Path("moe-search-experiments")
 RESULTS = "results.parquet"
 
 OnTrial = Callable[[int, int, Entry | None], None]
-"""Called as ``on_trial(finished, all, entry)``: once at the start without an entry, then after every trial."""
+"""Called as ``on_trial(finished, all, entry)``: without an entry at the start, and of the best draws; then after every
+trial."""
 
 
 def run_experiment(
@@ -58,12 +68,11 @@ def run_experiment(
     Returns
     -------
     DataFrame
-        A row a trial, in the order of seeds, gates and searches: experiment, seed, gate, search, seconds, and the
-        numbers of the trial.
+        A row a trial, in the order of seeds, gates and searches, the best draws trained anew at the end: experiment,
+        seed, gate, search, seconds, and the numbers of the trial.
     """
     require_libraries("joblib", "pandas", "pyarrow")
     import pandas as pd
-    from joblib import Parallel, delayed
 
     settings = experiment.settings if settings is None else settings
     seeds = experiment.seeds if seeds is None else seeds
@@ -74,9 +83,45 @@ def run_experiment(
     journal = open_journal(experiment, Path(folder), settings)
     finished = journal.entries()
     trials = experiment.trials(seeds, first_seed)
+    fresh = experiment.fresh_seeds * math.ceil(BEST * seeds) * len(experiment.gates) * len(experiment.searches)
+    total = len(trials) + fresh
+    run = partial(_run_missing, experiment, settings, journal, finished, jobs=jobs, total=total, on_trial=on_trial)
+    run(trials)
+    if fresh:
+        again = experiment.fresh_trials({trial: float(finished[trial].numbers[LOSS]) for trial in trials})  # type: ignore[arg-type]
+        run(again, before=len(trials))
+        trials += again
+    rows = [
+        {"experiment": experiment.name, **asdict(trial), "seconds": entry.seconds, **entry.numbers}
+        for trial, entry in ((trial, finished[trial]) for trial in trials)
+    ]
+    table = pd.DataFrame(rows)
+    # A reader sees the old file or the new one, never half of it.
+    unfinished = (Path(folder) / RESULTS).with_suffix(".partial")
+    table.to_parquet(unfinished, index=False)
+    os.replace(unfinished, Path(folder) / RESULTS)
+    return table
+
+
+def _run_missing(
+    experiment: Experiment,
+    settings: Any,
+    journal: Journal,
+    finished: dict[Trial, Entry],
+    trials: Sequence[Trial],
+    *,
+    jobs: int | None,
+    total: int,
+    on_trial: OnTrial | None,
+    before: int = 0,
+) -> None:
+    """Run those of some trials that have not finished, `before` others having, and add them to the journal."""
+    from joblib import Parallel, delayed
+
     missing = [trial for trial in trials if trial not in finished]
+    done = before + len(trials) - len(missing)
     if on_trial is not None:
-        on_trial(len(trials) - len(missing), len(trials), None)
+        on_trial(done, total, None)
 
     def calls() -> Iterator[Any]:
         for trial in missing:
@@ -84,21 +129,11 @@ def run_experiment(
             yield delayed(run_one)(experiment, settings, trial)
 
     entries = Parallel(n_jobs=jobs, return_as="generator_unordered")(calls())
-    for done, entry in enumerate(entries, start=1 + len(trials) - len(missing)):
+    for number, entry in enumerate(entries, start=done + 1):
         journal.append(entry)
         finished[entry.trial] = entry
         if on_trial is not None:
-            on_trial(done, len(trials), entry)
-    rows = [
-        {"experiment": experiment.name, **asdict(trial), "seconds": entry.seconds, **entry.numbers}
-        for trial, entry in ((trial, finished[trial]) for trial in trials)
-    ]
-    table = pd.DataFrame(rows)
-    # A reader sees the old file or the new one, never half of it.
-    partial = (Path(folder) / RESULTS).with_suffix(".partial")
-    table.to_parquet(partial, index=False)
-    os.replace(partial, Path(folder) / RESULTS)
-    return table
+            on_trial(number, total, entry)
 
 
 def run_one(experiment: Experiment, settings: Any, trial: Trial) -> Entry:
@@ -121,8 +156,8 @@ def run_with_progress(
 ) -> None:
     """Run an experiment by its name, as ``moe-search experiment`` does, and print its results.
 
-    With `smoke`, it has the sizes that only show that all works, and 2 seeds unless told otherwise. The output goes to
-    a folder below `DEFAULT_FOLDER` where none is given.
+    With `smoke`, it has the sizes that only show that all works, 2 seeds unless told otherwise, and one fresh seed of
+    the best draws. The output goes to a folder below `DEFAULT_FOLDER` where none is given.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -136,8 +171,9 @@ def run_with_progress(
         if all(field.name != "path" for field in fields(settings)):
             raise ValueError(f"--data is for experiments that read files, {name} reads none")
         settings = replace(settings, path=str(data))
-    if seeds is None and smoke:
-        seeds = SMOKE_SEEDS
+    if smoke:
+        seeds = SMOKE_SEEDS if seeds is None else seeds
+        experiment = replace(experiment, fresh_seeds=min(experiment.fresh_seeds, 1))
     folder = DEFAULT_FOLDER / (f"{name}-smoke" if smoke else name) if output is None else output
     console = Console()
     bar = (SpinnerColumn(), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))

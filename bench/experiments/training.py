@@ -264,6 +264,7 @@ def train_by_steps(
     on_search: OnSearch | None = None,
     frozen_steps: int = 0,
     gate_rate: float | None = None,
+    searched: tuple[nn.Module, Loss] | None = None,
 ) -> StepRun:
     """Train a model of one mixture layer in place, with a search of its map or without.
 
@@ -289,15 +290,18 @@ def train_by_steps(
         Called after every forward; what it returns is added to the loss of the step.
     load_limit, on_search
         What `PermutationSearch` takes.
+    searched : tuple of Module and callable, optional
+        The model and the loss that ours searches by, where they are not those of the training.
     """
     require_choice("search", search, SEARCHES)
     ours, relaxation = None, None
     if search == "search":
         compile_once()
+        searched_model, searched_loss = (model, loss) if searched is None else searched
         ours = PermutationSearch(
-            model,
+            searched_model,
             moe,
-            loss=loss,
+            loss=searched_loss,
             period=schedule.period,
             until=schedule.until,
             batches=schedule.batches,

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
-from moe_search.bench.datasets.two_images import load_two_digits, load_two_fashion
+from moe_search.bench.datasets.two_images import load_two_digits, load_two_fashion, load_two_mnist
 from moe_search.bench.experiments.experiment import Experiment, Measure, Numbers, RunTrial
 from moe_search.bench.experiments.gates import SPARSE
 from moe_search.bench.experiments.training import SEARCHES, SearchSchedule, StepRun, endless_batches, train_by_steps
@@ -52,12 +52,12 @@ class TwoImageSettings:
     relaxation_steps : int
         The step at which the published relaxation is rounded.
     shrink : int
-        By how much the images of ``"fashion"`` are shrunk.
+        By how much the images of ``"mnist"`` and ``"fashion"`` are shrunk.
     path : str or None
-        Where the files of ``"fashion"`` lie, if not where their package puts them.
+        Where their files lie, if not where their package puts them, or in the working directory those of ``"mnist"``.
     """
 
-    source: Literal["digits", "fashion"]
+    source: Literal["digits", "mnist", "fashion"]
     model: ModelSizes
     steps: int = 300
     learning_rate: float = 1e-3
@@ -127,6 +127,9 @@ def load(settings: TwoImageSettings, seed: int) -> DataTensors:
     counts = (sizes.num_train, sizes.num_validation, sizes.num_test)
     if settings.source == "digits":
         canvases = load_two_digits(*counts, canvas=sizes.canvas, seed=seed)
+    elif settings.source == "mnist":
+        place = settings.path or "."
+        canvases = load_two_mnist(*counts, canvas=sizes.canvas, shrink=settings.shrink, seed=seed, path=place)
     else:
         canvases = load_two_fashion(*counts, canvas=sizes.canvas, shrink=settings.shrink, seed=seed, path=settings.path)
     return to_tensors(canvases, torch.device("cpu"))

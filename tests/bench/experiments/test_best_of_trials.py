@@ -12,6 +12,7 @@ from moe_search.bench.experiments.best_of_trials import (
     expected_best,
     fewer_trials,
     fewer_trials_table,
+    others_reached,
 )
 
 LOSSES = st.lists(st.floats(-10, 10), min_size=1, max_size=8)
@@ -122,6 +123,34 @@ def test_twice_as_many_draws_by_half_the_trials():
 def test_what_may_be_saved(losses, other, budget, message):
     with pytest.raises(ValueError, match=message):
         fewer_trials(losses, other, budget)
+
+
+@given(st.integers(0, 2**31))
+def test_trials_that_reach_the_others_are_counted_on_the_mean_over_all_choices(seed):
+    generator = np.random.default_rng(seed)
+    losses = {name: (generator.integers(0, 100, 6) / 10).tolist() for name in "abcd"}
+    for own, found in others_reached(losses, resamples=20).items():
+        best = [np.mean([min(some) for some in combinations(losses[name], 3)]) for name in losses if name != own]
+        means = [np.mean([min(some) for some in combinations(losses[own], r)]) for r in range(1, 7)]
+        reached = [r for r, mean in enumerate(means, start=1) if mean <= np.median(best) + 1e-9]
+        if found.needed is None:
+            assert not reached
+            assert found.times == 0
+        else:
+            assert math.ceil(found.needed - 1e-9) == reached[0]
+            assert found.times == pytest.approx(3 / found.needed)
+        assert 0 <= found.low <= found.high <= found.budget == 3
+
+
+def test_trials_that_reach_the_others_by_hand():
+    found = others_reached(
+        {"a": [1.0, 1.0, 1.0, 1.0], "b": [2.0, 2.0, 2.0, 2.0], "c": [2.0, 2.0, 2.0, 2.0]}, resamples=9
+    )
+    assert (found["a"].needed, found["a"].times, found["a"].low) == (1.0, 2.0, 2.0)
+    # The median of 1 and 2 is 1.5, which no draw of b is.
+    assert (found["b"].needed, found["b"].times, found["b"].high) == (None, 0.0, 0.0)
+    with pytest.raises(ValueError, match=r"of the same two draws or more, of two searches or more, got \[2, 1\] draws"):
+        others_reached({"a": [1.0, 2.0], "b": [1.0]})
 
 
 def test_table_and_figure():
