@@ -134,7 +134,8 @@ class Subtrees:
 
     def bound(self) -> Any:
         """Return the least bound of what is open, the incumbent's total if nothing is; None before there is one."""
-        bounds = [open_bound(part.tree) for part in self.parts if not part.tree.counts[0].done]
+        # One that has reached the target is done, but not proved: something may be open in it.
+        bounds = [open_bound(part.tree) for part in self.parts if not part.tree.counts[0].proved]
         return None if None in bounds else min([*bounds, self.best])
 
     def take_in_all(self) -> None:

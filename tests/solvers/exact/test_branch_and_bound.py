@@ -12,7 +12,7 @@ from qaplib_files import FOLDER, best_known, needs_qaplib
 from scipy.optimize import linear_sum_assignment
 
 from moe_search import problems
-from moe_search.solvers import BranchAndBound, CpSat, Enumeration, MaxIterations, MaxRuntime, TabuSearch
+from moe_search.solvers import BranchAndBound, CpSat, Enumeration, MaxIterations, MaxRuntime, TabuSearch, TargetValue
 from moe_search.solvers.bounds.gilmore_lawler import gilmore_lawler
 from moe_search.solvers.bounds.linear_assignment import assign, empty_duals
 from moe_search.solvers.bounds.lower_bounds import lower_bound
@@ -105,6 +105,16 @@ def test_what_an_early_stop_proves_holds_and_never_falls(name):
         assert (result.status == "optimal") == (result.gap <= 1e-9)
         bounds.append(result.bound)
     assert all(a <= b + 1e-9 for a, b in itertools.pairwise(bounds))
+
+
+@pytest.mark.parametrize("above", [0.01, 0.03, 0.06])
+def test_a_target_that_is_reached_proves_nothing(above):
+    for seed in range(6):
+        problem = problems.random_quadratic(9, seed=seed)
+        optimum = Enumeration().solve(problem, LONG).value
+        result = BranchAndBound().solve(problem, TargetValue((1 + above) * optimum))
+        assert result.bound <= optimum <= result.value <= (1 + above) * optimum
+        assert (result.status == "optimal") == (result.gap == 0.0)
 
 
 def test_the_bound_of_an_early_stop_is_gilmore_and_lawlers_at_the_root():
