@@ -85,6 +85,16 @@ def test_compiling_is_off_the_clock_of_all():
     assert result.runtime < 0.5 <= result.compile_seconds
 
 
+def test_seconds_before_its_search_are_part_of_the_limit():
+    solver = MultiStart(LocalSearch(), 2, 1)
+    run = solver.begin_run(PROBLEM, MaxRuntime(0.1), 0, None, None)
+    time.sleep(0.2)
+    result = solver.search(run)
+    # As those in which `solve` computes a bound; only the first run begins.
+    assert result.runtime >= 0.2
+    assert result.iterations == 0
+
+
 def same_as_threads(solver):
     expected = solver.solve(PROBLEM, STOP, seed=3)
 
@@ -104,6 +114,10 @@ def test_processes_of_loky_find_the_same():
     check = same_as_threads(MultiStart(TabuSearch(), 3, 2))
     with joblib.parallel_config(backend="loky"):
         check()
+        shared = MultiStart(TabuSearch(), 2, 2, share_every=20).solve(random_quadratic(30, seed=0), MaxIterations(60))
+    # Every round goes on where the one before it ended.
+    assert shared.trajectory[-1].iteration > 20
+    assert np.diff([point.seconds for point in shared.trajectory]).min() >= 0
     joblib.externals.loky.get_reusable_executor().shutdown(wait=True)
 
 
