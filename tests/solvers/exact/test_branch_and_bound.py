@@ -275,3 +275,20 @@ def test_ctrl_c_ends_all_threads_and_keeps_the_incumbent(monkeypatch):
     assert (result.status, result.value) == ("interrupted", problem.value(result.permutation))
     assert result.value <= shown[-1]
     assert result.bound <= result.value
+
+
+def test_ctrl_c_while_the_tree_is_split_loses_no_child(monkeypatch):
+    monkeypatch.setattr(subtrees, "FIRST_OPERATIONS", 0)
+    split, waiting = subtrees.Part.split, []
+
+    def interrupted(part, depth):
+        waiting.append((part.tree.children, depth, part.tree.children[depth]))
+        split(part, depth)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subtrees.Part, "split", interrupted)
+    result = BranchAndBound().solve(problems.random_quadratic(12, seed=0), LONG)
+    assert result.status == "interrupted"
+    # Those of the part that was not taken in are still in the bound.
+    children, depth, before = waiting[-1]
+    assert children[depth] == before
