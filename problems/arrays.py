@@ -28,6 +28,8 @@ def numeric_array(name: str, values: npt.ArrayLike, ndim: int) -> npt.NDArray[An
         If the number of dimensions is not `ndim`, the array is empty, a value is NaN or infinite, or an integer does
         not fit in 64 bits.
     """
+    if is_sparse(values):
+        raise TypeError(f"{name} must be a dense array, got a {type(values).__name__}; pass its toarray()")
     array = np.asarray(values)
     if _holds_larger_integers(values, array):
         raise ValueError(f"{name} must hold integers of at most 64 bits, got larger ones")
@@ -82,6 +84,10 @@ def sparse_square_matrix(name: str, values: Any) -> Any:
     if values.shape[0] == 0:
         raise ValueError(f"{name} must not be empty, got shape {values.shape}")
     entries = values.tocoo()
+    bad = np.flatnonzero(~np.isfinite(entries.data))
+    if bad.size:
+        where, count = (int(entries.row[bad[0]]), int(entries.col[bad[0]])), bad.size
+        raise ValueError(f"{name} must be finite, got {entries.data[bad[0]]} at index {where} ({count} such values)")
     # A zero in front, so that there is an entry where none is stored.
     given = numeric_array(name, np.concatenate([np.zeros(1, dtype=entries.dtype), entries.data]), 1)[1:]
     # Duplicates are added up.

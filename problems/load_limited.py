@@ -249,7 +249,7 @@ class LoadLimited(PermutationProblem):
         """Return the arrays for the deltas of all swaps; see `PermutationProblem.delta_matrix`."""
         inner = self.problem.delta_matrix()
         deltas = np.zeros(inner.deltas.shape, dtype=np.int64 if self.integral else np.float64)
-        return LimitedDeltaMatrix(deltas, inner)
+        return LimitedDeltaMatrix(deltas, inner.potential, inner)
 
 
 class LimitedState(NamedTuple):
@@ -274,6 +274,7 @@ class LimitedDeltaMatrix(NamedTuple):
     """The deltas of all swaps, and the delta matrix of the inner problem; see `DeltaMatrix`."""
 
     deltas: npt.NDArray[Any]
+    potential: npt.NDArray[Any]  # that of the inner one
     inner: DeltaMatrix
 
 

@@ -112,9 +112,9 @@ def enumerate_local_optima(problem: PermutationProblem) -> LocalOptima:
     every = np.array([list(itertools.chain(*parts)) for parts in itertools.product(*blocks)])
     values = np.array([problem.value(p) for p in every])
     tolerance = 0 if problem.integral else ROUNDING * problem.ordinary_value()
-    # The permutations are in the order of the numbers that they are written as.
-    weights = size ** np.arange(size - 1, -1, -1)
-    numbers = every @ weights
+    # The permutations are in the order of the numbers that they are written as, a seat within its block being a digit.
+    weights = block ** np.arange(size - 1, -1, -1)
+    numbers = every % block @ weights
     optimal = np.ones(len(every), dtype=bool)
     for a, b in itertools.combinations(range(size), 2):
         if a // block == b // block:

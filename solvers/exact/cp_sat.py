@@ -137,7 +137,7 @@ class CpSat(Solver):
             # An optimum on the grid is one of the problem, up to the grid. The value found may allow for a finer one.
             before, error = error, model.error
             left = math.inf if run.bound is None else run.value - run.bound
-            if left <= PRECISION * abs(run.value) or run.interrupted or error > before / 2:
+            if left <= PRECISION * abs(run.value) or run.interrupted or error >= before / 2:
                 return left <= PRECISION * max(abs(run.value), run.problem.ordinary_value())
 
     def _solve_model(self, run: Run, model: _Model, stopper: Stopper) -> bool:

@@ -51,7 +51,7 @@ class Part:
         return len(tree.visited)
 
     def split(self, depth: int) -> Part:
-        """Return a part of the later half of the children that wait at a depth, which this one gives up."""
+        """Return a part of the later half of the children that wait at a depth, which this one is to give up."""
         tree = self.tree
         copies: dict[str, Any] = {name: _copied(each) for name, each in tree._asdict().items() if name not in READ_ONLY}
         new = tree._replace(**copies)
@@ -59,7 +59,6 @@ class Part:
         moved = slice(first + (end - first) // 2, end)
         for mine, others in ((tree.slot, new.slot), (tree.seat, new.seat), (tree.bound, new.bound)):
             others[depth, : end - moved.start] = mine[depth, moved]
-        tree.children[depth] = moved.start
         new.children[depth], new.visited[depth] = end - moved.start, 0
         new.counts[0].depth, new.counts[0].nodes = depth, 0
         way = np.arange(depth), tree.visited[:depth] - 1
@@ -134,7 +133,8 @@ class Subtrees:
 
     def bound(self) -> Any:
         """Return the least bound of what is open, the incumbent's total if nothing is; None before there is one."""
-        bounds = [open_bound(part.tree) for part in self.parts if not part.tree.counts[0].done]
+        # One that has reached the target is done, but not proved: something may be open in it.
+        bounds = [open_bound(part.tree) for part in self.parts if not part.tree.counts[0].proved]
         return None if None in bounds else min([*bounds, self.best])
 
     def take_in_all(self) -> None:
@@ -164,7 +164,10 @@ class Subtrees:
             part = self.parts[largest]
             if len(part.tree.visited) - depths[largest] < LEAST_FREE:
                 break
-            self.parts.append(part.split(depths[largest]))
+            other = part.split(depths[largest])
+            self.parts.append(other)
+            # Only now: children that Ctrl-C leaves in both are in the bound, those in neither would not be.
+            part.tree.children[depths[largest]] -= other.tree.children[depths[largest]]
             depths[largest] = part.open_depth()
             depths.append(self.parts[-1].open_depth())
         for part in self.parts:

@@ -16,7 +16,13 @@ from moe_search.problems.problem import Problem
 from moe_search.solvers.engine.compiled_search import CompiledSearch, Kernel, Track, new_track, take
 from moe_search.solvers.engine.random_state import random_below
 from moe_search.solvers.engine.run import Run
-from moe_search.solvers.heuristic.breakout_local_search import Breakout, BreakoutLocalSearch, breakout_slice, forget
+from moe_search.solvers.heuristic.breakout_local_search import (
+    MOST_PATIENCE,
+    Breakout,
+    BreakoutLocalSearch,
+    breakout_slice,
+    forget,
+)
 
 # Parents that differ in fewer slots have no child of their own.
 LEAST_DISTANCE = 4
@@ -102,7 +108,7 @@ class MemeticSearch(CompiledSearch):
             np.zeros(size, dtype=np.int64),
             np.zeros(size, dtype=np.int64),
             int(min(max(self.moves * size, 1.0), MOST_MOVES)),
-            self.patience,
+            min(self.patience, MOST_PATIENCE),
             max(round(min(self.shake, MOST_SHAKE) * size / 2), 1),
         )
         return memetic_slice, (matrix, self.improvement.breakout(problem, matrix), population)

@@ -99,7 +99,7 @@ class MultiStart(Solver):
 
     def search(self, run: Run) -> Result:
         """Run them all; see `Solver.search`."""
-        run.clock = Clock(compile_time_of_all_threads())
+        run.clock = Clock(compile_time_of_all_threads(), run.clock.seconds())
         # Imported here: it takes longer than many a search, and no other solver needs it.
         with compile_time():
             from joblib import Parallel, delayed
@@ -136,9 +136,11 @@ class MultiStart(Solver):
 
         if getattr(get_active_backend(prefer="threads")[0], "supports_sharedmem", False):
             run.interrupted = run_watched(work, run.show, cancelled.set)
-            return self._joined(run, rounds)
-        before = run.clock.seconds()
+            # Theirs show the seconds of this one.
+            return self._joined(run, rounds, [0.0] * len(rounds))
+        begins = []
         for tasks in self._rounds(run, rounds):
+            begins.append(run.clock.seconds())
             share = share_of_time(0)
             rounds.append(
                 Parallel(n_jobs=self.n_jobs, prefer="threads")(
@@ -146,7 +148,7 @@ class MultiStart(Solver):
                     for number, stop, seed, initial in tasks
                 )
             )
-        joined = self._joined(run, rounds, before)
+        joined = self._joined(run, rounds, begins)
         try:
             run.show()
         except KeyboardInterrupt:
@@ -175,8 +177,8 @@ class MultiStart(Solver):
             initial = best.solution
             before = Progress(0.0, iterations, min(best.value, before.value), improved_at)
 
-    def _joined(self, run: Run, rounds: Sequence[Sequence[Result]], before: float = 0.0) -> Result:
-        """Return the best of all results, whose clocks began some seconds `before`, with sums of what they counted."""
+    def _joined(self, run: Run, rounds: Sequence[Sequence[Result]], begins: Sequence[float]) -> Result:
+        """Return the best of all results, with sums of what they counted; the clocks of a round began at `begins`."""
         results = [result for found in rounds for result in found]
         best = min(results, key=lambda result: result.value)
         run.incumbent, run.value = best.solution, best.value
@@ -185,7 +187,7 @@ class MultiStart(Solver):
             for point in min(found, key=lambda result: result.value).trajectory:
                 if not run.trajectory or point.value < run.trajectory[-1].value:
                     iteration = point.iteration + number * (self.share_every or 0)
-                    run.trajectory.append(TrajectoryPoint(point.seconds + before, point.value, iteration))
+                    run.trajectory.append(TrajectoryPoint(point.seconds + begins[number], point.value, iteration))
         run.bound = max(
             (each for each in (run.bound, *(result.bound for result in results)) if each is not None), default=None
         )

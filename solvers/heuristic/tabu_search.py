@@ -260,7 +260,8 @@ def fill_rows(
     """Fill some rows of the potential while any is missing, then of deltas and masks; return the pairs of slots."""
     permutation = state.permutation
     size = permutation.shape[0]
-    part = 0 if filled[0] < size else 1
+    # Rows of a potential that is not kept would take no time, and all of the deltas come at once after that.
+    part = 0 if filled[0] < matrix.potential.shape[0] else 1
     first = filled[part]
     last = min(first + max(budget // size, 1), size)
     if part == 0:

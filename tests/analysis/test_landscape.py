@@ -44,6 +44,15 @@ def test_the_local_optima_are_those_of_the_definition(name):
     assert optima.values[0] == pytest.approx(min(values.values()))
 
 
+def test_the_local_optima_of_many_small_blocks():
+    # 2 ** 10 permutations of 20 slots: no number of so many digits to the base 20 has 64 bits.
+    problem = ms.random_pairwise(2, seed=0, num_selectors=10)
+    optima = enumerate_local_optima(problem)
+    values = {tuple(p): problem.value(p) for p in permutations(20, 2)}
+    least = [p for p in values if all(values[p] <= values[tuple(q)] for q in neighbors(p, 2))]
+    assert {tuple(p) for p in optima.permutations.tolist()} == set(least)
+
+
 @pytest.mark.slow
 def test_descents_end_at_local_optima_and_most_at_large_basins():
     problem = ms.random_quadratic(7, seed=2)

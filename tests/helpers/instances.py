@@ -48,9 +48,14 @@ def _large_integers(seed):
     return problems.QuadraticAssignment(rng.integers(0, 10**6, (5, 5)), rng.integers(0, 10**6, (5, 5)))
 
 
+def sparse_from_one():
+    """A context in which quadratic problems are made for the kernels for sparse matrices, however small they are."""
+    return patch.multiple(sparse_quadratic, SPARSE_FROM=1, SPARSE_SHARE=1.1)
+
+
 def as_sparse(*matrices):
     """A problem on the kernels for sparse matrices, however small it is."""
-    with patch.multiple(sparse_quadratic, SPARSE_FROM=1, SPARSE_SHARE=1.1):
+    with sparse_from_one():
         return problems.QuadraticAssignment(*matrices)
 
 

@@ -92,7 +92,7 @@ def test_entries_given_twice_are_added_up_and_zeros_are_none():
     [
         (sparse.csr_array((3, 4)), ValueError, r"flow must be square, got shape \(3, 4\)"),
         (sparse.csr_array((0, 0)), ValueError, "flow must not be empty"),
-        (sparse.csr_array([[0, np.nan], [0, 0]]), ValueError, "flow must be finite"),
+        (sparse.csr_array([[0, np.nan], [0, 0]]), ValueError, r"flow must be finite, got nan at index \(0, 1\) \(1 "),
         (sparse.csr_array([[0, 1j], [0, 0]]), TypeError, "flow must hold integers or real numbers"),
         (sparse.csr_array([[0, 2**62], [1, 0]]), ValueError, "overflows 64-bit integers"),
     ],
@@ -100,6 +100,11 @@ def test_entries_given_twice_are_added_up_and_zeros_are_none():
 def test_bad_flows(flow, error, message):
     with pytest.raises(error, match=message):
         QuadraticAssignment(flow, np.zeros((2, 2), dtype=int))
+
+
+def test_only_the_flow_may_be_sparse():
+    with pytest.raises(TypeError, match=r"distance must be a dense array, got a csr_array; pass its toarray\(\)"):
+        QuadraticAssignment(np.ones((2, 2)), sparse.csr_array(np.ones((2, 2))))
 
 
 def test_size_and_share_decide_on_the_kernels_and_range_on_their_types():

@@ -12,7 +12,7 @@ from qaplib_files import FOLDER, best_known, needs_qaplib
 from scipy.optimize import linear_sum_assignment
 
 from moe_search import problems
-from moe_search.solvers import BranchAndBound, CpSat, Enumeration, MaxIterations, MaxRuntime, TabuSearch
+from moe_search.solvers import BranchAndBound, CpSat, Enumeration, MaxIterations, MaxRuntime, TabuSearch, TargetValue
 from moe_search.solvers.bounds.gilmore_lawler import gilmore_lawler
 from moe_search.solvers.bounds.linear_assignment import assign, empty_duals
 from moe_search.solvers.bounds.lower_bounds import lower_bound
@@ -105,6 +105,16 @@ def test_what_an_early_stop_proves_holds_and_never_falls(name):
         assert (result.status == "optimal") == (result.gap <= 1e-9)
         bounds.append(result.bound)
     assert all(a <= b + 1e-9 for a, b in itertools.pairwise(bounds))
+
+
+@pytest.mark.parametrize("above", [0.01, 0.03, 0.06])
+def test_a_target_that_is_reached_proves_nothing(above):
+    for seed in range(6):
+        problem = problems.random_quadratic(9, seed=seed)
+        optimum = Enumeration().solve(problem, LONG).value
+        result = BranchAndBound().solve(problem, TargetValue((1 + above) * optimum))
+        assert result.bound <= optimum <= result.value <= (1 + above) * optimum
+        assert (result.status == "optimal") == (result.gap == 0.0)
 
 
 def test_the_bound_of_an_early_stop_is_gilmore_and_lawlers_at_the_root():
@@ -265,3 +275,20 @@ def test_ctrl_c_ends_all_threads_and_keeps_the_incumbent(monkeypatch):
     assert (result.status, result.value) == ("interrupted", problem.value(result.permutation))
     assert result.value <= shown[-1]
     assert result.bound <= result.value
+
+
+def test_ctrl_c_while_the_tree_is_split_loses_no_child(monkeypatch):
+    monkeypatch.setattr(subtrees, "FIRST_OPERATIONS", 0)
+    split, waiting = subtrees.Part.split, []
+
+    def interrupted(part, depth):
+        waiting.append((part.tree.children, depth, part.tree.children[depth]))
+        split(part, depth)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subtrees.Part, "split", interrupted)
+    result = BranchAndBound().solve(problems.random_quadratic(12, seed=0), LONG)
+    assert result.status == "interrupted"
+    # Those of the part that was not taken in are still in the bound.
+    children, depth, before = waiting[-1]
+    assert children[depth] == before

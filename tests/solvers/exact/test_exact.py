@@ -79,6 +79,24 @@ def test_cp_sat_proves_linear_floats_of_a_wide_range(seed, decades, shape, negat
     assert optimum * (1 - 1e-8 * np.sign(optimum)) <= result.bound <= optimum + 1e-12 * abs(optimum)
 
 
+@pytest.mark.parametrize("order", [[2.0**60, 1.0, -(2.0**60)], [-1.0, 2.0**60, -(2.0**60)]])
+def test_cp_sat_ends_where_the_grid_is_exact_and_the_value_is_not(order, monkeypatch):
+    solve_model, models = CpSat._solve_model, []
+
+    def counted(*arguments):
+        models.append(arguments)
+        assert len(models) <= 2
+        return solve_model(*arguments)
+
+    monkeypatch.setattr(CpSat, "_solve_model", counted)
+    # The sum of the three is 0 in float64, so that no finer grid could tell the bound from the value.
+    linear = np.array(order)[:, None] + [[0.0, 512.0, 0.0], [0.0, 0.0, 256.0], [0.0, 0.0, 0.0]]
+    problem = problems.QuadraticAssignment(np.zeros((3, 3)), np.zeros((3, 3)), linear)
+    result = CpSat().solve(problem, MaxRuntime(60.0))
+    assert result.value == 0.0
+    assert result.bound is None or result.bound <= result.value
+
+
 def test_cp_sat_leaves_out_what_all_pay_and_bounds_what_cancels_out():
     all_pay = np.array([[1e15, 1e15], [1.0 - 1e15, 2.0 - 1e15]])
     result = CpSat().solve(problems.LinearAssignment(all_pay), MaxRuntime(60.0))

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
+from numba import typeof
 
 from moe_search import problems
 from moe_search.solvers import BreakoutLocalSearch, MaxIterations, MaxRuntime, MemeticSearch, TabuSearch
@@ -142,3 +143,15 @@ def test_a_problem_of_one_map_ends_at_once(problem):
 def test_bad_parameters(arguments, error, message):
     with pytest.raises(error, match=message):
         MemeticSearch(**arguments)
+
+
+def test_numbers_of_any_type_and_size_are_those_of_one_kernel():
+    problem = problems.random_quadratic(6, seed=0)
+    types = set()
+    for solver in (
+        MemeticSearch(),
+        MemeticSearch(patience=2**70, improvement=BreakoutLocalSearch(tenure=(1, 2), patience=2**70, directed=1)),
+    ):
+        run = solver.begin_run(problem, MaxIterations(1), 0, None, None)
+        types.add(typeof(solver.prepare(run, problem.state(run.take_initial()))[1]))
+    assert len(types) == 1
