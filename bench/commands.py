@@ -64,7 +64,8 @@ def bench(
     solver: Annotated[
         list[str] | None,
         typer.Option(
-            help="Solver by name, as in --solver TabuSearch; repeatable. [default: all, for literature the best]",
+            help="Solver by name, as in --solver TabuSearch; repeatable. "
+            "[default: all, for literature MemeticSearch and TabuSearch]",
             metavar="NAME",
         ),
     ] = None,

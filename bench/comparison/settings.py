@@ -79,7 +79,7 @@ SUITES = {
         (f"qaplib[instance=[{','.join(dict.fromkeys(name for each in ARTICLES for name in each.figures))}]]",),
         seconds=60.0,
         repetitions=10,
-        solvers=("TabuSearch",),
+        solvers=("MemeticSearch", "TabuSearch"),
     ),
 }
 # They have QAPLIB files only.

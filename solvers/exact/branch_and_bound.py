@@ -68,11 +68,11 @@ class BranchAndBound(Solver):
     An iteration is one node bounded. After some thousands of them the tree is searched in 32 parts, which split anew as
     they end and exchange incumbents after every few thousand nodes: the result depends on the seed alone, whatever
     `n_jobs`, down to the number of nodes, as long as no clock ends a run; where a target does, several threads may have
-    a better bound by then. Stopped early it returns the least bound of the open nodes. Of 13 to 30 slots, the semidefinite bound of the whole problem is computed in the last quarter of a
-    limit of time, and returned where it is the better one. Values of integer problems are multiples of a common divisor
-    of the data, to which bounds are rounded up. Squared mixtures are solved
-    as pairwise problems, linear ones as quadratic problems without flow. `seed` only draws the first permutation, and
-    what the tabu search does.
+    a better bound by then. Stopped early it returns the least bound of the open nodes. Of 13 to 30 slots, the
+    semidefinite bound of the whole problem is computed in the last quarter of a limit of time, and returned where it is
+    the better one. Values of integer problems are multiples of a common divisor of the data, to which bounds are
+    rounded up. Squared mixtures are solved as pairwise problems, linear ones as quadratic problems without flow. `seed`
+    only draws the first permutation, and what the tabu search does.
 
     References
     ----------
