@@ -34,6 +34,10 @@ HOMES = {
     "token-maps": "token_maps",
     "token-maps-intact": "token_maps",
     "pruning-subsets": "pruning",
+    "specialize-clusters": "specialize",
+    "specialize-styles": "specialize",
+    "specialize-digits": "specialize",
+    "specialize-movielens": "specialize",
     "tuning-budget": "fresh_experts",
     "tuning-budget-slots": "fresh_experts",
 }
