@@ -232,10 +232,10 @@ def _loads(problem: Problem, split: Batch) -> Tensor:
 
 QUESTION = (
     "Fresh experts under a fresh gate that gives a sample one expert, weighed by the softmax over all (Switch). "
-    "Penalty: its auxiliary loss, weight {penalty_weight}. In the first {until} of {steps:,} steps, the expert of a sample "
-    "is decided by the losses under all experts: by competition, by balanced assignment, or by {assigned} steps of "
-    "assignment and then competition (both). Checked: with a copy trained without, and the better of the two kept "
-    "{check_after} steps later. Does the test loss become less?"
+    "Penalty: its auxiliary loss, weight {penalty_weight}. In the first {until} of {steps:,} steps, the expert of a "
+    "sample is decided by the losses under all experts: by competition, by balanced assignment, or by {assigned} "
+    "steps of assignment and then competition (both). Checked: with a copy trained without, and the better of the two "
+    "kept {check_after} steps later. Does the test loss become less?"
 )
 SMOKE = SpecializeSettings(
     "clusters",
@@ -254,7 +254,7 @@ SOURCES: tuple[tuple[Source, str, float], ...] = (
     ("clusters", "hidden clusters", 1e-2),
     ("styles", "digits in eight styles", 3e-3),
     ("digits", "plain digits", 3e-3),
-    ("movielens", "MovieLens-100k", 3e-3),
+    ("movielens", "MovieLens-100k", 1e-2),
 )
 EXPERIMENTS = tuple(
     Experiment(
