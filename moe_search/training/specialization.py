@@ -60,6 +60,13 @@ class SpecializationStep:
         Share of the rows whose largest gate probability is that of the expert they were given.
     loss, mixture_loss : float
         The mean loss of the rows under the experts they were given, and that of the model as it is.
+
+    Examples
+    --------
+    >>> import moe_search as ms
+    >>> step = ms.SpecializationStep("competition", loads=(0.5, 1.5), agreement=0.75, loss=1.0, mixture_loss=1.2)
+    >>> step.metrics()["specialization/load_max"]
+    1.5
     """
 
     phase: Phase
@@ -90,6 +97,21 @@ class SpecializationCheck:
         Whether training goes on with what specialization made of the model.
     seconds : float
         What the steps without it and the comparison took.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import moe_search as ms
+    >>> moe = ms.MixtureOfExperts(ms.StackedExperts(4, 8, 3), ms.TopK(8, 4, k=1))
+    >>> optimizer = torch.optim.Adam(moe.parameters())
+    >>> specialization = ms.ExpertSpecialization(
+    ...     moe, moe, loss=torch.nn.functional.mse_loss, optimizer=optimizer, until=1, assigned=0, check_after=0,
+    ...     held_out=[(torch.randn(32, 8), torch.randn(32, 3))],
+    ... )
+    >>> specialization.loss(torch.randn(32, 8), torch.randn(32, 3)).backward()
+    >>> optimizer.step()
+    >>> specialization.step().verification.num_samples
+    32
     """
 
     verification: Verification
@@ -442,10 +464,22 @@ class ExpertSpecialization:
             self._optimizer.zero_grad()
             for batch in batches:
                 torch.autograd.backward(self._plain(batch) / len(batches))
+            if self._ranks.group is not None:
+                self._average_gradients()
             self._optimizer.step()
             self._optimizer.zero_grad()
         self._swap()
         self._moe.routing = routing
+
+    def _average_gradients(self) -> None:
+        # What a wrapper of the model has done already is done again for nothing; Lightning's is not called here.
+        size = torch.distributed.get_world_size(self._ranks.group)
+        for parameter in self._model.parameters():
+            if parameter.requires_grad:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                torch.distributed.all_reduce(parameter.grad, group=self._ranks.group)
+                parameter.grad /= size
 
     def _compare(self) -> tuple[Verification, bool]:
         """Compare both runs, stay with the better one, and return whether that is the one with specialization."""
