@@ -126,10 +126,10 @@ class SpecializationCheck:
 class ExpertSpecialization:
     """Decide which expert every sample trains in the first steps, by the loss that it has under each of them.
 
-    Fresh experts are all alike, and a gate with one expert a sample learns from no other than the one it chose. In the
-    first `assigned` steps, the samples of a batch are assigned to experts such that the sum of ``loss[b, e] - log g[b,
-    e]`` is least and no expert has more than `load_limit` times its equal share; from then up to step `until`, experts
-    compete, which is the likelihood of their mixture,
+    Fresh experts are all alike, and a gate with one expert a sample learns from no other than the one it chose. Up to
+    step `until`, experts compete, which is the likelihood of their mixture; in the first `assigned` of these steps, if
+    any, the samples of a batch are assigned to experts instead, such that the sum of ``loss[b, e] - log g[b, e]`` is
+    least and no expert has more than `load_limit` times its equal share:
 
     ===========  ==========================================================
     assignment   ``mean_b (loss[b, e_b] - log g[b, e_b])``, e_b as assigned
@@ -137,8 +137,9 @@ class ExpertSpecialization:
     ===========  ==========================================================
 
     with g the probabilities of the gate over experts, before any is left out. After that, `loss` is the loss of the
-    model as it is, and costs nothing else. It pays where samples are of groups that are real and even. Where they are
-    not it may harm, so that mostly one need not use it, and the check on samples held out tells.
+    model as it is, and costs nothing else. It pays where samples are of groups with answers of their own. Where they
+    are not, it gains nothing and assignment harms, so that mostly one need not use it; a check on samples held out
+    tells.
 
     Parameters
     ----------
@@ -153,8 +154,8 @@ class ExpertSpecialization:
         target is the integer -100 count nowhere.
     until : int, default 300
         The last step with specialization.
-    assigned : int, default 100
-        Steps with assignment before those with competition: 0 for competition alone, `until` for assignment alone.
+    assigned : int, default 0
+        Steps with assignment before those with competition: `until` for assignment alone.
     load_limit : float, optional
         The most rows that an expert is assigned, in multiples of its equal share, at least 1; by default 1, and None
         for no limit.
@@ -224,7 +225,7 @@ class ExpertSpecialization:
         *,
         loss: Loss,
         until: int = 300,
-        assigned: int = 100,
+        assigned: int = 0,
         load_limit: float | None = 1.0,
         optimizer: torch.optim.Optimizer | None = None,
         held_out: Iterable[Samples] = (),
