@@ -7,7 +7,7 @@ import inspect
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -37,7 +37,6 @@ from moe_search.training.lowering.losses import (
 from moe_search.training.lowering.process_group import ranks_of
 from moe_search.training.lowering.tasks import Tasks
 from moe_search.training.saved_state import require_keys
-from moe_search.training.search.permutation_search import Samples
 from moe_search.training.search.verification import Verification
 
 Phase: TypeAlias = Literal["assignment", "competition"]
@@ -228,7 +227,7 @@ class ExpertSpecialization:
         assigned: int = 0,
         load_limit: float | None = 1.0,
         optimizer: torch.optim.Optimizer | None = None,
-        held_out: Iterable[Samples] = (),
+        held_out: Iterable[Sequence[Any]] = (),
         check_after: int = 100,
         confidence: float = 1.0,
         process_group: Any = None,
