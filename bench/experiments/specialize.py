@@ -269,6 +269,7 @@ EXPERIMENTS = tuple(
             ("none", "assignment"),
             ("none", "both"),
             ("none", "checked"),
+            ("penalty", "competition"),
             ("penalty", "both"),
             ("penalty", "checked"),
         ),
