@@ -16,6 +16,7 @@ COMPILED = {
     "CoActivationSearch",
     "Enumeration",
     "ExpertPlacement",
+    "ExpertSpecialization",
     "IteratedLocalSearch",
     "LocalSearch",
     "LongestProcessingTime",
