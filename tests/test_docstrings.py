@@ -17,6 +17,7 @@ COMPILED = {
     "CoActivationSearch",
     "Enumeration",
     "ExpertPlacement",
+    "ExpertSpecialization",
     "IteratedLocalSearch",
     "LocalSearch",
     "LongestProcessingTime",

@@ -35,6 +35,10 @@ HOMES = {
     "token-maps-intact": "token_maps",
     "pruning-subsets": "pruning",
     "published": "published",
+    "specialize-clusters": "specialize",
+    "specialize-styles": "specialize",
+    "specialize-digits": "specialize",
+    "specialize-movielens": "specialize",
 }
 """The module of `moe_search.bench.experiments` that holds an experiment in its ``EXPERIMENTS``."""
 

@@ -1,2 +1,8 @@
-from .lightning import LightningSearch as LightningSearch
-from .transformers import TransformersSearch as TransformersSearch
+from .lightning import (
+    LightningSearch as LightningSearch,
+    LightningSpecialization as LightningSpecialization,
+)
+from .transformers import (
+    TransformersSearch as TransformersSearch,
+    TransformersSpecialization as TransformersSpecialization,
+)

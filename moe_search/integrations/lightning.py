@@ -1,4 +1,4 @@
-"""Permutation search as a callback of Lightning."""
+"""Permutation search, and specialization of experts, as callbacks of Lightning."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from moe_search.layers.mixture_of_experts import MixtureOfExperts
+from moe_search.training.lowering.losses import Loss
 from moe_search.training.lowering.tasks import Layer, TaskLoss
 from moe_search.training.search.candidate_map import SearchRecord
 from moe_search.training.search.permutation_search import PermutationSearch
+from moe_search.training.specialization import ExpertSpecialization
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer, callbacks
@@ -145,3 +148,88 @@ class LightningSearch(Callback):
     def _log(self, trainer: Trainer, record: SearchRecord) -> None:
         for logger in trainer.loggers:
             logger.log_metrics(self._metrics(record), step=trainer.global_step)
+
+
+class LightningSpecialization(Callback):
+    """Decide which expert every sample trains in the first steps while Lightning trains the model.
+
+    The module's ``training_step`` returns what `loss` of the callback returns, in place of the loss of the model. The
+    callback calls `ExpertSpecialization.step` after every optimizer step, logs the numbers of the step and of the check
+    with the trainer's metrics, and keeps its state in Lightning's checkpoints. The optimizer is the trainer's first.
+
+    Parameters
+    ----------
+    moe : MixtureOfExperts
+        The layer, a submodule of the module that is trained.
+    loss : callable
+        ``loss(outputs, targets)``, as `ExpertSpecialization` takes it.
+    model : Module, optional
+        What is called as ``model(inputs)``; by default the Lightning module.
+    **options
+        Further arguments of `ExpertSpecialization`, such as `held_out`.
+
+    Attributes
+    ----------
+    specialization : ExpertSpecialization or None
+        What it calls; None before `fit`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import moe_search as ms
+    >>> from moe_search.integrations import LightningSpecialization
+    >>> moe = ms.MixtureOfExperts(ms.StackedExperts(4, 8, 3), ms.TopK(8, 4, k=1))
+    >>> callback = LightningSpecialization(moe, torch.nn.functional.mse_loss)  # Trainer(callbacks=[callback])
+    >>> callback.specialization is None  # training_step returns callback.loss(x, y)
+    True
+    """
+
+    def __init__(self, moe: MixtureOfExperts, loss: Loss, *, model: nn.Module | None = None, **options: Any) -> None:
+        super().__init__()
+        self._moe = moe
+        self._loss = loss
+        self._model = model
+        self._options = options
+        self._state: Mapping[str, Any] | None = None
+        self._global_step = 0
+        self.specialization: ExpertSpecialization | None = None
+
+    def loss(self, inputs: Tensor, targets: Tensor, ids: Tensor | None = None, **keywords: Tensor) -> Tensor:
+        """Return what to minimize in this step; see `ExpertSpecialization.loss`."""
+        if self.specialization is None:
+            raise ValueError("fit must have begun before the loss is asked for: the callback is not the trainer's")
+        return self.specialization.loss(inputs, targets, ids, **keywords)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin, or go on from a checkpoint."""
+        model = pl_module if self._model is None else self._model
+        self.specialization = ExpertSpecialization(
+            model, self._moe, loss=self._loss, optimizer=trainer.optimizers[0], **self._options
+        )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take up the state of a checkpoint: the optimizer has its own only now."""
+        self._global_step = trainer.global_step
+        if self._state is not None and self.specialization is not None:
+            self.specialization.load_state_dict(self._state)
+            self._state = None
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count an optimizer step."""
+        if trainer.global_step > self._global_step and self.specialization is not None:
+            self._global_step = trainer.global_step
+            if self.specialization.phase is not None and self.specialization.last is not None:
+                pl_module.log_dict(self.specialization.last.metrics())
+            check = self.specialization.step()
+            if check is not None:
+                pl_module.log_dict(check.metrics())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state for Lightning's checkpoint."""
+        return {} if self.specialization is None else self.specialization.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the state of a checkpoint when training begins."""
+        self._state = state_dict or None

@@ -1,4 +1,4 @@
-"""Permutation search as a callback of the Trainer of Hugging Face."""
+"""Permutation search, and specialization of experts, as callbacks of the Trainer of Hugging Face."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ from torch import Tensor, nn
 
 from moe_search.huggingface.mixture_layers import MoELayer
 from moe_search.huggingface.selection import require_layers
+from moe_search.layers.mixture_of_experts import MixtureOfExperts
+from moe_search.training.lowering.losses import Loss
 from moe_search.training.lowering.process_group import ranks_of
 from moe_search.training.lowering.tasks import TaskLoss
 from moe_search.training.search.candidate_map import SearchRecord
 from moe_search.training.search.permutation_search import PermutationSearch
+from moe_search.training.specialization import ExpertSpecialization
 
 try:
     from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -198,6 +201,134 @@ class TransformersSearch(TrainerCallback):
             if name not in self._names and isinstance(value, Tensor) and value.shape[:1] == inputs.shape[:1]
         }
         self._batch = inputs, targets, keywords
+
+
+class TransformersSpecialization(TrainerCallback):
+    """Decide which expert every sample trains in the first steps while a `transformers.Trainer` trains the model.
+
+    The Trainer must ask it for the loss of a training step::
+
+        class SpecializingTrainer(transformers.Trainer):
+            def compute_loss(self, model, inputs, return_outputs=False, **keywords):
+                if return_outputs or not model.training:
+                    return super().compute_loss(model, inputs, return_outputs, **keywords)
+                return callback.loss(model, inputs)
+
+    It calls `ExpertSpecialization.step` after every optimizer step, adds the numbers of the last step and of the check
+    to the entries of the log, and saves its state in the checkpoints' folders as ``specialization-RANK.pt``.
+
+    Parameters
+    ----------
+    moe : MixtureOfExperts
+        The layer, a submodule of the model that is trained.
+    loss : callable
+        ``loss(outputs, targets)``, as `ExpertSpecialization` takes it.
+    inputs, targets : str
+        Names under which the model is given its inputs and its targets; what other tensors it is given go along.
+    outputs : str
+        Name under which it returns its outputs, also where it is given no targets.
+    **options
+        Further arguments of `ExpertSpecialization`, such as `held_out`.
+
+    Attributes
+    ----------
+    specialization : ExpertSpecialization or None
+        What it calls; None before the first step.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import moe_search as ms
+    >>> from moe_search.integrations import TransformersSpecialization
+    >>> moe = ms.MixtureOfExperts(ms.StackedExperts(4, 8, 3), ms.TopK(8, 4, k=1))
+    >>> callback = TransformersSpecialization(moe, torch.nn.functional.cross_entropy, inputs="features")
+    >>> callback.specialization is None
+    True
+    """
+
+    def __init__(
+        self,
+        moe: MixtureOfExperts,
+        loss: Loss,
+        *,
+        inputs: str = "input_ids",
+        targets: str = "labels",
+        outputs: str = "logits",
+        **options: Any,
+    ) -> None:
+        self._moe = moe
+        self._loss = loss
+        self._names = (inputs, targets)
+        self._outputs = outputs
+        self._options = options
+        self._optimizer: Any = None
+        self._state: Mapping[str, Any] | None = None
+        self.specialization: ExpertSpecialization | None = None
+
+    def loss(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
+        """Return what to minimize in this step, from what `Trainer.compute_loss` is given."""
+        if self.specialization is None:
+            # The Trainer may wrap the model after training has begun.
+            self.specialization = ExpertSpecialization(
+                _OutputsOnly(model, self._names[0], self._outputs),
+                self._moe,
+                loss=self._loss,
+                optimizer=self._optimizer,
+                **self._options,
+            )
+            if self._state is not None:
+                self.specialization.load_state_dict(self._state)
+        batch, targets = (inputs[name] for name in self._names)
+        keywords = {
+            name: value
+            for name, value in inputs.items()
+            if name not in self._names and isinstance(value, Tensor) and value.shape[:1] == batch.shape[:1]
+        }
+        return self.specialization.loss(batch, targets, **keywords)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Begin, or go on from the checkpoint of the present step."""
+        optimizer = kwargs["optimizer"]
+        # Accelerate wraps it.
+        self._optimizer = getattr(optimizer, "optimizer", optimizer)
+        self.specialization, self._state = None, None
+        if state.global_step > 0:
+            path = _folder_resumed_from(args, state) / _specialization_file(args)
+            if path.exists():
+                self._state = torch.load(path, weights_only=True, map_location="cpu")
+            else:
+                warnings.warn(f"there is no state of a specialization in {path}: it begins afresh", stacklevel=2)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Count an optimizer step."""
+        if self.specialization is not None:
+            self.specialization.step()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Add what the last step, and the check, found."""
+        if logs is not None and self.specialization is not None:
+            for found in (self.specialization.last, self.specialization.check):
+                logs.update({} if found is None else found.metrics())
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Save the state beside that of the Trainer."""
+        if self.specialization is not None:
+            path = _folder(args, state) / _specialization_file(args)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(self.specialization.state_dict(), path)
+
+
+def _specialization_file(args: TrainingArguments) -> str:
+    return f"specialization-{args.process_index}.pt"
 
 
 class _OutputsOnly(nn.Module):

@@ -28,6 +28,11 @@ from .search.load_limit import limit_load as limit_load
 from .search.permutation_search import PermutationSearch as PermutationSearch
 from .search.search_summary import SearchSummary as SearchSummary
 from .sinkhorn import SinkhornPermutation as SinkhornPermutation
+from .specialization import (
+    ExpertSpecialization as ExpertSpecialization,
+    SpecializationCheck as SpecializationCheck,
+    SpecializationStep as SpecializationStep,
+)
 from .to_mixture import (
     load_mixtures as load_mixtures,
     to_mixture as to_mixture,

@@ -15,6 +15,7 @@ from moe_search.training.balance import LossFreeBalancing
 from moe_search.training.lowering.losses import NonFiniteLossError
 from moe_search.training.lowering.process_group import ALONE, ranks_of
 from moe_search.training.search.permutation_search import PermutationSearch
+from moe_search.training.specialization import ExpertSpecialization
 
 RANKS, STEPS, SAMPLES = 2, 7, 32
 KINDS = {
@@ -136,6 +137,35 @@ def balanced(part):
 def balanced_run(rank, _):
     size = SAMPLES // RANKS
     return balanced((rank * size, (rank + 1) * size))
+
+
+def specialized(setting, model, part):
+    """Train on a part of every batch by competition, and stay with the copy that was trained without."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    specialization = ExpertSpecialization(
+        model,
+        setting.moe,
+        loss=setting.loss,
+        until=STEPS - 2,
+        assigned=0,
+        optimizer=optimizer,
+        held_out=[setting.batch(*part)],
+        check_after=1,
+        confidence=1e9,
+    )
+    for i in range(STEPS):
+        optimizer.zero_grad()
+        specialization.loss(*setting.batch(SAMPLES * i + part[0], SAMPLES * i + part[1])).backward()
+        optimizer.step()
+        specialization.step()
+    found = specialization.check.verification
+    return dict(setting.model.state_dict()), found.gain, found.num_samples
+
+
+def specialized_run(rank, kind):
+    setting = make_kind(kind)
+    size = SAMPLES // RANKS
+    return specialized(setting, DistributedDataParallel(setting.model), (rank * size, (rank + 1) * size))
 
 
 def one_rank_not_finite(rank, _):
@@ -303,6 +333,7 @@ JOBS = [
     (limited_run, "comet"),
     *((searched_on_batches, kind) for kind in KINDS if "shared map" not in kind),
     (balanced_run, None),
+    (specialized_run, "top-2"),
     (one_rank_not_finite, None),
     (one_rank_too_small, None),
     (one_rank_unsearchable, None),

@@ -16,7 +16,7 @@ with warnings.catch_warnings():
     pytest.importorskip("lightning")
     import lightning.pytorch as pl
 
-    from moe_search.integrations import LightningSearch
+    from moe_search.integrations import LightningSearch, LightningSpecialization
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -255,3 +255,50 @@ def test_a_search_decided_at_the_end_is_logged(tmp_path):
     fit(module, callback, tmp_path, logger=logger)
     [record] = callback.history
     assert (STEPS, record.metrics()) in logger.given
+
+
+class Specialized(Module):
+    callback = None
+
+    def training_step(self, batch, _):
+        return self.callback.loss(*batch)
+
+
+def specialized():
+    setting = make("top-1", samples=SAMPLES * STEPS)
+    module = Specialized(setting)
+    module.callback = LightningSpecialization(
+        setting.moe,
+        setting.loss,
+        until=STEPS + 2,
+        assigned=0,
+        check_after=2,
+        held_out=[(setting.inputs, setting.targets)],
+    )
+    return module
+
+
+def test_specialization_is_that_of_a_loop_also_from_a_checkpoint(tmp_path):
+    loop = specialized()
+    optimizer = loop.configure_optimizers()
+    specialization = ms.ExpertSpecialization(
+        loop.model, loop.setting.moe, loss=loop.setting.loss, optimizer=optimizer, **loop.callback._options
+    )
+    for i in range(2 * STEPS):
+        inputs, targets, _ = loop.setting.batch(SAMPLES * (i % STEPS), SAMPLES * (i % STEPS + 1))
+        optimizer.zero_grad()
+        specialization.loss(inputs, targets).backward()
+        optimizer.step()
+        specialization.step()
+
+    first = specialized()
+    trainer = fit(first, first.callback, tmp_path)
+    assert "specialization/load_max" in trainer.callback_metrics
+    trainer.save_checkpoint(tmp_path / "specialized.ckpt")
+    second = specialized()
+    trainer = fit(second, second.callback, tmp_path, epochs=2, resume=tmp_path / "specialized.ckpt")
+    found = second.callback.specialization
+    assert found.check.verification == specialization.check.verification
+    assert float(trainer.callback_metrics["specialization/kept"]) == found.check.kept
+    for name, tensor in loop.model.state_dict().items():
+        assert torch.equal(second.model.state_dict()[name], tensor), name

@@ -16,7 +16,7 @@ with warnings.catch_warnings():
     pytest.importorskip("transformers")
     import transformers
 
-    from moe_search.integrations import TransformersSearch
+    from moe_search.integrations import TransformersSearch, TransformersSpecialization
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -345,3 +345,40 @@ def test_all_layers_of_a_model_of_transformers(tmp_path, moe):
 def test_all_layers_of_a_model_without_any_are_none(tmp_path):
     with pytest.raises(ValueError, match="model must have mixture layers of transformers 5"):
         train(make_run()[0], TransformersSearch("all", nn.functional.mse_loss), tmp_path)
+
+
+class SpecializingTrainer(transformers.Trainer):
+    callback = None
+
+    def compute_loss(self, model, inputs, return_outputs=False, **keywords):
+        if return_outputs or not model.training:
+            return super().compute_loss(model, inputs, return_outputs, **keywords)
+        return self.callback.loss(model, inputs)
+
+
+def train_specialized(folder, resume=None, steps=STEPS):
+    setting = make("top-1", samples=SAMPLES * STEPS)
+    callback = TransformersSpecialization(
+        setting.moe,
+        setting.loss,
+        inputs="features",
+        until=STEPS - 2,
+        assigned=0,
+        check_after=2,
+        held_out=[(setting.inputs, setting.targets)],
+    )
+    model = Model(setting)
+    given = make_trainer(model, callback, folder, steps=steps, save_steps=4)
+    trainer = SpecializingTrainer(model=model, args=given.args, train_dataset=given.train_dataset, callbacks=[callback])
+    trainer.callback = callback
+    trainer.train(resume_from_checkpoint=resume)
+    return callback, model
+
+
+def test_specialization_goes_on_from_a_checkpoint(tmp_path):
+    whole, model = train_specialized(tmp_path / "whole")
+    assert whole.specialization.check.verification.num_samples == SAMPLES * STEPS
+    resumed, other = train_specialized(tmp_path / "other", resume=tmp_path / "whole" / "checkpoint-4")
+    assert resumed.specialization.check.verification == whole.specialization.check.verification
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(other.state_dict()[name], tensor), name

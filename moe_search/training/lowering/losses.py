@@ -84,16 +84,20 @@ def sample_losses(loss: Loss, outputs: Tensor, targets: Tensor) -> NDArray[np.fl
     return losses
 
 
-def _each_loss(loss: Loss, outputs: Tensor, targets: Tensor) -> NDArray[np.float64]:
+def each_loss(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the loss of each sample alone, shape [B], with the graph that it was computed by."""
     try:
         with warnings.catch_warnings():
             # vmap warns of every operator that it can only map slowly.
             warnings.simplefilter("ignore")
-            of_samples = torch.func.vmap(lambda output, target: loss(output[None], target[None]))(outputs, targets)
+            return torch.func.vmap(lambda output, target: loss(output[None], target[None]))(outputs, targets)
     except Exception:
         # Whatever a loss does under vmap, outside of it the loop below meets the same error, if it is one.
-        of_samples = torch.stack([loss(outputs[b : b + 1], targets[b : b + 1]) for b in range(len(outputs))])
-    return of_samples.detach().cpu().double().numpy()
+        return torch.stack([loss(outputs[b : b + 1], targets[b : b + 1]) for b in range(len(outputs))])
+
+
+def _each_loss(loss: Loss, outputs: Tensor, targets: Tensor) -> NDArray[np.float64]:
+    return each_loss(loss, outputs, targets).detach().cpu().double().numpy()
 
 
 IGNORED = -100

@@ -95,6 +95,11 @@ def test_smoke_of_experts_a_sample_on_films(tmp_path, movielens):
     assert table["experts_per_sample"].between(1, 8).all()
 
 
+def test_smoke_of_experts_that_specialize_on_films(tmp_path, movielens):
+    table = smoke("specialize-movielens", tmp_path / "out", "--data", movielens)
+    assert set(table["kept"]) <= {0.0, 1.0}
+
+
 def test_smoke_on_fashion(tmp_path, fashion):
     settings = replace(find_experiment("scrambled-fashion").smoke, path=str(fashion))
     numbers = find_experiment("scrambled-fashion").run_trial(settings, 0, "Hash", "search")

@@ -15,6 +15,7 @@ from rank_jobs import (
     make_kind,
     searched,
     searched_tokens,
+    specialized,
     trained,
 )
 from token_models import taught
@@ -100,6 +101,14 @@ def test_biases_are_lowered_by_the_loads_of_all_ranks(found):
         assert torch.equal(rank[0], biases)
         torch.testing.assert_close(rank[1], loads)
     assert not torch.equal(biases, make_kind("top-2").moe.gate.linear.bias)
+
+
+def test_two_ranks_specialize_as_one_process_on_the_joined_batch(found):
+    setting = make_kind("top-2")
+    state, gain, size = specialized(setting, setting.model, (0, SAMPLES))
+    for other, *told in found["specialized_run", "top-2"]:
+        torch.testing.assert_close(other, state)
+        assert told == [pytest.approx(gain), size]
 
 
 def test_a_loss_that_is_not_finite_on_one_rank_ends_the_search_on_all(found):
