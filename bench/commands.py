@@ -32,7 +32,7 @@ def demo(
     picture: Annotated[Path | None, typer.Option(help="Where the charts on top of the page go as an image.")] = None,
     smoke: Annotated[bool, typer.Option("--smoke", help="Tiny sizes: shows in seconds that all works.")] = False,
 ) -> None:
-    """Search the experts of slots and devices, and the neurons of experts.
+    """Search experts of slots and devices, and neurons.
 
     What came out, with and without search, is shown and written as an HTML report.
     """

@@ -83,7 +83,7 @@ def test_solve_writes_the_result_as_json(instance, tmp_path):
         (("--seed", "-1"), "--seed must be 0 or more, got -1"),
         (
             ("--solver", "magic"),
-            "--solver must be one of auto, branch-and-bound, co-activation-search, cp-sat, enumeration, frank-wolfe",
+            "--solver must be one of auto, branch-and-bound, breakout-local-search, co-activation-search, cp-sat",
         ),
         (("--solver", "hungarian"), "QuadraticAssignment"),
         (("--json", "/nowhere/result.json"), "--json must lie in a folder that exists, got /nowhere/result.json"),

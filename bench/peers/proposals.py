@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 from scipy.optimize import quadratic_assignment
 
+from moe_search.problems.arrays import dense
 from moe_search.problems.permutation_problem import Permutation, PermutationProblem
 from moe_search.problems.problem import Problem
 from moe_search.problems.quadratic import QuadraticAssignment
@@ -41,5 +42,5 @@ class Scipy2opt(Proposer):
         """Yield one answer of scipy after the other."""
         assert isinstance(problem, QuadraticAssignment)
         while True:
-            found = quadratic_assignment(problem.flow, problem.distance, method="2opt", options={"rng": rng})
+            found = quadratic_assignment(dense(problem.flow), problem.distance, method="2opt", options={"rng": rng})
             yield np.asarray(found.col_ind, dtype=np.int64)

@@ -14,6 +14,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from moe_search.problems.arrays import dense
 from moe_search.problems.linear import LinearAssignment
 from moe_search.problems.mixture import MixtureAssignment
 from moe_search.problems.pairwise import PairwiseAssignment
@@ -122,7 +123,7 @@ def _linear(problem: LinearAssignment) -> Callable[[Tensor], Tensor]:
 
 @relaxed_value.register
 def _quadratic(problem: QuadraticAssignment) -> Callable[[Tensor], Tensor]:
-    flow, distance = _tensor(problem.flow), _tensor(problem.distance)
+    flow, distance = _tensor(dense(problem.flow)), _tensor(problem.distance)
     linear = torch.zeros_like(flow) if problem.linear is None else _tensor(problem.linear)
     return lambda matrix: (flow * (matrix[0] @ distance @ matrix[0].T)).sum() + (linear * matrix[0]).sum()
 

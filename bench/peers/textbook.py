@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from moe_search.problems.arrays import dense
 from moe_search.problems.kernels import compiled, kernel
 from moe_search.problems.moves import commit_swap, exchange_seats, swap_delta
 from moe_search.problems.permutation_problem import Permutation, inverse
@@ -112,7 +113,7 @@ def textbook_tabu(problem: QuadraticAssignment, initial: Permutation, seed: int)
     until = np.empty((n, n), dtype=np.int64)
     until[slot[:, None], initial[None, :]] = -1 - slot[:, None] * n - slot[None, :]
     twin = TextbookTabu(
-        problem.flow,
+        dense(problem.flow),
         problem.distance,
         initial.copy(),
         np.zeros((n, n), dtype=np.int64),

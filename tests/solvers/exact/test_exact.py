@@ -259,7 +259,7 @@ def test_enumeration_proves_nothing_before_its_end():
     [
         (Enumeration(), problems.random_quadratic(11, seed=0), "it has 11! permutations, enumeration takes 3,628,800"),
         (Hungarian(), problems.random_quadratic(3, seed=0), "it solves LinearAssignment only"),
-        (MinCostFlow(), problems.random_mixture(3, num_samples=3, seed=0), "it solves LinearAssignment only"),
+        (MinCostFlow(), problems.random_mixture(3, num_samples=3, seed=0), "LinearAssignment and BalancedRouting only"),
         (MinCostFlow(), problems.LinearAssignment([[0, 2**59], [1, 0]]), "overflows the flow's arithmetic"),
         (
             CpSat(),
