@@ -191,16 +191,7 @@ class TransformersSearch(TrainerCallback):
         if not model.training:
             return  # an evaluation, or the search's own forward
         self._forget()
-        for name in self._names:
-            if not isinstance(kwargs.get(name), Tensor):
-                raise ValueError(f"the model must be given a tensor named {name}, got {', '.join(sorted(kwargs))}")
-        inputs, targets = (kwargs[name].detach() for name in self._names)
-        keywords = {
-            name: value.detach()
-            for name, value in kwargs.items()
-            if name not in self._names and isinstance(value, Tensor) and value.shape[:1] == inputs.shape[:1]
-        }
-        self._batch = inputs, targets, keywords
+        self._batch = _batch_given(kwargs, self._names)
 
 
 class TransformersSpecialization(TrainerCallback):
@@ -278,12 +269,7 @@ class TransformersSpecialization(TrainerCallback):
             )
             if self._state is not None:
                 self.specialization.load_state_dict(self._state)
-        batch, targets = (inputs[name] for name in self._names)
-        keywords = {
-            name: value
-            for name, value in inputs.items()
-            if name not in self._names and isinstance(value, Tensor) and value.shape[:1] == batch.shape[:1]
-        }
+        batch, targets, keywords = _batch_given(inputs, self._names)
         return self.specialization.loss(batch, targets, **keywords)
 
     def on_train_begin(
@@ -325,6 +311,20 @@ class TransformersSpecialization(TrainerCallback):
             path = _folder(args, state) / _specialization_file(args)
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.save(self.specialization.state_dict(), path)
+
+
+def _batch_given(given: Mapping[str, Any], names: tuple[str, str]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Return inputs, targets and what other tensors of the samples a model is given."""
+    for name in names:
+        if not isinstance(given.get(name), Tensor):
+            raise ValueError(f"the model must be given a tensor named {name}, got {', '.join(sorted(given))}")
+    inputs, targets = (given[name].detach() for name in names)
+    others = {
+        name: value.detach()
+        for name, value in given.items()
+        if name not in names and isinstance(value, Tensor) and value.shape[:1] == inputs.shape[:1]
+    }
+    return inputs, targets, others
 
 
 def _specialization_file(args: TrainingArguments) -> str:
