@@ -38,15 +38,18 @@ class Solver(ABC):
     exact: ClassVar[bool] = False
     """Whether the solver proves optimality by itself if it is given the time."""
 
-    takes: ClassVar[type] = PermutationProblem
-    """The class of the problems that the solver takes."""
+    takes: ClassVar[type | tuple[type, ...]] = PermutationProblem
+    """The class of the problems that the solver takes, or its classes."""
 
     def __post_init__(self) -> None:
         store_plain(self)
 
     def refuses(self, problem: Problem) -> str | None:
         """Return why this solver cannot take a problem, or None if it can."""
-        return None if isinstance(problem, self.takes) else f"it solves {self.takes.__name__} only"
+        if isinstance(problem, self.takes):
+            return None
+        classes = self.takes if isinstance(self.takes, tuple) else (self.takes,)
+        return f"it solves {' and '.join(each.__name__ for each in classes)} only"
 
     @final
     def reason_against(self, problem: Problem) -> str | None:

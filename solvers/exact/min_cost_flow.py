@@ -40,12 +40,12 @@ class MinCostFlow(Solver):
     """
 
     exact: ClassVar[bool] = True
-    takes: ClassVar[type] = Problem
+    takes: ClassVar[type | tuple[type, ...]] = (LinearAssignment, BalancedRouting)
 
     def refuses(self, problem: Problem) -> str | None:
         """Refuse other classes, and integers beyond the flow's arithmetic."""
         if not isinstance(problem, (LinearAssignment, BalancedRouting)):
-            return "it solves LinearAssignment and BalancedRouting only"
+            return super().refuses(problem)
         if problem.integral and int(np.ptp(problem.cost)) > _largest_unit_cost(problem):
             return f"its costs differ by more than {_largest_unit_cost(problem)}, which overflows the flow's arithmetic"
         return None

@@ -67,7 +67,7 @@ class PlacementCpSat(Solver):
     """
 
     exact: ClassVar[bool] = True
-    takes: ClassVar[type] = Problem
+    takes: ClassVar[type | tuple[type, ...]] = (ExpertPlacement, Rebalancing)
     workers: int = 1
 
     def __post_init__(self) -> None:
@@ -82,7 +82,7 @@ class PlacementCpSat(Solver):
                 return f"its model would have {terms:,} terms, {MOST_TERMS:,} at most; PlacementSearch takes any"
             return None
         if not isinstance(problem, ExpertPlacement):
-            return "it solves ExpertPlacement and Rebalancing only"
+            return super().refuses(problem)
         if has_two_slots(problem):
             return None
         terms = terms_of(problem)

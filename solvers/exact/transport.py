@@ -12,7 +12,6 @@ from moe_search.problems.arrays import read_only
 from moe_search.problems.balanced_routing import BalancedRouting
 from moe_search.problems.linear import LinearAssignment
 from moe_search.problems.permutation_problem import seats_by_expert
-from moe_search.problems.problem import Problem
 from moe_search.solvers.engine.result import Result, reached
 from moe_search.solvers.engine.run import Run, Slice
 from moe_search.solvers.engine.solver import Solver
@@ -56,13 +55,7 @@ class Transport(Solver):
     """
 
     exact: ClassVar[bool] = True
-    takes: ClassVar[type] = Problem
-
-    def refuses(self, problem: Problem) -> str | None:
-        """Refuse all other classes."""
-        if isinstance(problem, (LinearAssignment, BalancedRouting)):
-            return None
-        return "it solves LinearAssignment and BalancedRouting only"
+    takes: ClassVar[type | tuple[type, ...]] = (LinearAssignment, BalancedRouting)
 
     def search(self, run: Run) -> Result:
         """Search; see `Solver.search`."""

@@ -14,7 +14,6 @@ from moe_search.checks import require_integer, require_number
 from moe_search.problems.kernels import compiled
 from moe_search.problems.moves import copy_permutation
 from moe_search.problems.placement import ExpertPlacement, Experts
-from moe_search.problems.problem import Problem
 from moe_search.problems.rebalancing import Rebalancing
 from moe_search.solvers.engine.compiled_search import LOG_LENGTH
 from moe_search.solvers.engine.random_state import random_state, random_unit
@@ -79,7 +78,7 @@ class PlacementSearch(Solver):
     "Iterated local search", Handbook of Metaheuristics (2003), 320-353.
     """
 
-    takes: ClassVar[type] = Problem
+    takes: ClassVar[type | tuple[type, ...]] = (ExpertPlacement, Rebalancing)
     tolerance: float = 0.0
     patience: int = 200
 
@@ -87,11 +86,6 @@ class PlacementSearch(Solver):
         super().__post_init__()
         require_number("tolerance", self.tolerance)
         require_integer("patience", self.patience)
-
-    def refuses(self, problem: Problem) -> str | None:
-        """Refuse what is no placement."""
-        placements = isinstance(problem, ExpertPlacement | Rebalancing)
-        return None if placements else "it solves ExpertPlacement and Rebalancing only"
 
     def search(self, run: Run) -> Result:
         """Search; see `Solver.search`."""
