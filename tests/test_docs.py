@@ -5,22 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from packages import PACKAGES
 
 import moe_search as ms
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = {
-    "analysis",
-    "gates",
-    "huggingface",
-    "integrations",
-    "layers",
-    "plotting",
-    "problems",
-    "serving",
-    "solvers",
-    "training",
-}
 
 # They compile kernels, and one imports Lightning and Transformers.
 pytestmark = pytest.mark.slow

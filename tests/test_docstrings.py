@@ -4,6 +4,7 @@ import doctest
 import importlib
 
 import pytest
+from packages import PACKAGES
 
 import moe_search as ms
 
@@ -42,18 +43,6 @@ COMPILED = {
 }
 
 
-PACKAGES = {
-    "analysis",
-    "gates",
-    "huggingface",
-    "integrations",
-    "layers",
-    "plotting",
-    "problems",
-    "serving",
-    "solvers",
-    "training",
-}
 # Names, not objects: collecting the tests loads no torch.
 PUBLIC = [
     *(("moe_search", name) for name in ms.__all__ if name not in PACKAGES),

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from naive_swaps import all_swaps, first_until
 from qaplib_files import FOLDER, best_known, needs_qaplib
 
 from moe_search.problems import (
@@ -18,19 +19,11 @@ def naive_breakout(problem, p, iterations, moves, tenure):
     """The search in plain Python, all perturbations directed and none long, for a block with a seat for each slot."""
     n = len(p)
     p = list(p)
-    until = [[0] * n for _ in range(n)]  # by slot and seat
-    for i in range(n):
-        for j in range(n):
-            until[i][p[j]] = -1 - i * n - j
+    until = first_until(p)
     value = best = problem.value(p)
     left, length, last, perturbations = 0, moves, 0, 0
     for now in range(1, iterations + 1):
-        swaps = []
-        for i in range(n):
-            for j in range(i + 1, n):
-                q = list(p)
-                q[i], q[j] = q[j], q[i]
-                swaps.append((problem.value(q) - value, i, j, min(until[i][p[j]], until[j][p[i]])))
+        swaps = all_swaps(problem, p, value, until)
         delta, i, j, _ = min(swaps, key=lambda swap: swap[0])
         if left == 0 and delta >= 0:
             length = min(length + 1, n) if value == last else moves

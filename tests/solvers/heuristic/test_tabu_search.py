@@ -3,6 +3,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from naive_swaps import all_swaps, first_until
 from qaplib_files import FOLDER, best_known, needs_qaplib
 
 from moe_search.problems import (
@@ -24,22 +25,12 @@ class Pair(NamedTuple):
 
 def naive_tabu(problem, p, iterations, tenures, aspiration):
     """Taillard's search in plain Python for one block with a seat for each slot; tenures come from an iterator."""
-    n = len(p)
     p = list(p)
-    until = [[0] * n for _ in range(n)]  # by slot and seat
-    for i in range(n):
-        for j in range(n):
-            until[i][p[j]] = -1 - i * n - j
+    until = first_until(p)
     value = best = problem.value(p)
     values = []
     for now in range(1, iterations + 1):
-        moves = []
-        for i in range(n):
-            for j in range(i + 1, n):
-                q = list(p)
-                q[i], q[j] = q[j], q[i]
-                stamp = min(until[i][p[j]], until[j][p[i]])
-                moves.append((problem.value(q) - value, i, j, stamp))
+        moves = all_swaps(problem, p, value, until)
         improving = [m for m in moves if value + m[0] < best]
         forced = [m for m in moves if m[3] < now - aspiration]
         allowed = [m for m in moves if m[3] < now]

@@ -1,0 +1,14 @@
+"""The packages of moe_search whose names are public."""
+
+PACKAGES = {
+    "analysis",
+    "gates",
+    "huggingface",
+    "integrations",
+    "layers",
+    "plotting",
+    "problems",
+    "serving",
+    "solvers",
+    "training",
+}
