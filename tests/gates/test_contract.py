@@ -315,13 +315,13 @@ def test_inputs_of_another_precision(make):
 @every_gate
 def test_autocast(make):
     gate = make(3, 6).eval()
-    inputs, ids = batch()
+    inputs, ids = batch(size=64)
     expected = gate(inputs, ids).weights
     with torch.autocast("cpu", dtype=torch.bfloat16):
         weights = gate(inputs, ids).weights
-    # A sample near the edge of a split may change its slots: the mean may not.
-    assert torch.allclose(weights.float().sum((1, 2)), expected.sum((1, 2)), rtol=0.02)
-    assert (weights.float() - expected).abs().mean() < 0.05 * expected.sum((1, 2)).mean()
+    errors = (weights.float() - expected).abs().sum((1, 2)) / expected.sum((1, 2))
+    # A sample near the edge of a choice may go elsewhere, which ones differs from processor to processor.
+    assert (errors > 0.05).double().mean() < 0.1
 
 
 @every_gate
