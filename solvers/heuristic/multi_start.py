@@ -112,8 +112,10 @@ class MultiStart(Solver):
         # Without a clock every run goes on to its own end, so that the result does not depend on which is ahead.
         timed = math.isfinite(seconds)
         over = threading.Event()
-        begun: list[Run] = []
         rounds: list[list[Result]] = []
+        # For the display: the runs of this round, and the iterations of those before.
+        begun: list[Run] = []
+        earlier = 0
 
         def share_of_time(number: int) -> float:
             # Runs that share go on side by side, all of them until the end.
@@ -141,13 +143,16 @@ class MultiStart(Solver):
             return result
 
         def look() -> None:
-            run.iterations = sum(own.iterations for own in begun)
+            run.iterations = earlier + sum(own.iterations for own in begun)
             run.show()
 
         def work() -> None:
+            nonlocal earlier
             for tasks in self._rounds(run, rounds):
                 found = Parallel(n_jobs=self.n_jobs, backend="threading")(delayed(one)(*task) for task in tasks)
                 rounds.append([result for result in found if result is not None])
+                earlier += sum(result.iterations for result in rounds[-1])
+                begun.clear()
 
         if getattr(get_active_backend(prefer="threads")[0], "supports_sharedmem", False):
             run.interrupted = run_watched(work, look, over.set)
