@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from moe_search.checks import require_choice, require_flag, require_number
+from moe_search.checks import require_choice, require_flag, require_n_jobs, require_number
 from moe_search.problems.balanced_routing import BalancedRouting
 from moe_search.problems.co_activation import CoActivation
 from moe_search.problems.expert_subset import ExpertSubset
@@ -23,6 +23,7 @@ from moe_search.problems.problem import Problem
 from moe_search.problems.rebalancing import Rebalancing
 from moe_search.solvers.bounds import lower_bounds
 from moe_search.solvers.bounds.linear_assignment import assignment_seconds
+from moe_search.solvers.engine.background import count_workers
 from moe_search.solvers.engine.result import Result, reached
 from moe_search.solvers.engine.run import OnImprovement, Run
 from moe_search.solvers.engine.solver import Solver, require_problem
@@ -61,6 +62,7 @@ def solve(
     initial: npt.ArrayLike | None = None,
     on_improvement: OnImprovement | None = None,
     display: bool = False,
+    n_jobs: int = 1,
 ) -> Result:
     """Minimize a problem, and prove how far from the optimum the answer can be.
 
@@ -88,6 +90,9 @@ def solve(
         Whether to show time, value, bound, gap and iterations on the standard error while it runs, and the outcome at
         the end: as a bar on a terminal, as a table in a notebook, and else as a line now and then. The result is the
         same.
+    n_jobs : int, default 1
+        How many threads to use, as in joblib: -1 for all processors. `BranchAndBound` and `MultiStart` are given it in
+        place of their own; any other heuristic is run by `MultiStart`, once on each; any other exact solver uses one.
 
     Returns
     -------
@@ -102,6 +107,10 @@ def solve(
     Notes
     -----
     The logger ``moe_search`` is told the outcome at the level INFO, and the start at DEBUG.
+
+    Without a limit of seconds the same seed and `n_jobs` give the same result. A heuristic on two threads is another
+    search than on one: its runs have seeds spawned from the given one, and a limit of iterations holds for each of
+    them. With -1 there are as many runs as processors, so that the result depends on the machine.
 
     Examples
     --------
@@ -118,8 +127,9 @@ def solve(
         stop = MaxRuntime(math.inf if to_optimum else 1.0)
     require_criterion(stop)
     require_flag("display", display)
+    require_n_jobs(n_jobs)
     seconds = stop.start().allowance(Progress()).seconds
-    chosen = default_solver(problem, seconds) if solver is None else solver
+    chosen = on_threads(default_solver(problem, seconds) if solver is None else solver, n_jobs)
     run = chosen.begin_run(problem, stop, seed, initial, on_improvement)
     LOGGER.debug("solving %r with %s", problem, run.solver)
     search = partial(_search_and_bound, run, chosen, seconds)
@@ -132,6 +142,21 @@ def solve(
         result = search()
     LOGGER.info("%r, %s: %s in %.3f s", problem, run.solver, result.outcome(), result.runtime)
     return result
+
+
+def on_threads(solver: Solver, n_jobs: int) -> Solver:
+    """Return the solver that does on several threads what the given one does on one, itself if it cannot use them."""
+    workers = count_workers(n_jobs)
+    if workers == 1:
+        return solver
+    if hasattr(solver, "n_jobs"):
+        parallel: Any = solver
+        return replace(parallel, n_jobs=n_jobs)
+    if solver.exact:
+        return solver
+    from moe_search.solvers.heuristic.multi_start import MultiStart
+
+    return MultiStart(solver, runs=workers, n_jobs=n_jobs)
 
 
 def _search_and_bound(run: Run, chosen: Solver, seconds: float) -> Result:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import html
 import math
+import re
 import sys
+import textwrap
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +20,10 @@ from moe_search.solvers.engine.stop import Progress
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
+COLUMNS = 80
+"""Of the lines that tell problem and solver, whose parameters may be those of a portfolio."""
+INNER_PARAMETERS = re.compile(r"(?<=\w)\((?:[^()]|(?<!\w)\([^()]*\))*\)")
+"""Those of one name, numbers in brackets among them: ``(tenure=(0.0, 8.0), aspiration=5.0)``."""
 REDRAWN_EVERY = 0.2
 GUTTER, LEAST_BAR = 2, 10
 """Columns between what stands on a terminal, and those of the bar: the last numbers give way to it."""
@@ -58,7 +64,7 @@ class _Watched:
 
     @property
     def headline(self) -> str:
-        return f"{self.run.problem!r}\nby {self.run.solver}"
+        return f"{shortened(repr(self.run.problem))}\n{shortened(f'by {self.run.solver}')}"
 
     def standing(self) -> dict[str, str]:
         """Return where the run stands; it goes on meanwhile, so that a value may be newer than the time."""
@@ -73,6 +79,15 @@ class _Watched:
             "gap": "-" if gap is None else format_gap(gap),
             "iterations": _rounded(self.run.iterations),
         }
+
+
+def shortened(line: str) -> str:
+    """Return a line as it is where it is short, else without parameters of what stands within, and cut."""
+    name, bracket, rest = line.partition("(")
+    before = ""
+    while len(name + bracket + rest) > COLUMNS and rest != before:
+        before, rest = rest, INNER_PARAMETERS.sub("", rest)
+    return textwrap.shorten(name + bracket + rest, COLUMNS, placeholder=" ...")
 
 
 def _rounded(count: int) -> str:

@@ -65,6 +65,11 @@ def test_solve_prints_value_bound_and_gap(instance, solver):
         assert shown["bound"] == shown["value"]
 
 
+def test_solve_uses_threads(instance):
+    result = run("solve", instance, "--time", "0.1", "--solver", "local-search", "--jobs", "2")
+    assert printed(result)["solver"].startswith("MultiStart(solver=LocalSearch(")
+
+
 def test_solve_writes_the_result_as_json(instance, tmp_path):
     path = tmp_path / "result.json"
     result = run("solve", instance, "--time", "0.1", "--solver", "local-search", "--seed", "7", "--json", path)
@@ -80,6 +85,7 @@ def test_solve_writes_the_result_as_json(instance, tmp_path):
         (("--time", "0"), "--time must be a positive number of seconds, got 0"),
         (("--time", "-1"), "--time must be a positive number of seconds, got -1"),
         (("--time", "nan"), "--time must be a positive number of seconds, got nan"),
+        (("--jobs", "0"), "--jobs must be positive, or negative to count from the number of processors, got 0"),
         (("--seed", "-1"), "--seed must be 0 or more, got -1"),
         (
             ("--solver", "magic"),

@@ -7,6 +7,7 @@ import types
 import pytest
 
 import moe_search as ms
+from moe_search.display import shortened
 
 PROBLEM = ms.random_quadratic(20, seed=0)
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
@@ -45,6 +46,35 @@ def test_a_run_that_takes_long_prints_a_line_now_and_then(capsys, monkeypatch):
     assert lines
     for line in lines:
         assert re.fullmatch(r"time \S.*  value \S+  bound \S+  gap \S.*  iterations \S+", line)
+
+
+@pytest.mark.parametrize(
+    ("solver", "headline"),
+    [
+        (ms.TabuSearch(), "TabuSearch(tenure=(0.0, 8.0), aspiration=5.0)"),
+        (ms.IteratedLocalSearch(), "IteratedLocalSearch(neighborhood='swap', improvement='first', strength=5, ..."),
+        (ms.MultiStart(ms.MemeticSearch()), "MultiStart(solver=MemeticSearch, runs=4, n_jobs=-1, share_every=None)"),
+        (
+            ms.MultiStart([ms.TabuSearch(), ms.MemeticSearch()]),
+            "MultiStart(solver=(TabuSearch, MemeticSearch), runs=4, n_jobs=-1, ...",
+        ),
+        (
+            ms.MultiStart([ms.TabuSearch(), ms.LocalSearch()] * 9),
+            "MultiStart(solver=(TabuSearch, LocalSearch, TabuSearch, LocalSearch, ...",
+        ),
+    ],
+)
+def test_what_searches_is_told_in_80_columns(solver, headline):
+    assert shortened(f"by {solver!r}") == f"by {headline}"
+    assert len(headline) <= 77
+
+
+def test_runs_on_threads_are_shown_while_they_run(capsys, monkeypatch):
+    monkeypatch.setattr("moe_search.display.FIRST_LINE_AFTER", 0.01)
+    ms.solve(PROBLEM, ms.LocalSearch(), ms.MaxRuntime(0.3), display=True, n_jobs=2)
+    _, headline, *lines, _ = capsys.readouterr().err.splitlines()
+    assert headline == "by MultiStart(solver=LocalSearch, runs=2, n_jobs=2, share_every=None)"
+    assert re.search(r"value \d\S+  bound \d\S+  gap \d.*  iterations [1-9]", lines[-1])
 
 
 @pytest.mark.parametrize("columns", [80, 120])

@@ -1,12 +1,15 @@
 import math
+import time
 
+import joblib
 import numpy as np
 import pytest
 from instances import INSTANCES, naive_value
 from naive import permutations
 
 import moe_search as ms
-from moe_search.api import default_solver, has_distances
+from moe_search.api import default_solver, has_distances, on_threads
+from moe_search.problems.kernel_cache import compile_time
 from moe_search.solvers.bounds.lower_bounds import lower_bound
 
 
@@ -218,6 +221,60 @@ def test_initial_and_seed_are_passed_on():
     assert again.value <= first.value
 
 
+def test_what_uses_several_threads():
+    runs = ms.MultiStart(ms.TabuSearch(), runs=3, share_every=9)
+    for solver, on_two in (
+        (ms.TabuSearch(), ms.MultiStart(ms.TabuSearch(), runs=2, n_jobs=2)),
+        (ms.PlacementSearch(), ms.MultiStart(ms.PlacementSearch(), runs=2, n_jobs=2)),
+        (runs, ms.MultiStart(ms.TabuSearch(), runs=3, n_jobs=2, share_every=9)),
+        (ms.BranchAndBound(), ms.BranchAndBound(n_jobs=2)),
+        (ms.Enumeration(), ms.Enumeration()),
+    ):
+        assert on_threads(solver, 1) is solver
+        assert on_threads(solver, 2) == on_two
+    processors = joblib.cpu_count()
+    everywhere = ms.MultiStart(ms.TabuSearch(), runs=processors, n_jobs=-1) if processors > 1 else ms.TabuSearch()
+    assert on_threads(ms.TabuSearch(), -1) == everywhere
+
+
+@pytest.mark.parametrize("problem", [ms.random_quadratic(20, seed=0), ms.random_quadratic(10, seed=0)])
+def test_threads_run_the_default_side_by_side(problem):
+    shown, stop = [], ms.MaxIterations(3000)
+    first, second = (ms.solve(problem, None, stop, 9, n_jobs=2, on_improvement=shown.append) for _ in range(2))
+    expected = on_threads(default_solver(problem, math.inf), 2).solve(problem, stop, 9)
+    for result in (first, second):
+        assert result.permutation.tolist() == expected.permutation.tolist()
+        assert (result.iterations, result.solver, result.seed) == (expected.iterations, expected.solver, 9)
+        assert lower_bound(problem, 1.0) <= result.bound <= result.value
+    assert shown[-1].value == first.value
+
+
+def test_ctrl_c_ends_all_threads():
+    def interrupt(incumbent):
+        raise KeyboardInterrupt
+
+    result = ms.solve(ms.random_quadratic(20, seed=0), stop=ms.MaxRuntime(60), on_improvement=interrupt, n_jobs=2)
+    assert (result.status, result.runtime < 30) == ("interrupted", True)
+    assert result.gap > 0
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_what_the_bound_compiles_is_off_the_clock_and_told(monkeypatch, n_jobs):
+    clock, ahead = time.perf_counter, 0.0
+    monkeypatch.setattr(time, "perf_counter", lambda: clock() + ahead)
+
+    def compiled_bound(problem, seconds):
+        nonlocal ahead
+        with compile_time():
+            ahead += 1000.0
+
+    monkeypatch.setattr("moe_search.api.lower_bounds.lower_bound", compiled_bound)
+    stop = ms.AnyOf(ms.MaxRuntime(500), ms.MaxIterations(1000))
+    result = ms.solve(ms.random_quadratic(20, seed=0), ms.LocalSearch(), stop, n_jobs=n_jobs)
+    assert result.runtime < 500 < 1000 <= result.compile_seconds < 1500
+    assert result.iterations == n_jobs * 1000
+
+
 def test_every_improvement_is_shown_with_the_seconds_of_the_whole():
     shown = []
     result = ms.solve(ms.random_quadratic(40, seed=0), stop=ms.MaxRuntime(0.2), on_improvement=shown.append)
@@ -236,6 +293,8 @@ def test_every_improvement_is_shown_with_the_seconds_of_the_whole():
         ({"solver": ms.Hungarian()}, ValueError, "Hungarian cannot take this QuadraticAssignment"),
         ({"on_improvement": "print"}, TypeError, "on_improvement must be a function of an Incumbent, got str"),
         ({"stop": 3}, TypeError, "stop must be a stopping criterion"),
+        ({"n_jobs": 0}, ValueError, "n_jobs must be positive, or negative to count .*, got 0"),
+        ({"n_jobs": None}, TypeError, "n_jobs must be an integer, got None"),
         ({"initial": [0, 0, 0, 0]}, ValueError, "initial must hold every seat once"),
     ],
 )

@@ -48,6 +48,12 @@ def solve(
     ] = None,
     json: Annotated[Path | None, typer.Option(help="Where the result goes as JSON.", metavar="PATH")] = None,
     display: Annotated[bool, typer.Option("--display", help="Show progress while the solver runs.")] = False,
+    jobs: Annotated[
+        int,
+        typer.Option(
+            help="Threads to use; -1 for one a processor. A heuristic runs once on each, with seeds of its own."
+        ),
+    ] = 1,
 ) -> None:
     """Solve a problem and print value, bound and gap.
 
@@ -60,6 +66,8 @@ def solve(
             raise ValueError("--target must be a number, got nan")
         if seed < 0:
             raise ValueError(f"--seed must be 0 or more, got {seed}")
+        if jobs == 0:
+            raise ValueError("--jobs must be positive, or negative to count from the number of processors, got 0")
         if json is not None:
             check_output_file(json, "--json")
         for path in (file, initial):
@@ -74,7 +82,7 @@ def solve(
         problem = read_problem(file)
         start = None if initial is None else _read_solution(initial, problem)
         stop = MaxRuntime(time) if target is None else AnyOf(MaxRuntime(time), TargetValue(target))
-        result = solve_problem(problem, chosen, stop, seed=seed, initial=start, display=display)
+        result = solve_problem(problem, chosen, stop, seed=seed, initial=start, display=display, n_jobs=jobs)
         if json is not None:
             json.write_text(result.to_json() + "\n", encoding="utf-8")
     _print_result(file, problem, result, json)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from moe_search.problems.kernel_cache import CompileTime, compile_time
+from moe_search.problems.kernel_cache import compile_time, compile_time_of_all_threads
 from moe_search.problems.problem import Problem
 from moe_search.solvers.engine.result import Incumbent, Result, Status, TrajectoryPoint, reached
 from moe_search.solvers.engine.stop import Allowance, AnyOf, Progress, StoppingCriterion, TargetValue
@@ -26,20 +26,24 @@ MAX_BUDGET = 1 << 40
 
 
 class Clock:
-    """Seconds since its creation without those in which kernels were compiled.
+    """Seconds since its creation without those in which kernels were compiled, by the thread that created it.
 
     Parameters
     ----------
-    compiling : CompileTime, optional
-        Of what was compiled; by default by the calling thread.
     begin : float, default 0.0
         What it shows at first.
     """
 
-    def __init__(self, compiling: CompileTime | None = None, begin: float = 0.0) -> None:
+    def __init__(self, begin: float = 0.0) -> None:
         self.started = time.perf_counter() - begin
-        self._compile_time = compile_time() if compiling is None else compiling
+        self._compile_time = compile_time()
         self._compiled_before = self._compile_time.seconds
+
+    def watch_all_threads(self) -> None:
+        """Leave out what any thread compiles from now on; what was left out before stays so."""
+        before = self.compile_seconds()
+        self._compile_time = compile_time_of_all_threads()
+        self._compiled_before = self._compile_time.seconds - before
 
     def seconds(self) -> float:
         """Return the seconds on the clock."""

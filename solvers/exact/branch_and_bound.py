@@ -42,9 +42,10 @@ LOOK_AHEAD, LOOK_AHEAD_OPERATIONS = 3, 20_000_000
 # the next larger instance takes several times as long; and what it takes to get close at 20 slots.
 SEMIDEFINITE_SHARE, SEMIDEFINITE_SECONDS = 0.25, 10.0
 # Of a slice that several threads share; at its end some wait for the others.
-SHARED_SLICE_SECONDS = 0.08
-# What the tabu search for the first incumbent may take, some milliseconds.
-HEURISTIC_OPERATIONS = 5_000_000
+SHARED_SLICE_SECONDS = 0.2
+# What the tabu search for the first incumbent may take, some milliseconds. Of 13 to 17 slots, each of 60 runs had found
+# by then the best that it found at all.
+HEURISTIC_OPERATIONS, HEURISTIC_MOVES = 5_000_000, 12_500
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,8 @@ class BranchAndBound(Solver):
         assert isinstance(problem, PermutationProblem)
         costs = problem.pair_costs()
         assert costs is not None
-        if number_of_permutations(problem) <= DIVE_UP_TO:
+        dives = number_of_permutations(problem) <= DIVE_UP_TO
+        if dives:
             moves = 0
             run.take_initial()
         else:
@@ -131,7 +133,6 @@ class BranchAndBound(Solver):
         step = relaxation.step if problem.integral else rounding
         totals = scale * run.value, scale * step
         unit = node_operations(costs)
-        large = number_of_permutations(problem) > DIVE_UP_TO
         tree = empty_tree(
             relaxation.linear,
             problem.block_size,
@@ -139,13 +140,13 @@ class BranchAndBound(Solver):
             totals,
             relaxation.slots,
             relaxation.seats,
-            LOOK_AHEAD if large and _looks_ahead(costs) else 0,
+            0 if dives or not _looks_ahead(costs) else LOOK_AHEAD,
         )
         seconds, last = self._last_seconds(run, costs)
         with ExitStack() as stack:
             workers = count_workers(self.n_jobs)
             at_once = map if workers == 1 else stack.enter_context(ThreadPoolExecutor(workers)).map
-            subtrees = Subtrees(relaxation.costs, tree, unit, at_once)
+            subtrees = Subtrees(relaxation.costs, tree, unit, at_once, dives)
 
             def advance(budget: int, target: float) -> Slice:
                 before = subtrees.nodes
@@ -196,7 +197,7 @@ class BranchAndBound(Solver):
         # Imported here: small problems need none of its kernels.
         from moe_search.solvers.heuristic.tabu_search import TabuSearch
 
-        heuristic, moves = TabuSearch(), max(HEURISTIC_OPERATIONS // searched.sweep_cost, 1)
+        heuristic, moves = TabuSearch(), min(max(HEURISTIC_OPERATIONS // searched.sweep_cost, 1), HEURISTIC_MOVES)
         stop = AnyOf(run.stop, MaxIterations(moves))
         found = heuristic.search(Run(repr(heuristic), searched, stop, run.seed, run.initial, take, run.clock))
         run.incumbent, run.value = found.permutation.copy(), run.problem.value(found.permutation)

@@ -14,7 +14,8 @@ from moe_search.solvers.exact.branching import BEST, STEP, Tree, branch_slice, o
 # So many parts keep some processors busy from one exchange of incumbents to the next.
 PARTS = 32
 # What a part does between two exchanges, some milliseconds, beside which handing it to a thread takes nothing. A tree
-# that is searched within the first round is never split.
+# that is searched within the first round is never split. Where the tree finds the first incumbents itself that round is
+# longer, since parts learn only at its end what others have found.
 ROUND_OPERATIONS, FIRST_OPERATIONS = 16_000_000, 40_000_000
 # A tree with fewer free slots than this is not worth to be split off.
 LEAST_FREE = 7
@@ -29,12 +30,14 @@ class Part:
     costs: Any
     tree: Tree
     left: int  # nodes until the next exchange
+    done: bool = False  # as in the counts of the tree, which take long to read
 
     def search(self, nodes: int, target: float) -> int:
         """Bound at most `nodes` more nodes; return how many."""
         self.tree.counts[0].logged = 0
         done = int(branch_slice(self.costs, self.tree, nodes, target))
         self.left -= done
+        self.done = bool(self.tree.counts[0].done)
         return done
 
     def open_depth(self) -> int:
@@ -44,8 +47,8 @@ class Part:
         """
         tree, lowest = self.tree, int(self.tree.counts[0].depth)
         limit = tree.totals[BEST] - tree.totals[STEP]
-        for depth in range(lowest + 1):
-            child, end = tree.visited[depth], tree.children[depth]
+        ends = tree.children[: lowest + 1].tolist()
+        for depth, (child, end) in enumerate(zip(tree.visited.tolist(), ends, strict=False)):
             if child < end and tree.bound[depth, child] <= limit and (depth < lowest or child + 1 < end):
                 return depth
         return len(tree.visited)
@@ -88,6 +91,8 @@ class Subtrees:
         What a node takes.
     at_once : callable
         ``map``, or one that works on several items at a time.
+    dives : bool
+        Whether the tree is to find the first incumbents itself.
 
     Attributes
     ----------
@@ -100,10 +105,16 @@ class Subtrees:
     """
 
     def __init__(
-        self, costs: Any, tree: Tree, operations: int, at_once: Callable[[Callable[..., int], Any, Any], Iterable[int]]
+        self,
+        costs: Any,
+        tree: Tree,
+        operations: int,
+        at_once: Callable[[Callable[..., int], Any, Any], Iterable[int]],
+        dives: bool,
     ) -> None:
         self.quota = max(ROUND_OPERATIONS // operations, 1)
-        self.parts = [Part(costs, tree, max(FIRST_OPERATIONS // operations, 1))]
+        first = max(FIRST_OPERATIONS // operations, 1) if dives else self.quota
+        self.parts = [Part(costs, tree, first)]
         self.at_once = at_once
         self.incumbent: npt.NDArray[np.int64] = tree.incumbent.copy()
         self.best = tree.totals[BEST]
@@ -116,7 +127,7 @@ class Subtrees:
         while self.parts and self.nodes < last:
             chosen, shares, left = [], [], last - self.nodes
             for part in self.parts:
-                if part.left > 0 and left > 0 and not part.tree.counts[0].done:
+                if part.left > 0 and left > 0 and not part.done:
                     chosen.append(part)
                     shares.append(min(part.left, left))
                     left -= shares[-1]
@@ -127,7 +138,7 @@ class Subtrees:
                 improvements += self._take_in(part, done)
                 if self.best <= target:
                     return improvements, True
-            if all(part.left <= 0 or part.tree.counts[0].done for part in self.parts):
+            if all(part.left <= 0 or part.done for part in self.parts):
                 self._begin_round()
         return improvements, not self.parts
 
@@ -154,13 +165,13 @@ class Subtrees:
         return found
 
     def _begin_round(self) -> None:
-        self.parts = [part for part in self.parts if not part.tree.counts[0].done]
+        self.parts = [part for part in self.parts if not part.done]
         for part in self.parts:
             part.tree.totals[BEST] = self.best
         depths = [part.open_depth() for part in self.parts]
         while self.parts and len(self.parts) < PARTS:
             # The parts whose children wait at the least depth have most before them.
-            largest = int(np.argmin(depths))
+            largest = depths.index(min(depths))
             part = self.parts[largest]
             if len(part.tree.visited) - depths[largest] < LEAST_FREE:
                 break

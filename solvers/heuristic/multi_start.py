@@ -12,7 +12,7 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 
 from moe_search.checks import require_integer, require_n_jobs
-from moe_search.problems.kernel_cache import compile_time, compile_time_of_all_threads
+from moe_search.problems.kernel_cache import compile_time
 from moe_search.problems.problem import Problem
 from moe_search.solvers.engine.background import count_workers, run_watched
 from moe_search.solvers.engine.result import Incumbent, Result, TrajectoryPoint
@@ -54,7 +54,8 @@ class MultiStart(Solver):
     Run i has the i-th seed spawned from the given one, and of equal values the first run's is kept, so that the result
     depends on the seed alone, whatever `n_jobs`, as long as no clock ends a run. A limit of seconds is one for the
     whole: where runs have to wait for each other, each gets its share of what is left, and on threads no run begins
-    once nothing is. All other criteria hold for each run. All runs start at `initial` if there is one. Iterations,
+    once nothing is, and the first that reaches a target, or a proof, ends all; without such a limit each ends by
+    itself. All other criteria hold for each run. All runs start at `initial` if there is one. Iterations,
     moves, restarts and statistics are sums; the trajectory is that of the best run, of each round if they share. On
     threads every incumbent that is the best of all runs is shown, and Ctrl-C ends all runs and returns the best; other
     backends show the result only, and pass Ctrl-C on.
@@ -99,16 +100,22 @@ class MultiStart(Solver):
 
     def search(self, run: Run) -> Result:
         """Run them all; see `Solver.search`."""
-        run.clock = Clock(compile_time_of_all_threads(), run.clock.seconds())
+        run.clock.watch_all_threads()
         # Imported here: it takes longer than many a search, and no other solver needs it.
         with compile_time():
             from joblib import Parallel, delayed
             from joblib.parallel import get_active_backend
 
         workers = count_workers(self.n_jobs)
-        seconds = run.stop.start().allowance(Progress()).seconds
-        cancelled = threading.Event()
+        allowance = run.stop.start().allowance(Progress())
+        seconds = allowance.seconds
+        # Without a clock every run goes on to its own end, so that the result does not depend on which is ahead.
+        timed = math.isfinite(seconds)
+        over = threading.Event()
         rounds: list[list[Result]] = []
+        # For the display: the runs of this round, and the iterations of those before.
+        begun: list[Run] = []
+        earlier = 0
 
         def share_of_time(number: int) -> float:
             # Runs that share go on side by side, all of them until the end.
@@ -117,25 +124,38 @@ class MultiStart(Solver):
 
         def take(incumbent: Incumbent) -> None:
             run.offer(incumbent.solution, incumbent.value, incumbent.iterations, incumbent.seconds)
+            if timed and incumbent.value <= allowance.target:
+                over.set()
 
         def one(number: int, stop: StoppingCriterion, seed: np.random.SeedSequence, initial: Any) -> Result | None:
             share = share_of_time(number)
-            if (number or rounds) and (share <= 0.0 or cancelled.is_set()):
+            if (number or rounds) and (share <= 0.0 or over.is_set()):
                 return None
-            stop = _limited(_Until(cancelled, stop), run.clock.seconds() + share)
+            stop = _limited(_Until(over, stop), run.clock.seconds() + share)
             solver = self._solver(number)
             own = solver.begin_run(run.problem, stop, seed, initial, take)
             # Off it is what this run compiles, or waits for another to compile.
             own.clock = Clock(begin=run.clock.seconds())
-            return solver.search(own)
+            begun.append(own)
+            result = solver.search(own)
+            if timed and result.status == "optimal":
+                over.set()
+            return result
+
+        def look() -> None:
+            run.iterations = earlier + sum(own.iterations for own in begun)
+            run.show()
 
         def work() -> None:
+            nonlocal earlier
             for tasks in self._rounds(run, rounds):
                 found = Parallel(n_jobs=self.n_jobs, backend="threading")(delayed(one)(*task) for task in tasks)
                 rounds.append([result for result in found if result is not None])
+                earlier += sum(result.iterations for result in rounds[-1])
+                begun.clear()
 
         if getattr(get_active_backend(prefer="threads")[0], "supports_sharedmem", False):
-            run.interrupted = run_watched(work, run.show, cancelled.set)
+            run.interrupted = run_watched(work, look, over.set)
             # Theirs show the seconds of this one.
             return self._joined(run, rounds, [0.0] * len(rounds))
         begins = []

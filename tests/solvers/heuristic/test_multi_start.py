@@ -13,6 +13,7 @@ from moe_search import solvers
 from moe_search.problems import random_quadratic
 from moe_search.problems.kernel_cache import compile_time
 from moe_search.solvers import (
+    AnyOf,
     Enumeration,
     LocalSearch,
     MaxIterations,
@@ -23,6 +24,7 @@ from moe_search.solvers import (
     TabuSearch,
     TargetValue,
 )
+from moe_search.solvers.engine.run import Slice
 from moe_search.solvers.heuristic.multi_start import spawned_seeds
 
 PROBLEM = random_quadratic(14, seed=1)
@@ -214,6 +216,29 @@ def test_a_target_ends_every_run_and_a_proof_is_kept():
     assert (exact.status, exact.gap) == ("optimal", 0.0)
     reached = MultiStart(LocalSearch(), 2).solve(small, TargetValue(exact.value))
     assert reached.value == exact.value
+
+
+class Stuck(LocalSearch):
+    """A search that finds nothing, and goes on until it is stopped."""
+
+    def search(self, run):
+        run.take_initial()
+        run.loop(lambda budget, target: Slice(min(budget, 100), run.iterations + min(budget, 100), (), False))
+        return run.result(moves=0)
+
+
+def test_under_a_limit_of_seconds_the_first_at_the_target_or_with_a_proof_ends_all():
+    small = random_quadratic(5, seed=0)
+    proved = MultiStart((Stuck(), Enumeration()), 2, 2).solve(small, MaxRuntime(60.0))
+    assert proved.status == "optimal"
+    at_target = MultiStart((Stuck(), LocalSearch()), 2, 2).solve(
+        small, AnyOf(MaxRuntime(60.0), TargetValue(proved.value)), initial=range(5)
+    )
+    assert at_target.value == proved.value < small.value(range(5))
+    assert max(proved.runtime, at_target.runtime) < 30.0
+    # Without one, what a run does depends on nothing that the others do.
+    counted = AnyOf(MaxIterations(70_000), TargetValue(proved.value))
+    assert MultiStart((Stuck(), LocalSearch()), 2, 2).solve(small, counted, initial=range(5)).iterations > 70_000
 
 
 def test_runs_that_wait_for_each_other_share_the_limit():
