@@ -24,6 +24,7 @@ from moe_search.solvers.heuristic.tabu_search import (
     REFILL_AFTER,
     TabuSearch,
     best_swap,
+    descent_first,
     fill_rows,
     first_stamps,
     largest_of,
@@ -64,7 +65,8 @@ class BreakoutLocalSearch(CompiledSearch):
     -----
     An iteration is one look at the deltas of all swaps, which are kept up to date from move to move as in `TabuSearch`:
     one move, or none at a local optimum. What the search does depends on the seed alone. A swap is tabu here if it
-    would bring both of its slots back, in the article if that very pair was swapped.
+    would bring both of its slots back, in the article if that very pair was swapped. On large problems every swap is
+    tried once before, as in `TabuSearch`.
 
     References
     ----------
@@ -109,7 +111,7 @@ class BreakoutLocalSearch(CompiledSearch):
         """Return the kernel, the deltas of all swaps, and where the search stands; see `CompiledSearch.prepare`."""
         assert isinstance(run.problem, PermutationProblem)
         matrix = run.problem.delta_matrix()
-        return breakout_slice, (matrix, self.breakout(run.problem, matrix))
+        return descent_first(run.problem, state, breakout_slice, (matrix, self.breakout(run.problem, matrix)))
 
     def breakout(self, problem: PermutationProblem, matrix: DeltaMatrix) -> Breakout:
         """Return where a search stands before its first move, with the parameters of this solver."""

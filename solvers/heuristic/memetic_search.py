@@ -23,6 +23,7 @@ from moe_search.solvers.heuristic.breakout_local_search import (
     breakout_slice,
     forget,
 )
+from moe_search.solvers.heuristic.tabu_search import descent_first
 
 # Parents that differ in fewer slots have no child of their own.
 LEAST_DISTANCE = 4
@@ -57,7 +58,7 @@ class MemeticSearch(CompiledSearch):
     The article shakes by 0.3; made nearly anew, the others led further on uniform instances of 50 slots.
     An iteration is one look at the deltas of all swaps, as in `BreakoutLocalSearch`. What the search does depends on
     the seed alone. It takes time to be worth it: the population is there after `population` times `moves` iterations a
-    slot.
+    slot. On large problems every swap of the first permutation is tried once before, as in `TabuSearch`.
 
     References
     ----------
@@ -111,7 +112,8 @@ class MemeticSearch(CompiledSearch):
             min(self.patience, MOST_PATIENCE),
             max(round(min(self.shake, MOST_SHAKE) * size / 2), 1),
         )
-        return memetic_slice, (matrix, self.improvement.breakout(problem, matrix), population)
+        arguments = (matrix, self.improvement.breakout(problem, matrix), population)
+        return descent_first(problem, state, memetic_slice, arguments)
 
     def statistics(self, track: Track, arguments: tuple[Any, ...]) -> dict[str, int]:
         """Return the counts of swaps, of children, of those taken, and of shaken populations."""

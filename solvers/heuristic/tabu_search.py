@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_search.checks import require_number
-from moe_search.problems.kernels import compiled
+from moe_search.problems.kernels import compiled, kernel_for
 from moe_search.problems.moves import (
     DeltaMatrix,
     commit_swap,
@@ -115,11 +115,7 @@ class TabuSearch(CompiledSearch):
             last_stamp=LAST_STAMP,
             inexact=not problem.integral,
         )
-        if problem.fill_cost <= MOVE_OPERATIONS:
-            return tabu_slice, (matrix, tabu)
-        cursor = np.zeros(1, dtype=CURSOR).view(np.recarray)
-        cursor.j = 1
-        return descend_and_search, (matrix, tabu, cursor)
+        return descent_first(problem, state, tabu_slice, (matrix, tabu))
 
     def statistics(self, track: Track, arguments: tuple[Any, ...]) -> dict[str, int]:
         """Return the counts of swaps: of all swaps at every move."""
@@ -161,20 +157,31 @@ def largest_of(dtype: np.dtype[Any]) -> np.generic:
 
 def first_stamps(size: int, block_size: int) -> npt.NDArray[np.int32]:
     """Return the stamps before the first move: all past, none equal, so that forced swaps come one at a time."""
-    slot = np.arange(size) % block_size
-    return (-1 - slot[:, None] * block_size - slot[None, :]).astype(np.int32)
+    # In 32 bits from the start: of thousands of slots, wider numbers on the way take a fraction of a second.
+    slot = np.arange(size, dtype=np.int32) % block_size
+    return (-1 - slot * block_size)[:, None] - slot
 
 
-def descend_and_search(
-    state: Any, track: Track, budget: int, target: float, matrix: DeltaMatrix, tabu: Tabu, cursor: Any
-) -> int:
+def descent_first(
+    problem: PermutationProblem, state: Any, kernel: Kernel, arguments: tuple[Any, ...]
+) -> tuple[Kernel, tuple[Any, ...]]:
+    """Return a kernel that fills the deltas of all swaps, and its arguments; where that takes long, after a descent."""
+    if problem.fill_cost <= MOVE_OPERATIONS:
+        return kernel, arguments
+    cursor = np.zeros(1, dtype=CURSOR).view(np.recarray)
+    cursor.j = 1
+    return descend_and_search, (*arguments, cursor, problem.block_size, kernel_for(state, kernel))
+
+
+def descend_and_search(state: Any, track: Track, budget: int, target: float, *arguments: Any) -> int:
     """Do at most `budget` units of work of the pass over all swaps, or after it of the search.
 
     It is plain Python, so that those who need no such pass wait for no kernel of it.
     """
-    if cursor[0].i < tabu.masks.shape[0]:
-        return descend_slice(state, track, budget, target, cursor, tabu.block_size)
-    return tabu_slice(state, track, budget, target, matrix, tabu)
+    *others, cursor, block_size, kernel = arguments
+    if cursor[0].i < track.incumbent.shape[0]:
+        return descend_slice(state, track, budget, target, cursor, block_size)
+    return kernel(state, track, budget, target, *others)
 
 
 @compiled
