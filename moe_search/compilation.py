@@ -57,7 +57,7 @@ def warm_up(*what: Problem | Solver) -> float:
         What is going to be solved, and by what. Problems alone: by the solver that `solve` takes for each. Solvers
         alone: on all classes of this package that each takes. Nothing: all that `solve` and `PermutationSearch` take by
         themselves. Machine code depends on the types of a problem's arrays and on which of them are given, not on its
-        size; what `solve` takes does.
+        size, but for quadratic problems of 512 slots and more, held in fewer bits; what `solve` takes does.
 
     Returns
     -------

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from numba import types
 
 from moe_search.problems.arrays import largest_magnitude, read_only
 from moe_search.problems.kernels import compiled, kernel, resolved
@@ -20,6 +21,11 @@ from moe_search.problems.moves import (
     swap_delta,
 )
 from moe_search.problems.permutation_problem import Permutation, inverse
+
+# From this size on integers are held in the narrowest type that has room for them, as a delta takes as long as memory
+# takes to deliver the rows. In 8 bits, at 512, 1,024 and 2,048 facilities, local search is 1.8, 2.2 and 3.2 times as
+# fast and annealing 3 to 7 times. Smaller problems stay with the kernels of one type.
+NARROW_FROM = 512
 
 
 class DenseArrays(NamedTuple):
@@ -79,11 +85,19 @@ def dense_arrays(flow: npt.NDArray[Any], distance: npt.NDArray[Any], linear: npt
         spread = int(np.ptp(a)) * int(np.ptp(b))
         largest = largest_magnitude(a) * largest_magnitude(b)
         if 2 * (a.shape[0] * spread + 4 * largest) < 2**31 and max(largest_magnitude(a), largest_magnitude(b)) < 2**31:
-            a, b = a.astype(np.int32), b.astype(np.int32)
+            narrow = _storage(a.shape[0], max(largest_magnitude(a), largest_magnitude(b)))
+            a, b = a.astype(narrow), b.astype(narrow)
             once = largest_magnitude(folded) if folded.size else 0
             if 8 * passes * (a.shape[0] * spread + 4 * largest) + 4 * once < 2**31:
                 delta_dtype = np.dtype(np.int32)
     return DenseArrays(read_only(a), read_only(b), read_only(folded), factor, delta_dtype)
+
+
+def _storage(size: int, largest: Any) -> type[np.signedinteger[Any]]:
+    """Return the type that holds integers of at most 32 bits; differences of narrower ones fit into 16."""
+    if size < NARROW_FROM:
+        return np.int32
+    return np.int8 if largest < 2**7 else np.int16 if largest < 2**14 else np.int32
 
 
 class SymmetricQuadraticState(NamedTuple):
@@ -113,6 +127,24 @@ class GeneralQuadraticState(NamedTuple):
 # matrix. Diagonals are zero, folded into the linear term. If one matrix is asymmetric it is replaced by M + M^T and the
 # factor 2 of the symmetric delta by 1; only if both are asymmetric are the general kernels used, which keep transposed
 # matrices too, for contiguous columns.
+
+
+def types_of_sums(matrix: Any) -> Any:
+    """Return the types of differences of two numbers of a matrix, and of sums of products of these."""
+    return _types_of_narrow_sums(matrix) if matrix.dtype in (np.int8, np.int16) else _types_of_own_sums(matrix)
+
+
+def _types_of_narrow_sums(matrix: Any) -> Any:
+    return np.int16, np.int32
+
+
+def _types_of_own_sums(matrix: Any) -> Any:
+    return matrix.dtype.type, matrix.dtype.type
+
+
+@resolved(types_of_sums)
+def _resolve_types_of_sums(matrix: Any) -> Any:
+    return _types_of_narrow_sums if matrix.dtype in (types.int8, types.int16) else _types_of_own_sums
 
 
 def linear_delta(linear: Any, permutation: Any, a: int, b: int) -> Any:
@@ -155,13 +187,14 @@ def _symmetric_swap_delta(state: SymmetricQuadraticState, a: int, b: int) -> Any
     distance_a = state.distance[a]
     distance_b = state.distance[b]
     # int32 * int32 is int64 to Numba, which halves the SIMD width: cast back at every step.
-    cast = state.flow.dtype.type
+    less, cast = types_of_sums(state.flow)
     total = cast(0)
     for k in range(flow_a.shape[0]):
-        total = cast(total + cast(cast(flow_a[k] - flow_b[k]) * cast(distance_b[k] - distance_a[k])))
+        flows, distances = less(less(flow_a[k]) - less(flow_b[k])), less(less(distance_b[k]) - less(distance_a[k]))
+        total = cast(total + cast(cast(flows) * cast(distances)))
     # The pass took in k = a and k = b, each of which contributes -flow[a, b] * distance[a, b]. There is no branch for
     # a = b, where this is zero: with a second basic block Numba keeps its reference counts, at three times the cost.
-    total = cast(total + cast(cast(2) * cast(flow_a[b] * distance_a[b])))
+    total = cast(total + cast(cast(2) * cast(cast(flow_a[b]) * cast(distance_a[b]))))
     return total * state.factor + linear_delta(state.linear, state.permutation, a, b)
 
 
@@ -177,13 +210,19 @@ def _general_swap_delta(state: GeneralQuadraticState, a: int, b: int) -> Any:
     column_a, column_b = state.flow_transposed[a], state.flow_transposed[b]
     distance_row_a, distance_row_b = state.distance[a], state.distance[b]
     distance_column_a, distance_column_b = state.distance_transposed[a], state.distance_transposed[b]
-    cast = state.flow.dtype.type
+    less, cast = types_of_sums(state.flow)
     total = cast(0)
     for k in range(row_a.shape[0]):
-        total = cast(total + cast(cast(row_a[k] - row_b[k]) * cast(distance_row_b[k] - distance_row_a[k])))
-        total = cast(total + cast(cast(column_a[k] - column_b[k]) * cast(distance_column_b[k] - distance_column_a[k])))
+        flows = less(less(row_a[k]) - less(row_b[k]))
+        distances = less(less(distance_row_b[k]) - less(distance_row_a[k]))
+        total = cast(total + cast(cast(flows) * cast(distances)))
+        flows = less(less(column_a[k]) - less(column_b[k]))
+        distances = less(less(distance_column_b[k]) - less(distance_column_a[k]))
+        total = cast(total + cast(cast(flows) * cast(distances)))
     # What k = a and k = b put into the pass, and what the two entries between a and b change, in one product.
-    total = cast(total + cast(cast(row_a[b] + column_a[b]) * cast(distance_row_a[b] + distance_column_a[b])))
+    flows = less(less(row_a[b]) + less(column_a[b]))
+    distances = less(less(distance_row_a[b]) + less(distance_column_a[b]))
+    total = cast(total + cast(cast(flows) * cast(distances)))
     # The linear part is a 64-bit number even where there is none, which makes the sum one too.
     return total + linear_delta(state.linear, state.permutation, a, b)
 

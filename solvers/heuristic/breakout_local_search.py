@@ -18,16 +18,16 @@ from moe_search.solvers.engine.compiled_search import CompiledSearch, Kernel, Tr
 from moe_search.solvers.engine.random_state import random_below, random_unit
 from moe_search.solvers.engine.run import Run
 from moe_search.solvers.heuristic.tabu_search import (
-    LAST_STAMP,
     LONGEST_TENURE,
     NEVER,
     REFILL_AFTER,
+    Tabu,
     TabuSearch,
     best_swap,
+    descent_first,
     fill_rows,
-    first_stamps,
-    largest_of,
-    set_back,
+    first_tabu,
+    refill,
     stamp,
 )
 
@@ -64,7 +64,8 @@ class BreakoutLocalSearch(CompiledSearch):
     -----
     An iteration is one look at the deltas of all swaps, which are kept up to date from move to move as in `TabuSearch`:
     one move, or none at a local optimum. What the search does depends on the seed alone. A swap is tabu here if it
-    would bring both of its slots back, in the article if that very pair was swapped.
+    would bring both of its slots back, in the article if that very pair was swapped. On large problems every swap is
+    tried once before, as in `TabuSearch`.
 
     References
     ----------
@@ -109,37 +110,30 @@ class BreakoutLocalSearch(CompiledSearch):
         """Return the kernel, the deltas of all swaps, and where the search stands; see `CompiledSearch.prepare`."""
         assert isinstance(run.problem, PermutationProblem)
         matrix = run.problem.delta_matrix()
-        return breakout_slice, (matrix, self.breakout(run.problem, matrix))
+        arguments = (matrix, first_tabu(run.problem, matrix), self.breakout(run.problem))
+        return descent_first(run.problem, state, breakout_slice, arguments)
 
-    def breakout(self, problem: PermutationProblem, matrix: DeltaMatrix) -> Breakout:
+    def breakout(self, problem: PermutationProblem) -> Breakout:
         """Return where a search stands before its first move, with the parameters of this solver."""
         size = problem.size
         progress = np.zeros(1, dtype=PROGRESS).view(np.recarray)
         breakout = Breakout(
             progress=progress,
-            stamps=first_stamps(size, problem.block_size),
-            masks=np.zeros((size, size), dtype=np.int32),
-            base=np.zeros(1, dtype=np.int64),
-            filled=np.zeros(2, dtype=np.int64),
             last_optimum=np.zeros(1, dtype=np.int64 if problem.integral else np.float64),
-            nothing=largest_of(matrix.deltas.dtype),
-            block_size=problem.block_size,
-            capacity=problem.capacity,
             moves=min(max(LEAST_MOVES, math.ceil(min(self.strength, 1.0) * size)), size),
             shortest=min(float(self.tenure[0]) * size, LONGEST_TENURE),
             longest=min(float(self.tenure[1]) * size, LONGEST_TENURE),
             patience=min(self.patience, MOST_PATIENCE),
             directed=float(self.directed),
             oldest=float(self.oldest),
-            inexact=not problem.integral,
         )
         progress.length = breakout.moves
         return breakout
 
     def statistics(self, track: Track, arguments: tuple[Any, ...]) -> dict[str, int]:
         """Return the counts of swaps, those of all pairs at every move, and of perturbations."""
-        breakout = arguments[1]
-        evaluated = int(track.counts[0].iterations) * (breakout.masks.shape[0] * (breakout.block_size - 1) // 2)
+        tabu, breakout = arguments[1:3]
+        evaluated = int(track.counts[0].iterations) * (tabu.masks.shape[0] * (tabu.block_size - 1) // 2)
         perturbations = int(breakout.progress[0].perturbations)
         return super().statistics(track, arguments) | {"swaps evaluated": evaluated, "perturbations": perturbations}
 
@@ -156,29 +150,21 @@ PROGRESS = np.dtype(
 
 
 class Breakout(NamedTuple):
-    """What a breakout local search carries from slice to slice, and its parameters; stamps as in a tabu search."""
+    """What a breakout local search carries from slice to slice beside what is tabu, and its parameters."""
 
     progress: npt.NDArray[Any]  # of `PROGRESS`, (1,)
-    stamps: npt.NDArray[np.int32]  # (size, size)
-    masks: npt.NDArray[np.int32]  # (size, size)
-    base: npt.NDArray[np.int64]  # (1,): the iteration that stamps count from
-    filled: npt.NDArray[np.int64]  # (2,): rows of the potential, and of deltas and masks, that are up to date
     last_optimum: npt.NDArray[Any]  # (1,): value of the last local optimum
-    nothing: Any  # larger than any delta, and of their type
-    block_size: int
-    capacity: int  # slots of an expert in a block
     moves: int  # of a perturbation, at least
     shortest: float  # the fewest iterations that a slot is kept from going back
     longest: float  # the most
     patience: int  # local optima after which a perturbation is a long one
     directed: float  # the least probability of a directed perturbation
     oldest: float  # the share of the others that take the oldest swaps
-    inexact: bool  # whether values are floats, whose rounding errors add up
 
 
 @compiled
 def breakout_slice(
-    state: Any, track: Track, budget: int, target: float, matrix: DeltaMatrix, breakout: Breakout
+    state: Any, track: Track, budget: int, target: float, matrix: DeltaMatrix, tabu: Tabu, breakout: Breakout
 ) -> int:
     """Fill rows of deltas while any is missing, else move; return the work done in pairs of slots.
 
@@ -187,14 +173,13 @@ def breakout_slice(
     They end early at the target or with a full log.
     """
     totals, counts, tolerance = track.totals, track.counts[0], track.tolerance
-    deltas, masks, stamps, permutation = matrix.deltas, breakout.masks, breakout.stamps, state.permutation
-    block_size, capacity, filled, c = breakout.block_size, breakout.capacity, breakout.filled, breakout.progress[0]
-    size = permutation.shape[0]
+    deltas, masks, stamps, permutation = matrix.deltas, tabu.masks, tabu.stamps, state.permutation
+    block_size, capacity, c = tabu.block_size, tabu.capacity, breakout.progress[0]
     if budget == 0:
         return 0
-    if filled[1] < size:
-        return fill_rows(state, matrix, stamps, masks, filled, budget, block_size, capacity)
-    pairs = size * block_size
+    if tabu.filled[1] < permutation.shape[0]:
+        return fill_rows(state, matrix, tabu, budget)
+    pairs = permutation.shape[0] * block_size
     steps = min(max(budget // pairs, 1), REFILL_AFTER - counts.iterations % REFILL_AFTER)
     work = 0
     if capacity == block_size:
@@ -203,18 +188,16 @@ def breakout_slice(
     while work < steps and not counts.done:
         work += 1
         counts.iterations += 1
-        now = counts.iterations - breakout.base[0]
+        now = counts.iterations - tabu.base[0]
         a, b = -1, -1
         if c.left == 0:
-            a, b = best_swap(
-                deltas, masks, breakout.nothing, now, NONE_FORCED, totals.dtype.type(-tolerance), block_size
-            )
+            a, b = best_swap(deltas, masks, tabu.nothing, now, NONE_FORCED, totals.dtype.type(-tolerance), block_size)
             if a < 0 or deltas[a, b] >= -tolerance:
-                begin_perturbation(track, breakout)
+                begin_perturbation(track, breakout, permutation.shape[0])
                 a = -1
         else:
             c.left -= 1
-            a, b = perturbing_swap(track, deltas, breakout, now)
+            a, b = perturbing_swap(track, deltas, tabu, c.kind, now)
         if a >= 0:
             totals[0] += deltas[a, b]
             commit_swap_and_deltas(state, matrix, block_size, a, b)
@@ -227,19 +210,14 @@ def breakout_slice(
                 if take(track, permutation, target):
                     steps = work
     if work > 0 and counts.iterations % REFILL_AFTER == 0:
-        if breakout.inexact:
-            counts.stale = True
-            filled[0] = filled[1] = 0
-        if counts.iterations - breakout.base[0] > LAST_STAMP:
-            set_back(breakout.base, stamps, filled, LAST_STAMP)
+        refill(track, tabu)
     return work * pairs
 
 
 @compiled
-def begin_perturbation(track: Track, breakout: Breakout) -> None:
+def begin_perturbation(track: Track, breakout: Breakout, size: int) -> None:
     """Decide how many moves lead out of the local optimum, and of what kind."""
     c, value = breakout.progress[0], track.totals[0]
-    size = breakout.masks.shape[0]
     same = abs(value - breakout.last_optimum[0]) <= track.tolerance
     breakout.last_optimum[0] = value
     c.failures += 1
@@ -259,14 +237,14 @@ def begin_perturbation(track: Track, breakout: Breakout) -> None:
 
 
 @compiled
-def perturbing_swap(track: Track, deltas: Any, breakout: Breakout, now: int) -> tuple[int, int]:
+def perturbing_swap(track: Track, deltas: Any, tabu: Tabu, kind: int, now: int) -> tuple[int, int]:
     """Return the next swap of a perturbation, (-1, -1) if all are tabu."""
-    kind, masks, block_size = breakout.progress[0].kind, breakout.masks, breakout.block_size
+    masks, block_size = tabu.masks, tabu.block_size
     if kind == DIRECTED:
         totals = track.totals
         # A swap to a new incumbent is always allowed.
         needed = min(totals[1] - totals[0] - track.tolerance, totals.dtype.type(0))
-        return best_swap(deltas, masks, breakout.nothing, now, NONE_FORCED, needed, block_size)
+        return best_swap(deltas, masks, tabu.nothing, now, NONE_FORCED, needed, block_size)
     if kind == OLDEST:
         return oldest_swap(masks, block_size)
     a = random_below(track.rng, masks.shape[0])
@@ -276,15 +254,15 @@ def perturbing_swap(track: Track, deltas: Any, breakout: Breakout, now: int) -> 
 
 
 @compiled
-def forget(breakout: Breakout, iteration: int) -> None:
+def forget(tabu: Tabu, breakout: Breakout, iteration: int) -> None:
     """Let the search begin afresh where it stands, at an iteration."""
-    c, stamps, block_size = breakout.progress[0], breakout.stamps, breakout.block_size
+    c, stamps, block_size = breakout.progress[0], tabu.stamps, tabu.block_size
     c.left = 0
     c.length = breakout.moves
     c.failures = 0
     breakout.last_optimum[0] = 0
-    breakout.base[0] = iteration
-    breakout.filled[0] = breakout.filled[1] = 0
+    tabu.base[0] = iteration
+    tabu.filled[0] = tabu.filled[1] = 0
     # As `first_stamps`.
     for i in range(stamps.shape[0]):
         for j in range(stamps.shape[0]):

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_search.checks import require_number
-from moe_search.problems.kernels import compiled
+from moe_search.problems.kernels import compiled, kernel_for
 from moe_search.problems.moves import (
     DeltaMatrix,
     commit_swap,
@@ -101,25 +101,8 @@ class TabuSearch(CompiledSearch):
         assert isinstance(problem, PermutationProblem)
         matrix = problem.delta_matrix()
         shortest, longest = (min(float(factor) * problem.block_size, LONGEST_TENURE) for factor in self.tenure)
-        tabu = Tabu(
-            filled=np.zeros(2, dtype=np.int64),
-            base=np.zeros(1, dtype=np.int64),
-            stamps=first_stamps(problem.size, problem.block_size),
-            masks=np.zeros((problem.size, problem.size), dtype=np.int32),
-            nothing=largest_of(matrix.deltas.dtype),
-            block_size=problem.block_size,
-            capacity=problem.capacity,
-            shortest=shortest,
-            longest=longest,
-            aspiration=int(min(self.aspiration * problem.block_size**2, LAST_STAMP)),
-            last_stamp=LAST_STAMP,
-            inexact=not problem.integral,
-        )
-        if problem.fill_cost <= MOVE_OPERATIONS:
-            return tabu_slice, (matrix, tabu)
-        cursor = np.zeros(1, dtype=CURSOR).view(np.recarray)
-        cursor.j = 1
-        return descend_and_search, (matrix, tabu, cursor)
+        tenure = Tenure(shortest, longest, int(min(self.aspiration * problem.block_size**2, LAST_STAMP)))
+        return descent_first(problem, state, tabu_slice, (matrix, first_tabu(problem, matrix), tenure))
 
     def statistics(self, track: Track, arguments: tuple[Any, ...]) -> dict[str, int]:
         """Return the counts of swaps: of all swaps at every move."""
@@ -133,7 +116,7 @@ CURSOR = np.dtype([("i", np.int64), ("j", np.int64)])
 
 
 class Tabu(NamedTuple):
-    """What a tabu search carries from slice to slice, and its parameters.
+    """Which swaps are tabu, and how much of the deltas and masks is filled: what a search keeps beside all deltas.
 
     ``stamps[i, j]`` is the iteration until which slot i is kept from the expert of slot j. Its columns move with the
     permutation, so that the stamps of a row of swaps lie in a row. ``masks[i, j]`` is the lesser stamp of (i, j) and
@@ -147,11 +130,31 @@ class Tabu(NamedTuple):
     nothing: Any  # larger than any delta, and of their type
     block_size: int
     capacity: int  # slots of an expert in a block
+    last_stamp: int  # iterations after which stamps are set back
+    inexact: bool  # whether values are floats, whose rounding errors add up
+
+
+class Tenure(NamedTuple):
+    """The parameters of a tabu search."""
+
     shortest: float  # the fewest iterations that a slot is kept from going back
     longest: float  # the most
     aspiration: int  # iterations after which a swap is forced
-    last_stamp: int  # iterations after which stamps are set back
-    inexact: bool  # whether values are floats, whose rounding errors add up
+
+
+def first_tabu(problem: PermutationProblem, matrix: DeltaMatrix) -> Tabu:
+    """Return where a search stands before its first move, nothing filled."""
+    return Tabu(
+        filled=np.zeros(2, dtype=np.int64),
+        base=np.zeros(1, dtype=np.int64),
+        stamps=first_stamps(problem.size, problem.block_size),
+        masks=np.zeros((problem.size, problem.size), dtype=np.int32),
+        nothing=largest_of(matrix.deltas.dtype),
+        block_size=problem.block_size,
+        capacity=problem.capacity,
+        last_stamp=LAST_STAMP,
+        inexact=not problem.integral,
+    )
 
 
 def largest_of(dtype: np.dtype[Any]) -> np.generic:
@@ -161,20 +164,31 @@ def largest_of(dtype: np.dtype[Any]) -> np.generic:
 
 def first_stamps(size: int, block_size: int) -> npt.NDArray[np.int32]:
     """Return the stamps before the first move: all past, none equal, so that forced swaps come one at a time."""
-    slot = np.arange(size) % block_size
-    return (-1 - slot[:, None] * block_size - slot[None, :]).astype(np.int32)
+    # In 32 bits from the start: of thousands of slots, wider numbers on the way take a fraction of a second.
+    slot = np.arange(size, dtype=np.int32) % block_size
+    return (-1 - slot * block_size)[:, None] - slot
 
 
-def descend_and_search(
-    state: Any, track: Track, budget: int, target: float, matrix: DeltaMatrix, tabu: Tabu, cursor: Any
-) -> int:
+def descent_first(
+    problem: PermutationProblem, state: Any, kernel: Kernel, arguments: tuple[Any, ...]
+) -> tuple[Kernel, tuple[Any, ...]]:
+    """Return a kernel that fills the deltas of all swaps, and its arguments; where that takes long, after a descent."""
+    if problem.fill_cost <= MOVE_OPERATIONS:
+        return kernel, arguments
+    cursor = np.zeros(1, dtype=CURSOR).view(np.recarray)
+    cursor.j = 1
+    return descend_and_search, (*arguments, cursor, problem.block_size, kernel_for(state, kernel))
+
+
+def descend_and_search(state: Any, track: Track, budget: int, target: float, *arguments: Any) -> int:
     """Do at most `budget` units of work of the pass over all swaps, or after it of the search.
 
     It is plain Python, so that those who need no such pass wait for no kernel of it.
     """
-    if cursor[0].i < tabu.masks.shape[0]:
-        return descend_slice(state, track, budget, target, cursor, tabu.block_size)
-    return tabu_slice(state, track, budget, target, matrix, tabu)
+    *others, cursor, block_size, kernel = arguments
+    if cursor[0].i < track.incumbent.shape[0]:
+        return descend_slice(state, track, budget, target, cursor, block_size)
+    return kernel(state, track, budget, target, *others)
 
 
 @compiled
@@ -205,7 +219,9 @@ def descend_slice(state: Any, track: Track, budget: int, target: float, cursor: 
 
 
 @compiled
-def tabu_slice(state: Any, track: Track, budget: int, target: float, matrix: DeltaMatrix, tabu: Tabu) -> int:
+def tabu_slice(
+    state: Any, track: Track, budget: int, target: float, matrix: DeltaMatrix, tabu: Tabu, tenure: Tenure
+) -> int:
     """Fill rows of deltas while any is missing, else move; return the work done in pairs of slots.
 
     Between two moves the deltas are those of the current permutation, and the masks those of its stamps. Slices end at
@@ -214,13 +230,12 @@ def tabu_slice(state: Any, track: Track, budget: int, target: float, matrix: Del
     """
     totals, counts, tolerance = track.totals, track.counts[0], track.tolerance
     deltas, masks, stamps, permutation = matrix.deltas, tabu.masks, tabu.stamps, state.permutation
-    block_size, capacity, filled = tabu.block_size, tabu.capacity, tabu.filled
-    size = permutation.shape[0]
+    block_size, capacity = tabu.block_size, tabu.capacity
     if budget == 0:
         return 0
-    if filled[1] < size:
-        return fill_rows(state, matrix, stamps, masks, filled, budget, block_size, capacity)
-    pairs = size * block_size
+    if tabu.filled[1] < permutation.shape[0]:
+        return fill_rows(state, matrix, tabu, budget)
+    pairs = permutation.shape[0] * block_size
     moves = min(max(budget // pairs, 1), REFILL_AFTER - counts.iterations % REFILL_AFTER)
     work = 0
     if capacity == block_size:
@@ -233,32 +248,26 @@ def tabu_slice(state: Any, track: Track, budget: int, target: float, matrix: Del
         # Rounding may take the current value below the incumbent's, by less than counts; two slots of one expert, with
         # their delta of 0, would then pass for an improvement.
         needed = min(totals[1] - totals[0] - tolerance, totals.dtype.type(0))
-        a, b = best_swap(deltas, masks, tabu.nothing, now, now - tabu.aspiration, needed, block_size)
+        a, b = best_swap(deltas, masks, tabu.nothing, now, now - tenure.aspiration, needed, block_size)
         # Where everything is tabu only time passes.
         if a >= 0:
             totals[0] += deltas[a, b]
             commit_swap_and_deltas(state, matrix, block_size, a, b)
-            until_a = now + random_tenure(track.rng, tabu.shortest, tabu.longest)
-            until_b = now + random_tenure(track.rng, tabu.shortest, tabu.longest)
+            until_a = now + random_tenure(track.rng, tenure.shortest, tenure.longest)
+            until_b = now + random_tenure(track.rng, tenure.shortest, tenure.longest)
             stamp(stamps, masks, permutation, block_size, capacity, a, b, until_a, until_b)
             counts.moves += 1
             if totals[0] < totals[1] - tolerance and take(track, permutation, target):
                 moves = work
     if work > 0 and counts.iterations % REFILL_AFTER == 0:
-        if tabu.inexact:
-            counts.stale = True
-            filled[0] = filled[1] = 0
-        if counts.iterations - tabu.base[0] > tabu.last_stamp:
-            set_back(tabu.base, stamps, filled, tabu.last_stamp)
+        refill(track, tabu)
     return work * pairs
 
 
 @compiled
-def fill_rows(
-    state: Any, matrix: DeltaMatrix, stamps: Any, masks: Any, filled: Any, budget: int, block_size: int, capacity: int
-) -> int:
+def fill_rows(state: Any, matrix: DeltaMatrix, tabu: Tabu, budget: int) -> int:
     """Fill some rows of the potential while any is missing, then of deltas and masks; return the pairs of slots."""
-    permutation = state.permutation
+    permutation, filled, block_size = state.permutation, tabu.filled, tabu.block_size
     size = permutation.shape[0]
     # Rows of a potential that is not kept would take no time, and all of the deltas come at once after that.
     part = 0 if filled[0] < matrix.potential.shape[0] else 1
@@ -269,19 +278,25 @@ def fill_rows(
     else:
         fill_deltas(state, matrix, block_size, first, last)
         for i in range(first, last):
-            fill_mask_row(stamps, masks, permutation, block_size, capacity, i)
+            fill_mask_row(tabu.stamps, tabu.masks, permutation, block_size, tabu.capacity, i)
     filled[part] = last
     return (last - first) * size
 
 
 @compiled
-def set_back(base: Any, stamps: Any, filled: Any, last_stamp: int) -> None:
-    """Count stamps from a later iteration on, those that are over from the least there is."""
-    base[0] += last_stamp
-    for i in range(stamps.shape[0]):
-        for j in range(stamps.shape[1]):
-            stamps[i, j] = max(stamps[i, j], 0) - last_stamp
-    filled[0] = filled[1] = 0
+def refill(track: Track, tabu: Tabu) -> None:
+    """Have floats built afresh, and stamps that run out count from a later iteration: all is then to be filled anew."""
+    counts, stamps, filled = track.counts[0], tabu.stamps, tabu.filled
+    if tabu.inexact:
+        counts.stale = True
+        filled[0] = filled[1] = 0
+    if counts.iterations - tabu.base[0] > tabu.last_stamp:
+        tabu.base[0] += tabu.last_stamp
+        for i in range(stamps.shape[0]):
+            for j in range(stamps.shape[1]):
+                # Those that are over are set to the least there is.
+                stamps[i, j] = max(stamps[i, j], 0) - tabu.last_stamp
+        filled[0] = filled[1] = 0
 
 
 @compiled

@@ -7,9 +7,9 @@ from instances import INSTANCES, naive_value
 from naive import swapped
 from numba import njit
 
-from moe_search.problems import random_mixture
+from moe_search.problems import QuadraticAssignment, dense_quadratic, random_mixture
 from moe_search.problems.kernels import kernel_for
-from moe_search.problems.moves import commit_swap_and_deltas, fill_deltas, fill_potential
+from moe_search.problems.moves import commit_swap_and_deltas, fill_deltas, fill_potential, swap_delta
 
 
 @njit(cache=True)
@@ -23,6 +23,11 @@ def fill(state, matrix, block_size):
 @njit(cache=True)
 def commit(state, matrix, block_size, a, b):
     commit_swap_and_deltas(state, matrix, block_size, a, b)
+
+
+@njit(cache=True)
+def one_delta(state, a, b):
+    return swap_delta(state, a, b)
 
 
 def pairs(problem):
@@ -88,3 +93,30 @@ def test_deltas_take_32_bits_only_where_no_potential_can_overflow_them():
     heavy = type(costly)(costly.flow, costly.distance, costly.linear * 10**8)
     assert heavy.state(range(6)).flow.dtype == np.int32
     assert heavy.delta_matrix().deltas.dtype == np.int64
+
+
+# The largest numbers of each type, those of the second with nearly the largest sums of 32 bits.
+@pytest.mark.parametrize(("dtype", "flows", "distances"), [(np.int8, 127, 127), (np.int16, 2**14 - 1, 2047)])
+@pytest.mark.parametrize("symmetric", [True, False])
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 10**6), moves=st.lists(st.integers(0, 10**6), max_size=4))
+def test_large_problems_of_small_integers_are_held_in_fewer_bits(dtype, flows, distances, symmetric, seed, moves):
+    rng = np.random.default_rng(seed)
+    matrices = [rng.choice([-largest, 0, largest], (7, 7)) for largest in (flows, distances)]
+    if symmetric:
+        matrices = [np.tril(matrix) + np.tril(matrix, -1).T for matrix in matrices]
+    wide = QuadraticAssignment(*matrices)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dense_quadratic, "NARROW_FROM", 7)
+        problem = QuadraticAssignment(*matrices)
+    p = problem.random_solution(rng).tolist()
+    state, matrix = problem.state(p), problem.delta_matrix()
+    assert (state.flow.dtype, wide.state(p).flow.dtype) == (dtype, np.int32)
+    fill(state, matrix, 7)
+    for move in moves:
+        a, b = list(pairs(problem))[move % 21]
+        commit(state, matrix, 7, a, b)
+        p = swapped(p, a, b)
+    for a, b in pairs(problem):
+        expected = problem.value(swapped(p, a, b)) - problem.value(p)
+        assert matrix.deltas[a, b] == one_delta(state, a, b) == swap_delta(state, a, b) == expected

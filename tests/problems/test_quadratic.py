@@ -13,12 +13,15 @@ def test_hand_computed():
     assert QuadraticAssignment(flow, distance, [[1, 10], [100, 1000]]).value([1, 0]) == 60 + 10 + 100
 
 
-def test_small_integers_are_held_in_32_bits_and_large_ones_in_64():
+def test_small_integers_are_held_in_32_bits_or_fewer_and_large_ones_in_64():
     small = QuadraticAssignment([[0, 9], [9, 0]], [[0, 9], [9, 0]])
     large = QuadraticAssignment([[0, 10**6], [10**6, 0]], [[0, 10**6], [10**6, 0]])
     assert small.state([0, 1]).flow.dtype == np.int32
     assert large.state([0, 1]).flow.dtype == np.int64
     assert large.value([0, 1]) == 2 * 10**12
+    for size, most, dtype in ((511, 1, np.int32), (512, 127, np.int8), (512, 128, np.int16), (512, 2**14, np.int32)):
+        many = QuadraticAssignment(np.full((size, size), most), np.ones((size, size), dtype=int))
+        assert many.state(range(size)).flow.dtype == dtype
 
 
 @pytest.mark.parametrize(

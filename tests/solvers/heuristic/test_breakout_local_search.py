@@ -12,7 +12,7 @@ from moe_search.problems import (
     read_qaplib,
 )
 from moe_search.solvers import BreakoutLocalSearch, MaxIterations, MaxRuntime
-from moe_search.solvers.heuristic import breakout_local_search
+from moe_search.solvers.heuristic import breakout_local_search, tabu_search
 
 
 def naive_breakout(problem, p, iterations, moves, tenure):
@@ -71,7 +71,7 @@ def test_slices_do_not_change_the_search(monkeypatch):
 def test_stamps_that_run_out_are_set_back_without_a_trace(monkeypatch):
     problem = random_quadratic(12, seed=1)
     expected = BreakoutLocalSearch().solve(problem, MaxIterations(100_000), seed=3)
-    monkeypatch.setattr(breakout_local_search, "LAST_STAMP", 3 * breakout_local_search.REFILL_AFTER)
+    monkeypatch.setattr(tabu_search, "LAST_STAMP", 3 * tabu_search.REFILL_AFTER)
     again = BreakoutLocalSearch().solve(problem, MaxIterations(100_000), seed=3)
     assert again.permutation.tolist() == expected.permutation.tolist()
     assert again.moves == expected.moves

@@ -27,6 +27,6 @@ def test_no_time_goes_to_a_potential_that_is_not_kept():
     for problem in (sparse, LoadLimited(sparse, np.ones(12), np.ones(12))):
         run = TabuSearch().begin_run(problem, MaxIterations(1), 0, None, None)
         state = problem.state(run.take_initial())
-        matrix, tabu = TabuSearch().prepare(run, state)[1]
-        assert fill_rows(state, matrix, tabu.stamps, tabu.masks, tabu.filled, 36, 12, 1) == 36
+        matrix, tabu, _ = TabuSearch().prepare(run, state)[1]
+        assert fill_rows(state, matrix, tabu, 36) == 36
         assert tabu.filled[1] == 3

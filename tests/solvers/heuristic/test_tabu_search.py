@@ -14,7 +14,7 @@ from moe_search.problems import (
     random_quadratic,
     read_qaplib,
 )
-from moe_search.solvers import MaxIterations, MaxRuntime, TabuSearch
+from moe_search.solvers import BreakoutLocalSearch, MaxIterations, MaxRuntime, MemeticSearch, TabuSearch, TargetValue
 from moe_search.solvers.heuristic import tabu_search
 
 
@@ -164,10 +164,10 @@ def test_a_class_of_a_user_may_have_fields_of_its_own():
     assert Mine().cache == {}
 
 
-def test_before_a_long_fill_every_swap_is_tried_once(monkeypatch):
+@pytest.mark.parametrize("solver", [TabuSearch(), BreakoutLocalSearch(), MemeticSearch(population=2, moves=1.0)])
+def test_before_a_long_fill_every_swap_is_tried_once(solver, monkeypatch):
     problem = random_quadratic(12, seed=1)
     initial = problem.random_solution(np.random.default_rng(0))
-    plain = TabuSearch().solve(problem, MaxIterations(50), seed=2, initial=initial)
     p, moves = initial.copy(), 0
     for i in range(12):
         for j in range(i + 1, 12):
@@ -175,15 +175,23 @@ def test_before_a_long_fill_every_swap_is_tried_once(monkeypatch):
             q[[i, j]] = q[[j, i]]
             if problem.value(q) < problem.value(p):
                 p, moves = q, moves + 1
+    after = solver.solve(problem, MaxIterations(50), seed=2, initial=p)
     # An update takes 144 operations, the fill 172.
-    monkeypatch.setattr("moe_search.solvers.heuristic.tabu_search.MOVE_OPERATIONS", 150)
-    results = []
+    monkeypatch.setattr(tabu_search, "MOVE_OPERATIONS", 150)
     for budget in (5, 1 << 40):
         monkeypatch.setattr("moe_search.solvers.engine.run.MAX_BUDGET", budget)
-        results.append(TabuSearch().solve(problem, MaxIterations(50), seed=2, initial=initial))
-    first, second = results
-    assert first.permutation.tolist() == second.permutation.tolist()
-    assert [value for _, value in first.history] == [value for _, value in second.history]
-    assert first.moves == second.moves == moves + 50
-    assert problem.value(p) in [value for _, value in first.history]
-    assert first.iterations == plain.iterations == 50
+        descent = solver.solve(problem, TargetValue(problem.value(p)), seed=2, initial=initial)
+        assert descent.permutation.tolist() == p.tolist()
+        assert (descent.iterations, descent.moves) == (0, moves)
+        whole = solver.solve(problem, MaxIterations(50), seed=2, initial=initial)
+        assert [value for _, value in whole.history][: moves + 1] == [value for _, value in descent.history]
+        assert (whole.permutation.tolist(), whole.iterations) == (after.permutation.tolist(), 50)
+        assert whole.moves == moves + after.moves
+
+
+@pytest.mark.parametrize("solver", [TabuSearch(), BreakoutLocalSearch(), MemeticSearch()])
+def test_a_limit_too_short_for_the_fill_gives_a_descent(solver):
+    problem = random_quadratic(600, seed=1)
+    initial = np.arange(600)
+    result = solver.solve(problem, TargetValue(problem.value(initial) - 1), initial=initial)
+    assert (result.iterations, result.moves) == (0, 1)
