@@ -30,6 +30,8 @@ def numeric_array(name: str, values: npt.ArrayLike, ndim: int) -> npt.NDArray[An
     """
     if is_sparse(values):
         raise TypeError(f"{name} must be a dense array, got a {type(values).__name__}; pass its toarray()")
+    if np.ma.is_masked(values):
+        raise ValueError(f"{name} must hold a number everywhere, got a masked array")
     array = np.asarray(values)
     if _holds_larger_integers(values, array):
         raise ValueError(f"{name} must hold integers of at most 64 bits, got larger ones")

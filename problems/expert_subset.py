@@ -58,7 +58,7 @@ class ExpertSubset(Problem):
     scores : array_like, shape (rows, experts)
         A row goes to the k experts of S with the highest scores.
     strengths : array_like, shape (rows, experts)
-        Positive weights of experts, before they are shared out.
+        Weights of experts, not negative, before they are shared out.
     gram : array_like, shape (rows, experts, experts)
         Inner products of the outputs of the experts.
     products : array_like, shape (rows, experts)
@@ -128,7 +128,7 @@ class ExpertSubset(Problem):
             if arrays[name].shape != shape:
                 raise ValueError(f"{name} must have shape {shape}, got {arrays[name].shape}")
         if self.strengths.min() < 0:
-            raise ValueError(f"strengths must be positive, got {self.strengths.min():g}")
+            raise ValueError(f"strengths must not be negative, got {self.strengths.min():g}")
         require_choice("share", self.share, get_args(Share))
         for name in ("keep", "k", "num_groups", "group_depth"):
             require_integer(name, getattr(self, name))
@@ -267,7 +267,9 @@ def routed_weights(
     taken = np.take_along_axis(strengths, chosen, axis=1).astype(np.float64)
     if share != "none":
         shared = taken if share == "chosen" else np.where(mask, strengths, 0.0)
-        taken /= shared.sum(axis=1, keepdims=True, dtype=np.float64)
+        total = shared.sum(axis=1, keepdims=True, dtype=np.float64)
+        # Strengths that underflowed to 0 share nothing out.
+        taken /= np.where(total == 0.0, 1.0, total)
     weights = np.zeros(scores.shape)
     np.put_along_axis(weights, chosen, taken, axis=1)
     return weights
@@ -302,6 +304,8 @@ def subset_error(kept: Any, a: SubsetArrays, taken: Any, is_open: Any) -> float:
             for e in range(n):
                 if kept[e]:
                     shared += strengths[e]
+        if shared == 0.0:
+            shared = 1.0
         square, product = 0.0, 0.0
         for i in range(count):
             e = taken[i]

@@ -19,6 +19,8 @@ Labels = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 SHARED = -1
+# Searches compute in single precision, which ends at 3.4e38.
+MOST = 1e36
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -88,6 +90,7 @@ class NeuronPartition(Problem):
             raise ValueError(f"mass must not be negative, got {mass.min():g}")
         if mass.max() == 0:
             raise ValueError("mass must be above 0 for some row and neuron, got zeros only")
+        _require_fits("the sum of mass", mass.size * (mass.max() / MOST))
         require_integer("num_experts", self.num_experts, 2)
         require_integer("active", self.active)
         require_integer("shared", self.shared, 0)
@@ -109,6 +112,9 @@ class NeuronPartition(Problem):
                 raise ValueError(f"activations must have the shape of mass, {mass.shape}, got {activations.shape}")
             if weights.shape[1] != neurons:
                 raise ValueError(f"output_weights must have shape (outputs, {neurons}), got {weights.shape}")
+            # Numbers of Python overflow to infinity without a warning.
+            product = float(np.abs(activations).max()) / MOST**0.5 * float(np.abs(weights).max())
+            _require_fits("the squared size of all outputs", mass.size * neurons * len(weights) * product * product)
             object.__setattr__(self, "activations", activations)
             object.__setattr__(self, "output_weights", weights)
             if self.whole == 0:
@@ -225,6 +231,12 @@ def best_experts(scores: npt.NDArray[Any], active: int) -> npt.NDArray[np.bool_]
     chosen = np.zeros(scores.shape, dtype=np.bool_)
     np.put_along_axis(chosen, order, True, axis=1)
     return chosen
+
+
+def _require_fits(what: str, part: float) -> None:
+    """Raise ValueError if a sum may reach more than `MOST`, of which it is so large a part."""
+    if part > 1:
+        raise ValueError(f"{what} may exceed {MOST:g}, which single precision holds with room; scale the data down")
 
 
 def _floats(name: str, values: npt.ArrayLike | None) -> Floats:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from moe_search.checks import require_integer
 from moe_search.problems.arrays import largest_magnitude, numeric_array, read_only, require_fits
 from moe_search.problems.kernels import kernel
 from moe_search.problems.moves import commit_swap, exchange_seats, swap_delta
@@ -59,8 +60,8 @@ class PairwiseAssignment(PermutationProblem):
         m, other, n, expert = cost.shape
         if m != other or n != expert:
             raise ValueError(f"cost must have shape (m, m, n, n), got shape {cost.shape}")
-        block_size = self.block_size or m
-        if block_size < 0 or m % block_size or block_size % n:
+        block_size = require_integer("block_size", self.block_size, 0) or m
+        if m % block_size or block_size % n:
             raise ValueError(
                 f"block_size must divide the {m} slots and be a multiple of the {n} experts, got {self.block_size}"
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -12,10 +11,14 @@ import numpy.typing as npt
 
 from moe_search.checks import require_flag, require_integer, store_plain
 from moe_search.problems.arrays import numeric_array, read_only
+from moe_search.problems.kernel_cache import compile_time
 from moe_search.problems.placement_bounds import device_bounds, share_out_groups
 from moe_search.problems.problem import Problem
 
 Experts = npt.NDArray[np.int64]
+
+# Between these, loads can be added, divided and raised a little without overflow or loss of digits.
+LEAST_LOAD, MOST_LOAD = 1e-290, 1e300
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class Cluster:
     num_nodes: int = 1
 
     def __post_init__(self) -> None:
-        if isinstance(self.slots_per_device, np.ndarray):
+        if isinstance(self.slots_per_device, np.ndarray) and self.slots_per_device.ndim:
             object.__setattr__(self, "slots_per_device", tuple(self.slots_per_device.tolist()))
         store_plain(self)
         require_integer("num_devices", self.num_devices)
@@ -67,6 +70,10 @@ class Cluster:
             )
         for slots in self.slots_per_device:
             require_integer("slots_per_device", slots)
+
+    def __reduce__(self) -> Any:
+        # Built anew, as problems are: pickled arrays are no longer read-only, and kernels would be compiled again.
+        return Cluster, (self.num_devices, self.slots_per_device, self.num_nodes)
 
     @cached_property
     def first_slots(self) -> npt.NDArray[np.int64]:
@@ -258,9 +265,13 @@ class ExpertPlacement(Problem):
                 f"a device must have at most one slot for each of the {may_hold} experts that it may hold, as"
                 f" none is held twice; got {most} slots"
             )
-        empty = np.flatnonzero(load.max(axis=1) == 0)
-        if len(empty):
-            raise ValueError(f"load must be above 0 for some expert of every layer, got none in layer {empty[0]}")
+        largest = load.max(axis=1)
+        faint = np.flatnonzero(largest < LEAST_LOAD)
+        if len(faint):
+            raise ValueError(
+                f"load must be above 0, {LEAST_LOAD:g} or more, for some expert of every layer,"
+                f" got {largest[faint[0]]:g} at most in layer {faint[0]}"
+            )
 
     def __repr__(self) -> str:
         layers, experts = self.load.shape
@@ -408,7 +419,8 @@ class ExpertPlacement(Problem):
             homes = np.where(whole.any(axis=1), whole.argmax(axis=1), -1)
             return np.where((whole.sum(axis=2) == each).all(axis=1, keepdims=True), homes, -1)
         # Imported here: it takes longer than all else that a placement needs.
-        from scipy.optimize import linear_sum_assignment
+        with compile_time():
+            from scipy.optimize import linear_sum_assignment
 
         homes = np.full((layers, groups), -1)
         for layer in range(layers):
@@ -488,8 +500,8 @@ def checked_loads(load: npt.ArrayLike) -> npt.NDArray[np.float64]:
     # Infinite sums are refused in a sentence below.
     with np.errstate(over="ignore"):
         loads = loads.sum(axis=0) if ndim == 3 else loads
-        if not math.isfinite(loads.sum()):
-            raise ValueError("load must have a finite sum, got one that overflows")
+        if loads.sum() > MOST_LOAD:
+            raise ValueError(f"load must have a sum of at most {MOST_LOAD:g}, got {loads.sum():g}")
     return read_only(loads)
 
 

@@ -15,9 +15,10 @@ Floats = npt.NDArray[np.float64]
 
 # All ways to share groups out to nodes are looked at up to this number of groups.
 MOST_GROUPS = 10
-# A need of replicas is rounded up unless rounding errors made it exceed an integer.
-ROUNDING = 1e-9
-PRECISION = 1e-9
+# A need of replicas is rounded up unless rounding errors made it exceed an integer. With the precision, a bound is off
+# by less than a value may be above it to be called optimal.
+ROUNDING = 2e-10
+PRECISION = 2e-10
 
 
 @compiled

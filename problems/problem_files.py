@@ -63,7 +63,7 @@ def read_problem(path: str | os.PathLike[str]) -> PermutationProblem:
         return read_qaplib(path)
     try:
         return LinearAssignment(_read_table(path)) if suffix == ".csv" else _problem_of(_read_arrays(path))
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{os.fspath(path)} holds no problem: {error}") from error
 
 

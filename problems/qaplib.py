@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from moe_search.checks import require_integer
 from moe_search.problems.arrays import INT64_MAX, dense
 from moe_search.problems.permutation_problem import Permutation, inverse
 from moe_search.problems.quadratic import QuadraticAssignment
@@ -69,8 +70,8 @@ def write_qaplib(path: str | os.PathLike[str], problem: QuadraticAssignment) -> 
 
     Raises
     ------
-    ValueError
-        If the problem is not integral.
+    TypeError, ValueError
+        If it is no `QuadraticAssignment`, or not integral.
 
     Examples
     --------
@@ -80,6 +81,8 @@ def write_qaplib(path: str | os.PathLike[str], problem: QuadraticAssignment) -> 
     >>> Path("two.dat").read_text().split()
     ['2', '0', '1', '1', '0', '0', '5', '5', '0']
     """
+    if not isinstance(problem, QuadraticAssignment):
+        raise TypeError(f"problem must be a QuadraticAssignment, got {type(problem).__name__}")
     if not problem.integral:
         raise ValueError("problem must hold integers to be written as a QAPLIB file, got floats")
     rows = [[str(problem.size)]]
@@ -160,8 +163,8 @@ def write_qaplib_solution(path: str | os.PathLike[str], value: int, permutation:
 
     Raises
     ------
-    ValueError
-        If `permutation` is no permutation of 0 .. n - 1.
+    TypeError, ValueError
+        If `value` is no integer, or `permutation` no permutation of 0 .. n - 1.
     OSError
         If the file cannot be written.
 
@@ -174,11 +177,12 @@ def write_qaplib_solution(path: str | os.PathLike[str], value: int, permutation:
     3 34
     3 1 2
     """
+    require_integer("value", value, -INT64_MAX)
     p = np.asarray(permutation)
-    if p.ndim != 1 or not np.array_equal(np.sort(p), np.arange(p.size)):
+    if p.ndim != 1 or p.dtype.kind not in "iu" or not np.array_equal(np.sort(p), np.arange(p.size)):
         raise ValueError(f"permutation must be one of 0 .. n - 1, got {p.tolist()}")
     line = " ".join(str(x) for x in (p + 1).tolist())
-    Path(path).write_text(f"{p.size} {int(value)}\n{line}\n", encoding="ascii")
+    Path(path).write_text(f"{p.size} {value}\n{line}\n", encoding="ascii")
 
 
 def _read(path: str | os.PathLike[str]) -> tuple[int, list[int]]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from moe_search.checks import require_integer
 from moe_search.problems.linear import LinearAssignment
 from moe_search.problems.mixture import LossName, MixtureAssignment
 from moe_search.problems.pairwise import PairwiseAssignment
@@ -41,7 +42,7 @@ def random_linear(
     (6, 3)
     """
     rng = np.random.default_rng(seed)
-    return LinearAssignment(_entries(rng, (num_slots, num_experts or num_slots), integral))
+    return LinearAssignment(_entries(rng, (num_slots, num_slots if num_experts is None else num_experts), integral))
 
 
 def random_quadratic(
@@ -111,7 +112,7 @@ def random_pairwise(
     (4, 4, 2, 2)
     """
     rng = np.random.default_rng(seed)
-    m, n = num_slots * num_selectors, num_experts or num_slots
+    m, n = num_slots * num_selectors, num_slots if num_experts is None else num_experts
     return PairwiseAssignment(_entries(rng, (m, m, n, n), integral), block_size=num_slots)
 
 
@@ -152,13 +153,15 @@ def random_mixture(
     >>> problem.slot_weights.shape, problem.outputs.shape
     ((20, 1, 4), (20, 4, 3))
     """
+    if k is not None and require_integer("k", k) > num_slots:
+        raise ValueError(f"k must be at most num_slots, {num_slots}, got {k}")
     rng = np.random.default_rng(seed)
     logits = rng.standard_normal((num_samples, num_selectors, num_slots))
     if k is not None:
         logits[logits < np.sort(logits, axis=2)[:, :, -k, None]] = -np.inf
     weights = np.exp(logits - logits.max(axis=(1, 2), keepdims=True))
     weights /= weights.sum(axis=(1, 2), keepdims=True)
-    outputs = rng.standard_normal((num_samples, num_experts or num_slots, num_outputs))
+    outputs = rng.standard_normal((num_samples, num_slots if num_experts is None else num_experts, num_outputs))
     targets: npt.NDArray[Any]
     if loss == "cross_entropy":
         targets = rng.integers(0, num_outputs, num_samples)

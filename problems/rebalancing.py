@@ -96,7 +96,8 @@ class Rebalancing(Problem):
         needed = int(self.migrations(self.start).sum())
         if self.budget is not None and self.budget < needed:
             raise ValueError(
-                f"budget must be at least {needed}, the migrations that mend the previous placement, got {self.budget}"
+                f"budget must be at least {needed}, the migrations found to mend the previous placement,"
+                f" got {self.budget}"
             )
 
     def __repr__(self) -> str:

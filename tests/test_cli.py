@@ -237,8 +237,9 @@ def test_a_solve_starts_where_it_is_told_and_stops_at_its_target(instance, tmp_p
         assert shown["permutation"] == " ".join(map(str, found.permutation))
     (tmp_path / "bad.csv").write_text("0 1 2")
     assert "--initial must have shape (6,)" in one_line_error(run("solve", instance, "--initial", tmp_path / "bad.csv"))
-    (tmp_path / "bad.json").write_text("{}")
-    assert "holds no solution" in one_line_error(run("solve", instance, "--initial", tmp_path / "bad.json"))
+    for text in ("{}", "[" * 200_000):
+        (tmp_path / "bad.json").write_text(text)
+        assert "holds no solution" in one_line_error(run("solve", instance, "--initial", tmp_path / "bad.json"))
     np.savez(tmp_path / "x.npz", cost=np.ones((6, 6)))
     line = one_line_error(run("solve", tmp_path / "x.npz", "--initial", tmp_path / "best.sln"))
     assert "must not be a .sln for a LinearAssignment" in line

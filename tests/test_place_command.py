@@ -153,9 +153,9 @@ def test_a_previous_map_of_all_layers_of_the_model_is_told_apart(loads, tmp_path
 
 
 def test_ctrl_c_leaves_the_best_placement_found(loads, tmp_path):
-    arguments = (loads, "--devices", 8, "--slots", 16, "-o", tmp_path / "map.npz")
+    arguments = (loads, "--devices", 8, "--slots", 24, "-o", tmp_path / "map.npz")
     run(*arguments, "--turns", 1)
     with ctrl_c_after(0.3):
         result = run(*arguments, "--turns", 10_000_000)
     assert result.exit_code == 130
-    assert read_placement(tmp_path / "map.npz").shape == (3, 16)
+    assert read_placement(tmp_path / "map.npz").shape == (3, 24)

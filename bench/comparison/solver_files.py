@@ -61,7 +61,7 @@ class AnytimeSolver(BaseSolver):
 
     def skip(self, problem: PermutationProblem, seconds: float) -> tuple[bool, str | None]:
         """Skip the problems that the solver refuses, with its reason."""
-        reason = self.solver().refuses(problem)
+        reason = self.solver().reason_against(problem)
         return reason is not None, reason
 
     def set_objective(self, problem: PermutationProblem, seconds: float) -> None:

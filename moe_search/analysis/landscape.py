@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -66,7 +66,7 @@ def sample_local_optima(
     seed : int, default 0
         The first seed.
     solver : LocalSearch, optional
-        What descends; by default the first improving swap is made.
+        What descends, without restarts; by default the first improving swap is made.
 
     Returns
     -------
@@ -81,7 +81,7 @@ def sample_local_optima(
     (50, True)
     """
     require_integer("descents", descents)
-    descent = LocalSearch(restarts=False) if solver is None else solver
+    descent = replace(LocalSearch() if solver is None else solver, restarts=False)
     ends = [descent.solve(problem, MaxRuntime(math.inf), seed + k).permutation for k in range(descents)]
     first, found = np.unique([problem.experts(p) for p in ends], axis=0, return_index=True, return_counts=True)[1:]
     values = np.array([problem.value(ends[k]) for k in first])

@@ -141,7 +141,7 @@ def _read_solution(path: Path, problem: PermutationProblem) -> Permutation:
         if suffix == ".json":
             return problem.check_solution(Result.from_json(text).permutation, "--initial")
         return problem.check_solution(np.array([int(word) for word in text.replace(",", " ").split()]), "--initial")
-    except (TypeError, ValueError) as error:
+    except (RecursionError, TypeError, ValueError) as error:
         raise ValueError(f"{path} holds no solution: {error}") from error
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_search.checks import require_integer
-from moe_search.problems.placement import Cluster, ExpertPlacement, checked_loads
+from moe_search.problems.placement import LEAST_LOAD, Cluster, ExpertPlacement, checked_loads
 from moe_search.solvers.engine.stop import MaxIterations
 from moe_search.solvers.heuristic.placement_search import PlacementSearch
 
@@ -104,7 +104,7 @@ def without_idle_layers(
 ) -> npt.NDArray[np.float64]:
     """Return loads where all experts of a layer without any count alike, or so that its previous map is even."""
     load = load.copy()
-    for layer in np.flatnonzero(load.max(axis=1) == 0):
+    for layer in np.flatnonzero(load.max(axis=1) < LEAST_LOAD):
         held = previous[layer] if previous is not None else np.empty(0, dtype=np.int64)
         held = held[(held >= 0) & (held < load.shape[1])]
         load[layer] = np.maximum(np.bincount(held, minlength=load.shape[1]), 1)

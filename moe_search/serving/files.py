@@ -190,7 +190,10 @@ def _as_map(source: Path, rows: Any) -> Experts:
         raise ValueError(f"{source} must hold a list of experts for every layer") from error
     if len(lengths) != 1:
         raise ValueError(f"{source} must have equally many slots in all layers, got {lengths}")
-    experts = np.array(rows)
+    try:
+        experts = np.array(rows)
+    except ValueError as error:
+        raise ValueError(f"{source} must hold a list of experts for every layer") from error
     if experts.dtype.kind not in "iu" or experts.ndim != 2:
         raise ValueError(f"{source} must hold the numbers of experts, got {experts.dtype} of shape {experts.shape}")
     return experts.astype(np.int64)
@@ -232,7 +235,7 @@ def read_loads(path: str | Path) -> npt.NDArray[Any]:
         lists = _json(source)
         try:
             return np.array(lists, dtype=np.float64)
-        except (TypeError, ValueError) as error:
+        except (OverflowError, TypeError, ValueError) as error:
             raise ValueError(f"{source} must hold numbers in lists of equal lengths") from error
     try:
         lines = [line for line in source.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
@@ -272,5 +275,5 @@ def _yaml(source: Path) -> Any:
         raise ImportError("to read YAML takes pip install 'moe-search[serving]'") from None
     try:
         return yaml.safe_load(source.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+    except (RecursionError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{source} must be YAML: {error}") from error

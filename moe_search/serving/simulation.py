@@ -12,7 +12,7 @@ import numpy.typing as npt
 from moe_search.checks import require_choice, require_integer, require_number, store_plain
 from moe_search.plotting.table import Table
 from moe_search.problems.arrays import numeric_array
-from moe_search.problems.placement import Cluster, ExpertPlacement, Experts
+from moe_search.problems.placement import LEAST_LOAD, Cluster, ExpertPlacement, Experts
 from moe_search.problems.rebalancing import Rebalancing
 from moe_search.serving.eplb import TOLERANCE, TURNS, without_idle_layers
 from moe_search.serving.greedy_eplb import eplb
@@ -306,6 +306,9 @@ def simulate(
     policies = tuple(policies)
     if not policies:
         raise ValueError("policies must hold one at least, got none")
+    for policy in policies:
+        if not isinstance(policy, Policy):
+            raise TypeError(f"policies must be of Policy, such as Policy('eplb'), got {policy!r}")
     require_integer("turns", turns)
     start = max(policy.last or 1 for policy in policies)
     if len(windows) < start + 2:
@@ -334,7 +337,7 @@ def _windows(loads: npt.ArrayLike) -> Floats:
     if windows.min() < 0:
         where = tuple(int(k) for k in np.argwhere(windows < 0)[0])
         raise ValueError(f"loads must not be negative, got {windows[where]:g} at index {where}")
-    loaded = windows > 0
+    loaded = windows >= LEAST_LOAD
     return windows[loaded.any(axis=(1, 2))][:, loaded.any(axis=(0, 2))]
 
 
@@ -361,7 +364,7 @@ class _Trace:
         """Return the mean balancedness of the layers that have any load, or at best what their bounds allow."""
         problem = self.problem(load)
         largest = problem.load_bounds if experts is None else problem.largest_loads(experts)
-        active = load.any(axis=1)
+        active = load.max(axis=1) >= LEAST_LOAD
         return float((load.sum(axis=1) / self.cluster.num_devices / largest)[active].mean())
 
     def outcome(self, policy: Policy, first: Experts, start: int) -> PolicyOutcome:

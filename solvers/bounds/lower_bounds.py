@@ -7,6 +7,7 @@ from functools import singledispatch
 
 import numpy as np
 
+from moe_search.problems.kernel_cache import compile_time
 from moe_search.problems.mixture import MixtureAssignment
 from moe_search.problems.pair_costs import PairCosts
 from moe_search.problems.placement import ExpertPlacement
@@ -60,7 +61,8 @@ def _mixture_bound(problem: MixtureAssignment, seconds: float) -> float:
 @lower_bound.register
 def _placement_bound(problem: ExpertPlacement, seconds: float) -> float:
     # Imported here: no other bound waits for scipy's linear programs.
-    from moe_search.solvers.bounds.replica_counts import counting_bounds
+    with compile_time():
+        from moe_search.solvers.bounds.replica_counts import counting_bounds
 
     return float(counting_bounds(problem, seconds).sum())
 

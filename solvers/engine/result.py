@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import math
+import operator
 import platform
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -216,7 +217,8 @@ class Result:
             raise TypeError(f"solution must be an array to be written as JSON, got {type(self.solution).__name__}")
         data = asdict(self)
         del data["gap"]
-        return json.dumps(data, default=np.ndarray.tolist)
+        # Arrays, and the numbers of numpy that a solver of one's own counts with.
+        return json.dumps(data, default=operator.methodcaller("tolist"))
 
     @classmethod
     def from_json(cls, text: str) -> Result:

@@ -207,6 +207,8 @@ class Run:
 
         It was found at this iteration, and now, or after a number of seconds.
         """
+        if not math.isfinite(value):
+            raise ValueError(f"the value of a solution must be a finite number, got {value} of {self.problem!r}")
         with self._lock:
             if value < self.value:
                 self.incumbent, self.value, self.improved_at = solution, self._plain(value), iteration
@@ -287,8 +289,6 @@ class Run:
     def interrupt(self) -> Result:
         """Return the result after Ctrl-C outside of `loop`: while kernels were compiled, or before there was any."""
         self.interrupted = True
-        if self.incumbent is None:
-            self.take_initial()
         return self.result(moves=0)
 
     def result(
@@ -311,11 +311,16 @@ class Run:
         **changes
             Other fields of `Result` that are not those of the run.
         """
+        if self.incumbent is None:
+            self.take_initial()
         if self.interrupted:
             self._take_in_lost_slice()
         elif not self.problem.integral and len(self.trajectory) > 1:
             self.value = self._plain(self.problem.value(self.incumbent))
             self.trajectory[-1] = self.trajectory[-1]._replace(value=self.value)
+            # Deltas of a wide range leave rounding errors, by which values before may seem to be lower.
+            while len(self.trajectory) > 1 and self.trajectory[-2].value <= self.value:
+                del self.trajectory[-2]
         self._doubt_bound()
         bound = self.value if proved else self.bound
         status: Status = "interrupted" if self.interrupted else "feasible"
@@ -340,7 +345,11 @@ class Run:
 
     def _plain(self, value: Any) -> int | float:
         """Return a value as a number of Python, which a problem of one's own may give as one of numpy."""
-        return int(value) if self.problem.integral else float(value)
+        if not self.problem.integral:
+            return float(value)
+        if int(value) != value:
+            raise ValueError(f"the value of a solution must be an integer, got {value} of {self.problem!r}")
+        return int(value)
 
     def _doubt_bound(self) -> None:
         """Leave out a bound above the incumbent's value by more than rounding: one of the two is wrong."""

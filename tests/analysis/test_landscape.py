@@ -62,7 +62,7 @@ def test_descents_end_at_local_optima_and_most_at_large_basins():
     assert {tuple(p) for p in sampled.permutations} <= {tuple(p) for p in every.permutations}
     assert sampled.values.tolist() == sorted(sampled.values.tolist())
     assert sampled.values[0] == every.values[0]
-    again = sample_local_optima(problem, 20, seed=5, solver=ms.LocalSearch("swap", "best", restarts=False))
+    again = sample_local_optima(problem, 20, seed=5, solver=ms.LocalSearch("swap", "best"))
     assert again.found.sum() == 20
     assert len(sample_local_optima(problem, 1, seed=5)) == 1
 

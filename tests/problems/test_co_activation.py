@@ -53,7 +53,7 @@ def test_bounds_worked_out_by_hand():
         ({"tokens": [[0, 1], [2, 2]]}, "a token must choose an expert once, got twice in layer 0, token 1"),
         ({"tokens": TOKENS, "load": [1, 2]}, r"load must be of 1 layers and 4 experts, .* got shape \(1, 2\)"),
         ({"tokens": TOKENS, "load": [1, 2, -1, 1]}, "load must not be negative"),
-        ({"tokens": TOKENS, "load": [0, 0, 0, 0]}, "load must be above 0 for some expert of every layer"),
+        ({"tokens": TOKENS, "load": [0, 0, 0, 0]}, "load must be above 0, .* for some expert of every layer"),
         ({"tokens": TOKENS, "tolerance": -1}, "tolerance must be a finite number >= 0, got -1"),
         ({"tokens": TOKENS, "unit": "rack"}, "unit must be one of device, node, got 'rack'"),
         ({"pairs": np.ones((3, 3))}, r"pairs must be of 4 experts, .* got shape \(3, 3\)"),

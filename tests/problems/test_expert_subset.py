@@ -28,6 +28,18 @@ def test_value_and_kernel_are_the_error_of_the_rows_routed_anew(kind, seed):
     assert subset_error(mask, problem.arrays(), *room) == pytest.approx(problem.value(kept), rel=1e-6, abs=1e-5)
 
 
+@pytest.mark.parametrize("share", ["chosen", "kept", "none"])
+def test_strengths_that_underflowed_share_nothing_out(share):
+    scores = np.array([[3.0, 2.0, 1.0], [1.0, 2.0, 3.0]])
+    strengths = np.array([[0.0, 0.0, 1.0], [0.0, 0.0, 1.0]])
+    problem = ExpertSubset(scores, strengths, np.ones((2, 3, 3)), np.ones((2, 3)), [4.0, 4.0], keep=2, k=1, share=share)
+    room = np.empty(1, dtype=np.int64), np.empty(1, dtype=np.bool_)
+    # Both rows go without an answer, or the second alone does not.
+    for kept, error in (([0, 1], 8.0), ([0, 2], 4.0 + 1.0 - 2.0 + 4.0)):
+        assert problem.value(kept) == error
+        assert subset_error(np.isin(np.arange(3), kept), problem.arrays(), *room) == error
+
+
 def test_a_subset_is_told_and_drawn():
     problem = Instance(**KINDS[4]).problem
     assert repr(problem) == "ExpertSubset(4 of 8 experts, 20 rows, num_groups=2)"
@@ -57,7 +69,7 @@ def test_what_is_no_subset_is_refused(solution, error, message):
     ("changes", "message"),
     [
         ({"gram": np.zeros((20, 6))}, r"gram must have shape \(20, 6, 6\), got \(20, 6\)"),
-        ({"strengths": -np.ones((20, 6))}, "strengths must be positive, got -1"),
+        ({"strengths": -np.ones((20, 6))}, "strengths must not be negative, got -1"),
         ({"energies": np.full(20, np.nan)}, "energies must be finite, got 20 numbers that are not"),
         ({"keep": 6}, r"keep must be in 2 \.\. 5, got 6"),
         ({"keep": 1}, r"keep must be in 2 \.\. 5, got 1"),

@@ -23,6 +23,7 @@ def test_hand_computed():
         ([["a", "b"], ["c", "d"]], TypeError, "integers or real numbers"),
         (np.ones((2, 2), dtype=complex), TypeError, "integers or real numbers, got dtype complex"),
         (np.array([[2**63, 0], [0, 0]], dtype=np.uint64), ValueError, "below 2\\*\\*63"),
+        (np.ma.array(np.ones((2, 2)), mask=np.eye(2)), ValueError, "a number everywhere, got a masked array"),
         ([[2**70, 0], [0, 0]], ValueError, "at most 64 bits"),
         ([[2**63, 0], [0, -1]], ValueError, "at most 64 bits"),
         ([[2**61, 0], [0, 0]], ValueError, "overflows 64-bit integers"),

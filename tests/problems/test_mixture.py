@@ -32,6 +32,10 @@ def test_only_a_squared_loss_is_pairwise():
 
 
 def test_zero_weights_take_no_room():
+    with pytest.raises(ValueError, match="k must be at most num_slots, 8, got 9"):
+        random_mixture(8, num_samples=50, seed=0, k=9)
+    with pytest.raises(ValueError, match="must not be empty"):
+        random_mixture(8, 0, num_samples=50, seed=0)
     assert random_mixture(8, num_samples=50, seed=0, k=2).state(np.arange(8)).sample.size == 100
 
 

@@ -60,6 +60,8 @@ def test_random_divisions_and_pickles():
     [
         (([[1.0, -2.0]], 2, 1), "mass must not be negative, got -2"),
         (([[0.0, 0.0]], 2, 1), "mass must be above 0 for some row and neuron, got zeros only"),
+        (([[1e308, 1e308]], 2, 1), r"the sum of mass may exceed 1e\+36, which single precision holds with room"),
+        (([[1.0, 2.0]], 2, 1, 0, [[1e308, 1.0]], [[1e308, 1.0]]), r"the squared size of all outputs may exceed 1e\+36"),
         (([[1.0, 2.0]], 2, 2), "active must be below num_experts, 2, got 2"),
         (([[1.0, 2.0, 3.0]], 2, 1), "num_experts must divide the neurons that are not shared, 3 - 0, got 2"),
         (([[1.0, 2.0]], 2, 1, 2), "num_experts must divide the neurons that are not shared, 2 - 2, got 2"),

@@ -36,6 +36,8 @@ def test_a_quadratic_assignment_is_a_pairwise_one():
 def test_bad_shapes(shape, block_size, message):
     with pytest.raises(ValueError, match=message):
         PairwiseAssignment(np.zeros(shape), block_size=block_size)
+    with pytest.raises(TypeError, match=r"block_size must be an integer, got 2\.0"):
+        PairwiseAssignment(np.zeros((4, 4, 2, 2)), block_size=2.0)
 
 
 def test_bad_numbers():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 
@@ -42,6 +43,17 @@ def test_bounds_worked_out_by_hand():
     ):
         bounds = ms.ExpertPlacement(load, ms.Cluster(len(slots), slots)).load_bounds
         assert bounds == pytest.approx([bound], rel=1e-8), load
+
+
+def test_an_optimum_is_called_optimal_and_ends_the_search():
+    # The bound is found by bisection: it is nearer to the optimum than what counts as equal.
+    rng = np.random.default_rng(0)
+    loads = [[1, 0, 1, 1], *rng.integers(0, 3, (200, 4))]
+    for load in loads:
+        problem = ms.ExpertPlacement(np.maximum(load, [1, 0, 0, 0]), ms.Cluster(2, 2))
+        optimum = min(map(problem.value, ([0, 1, 2, 3], [0, 2, 1, 3], [0, 3, 1, 2])))
+        if problem.load_bounds[0] > 0.999 * optimum:
+            assert ms.solve(problem, stop=ms.MaxIterations(100)).status == "optimal", load
 
 
 def test_groups_stay_on_nodes():
@@ -90,9 +102,17 @@ def test_random_solutions_are_placements(groups, first_copy_only):
     [
         ([1, -2, 3], (3, 1), None, r"load must not be negative, got -2 at index \(1,\)"),
         ([1.0, np.nan], (2, 1), None, r"load must be finite, got nan at index \(1,\)"),
-        ([[1, 2], [0, 0]], (2, 1), None, "load must be above 0 for some expert of every layer, got none in layer 1"),
+        (
+            [[1, 2], [0, 0]],
+            (2, 1),
+            None,
+            "load must be above 0, .* for some expert of every layer, got 0 at most in layer 1",
+        ),
         ([[1, 2], [3]], (2, 1), None, "load must be an array, got lists of unequal lengths"),
-        ([1e308, 1e308], (2, 1), None, "load must have a finite sum, got one that overflows"),
+        ([1e308, 1e308], (2, 1), None, r"load must have a sum of at most 1e\+300, got inf"),
+        # Doubled, or raised by a quarter, these leave the range of floats.
+        ([1.7e308, 1e306, 1e306, 0.0], (4, 1), None, r"load must have a sum of at most 1e\+300, got 1.72e\+308"),
+        ([3e-310, 1e-310, 0.0], (2, 2), None, "load must be above 0, 1e-290 or more, .* got 3e-310 at most in layer 0"),
         (3.0, (2, 1), None, r"load must have shape \(experts,\), .* got shape \(\)"),
         ([1, 2, 3], (2, 1), None, "the devices must have a slot for each of 3 experts, got 2 slots"),
         ([1, 2], (2, 3), None, "a device must have at most one slot for each of the 2 experts .* got 3 slots"),
@@ -112,12 +132,22 @@ def test_first_copies_have_groups():
         ms.ExpertPlacement([1, 2], ms.Cluster(2, 1), first_copy_only=True)
 
 
+def test_a_cluster_in_another_process_is_of_the_same_types():
+    cluster = ms.Cluster(2, (2, 3))
+    for made in (cluster, pickle.loads(pickle.dumps(cluster))):
+        # What was cached stays behind: arrays that can be written to are another type to kernels.
+        assert made == cluster
+        assert made.first_slots.tolist() == [0, 2, 5]
+        assert not made.first_slots.flags.writeable
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ((3, 2, 2), "num_devices must be a multiple of num_nodes, 2, got 3"),
         ((0, 2), "num_devices must be an integer >= 1, got 0"),
         ((2, (2, 0)), "slots_per_device must be an integer >= 1, got 0"),
+        ((2, np.array(0)), "slots_per_device must be an integer >= 1, got 0"),
         ((2, (1, 2, 3)), "slots_per_device must hold a number for each of 2 devices, got 3"),
     ],
 )

@@ -6,6 +6,7 @@ from qaplib_files import FOLDER, needs_qaplib
 
 from moe_search.problems import (
     QuadraticAssignment,
+    random_linear,
     random_quadratic,
     read_qaplib,
     read_qaplib_solution,
@@ -105,6 +106,12 @@ def test_only_what_the_format_holds_is_written(tmp_path):
         write_qaplib(tmp_path / "x.dat", random_quadratic(3, seed=0, integral=False))
     with pytest.raises(ValueError, match="must be one of 0"):
         write_qaplib_solution(tmp_path / "x.sln", 1, [1, 2])
+    with pytest.raises(ValueError, match=r"permutation must be one of 0 .. n - 1, got \[0\.0, 1\.0\]"):
+        write_qaplib_solution(tmp_path / "x.sln", 1, [0.0, 1.0])
+    with pytest.raises(TypeError, match=r"value must be an integer, got 3\.7"):
+        write_qaplib_solution(tmp_path / "x.sln", 3.7, [0, 1])
+    with pytest.raises(TypeError, match="problem must be a QuadraticAssignment, got LinearAssignment"):
+        write_qaplib(tmp_path / "x.dat", random_linear(2, seed=0))
 
 
 def test_a_qap_that_overflows_is_refused(tmp_path):

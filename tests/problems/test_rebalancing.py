@@ -43,7 +43,7 @@ def test_old_maps_that_are_no_placements_are_mended():
     assert problem.migrations(problem.start).tolist() == [2]
     moved = problem.placed(problem.start)
     assert {(each.expert, each.source) for each in moved.transfers} == {(2, -1), (3, -1)}
-    with pytest.raises(ValueError, match=r"budget must be at least 2, the migrations that mend the previous .* got 1"):
+    with pytest.raises(ValueError, match=r"budget must be at least 2, the migrations found to mend the .* got 1"):
         ms.Rebalancing(problem.placement, [0, 0, 1, 1, -1, 0], budget=1)
 
 

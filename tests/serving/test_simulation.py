@@ -106,6 +106,7 @@ def test_the_advised_policy_moves_least_among_the_good_ones():
         ({"loads": TRACE * np.nan}, "loads must be finite"),
         ({"loads": 0 * TRACE}, "loads must hold 3 windows with any load at least: .*; got 0"),
         ({"loads": TRACE[:2]}, "loads must hold 3 windows with any load at least: .*; got 2"),
+        ({"loads": 1e-300 * TRACE}, "loads must hold 3 windows with any load at least: .*; got 0"),
         ({"policies": []}, "policies must hold one at least, got none"),
         ({"cluster": ms.Cluster(2, 8)}, "the devices must have a slot for each of 24 experts, got 16 slots"),
         ({"cluster": ms.Cluster(2, (14, 12))}, "devices must have equally many slots for EPLB, got 12-14"),
@@ -116,6 +117,16 @@ def test_the_advised_policy_moves_least_among_the_good_ones():
 def test_bad_arguments_are_refused_in_a_sentence(change, message):
     with pytest.raises(ValueError, match=message):
         simulate(**{"loads": TRACE, "cluster": CLUSTER} | change)
+    with pytest.raises(TypeError, match=r"policies must be of Policy, such as Policy\('eplb'\), got 'eplb'"):
+        simulate(TRACE, CLUSTER, ["eplb"])
+
+
+def test_a_moving_average_may_fade_beyond_the_range_of_floats():
+    # The second layer has load in the first window alone, 400 rebalances before the last.
+    windows = np.ones((400, 2, 4))
+    windows[1:, 1] = 0
+    faded = simulate(windows, ms.Cluster(2, 2), [Policy(tolerance=0.1, last=None, decay=0.1)], turns=1).outcomes[0]
+    assert faded.planned.tolist() == faded.balance.tolist() == [1.0] * 398
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,46 @@ def test_other_solvers_say_that_they_take_permutations():
         Halving().solve(Sphere(), ms.MaxIterations(1), initial=[1.0, 2.0])
 
 
+class Mistaken(Sphere):
+    """One's own problem that is wrong."""
+
+    def __init__(self, wrong, integral):
+        super().__init__()
+        self.wrong, self.integral = wrong, integral
+
+    def value(self, solution):
+        return self.wrong
+
+
+@pytest.mark.parametrize(
+    ("wrong", "integral", "message"),
+    [
+        (np.nan, False, "must be a finite number, got nan of"),
+        (np.inf, True, "must be a finite number, got inf of"),
+        (0.5, True, r"must be an integer, got 0\.5 of"),
+    ],
+)
+def test_values_that_are_none_end_a_run_in_a_sentence(wrong, integral, message):
+    with pytest.raises(ValueError, match=message):
+        Halving().solve(Mistaken(wrong, integral), ms.MaxIterations(3))
+
+
+@dataclass(frozen=True)
+class Counting(ms.Solver):
+    """Counts with numbers of numpy, and offers nothing."""
+
+    def search(self, run):
+        return run.result(moves=np.int64(2), statistics={"looks": np.int64(3)})
+
+
+def test_a_solver_that_offers_nothing_returns_its_start_and_counts_with_any_integers():
+    problem = ms.random_quadratic(9, seed=0)
+    result = ms.solve(problem, Counting(), initial=range(9))
+    assert (result.permutation.tolist(), result.value) == (list(range(9)), problem.value(range(9)))
+    again = ms.Result.from_json(result.to_json())
+    assert (again.moves, again.statistics) == (2, {"looks": 3})
+
+
 def test_what_is_no_array_is_not_written_as_json():
     result = Halving().solve(Sphere(), ms.MaxIterations(1))
     object.__setattr__(result, "solution", frozenset([1]))
