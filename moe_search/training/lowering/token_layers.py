@@ -91,7 +91,15 @@ def _of_transformers(layer: MoELayer) -> TokenLayer:
         slots, weight = expert_map.experts[0].argsort(), rows.new_ones(len(rows), 1)
         return torch.stack([experts(rows, slots[e].expand(len(rows), 1), weight) for e in range(n)], 1)
 
-    return TokenLayer(experts, expert_map, expert_outputs, partial(listen_to, layer))
+    def listen(take: Take) -> Iterable[Any]:
+        if map_of(layer) is not expert_map:
+            raise ValueError(
+                f"{layer.name} must be as the search found it, permute_experts or keep_experts has changed it since: "
+                "make a new search, of moe_layers(model)"
+            )
+        return listen_to(layer, take)
+
+    return TokenLayer(experts, expert_map, expert_outputs, listen)
 
 
 def listen_to(layer: MoELayer, take: Take) -> Iterable[Any]:
