@@ -82,7 +82,7 @@ def test_a_pruned_checkpoint_is_loaded(checkpoint, tmp_path):
         (("CHECKPOINT", "--text", "ONE"), "--text must hold two sequences at least, got 1"),
         (("CHECKPOINT", "--text", "OTHERS"), f"--text must hold tokens 0 .. {VOCABULARY - 1}, the vocabulary"),
         (("CHECKPOINT", "--text", "BROKEN"), "ids.npz must hold an array of integers as numpy writes it, got none"),
-        (("CUT",), "CHECKPOINT must hold whole safetensors, got "),
+        (("CUT", "--text", "OTHERS"), "CHECKPOINT must hold whole safetensors, got "),
     ],
 )
 def test_wrong_arguments_end_in_a_line(checkpoint, tmp_path, arguments, message):
