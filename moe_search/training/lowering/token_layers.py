@@ -10,6 +10,7 @@ from typing import Any, TypeAlias, cast
 import torch
 from torch import Tensor, nn
 
+from moe_search.gates.batch_checks import rows_of
 from moe_search.gates.expert_map import ExpertMap
 from moe_search.gates.gate import SlotWeights
 from moe_search.huggingface.mixture_layers import MoELayer
@@ -63,18 +64,18 @@ def _of_mixture(layer: MixtureOfExperts) -> TokenLayer:
     gate = layer.gate
 
     def listen(take: Take) -> Iterable[Any]:
-        routings: list[Tensor] = []
+        routings: list[SlotWeights] = []
 
         def at_gate(_: nn.Module, __: tuple[Any, ...], routing: SlotWeights) -> None:
-            routings.append(routing.weights)
+            routings.append(routing)
 
         def at_layer(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Tensor) -> Tensor:
             inputs = args[0] if args else kwargs["inputs"]
-            weights = routings.pop()
-            rows = weights.reshape(-1, *weights.shape[-2:])
+            routing = routings.pop()
+            weights = routing.weights
             if gate.expert_map.shared:
-                rows = rows.sum(1, keepdim=True)
-            return take(inputs.reshape(len(rows), -1), rows, outputs)
+                weights = weights.sum(1, keepdim=True)
+            return take(rows_of(inputs, routing.mask), weights, outputs)
 
         return gate.register_forward_hook(at_gate), layer.register_forward_hook(at_layer, with_kwargs=True)
 
