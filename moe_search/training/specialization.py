@@ -359,6 +359,8 @@ class ExpertSpecialization:
         if with_check != bool(self._held_out) and (with_check or (state["step"] > 0 and state["check"] is None)):
             given, saved = ("with" if each else "without" for each in (self._held_out, with_check))
             raise ValueError(f"state must be that of a run {given} samples held out, got one {saved}")
+        if with_check and [each.shape for each in state["other"]] != [each.shape for each in self._tensors()]:
+            raise ValueError("state must be that of a model of the same shapes, got one of others")
         self._step, self._batches = state["step"], []
         check = state["check"]
         if check is not None:

@@ -233,6 +233,9 @@ def test_what_is_wrong_is_said():
     for one, other, words in ((ended, plain, "without samples"), (plain, ended, "with samples")):
         with pytest.raises(ValueError, match=f"state must be that of a run {words} held out"):
             other.load_state_dict(one.state_dict())
+    state = ended.state_dict()
+    with pytest.raises(ValueError, match="state must be that of a model of the same shapes"):
+        ended.load_state_dict(state | {"other": state["other"][1:]})
     with pytest.raises(ValueError, match=r"load_limit must be a finite number >= 1, got 0\.5"):
         begin(load_limit=0.5)
     with pytest.raises(ValueError, match="loss must be the mean over the samples"):
