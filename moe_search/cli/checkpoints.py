@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -36,6 +37,7 @@ def check_checkpoint(folder: Path) -> None:
 def load_model(folder: Path, device: str) -> Any:
     """Return the language model of a checkpoint, in the precision that it was saved with."""
     transformers = _transformers()
+    _check_weights(folder)
     model = transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype="auto", use_safetensors=True, local_files_only=True, trust_remote_code=False
     )
@@ -45,6 +47,7 @@ def load_model(folder: Path, device: str) -> Any:
 def load_dense(folder: Path) -> Any:
     """Return the model of a checkpoint, of the class that it was saved as; no code that comes with it is run."""
     transformers = _transformers()
+    _check_weights(folder)
     local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     config = transformers.AutoConfig.from_pretrained(folder, **local)
     (name,) = (config.architectures or ["AutoModel"])[:1]
@@ -90,9 +93,12 @@ def read_sequences(path: Path, tokenizer: Any, sequences: int, tokens: int) -> T
     require_integer("--sequences", sequences, 2)
     require_integer("--tokens", tokens, 2)
     if path.suffix in (".npz", ".npy"):
-        loaded = np.load(path, allow_pickle=False)
-        ids = loaded if isinstance(loaded, np.ndarray) else loaded[loaded.files[0]]
-        if ids.ndim != 2 or ids.dtype.kind not in "iu":
+        try:
+            loaded = np.load(path, allow_pickle=False)
+            ids = loaded if isinstance(loaded, np.ndarray) else loaded[loaded.files[0]]
+        except (ValueError, EOFError, IndexError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{path} must hold an array of integers as numpy writes it, got none") from error
+        if ids.ndim != 2 or ids.dtype.kind not in "iu" or ids.size == 0:
             raise ValueError(f"{path} must hold integers of shape (sequences, tokens), got {ids.dtype} {ids.shape}")
         ids = ids[:, :tokens]
     else:
@@ -104,6 +110,27 @@ def read_sequences(path: Path, tokenizer: Any, sequences: int, tokens: int) -> T
         ids = found[: len(found) // tokens * tokens].reshape(-1, tokens)
     chosen = np.linspace(0, len(ids) - 1, min(sequences, len(ids))).astype(int)
     return torch.from_numpy(ids[chosen].astype(np.int64))
+
+
+def check_tokens(ids: Tensor, model: Any) -> None:
+    """Raise ValueError unless all ids of tokens are of the vocabulary of a model."""
+    vocabulary = model.get_input_embeddings().num_embeddings
+    if ids.min() < 0 or ids.max() >= vocabulary:
+        raise ValueError(
+            f"--text must hold tokens 0 .. {vocabulary - 1}, the vocabulary of the model, "
+            f"got {int(ids.min())} .. {int(ids.max())}"
+        )
+
+
+def _check_weights(folder: Path) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    for file in folder.glob("*.safetensors"):
+        try:
+            with safe_open(file, framework="np"):
+                pass
+        except SafetensorError as error:
+            raise ValueError(f"CHECKPOINT must hold whole safetensors, got {file}: {error}") from error
 
 
 def _transformers() -> Any:

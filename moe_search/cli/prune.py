@@ -16,6 +16,7 @@ from moe_search.cli.checkpoints import (
     Text,
     Tokens,
     check_checkpoint,
+    check_tokens,
     load_model,
     load_tokenizer,
     read_sequences,
@@ -55,6 +56,8 @@ def prune(
         tokenizer = load_tokenizer(checkpoint)
         require_integer("--batch", batch)
         found = read_sequences(text, tokenizer, sequences, tokens)
+        if len(found) < 2:
+            raise ValueError(f"--text must hold two sequences at least, got {len(found)}")
         # Each batch is of all parts of the text, those that are held out too.
         count = max(-(-len(found) // batch), 2)
         batches = [found[number::count] for number in range(count)]
@@ -62,6 +65,7 @@ def prune(
 
         criteria = checked_criteria(criterion or "auto")
         model = load_model(checkpoint, device)
+        check_tokens(found, model)
         plan = prune_experts(model, batches, part, criteria=criteria, rows=rows, seed=seed, display=True)
         plan.apply(model).save_pretrained(output)
         if tokenizer is not None:

@@ -16,6 +16,7 @@ from moe_search.cli.checkpoints import (
     Text,
     Tokens,
     check_checkpoint,
+    check_tokens,
     load_model,
     load_tokenizer,
     read_sequences,
@@ -66,6 +67,7 @@ def statistics(
         from moe_search.huggingface.selection import require_layers
 
         require_layers(model)
+        check_tokens(found, model)
         with routing.watch(model), torch.inference_mode():
             for ids in track(torch.split(found, batch), "Reading", console=Console(stderr=True)):
                 model(input_ids=ids.to(model.device), use_cache=False)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -64,8 +67,15 @@ def weight_dtype(layer: nn.Module) -> torch.dtype | None:
 
 def require_dtype(inputs: Tensor, dtype: torch.dtype | None, owner: str) -> None:
     """Raise ValueError if ``inputs`` is of another precision than its ``owner``, unless autocast takes care of it."""
-    if dtype is not None and inputs.dtype != dtype and not torch.is_autocast_enabled(inputs.device.type):
+    if dtype is None or inputs.dtype == dtype:
+        return
+    if inputs.is_meta or not torch.is_autocast_enabled(inputs.device.type):
         raise ValueError(f"inputs must have the dtype of the {owner}, {dtype}, got {inputs.dtype}")
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Return a context in which there is no autocast; the device "meta" knows none."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def is_exporting() -> bool:

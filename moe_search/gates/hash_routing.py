@@ -9,7 +9,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from moe_search.checks import require_integer
-from moe_search.gates.batch_checks import cannot_read_values, require_device, require_mask, require_rows
+from moe_search.gates.batch_checks import (
+    cannot_read_values,
+    require_device,
+    require_mask,
+    require_rows,
+    without_autocast,
+)
 from moe_search.gates.fresh_start import is_loaded
 from moe_search.gates.gate import Gate, SlotWeights
 
@@ -136,7 +142,7 @@ class HashRouting(Gate):
     def _codes(self, features: Tensor) -> Tensor:
         assert self.projections is not None
         # Codes have the precision of the projections, autocast or not: a sample must not change its slot with it.
-        with torch.autocast(features.device.type, enabled=False):
+        with without_autocast(features.device):
             bits = functional.linear(features.to(self.projections.dtype), self.projections) > 0
         # Not by shifts, which ONNX has for unsigned integers only.
         powers = torch.pow(2, torch.arange(bits.shape[1], device=bits.device))

@@ -264,8 +264,9 @@ def prune_experts(
     else:
         if len(calibration) < 2:
             raise ValueError("batches must be at least two where none are held out, got one")
-        verification = calibration[HELD_OUT_SHARE - 1 :: HELD_OUT_SHARE] or calibration[1:]
-        calibration = [each for each in calibration if all(each is not other for other in verification)]
+        first = min(HELD_OUT_SHARE, len(calibration)) - 1
+        verification = calibration[first::HELD_OUT_SHARE]
+        del calibration[first::HELD_OUT_SHARE]
     with _steps(2 + len(layers) + len(names), display) as step:
         step("calibration")
         recorded, share = record_rows(model, calibration, layers, rows, seed)
@@ -312,14 +313,12 @@ def prune_experts(
 
 def checked_criteria(criteria: str | Sequence[str]) -> tuple[str, ...]:
     """Return the names of criteria."""
-    if isinstance(criteria, str) and criteria == "auto":
-        return CRITERIA
     names = (criteria,) if isinstance(criteria, str) else tuple(criteria)
     if not names:
         raise ValueError("criteria must hold at least one, got none")
     for name in names:
         require_choice("criteria", name, ("auto", *CRITERIA))
-    return tuple(dict.fromkeys(names))
+    return CRITERIA if "auto" in names else tuple(dict.fromkeys(names))
 
 
 def checked_keep(keep: float, layers: Sequence[MoELayer]) -> int:

@@ -200,6 +200,8 @@ class TransformersSpecialization(TrainerCallback):
     The Trainer must ask it for the loss of a training step::
 
         class SpecializingTrainer(transformers.Trainer):
+            loss_is_scaled_for_ga = False  # it is a mean: where gradients are accumulated, the Trainer divides it
+
             def compute_loss(self, model, inputs, return_outputs=False, **keywords):
                 if return_outputs or not model.training:
                     return super().compute_loss(model, inputs, return_outputs, **keywords)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from moe_search.checks import require_choice, require_integer
 from moe_search.gates.gate import Gate
 from moe_search.layers.neuron_router import ExpertMass, HiddenLayer, OracleTopK, ridge_router, trained_router
-from moe_search.layers.stacked_experts import StackedExperts
+from moe_search.layers.stacked_experts import StackedExperts, made_activation
 
 
 def deal_neurons(importance: Tensor, num_experts: int, neurons: int, shared: int) -> Tensor:
@@ -169,10 +169,14 @@ def split_feed_forward(
     active = require_integer("active", active)
     if active > len(neurons):
         raise ValueError(f"active must be at most the number of experts, {len(neurons)}, got {active}")
-    if inputs.ndim != 2 or inputs.shape[1] != first.in_features:
-        raise ValueError(f"inputs must have shape [rows, {first.in_features}], got {tuple(inputs.shape)}")
+    if inputs.ndim != 2 or inputs.shape[1] != first.in_features or len(inputs) == 0:
+        raise ValueError(
+            f"inputs must have shape [rows, {first.in_features}], one row at least, got {tuple(inputs.shape)}"
+        )
+    if not bool(inputs.isfinite().all()):
+        raise ValueError("inputs must be finite, got NaN or infinite numbers")
     with torch.no_grad():
-        hidden = HiddenLayer(first, activation(), gated_by)
+        hidden = HiddenLayer(first, made_activation(activation), gated_by)
         values = hidden(inputs)
         copies = torch.bincount(neurons.flatten(), minlength=first.out_features)
         common = copies == len(neurons)
@@ -205,11 +209,17 @@ def _check_layer(first: nn.Linear, second: nn.Linear, neurons: Tensor, gated_by:
         raise ValueError(
             f"gated_by must have the shape of first, {tuple(first.weight.shape)}, got {tuple(gated_by.weight.shape)}"
         )
-    if neurons.ndim != 2 or neurons.numel() == 0 or neurons.min() < 0 or neurons.max() >= first.out_features:
+    if not isinstance(neurons, Tensor) or neurons.is_floating_point() or neurons.is_complex():
+        what = neurons.dtype if isinstance(neurons, Tensor) else type(neurons).__name__
+        raise TypeError(f"neurons must be a tensor of integers, got {what}")
+    if neurons.ndim != 2 or neurons.numel() == 0:
+        raise ValueError(f"neurons must have shape [n, d], got {tuple(neurons.shape)}")
+    if neurons.min() < 0 or neurons.max() >= first.out_features:
         raise ValueError(
-            f"neurons must be of shape [n, d] and hold neurons 0 .. {first.out_features - 1}, "
-            f"got shape {tuple(neurons.shape)} and {neurons.tolist()}"
+            f"neurons must be in 0 .. {first.out_features - 1}, got {int(neurons.min())} .. {int(neurons.max())}"
         )
+    if bool((neurons.sort(1).values.diff(dim=1) == 0).any()):
+        raise ValueError("neurons must have no neuron twice in an expert, got one that has")
 
 
 @torch.no_grad()

@@ -113,9 +113,7 @@ class StackedExperts(Leaf):
         self.hidden_features = None
         if hidden_features is not None:
             self.hidden_features = require_integer("hidden_features", hidden_features)
-        self.activation = nn.Identity() if activation is None else activation()
-        if not isinstance(self.activation, nn.Module):
-            raise TypeError(f"activation must return a torch.nn.Module, got {type(self.activation).__name__}")
+        self.activation = nn.Identity() if activation is None else made_activation(activation)
         self.gated = bool(gated)
         if self.gated and self.hidden_features is None:
             raise ValueError("hidden_features must be given for gated experts, got None")
@@ -324,6 +322,19 @@ class StackedExperts(Leaf):
             f"num_experts={self.num_experts}, in_features={self.in_features}, out_features={self.out_features}, "
             f"hidden_features={self.hidden_features}, gated={self.gated}, bias={len(self.biases) > 0}"
         )
+
+
+def made_activation(activation: Callable[[], nn.Module]) -> nn.Module:
+    """Return the module that ``activation`` returns, or raise TypeError: it may be such a module itself."""
+    try:
+        made = activation()
+    except TypeError as error:
+        raise TypeError(
+            f"activation must return a module when it is called, as torch.nn.ReLU does, got {activation!r}"
+        ) from error
+    if not isinstance(made, nn.Module):
+        raise TypeError(f"activation must return a torch.nn.Module, got {type(made).__name__}")
+    return made
 
 
 def product_dtype(tensor: Tensor) -> torch.dtype:

@@ -60,6 +60,12 @@ def expert_maps(panels: Sequence[MapPanel], num_experts: int) -> Figure:
         lengths = [len(row.experts) for row in panel.rows]
         if len(set(lengths)) > 1:
             raise ValueError(f"rows of a panel must have the same number of slots, got {lengths} in {panel.title!r}")
+        for row in panel.rows:
+            if min(row.experts, default=0) < 0 or max(row.experts, default=0) >= num_experts:
+                raise ValueError(
+                    f"rows must hold experts 0 .. {num_experts - 1}, got {min(row.experts)} .. {max(row.experts)} "
+                    f"in {row.label!r}"
+                )
     colours = expert_colours(num_experts)
     height = 0.55 + 0.33 * max(len(panel.rows) for panel in panels)
     # A cell is as wide as the number in it.

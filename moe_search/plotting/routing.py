@@ -24,7 +24,7 @@ def expert_loads(load: ArrayLike, importance: ArrayLike) -> Figure:
     >>> expert_loads(load=[30, 10, 20], importance=[25.0, 12.0, 23.0]).savefig("loads.svg")
     """
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(max(3.4, 1.2 + 0.32 * min(np.size(load), 40)), 2.7), layout="constrained")
+        figure = Figure(figsize=(max(3.4, 1.2 + 0.32 * min(np.asarray(load).size, 40)), 2.7), layout="constrained")
         draw_expert_loads(figure.subplots(), load, importance)
         figure.legend(frameon=False, loc="outside upper left", ncols=3, fontsize=8)
     return figure

@@ -170,7 +170,6 @@ class RoutingStatistics:
         self._layers: dict[str, _Sums] = {}
         self._batches = 0
 
-    @torch.no_grad()
     def update(self, slot_weights: SlotWeights, expert_map: ExpertMap) -> None:
         """Add a batch, without padding.
 
@@ -192,9 +191,14 @@ class RoutingStatistics:
             raise TypeError(f"slot_weights must be SlotWeights, got {type(slot_weights).__name__}")
         if not isinstance(expert_map, ExpertMap):
             raise TypeError(f"expert_map must be an ExpertMap, got {type(expert_map).__name__}")
+        self._add(slot_weights, expert_map, begins=True)
+
+    @torch.no_grad()
+    def _add(self, slot_weights: SlotWeights, expert_map: ExpertMap, begins: bool) -> None:
+        """Add what a gate returned, and count a batch if it ``begins`` with that: several gates may see it."""
         weights = expert_map(slot_weights.weights).double()
         sums = self._sums("", expert_map.num_experts)
-        self._batches += 1
+        self._batches += begins
         sums.add(weights, weights > 0, self._window(), slot_weights.mask)
 
     @contextmanager
@@ -220,7 +224,8 @@ class RoutingStatistics:
                 assert isinstance(moe, nn.Module)
                 hooks = self._hooks_of_model(moe, found)
             else:
-                hooks = [layer.gate.register_forward_hook(self._take_in) for layer in mixtures_of(moe)]  # type: ignore[arg-type]
+                gates = [layer.gate for layer in mixtures_of(moe)]  # type: ignore[arg-type]
+                hooks = [gate.register_forward_hook(partial(self._take_in, gates[0])) for gate in gates]
             for hook in hooks:
                 entered.callback(hook.remove)
             yield self
@@ -269,11 +274,11 @@ class RoutingStatistics:
         return sums
 
     def _window(self) -> int:
-        return 0 if self.window is None else (self._batches - 1) // self.window
+        return 0 if self.window is None else max(self._batches - 1, 0) // self.window
 
-    def _take_in(self, gate: Any, _: Any, slot_weights: SlotWeights) -> None:
+    def _take_in(self, first: nn.Module, gate: Any, _: Any, slot_weights: SlotWeights) -> None:
         if not searching() and not is_recomputing():
-            self.update(slot_weights, gate.expert_map)
+            self._add(slot_weights, gate.expert_map, begins=gate is first)
             self._layers[""].k.add(getattr(gate, "k", None))
 
     def _hooks_of_model(self, model: nn.Module, layers: tuple[MoELayer, ...]) -> list[Any]:
@@ -341,6 +346,8 @@ class _Sums:
         """Return what was added up so far, on the CPU."""
         importance, together, experts, entropy = (sums.cpu() for sums in self.sums)
         num_samples = int(experts.sum())
+        if num_samples == 0:
+            raise ValueError("there must be at least one sample before a summary, got padding only")
         return RoutingSummary(
             num_samples=num_samples,
             load=together.diagonal().clone(),

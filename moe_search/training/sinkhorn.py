@@ -12,6 +12,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from moe_search.checks import require_integer, require_number
+from moe_search.gates.batch_checks import without_autocast
 from moe_search.gates.fresh_start import is_loaded
 from moe_search.gates.gate import Gate, SlotWeights, route
 from moe_search.training.wrapped_gate import WrappedGate
@@ -148,7 +149,7 @@ class SinkhornPermutation(WrappedGate):
             return routing
         log_permutation = self.log_permutation()
         permutation = log_permutation.exp().to(routing.weights.dtype)
-        with torch.autocast(inputs.device.type, enabled=False):
+        with without_autocast(inputs.device):
             # [T, B, m] times [rows, m, m], where a single row is for all selectors.
             weights = (routing.weights.transpose(0, 1) @ permutation).transpose(0, 1)
         return PermutedWeights(

@@ -8,7 +8,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -17,17 +17,19 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from moe_search.checks import require_integer, require_number
+from moe_search.gates.batch_checks import like_rows, rows_of
 from moe_search.gates.gate import SlotWeights
 from moe_search.layers.mixture_of_experts import MixtureOfExperts
 from moe_search.problems.balanced_routing import BalancedRouting
 from moe_search.solvers.engine.stop import MaxRuntime
 from moe_search.solvers.exact.transport import Transport
 from moe_search.training.lowering.batch import Batch
-from moe_search.training.lowering.forward_pass import check_model, forward, run_head
-from moe_search.training.lowering.frozen import frozen
+from moe_search.training.lowering.forward_pass import Autocast, check_model, forward, run_head
+from moe_search.training.lowering.frozen import as_written, frozen
 from moe_search.training.lowering.losses import (
     IGNORED,
     Loss,
+    NonFiniteLossError,
     at_least_single,
     each_loss,
     mean_and_error,
@@ -189,7 +191,9 @@ class ExpertSpecialization:
     The check takes the memory of a second set of weights and optimizer states, and the time of as many plain steps,
     which `step` makes: it swaps the weights of the model, and the states of the optimizer, for those of the copy, takes
     its step and swaps them back. The steps of the copy minimize the loss and the penalty of the gate alone, whatever
-    else the loop adds or does to gradients. Call `step` when the optimizer's step is done: it leaves no gradients.
+    else the loop adds or does to gradients, with the learning rate and under the autocast of the call of `loss` (not in
+    float16, which takes a scaler). Call `step` when the optimizer's step is done: it leaves no gradients. A model that
+    is compiled runs uncompiled in the steps with specialization.
 
     References
     ----------
@@ -258,6 +262,9 @@ class ExpertSpecialization:
         self._step = 0
         self._tried = False
         self._batches: list[Batch] = []
+        # What the loop had set at the last batch: the steps of the run without specialization take it over.
+        self._device, self._autocast = self._tasks.device(), Autocast.here(self._tasks.device())
+        self._settings: list[dict[str, Any]] = []
         self._seconds = 0.0
         # Weights and states of the run without specialization, while there are two.
         self._other: list[Tensor] | None = None
@@ -290,9 +297,15 @@ class ExpertSpecialization:
         batch = Batch(inputs, targets, ids, keywords=keywords or None)
         phase = self.phase
         if self._held_out and self.check is None and self._model.training:
-            if self._step == 0 and self._other is None:
-                self._begin_other()
+            assert self._optimizer is not None
+            self._device, self._autocast = inputs.device, Autocast.here(inputs.device)
+            # A schedule may step before `step` is called.
+            self._settings = [copy.deepcopy(_settings_of(group)) for group in self._optimizer.param_groups]
             self._batches.append(batch.detach())
+            if self._step == 0 and self._other is None:
+                # What is wrong with the samples held out is known before they are needed.
+                self._held_out_losses()
+                self._begin_other()
         if phase is None or not self._model.training:
             return self._plain(batch)
         losses, log_gate, mixture_loss = self._under_all_experts(batch)
@@ -328,18 +341,26 @@ class ExpertSpecialization:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a run needs to go on as if it had not stopped."""
-        other = None if self._other is None else [tensor.clone() for tensor in self._other]
-        states = [copy.deepcopy(self._other_optimizer.get(parameter, {})) for parameter in self._parameters()]
+        other, states = None, None
+        if self._other is not None:
+            other = [tensor.clone() for tensor in self._other]
+            states = [copy.deepcopy(self._other_optimizer.get(parameter, {})) for parameter in self._parameters()]
         return {
             "step": self._step,
             "check": None if self.check is None else asdict(self.check),
             "other": other,
-            "other_optimizer": None if other is None else states,
+            "other_optimizer": states,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where a state was saved."""
         require_keys("state", state, STATE)
+        with_check = state["other"] is not None
+        if with_check != bool(self._held_out) and (with_check or (state["step"] > 0 and state["check"] is None)):
+            given, saved = ("with" if each else "without" for each in (self._held_out, with_check))
+            raise ValueError(f"state must be that of a run {given} samples held out, got one {saved}")
+        if with_check and [each.shape for each in state["other"]] != [each.shape for each in self._tensors()]:
+            raise ValueError("state must be that of a model of the same shapes, got one of others")
         self._step, self._batches = state["step"], []
         check = state["check"]
         if check is not None:
@@ -350,29 +371,30 @@ class ExpertSpecialization:
             self._other = [
                 saved.to(here, copy=True) for saved, here in zip(state["other"], self._tensors(), strict=True)
             ]
-            for parameter, saved in zip(self._parameters(), state["other_optimizer"], strict=True):
-                self._other_optimizer[parameter] = copy.deepcopy(saved)
+            self._other_optimizer = self._states_taken_up(state["other_optimizer"])
 
     def _plain(self, batch: Batch) -> Tensor:
         return self._loss(forward(self._model, batch), batch.targets) + self._moe.regularization()
 
     def _under_all_experts(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Return the losses of all rows under all experts and the log of their probabilities, [R, n], and the loss."""
-        seen: list[tuple[Tensor, SlotWeights]] = []
+        seen: list[tuple[Tensor, SlotWeights, Autocast]] = []
 
         def listen(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], mixture: Tensor) -> None:
             inputs = inspect.signature(self._moe.forward).bind(*args, **kwargs).arguments["inputs"]
             assert self._moe.routing is not None
-            seen.append((inputs, self._moe.routing))
+            # A model may enter autocast on its way to the layer.
+            seen.append((inputs, self._moe.routing, Autocast.here(inputs.device)))
 
         hook = self._moe.register_forward_hook(listen, with_kwargs=True)
         try:
-            outputs = forward(self._model, batch)
+            with as_written():
+                outputs = forward(self._model, batch)
         finally:
             hook.remove()
         if len(seen) != 1:
             raise ValueError(f"moe must run exactly once in a forward of model, it was seen {len(seen)} times")
-        inputs, routing = seen[0]
+        inputs, routing, autocast = seen[0]
         leading = inputs.shape[:-1]
         for what, tensor in (("outputs", outputs), ("targets", batch.targets)):
             if tensor.shape[: len(leading)] != leading:
@@ -381,13 +403,16 @@ class ExpertSpecialization:
                     f"got shape {tuple(tensor.shape)}"
                 )
         axes = len(leading)
-        of_experts = self._moe.expert_outputs(inputs)
-        shared = self._moe.shared_outputs(inputs.flatten(0, -2))
+        rows = rows_of(inputs, routing.mask)
+        with autocast.again():
+            of_experts = self._moe.expert_outputs(rows)
+            shared = self._moe.shared_outputs(rows)
         if shared is not None:
             of_experts = of_experts + shared.unsqueeze(1)
         n = of_experts.shape[1]
-        mixtures = of_experts.unflatten(0, leading).movedim(axes, 1).flatten(0, 1)  # type: ignore[no-untyped-call]
-        answers = run_head(self._model, self._tasks, batch.repeat(n), mixtures)
+        mixtures = like_rows(of_experts, inputs, routing.mask).movedim(axes, 1).flatten(0, 1)
+        with as_written():
+            answers = run_head(self._model, self._tasks, batch.repeat(n), mixtures)
         answers = answers.unflatten(0, (len(batch), n)).movedim(1, axes).flatten(0, axes - 1)  # type: ignore[no-untyped-call]
         targets = batch.targets.flatten(0, axes - 1)
         log_gate = _log_probabilities(routing, self._moe)
@@ -401,7 +426,7 @@ class ExpertSpecialization:
             outputs = outputs.flatten(0, axes - 1)[counted]
         else:
             outputs = outputs.flatten(0, axes - 1)
-        if not self._tried:
+        if not self._tried and len(targets):
             sample_losses(self._loss, outputs, targets)
             self._tried = True
         losses = each_loss(self._loss, at_least_single(answers).flatten(0, 1), targets.repeat_interleave(n, 0))
@@ -435,6 +460,16 @@ class ExpertSpecialization:
         assert self._optimizer is not None
         return [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
 
+    def _states_taken_up(self, states: Sequence[Any]) -> defaultdict[Tensor, Any]:
+        """Return the states of all parameters as the optimizer has its own, on the devices of these."""
+        assert self._optimizer is not None
+        own, groups = self._optimizer.state, self._optimizer.state_dict()["param_groups"]
+        try:
+            self._optimizer.load_state_dict({"state": dict(enumerate(copy.deepcopy(states))), "param_groups": groups})
+            return self._optimizer.state
+        finally:
+            self._optimizer.state = own
+
     def _tensors(self) -> list[Tensor]:
         return [*self._model.parameters(), *self._model.buffers()]
 
@@ -458,17 +493,28 @@ class ExpertSpecialization:
         assert self._optimizer is not None
         devices = {tensor.device for tensor in self._model.parameters() if tensor.device.type != "cpu"}
         kind = next((device.type for device in devices), "cuda")
-        routing = self._moe.routing
+        routing, autocast = self._moe.routing, self._autocast
+        if autocast.dtype == torch.float16:
+            # Gradients of half precision vanish without the scaler of the loop.
+            autocast = replace(autocast, enabled=False)
+        groups = self._optimizer.param_groups
+        settings = [_settings_of(group) for group in groups]
+        for group, then in zip(groups, self._settings, strict=False):
+            group.update(then)
         self._swap()
         with torch.random.fork_rng([device.index or 0 for device in devices], device_type=kind):
             self._optimizer.zero_grad()
             for batch in batches:
-                torch.autograd.backward(self._plain(batch) / len(batches))
+                with autocast.again():
+                    loss = self._plain(batch)
+                torch.autograd.backward(loss / len(batches))
             if self._ranks.group is not None:
                 self._average_gradients()
             self._optimizer.step()
             self._optimizer.zero_grad()
         self._swap()
+        for group, now in zip(groups, settings, strict=True):
+            group.update(now)
         self._moe.routing = routing
 
     def _average_gradients(self) -> None:
@@ -486,9 +532,14 @@ class ExpertSpecialization:
         with_it, counts = self._held_out_losses()
         self._swap()
         without, _ = self._held_out_losses()
-        of_ranks = self._ranks.collect((without - with_it, counts))
-        gains, counts = (np.concatenate(each) for each in zip(*of_ranks, strict=True))
-        verification = Verification(*mean_and_error(gains, counts))
+        of_ranks = self._ranks.collect((with_it, without, counts))
+        with_it, without, counts = (np.concatenate(each) for each in zip(*of_ranks, strict=True))
+        if np.isfinite(with_it).all() and np.isfinite(without).all():
+            verification = Verification(*mean_and_error(without - with_it, counts))
+        else:
+            # A run that diverged is the worse one, and ends no training.
+            gain = math.inf if np.isfinite(with_it).all() else -math.inf
+            verification = Verification(gain, 0.0, len(counts))
         kept = verification.confirmed(self._confidence)
         if kept:
             self._swap()
@@ -496,13 +547,22 @@ class ExpertSpecialization:
         return verification, kept
 
     def _held_out_losses(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return the loss of every sample held out, and what it counts."""
-        with frozen(self._model):
-            of_batches = [
-                sequence_losses(self._loss, forward(self._model, batch), batch.targets) for batch in self._held_out
-            ]
+        """Return the loss of every sample held out, NaN for those of a batch with one, and what it counts."""
+        of_batches = []
+        with frozen(self._model), self._autocast.again():
+            for batch in self._held_out:
+                given = batch.to(self._device)
+                try:
+                    of_batches.append(sequence_losses(self._loss, forward(self._model, given), given.targets))
+                except NonFiniteLossError:
+                    of_batches.append((np.full(len(batch), np.nan), np.ones(len(batch))))
         losses, counts = (np.concatenate(each) for each in zip(*of_batches, strict=True))
         return losses, counts
+
+
+def _settings_of(group: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what an optimizer has set for a group of parameters, such as the learning rate."""
+    return {name: value for name, value in group.items() if name != "params"}
 
 
 def _log_probabilities(routing: SlotWeights, moe: MixtureOfExperts) -> Tensor:

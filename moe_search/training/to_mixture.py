@@ -72,6 +72,9 @@ class FeedForward:
 ACTIVE = "moe_search_active"
 """The field of a model's configuration that says how many experts a row runs in every place of a mixture."""
 
+ROUTER = "gate.linear.weight"
+"""The name of the weight of a router in the state of a mixture."""
+
 Divide = Callable[[FeedForward, Tensor], Tensor]
 
 
@@ -143,7 +146,9 @@ def to_mixture(
             "model must have feed-forward layers of intermediate.dense and output.dense, or of gate_proj, up_proj and "
             f"down_proj, got a {type(model).__name__} without"
         )
-    numbers = range(len(found)) if layers is None else layers
+    numbers = list(range(len(found)) if layers is None else layers)
+    if not numbers or len(set(numbers)) < len(numbers):
+        raise ValueError(f"layers must hold at least one layer, and none twice, got {numbers}")
     for number in numbers:
         if not 0 <= require_integer("layers", number, 0) < len(found):
             raise ValueError(
@@ -186,7 +191,7 @@ def load_mixtures(model: nn.Module, folder: str | os.PathLike[str]) -> list[Mixt
     Parameters
     ----------
     model : PreTrainedModel
-        Of the class that was saved, as ``from_pretrained`` returns it.
+        Of the class that was saved, or with another head or none, as ``from_pretrained`` returns it.
     folder : path-like
         The checkpoint, in safetensors.
 
@@ -221,22 +226,35 @@ def load_mixtures(model: nn.Module, folder: str | os.PathLike[str]) -> list[Mixt
         raise ValueError(
             f"folder must be the checkpoint of a {type(model).__name__} with mixtures, in safetensors, got {folder}"
         )
+    # A model with a head has the name of the base model in front, one without has not.
+    base = f"{model.base_model_prefix}."
+    layers = {layer.place.removeprefix(base): layer for layer in feed_forwards(model)}
+    places = {place.removeprefix(base): place for place in active}
+    states = {}
+    for name, place in places.items():
+        prefix = f"{place}.moe."
+        states[name] = {key.removeprefix(prefix): each for key, each in tensors.items() if key.startswith(prefix)}
+        if name not in layers:
+            raise ValueError(
+                f"model must have a feed-forward layer in the place of each mixture, got a {type(model).__name__} "
+                f"without {name}"
+            )
+        if ROUTER not in states[name]:
+            raise ValueError(f"folder must hold the router of each mixture, by ridge or train, got {place} without")
     mixtures = []
-    for layer in feed_forwards(model):
-        if layer.place not in active:
-            continue
-        prefix = f"{layer.place}.moe."
-        state = {name.removeprefix(prefix): each for name, each in tensors.items() if name.startswith(prefix)}
-        mixture = _empty_mixture(layer, state, active[layer.place]).to(layer.second.weight)
+    for name in (name for name in layers if name in places):
+        layer, state = layers[name], states[name]
+        mixture = _empty_mixture(layer, state, active[places[name]]).to(layer.second.weight)
         mixture.load_state_dict(state)
         layer.replace(FeedForwardMixture(mixture).train(layer.entry.training))
         mixtures.append(mixture)
+    setattr(model.config, ACTIVE, {layers[name].place: active[place] for name, place in places.items()})
     return mixtures
 
 
 def _empty_mixture(layer: FeedForward, state: Mapping[str, Tensor], active: int) -> MixtureOfExperts:
     """Return a mixture of the sizes of the tensors that are to be loaded into it."""
-    num_experts, in_features = state["gate.linear.weight"].shape
+    num_experts, in_features = state[ROUTER].shape
     activation = partial(getattr, layer.hidden, "activation")
     with torch.random.fork_rng(devices=[]):
         gate = EvenTopK(in_features, num_experts, active)
@@ -278,6 +296,11 @@ def feed_forward_inputs(
         for index, layer in enumerate(layers):
             hooks.callback(layer.entry.register_forward_pre_hook(partial(keep, index)).remove)
         for batch in batches:
+            if not isinstance(batch, Mapping):
+                raise TypeError(
+                    f"batches must hold what the model is called with, such as {{'input_ids': ids}}, "
+                    f"got {type(batch).__name__}"
+                )
             mask = batch.get("attention_mask")
             kept = None if mask is None else mask.flatten().bool()
             model(**batch)

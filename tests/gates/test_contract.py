@@ -101,6 +101,13 @@ def test_dtype(make, dtype):
 
 
 @every_gate
+def test_the_device_meta_tells_the_shape(make):
+    gate, (inputs, ids) = make_seeded(make), batch()
+    there = copy.deepcopy(gate).to("meta")
+    assert there(inputs.to("meta"), ids.to("meta")).weights.shape == gate(inputs, ids).weights.shape
+
+
+@every_gate
 @pytest.mark.parametrize("training", [True, False])
 def test_same_batch_same_weights(make, training):
     gate = make(3, 6).train(training)

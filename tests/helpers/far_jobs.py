@@ -286,6 +286,28 @@ def search(far, k):
     assert found[0][0] == "committed"
 
 
+def specialization(far):
+    """What is held out, and the state that was saved, come from the CPU, as from files."""
+    torch.manual_seed(0)
+    module = as_far(ms.MixtureOfExperts(ms.StackedExperts(3, FEATURES, OUTPUTS), ms.TopK(FEATURES, 3, 1)))
+    optimizer = torch.optim.Adam(module.parameters())
+    inputs, targets = torch.randn(4, 20, FEATURES), torch.randn(4, 20, OUTPUTS)
+    options = {"loss": nn.functional.mse_loss, "until": 2, "check_after": 1, "optimizer": optimizer}
+    specialized = ms.ExpertSpecialization(module, module, held_out=[(inputs[3], targets[3])], **options)
+    for x, y in zip(inputs[:3], targets[:3], strict=True):
+        optimizer.zero_grad()
+        specialized.loss(x.to(FAR), y.to(FAR)).backward()
+        optimizer.step()
+        specialized.step()
+        if specialized.check is None:
+            state = specialized.state_dict()
+            state["other"] = [tensor.cpu() for tensor in state["other"]]
+            for each in state["other_optimizer"]:
+                each.update({name: value.cpu() for name, value in each.items()})
+            specialized.load_state_dict(state)
+    assert specialized.check.verification.num_samples == 20
+
+
 def jobs():
     yield from ((gate, (name,), {}) for name in GATES)
     for name in LAYER_GATES:
@@ -296,7 +318,9 @@ def jobs():
     yield from ((several_gates, (dispatch,), {}) for dispatch in DISPATCHES)
     yield from ((half_precision, (dispatch,), {}) for dispatch in DISPATCHES)
     yield from ((an_infinite_expert, (dispatch,), {}) for dispatch in DISPATCHES[1:])
-    yield from ((job, (), {}) for job in (penalties, balancing, lowering_of_several_gates, lowering_of_tokens))
+    yield from (
+        (job, (), {}) for job in (penalties, balancing, specialization, lowering_of_several_gates, lowering_of_tokens)
+    )
     yield from ((statistics, (masked,), {}) for masked in (False, True))
     yield from ((lowering, (name,), {}) for name in ("hash", "top-1", "top-2", "comet"))
     yield from ((search, (k,), {}) for k in (1, 2))

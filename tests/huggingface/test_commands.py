@@ -79,11 +79,23 @@ def test_a_pruned_checkpoint_is_loaded(checkpoint, tmp_path):
         (("CHECKPOINT", "--tokens", "1"), "--tokens must be an integer >= 2, got 1"),
         (("CHECKPOINT", "--device", "abacus"), "--device must be auto or a device of torch, got 'abacus'"),
         (("CHECKPOINT", "--text", "NOWHERE"), "No such file or directory"),
+        (("CHECKPOINT", "--text", "ONE"), "--text must hold two sequences at least, got 1"),
+        (("CHECKPOINT", "--text", "OTHERS"), f"--text must hold tokens 0 .. {VOCABULARY - 1}, the vocabulary"),
+        (("CHECKPOINT", "--text", "BROKEN"), "ids.npz must hold an array of integers as numpy writes it, got none"),
+        (("CUT", "--text", "OTHERS"), "CHECKPOINT must hold whole safetensors, got "),
     ],
 )
 def test_wrong_arguments_end_in_a_line(checkpoint, tmp_path, arguments, message):
     (tmp_path / "empty").mkdir()
     places = {"CHECKPOINT": checkpoint, "NOWHERE": tmp_path / "nowhere", "EMPTY": tmp_path / "empty"}
+    places |= {name: tmp_path / f"{name.lower()}.npy" for name in ("ONE", "OTHERS")}
+    np.save(places["ONE"], tokens(sequences=1).numpy())
+    np.save(places["OTHERS"], tokens().numpy() + VOCABULARY)
+    places |= {"BROKEN": tmp_path / "ids.npz", "CUT": tmp_path / "cut"}
+    places["BROKEN"].write_text("nothing")
+    places["CUT"].mkdir()
+    (places["CUT"] / "config.json").write_text((checkpoint / "config.json").read_text())
+    (places["CUT"] / "model.safetensors").write_bytes(b"cut")
     given = [places.get(each, each) for each in arguments]
     usual = {"--text": checkpoint / "text.txt", "--tokens": 10, "--device": "cpu", "--output": tmp_path / "out"}
     rest = [word for name, value in usual.items() if name not in arguments for word in (name, value)]

@@ -144,6 +144,13 @@ def test_a_plan_is_what_its_checkpoint_loses(tmp_path):
     assert all(name in shown for name in CRITERIA)
 
 
+def test_one_mapping_may_come_again_auto_may_be_in_a_list_and_gradients_be_off():
+    model, batch = tiny_model("mixtral"), {"input_ids": tokens()}
+    with torch.inference_mode():
+        plan = prune_experts(model, [batch] * 6, 4, criteria=["auto", "REAP"])
+    assert {each.criterion for each in plan.candidates} == set(CRITERIA)
+
+
 def test_error_is_the_least_that_its_search_finds():
     model = tiny_model("mixtral")
     batches = [tokens(seed) for seed in range(3)]

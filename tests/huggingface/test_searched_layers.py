@@ -79,6 +79,9 @@ def test_a_search_finds_the_maps_of_a_trained_model_again():
     assert mean_loss() < intact + 0.5 * (scrambled - intact)
     assert [record.layer for record in search.history] == [0, 1, 0, 1]
     assert all(torch.equal(weights[name], tensor) for name, tensor in model.named_parameters())
+    ms.permute_experts(layers[0], range(layers[0].num_experts))
+    with pytest.raises(ValueError, match="must be as the search found it, permute_experts or keep_experts has changed"):
+        search.search_batches(batches[:1], verify=batches[1:])
 
 
 def test_lowering_is_that_of_the_same_layer_of_our_own():

@@ -349,6 +349,7 @@ def test_all_layers_of_a_model_without_any_are_none(tmp_path):
 
 class SpecializingTrainer(transformers.Trainer):
     callback = None
+    loss_is_scaled_for_ga = False
 
     def compute_loss(self, model, inputs, return_outputs=False, **keywords):
         if return_outputs or not model.training:
@@ -356,7 +357,7 @@ class SpecializingTrainer(transformers.Trainer):
         return self.callback.loss(model, inputs)
 
 
-def train_specialized(folder, resume=None, steps=STEPS):
+def train_specialized(folder, resume=None, steps=STEPS, **options):
     setting = make("top-1", samples=SAMPLES * STEPS)
     callback = TransformersSpecialization(
         setting.moe,
@@ -368,17 +369,27 @@ def train_specialized(folder, resume=None, steps=STEPS):
         held_out=[(setting.inputs, setting.targets)],
     )
     model = Model(setting)
-    given = make_trainer(model, callback, folder, steps=steps, save_steps=4)
+    model.accepts_loss_kwargs = True  # as of all models of transformers
+    given = make_trainer(model, callback, folder, steps=steps, save_steps=4, **options)
     trainer = SpecializingTrainer(model=model, args=given.args, train_dataset=given.train_dataset, callbacks=[callback])
     trainer.callback = callback
     trainer.train(resume_from_checkpoint=resume)
-    return callback, model
+    return callback, trainer
+
+
+def test_the_specialized_loss_is_a_mean_where_gradients_are_accumulated(tmp_path):
+    logged = []
+    for accumulate in (1, 2):
+        callback, trainer = train_specialized(tmp_path, steps=1, accumulate=accumulate)
+        logged.append(trainer.state.log_history[0]["train_loss"])
+    assert callback.specialization.last.phase == "competition"
+    assert logged[1] == pytest.approx(logged[0], rel=0.2)
 
 
 def test_specialization_goes_on_from_a_checkpoint(tmp_path):
-    whole, model = train_specialized(tmp_path / "whole")
+    whole, trainer = train_specialized(tmp_path / "whole")
     assert whole.specialization.check.verification.num_samples == SAMPLES * STEPS
     resumed, other = train_specialized(tmp_path / "other", resume=tmp_path / "whole" / "checkpoint-4")
     assert resumed.specialization.check.verification == whole.specialization.check.verification
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(other.state_dict()[name], tensor), name
+    for name, tensor in trainer.model.state_dict().items():
+        assert torch.equal(other.model.state_dict()[name], tensor), name

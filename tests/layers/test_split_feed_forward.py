@@ -73,13 +73,15 @@ def test_neurons_that_cannot_be_dealt(arguments, error, message):
     ("first", "second", "neurons", "message"),
     [
         (nn.Linear(4, 6), nn.Linear(5, 3), [[0]], "second must take the 6 neurons of first, got 5 in_features"),
-        (nn.Linear(4, 6), nn.Linear(6, 3), [[0, 6]], r"hold neurons 0 .. 5, got shape \(1, 2\) and \[\[0, 6\]\]"),
-        (nn.Linear(4, 6), nn.Linear(6, 3), [0, 1], r"neurons must be of shape \[n, d\]"),
+        (nn.Linear(4, 6), nn.Linear(6, 3), [[0, 6]], r"neurons must be in 0 .. 5, got 0 .. 6"),
+        (nn.Linear(4, 6), nn.Linear(6, 3), [0, 1], r"neurons must have shape \[n, d\], got \(2,\)"),
+        (nn.Linear(4, 6), nn.Linear(6, 3), [[0, 0], [1, 2]], "neurons must have no neuron twice in an expert"),
+        (nn.Linear(4, 6), nn.Linear(6, 3), [[0.0]], r"neurons must be a tensor of integers, got torch\.float32"),
     ],
-    ids=["no fit", "no such neuron", "one axis"],
+    ids=["no fit", "no such neuron", "one axis", "twice", "no integers"],
 )
 def test_layers_that_cannot_be_split(first, second, neurons, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         split_feed_forward(first, second, nn.GELU, torch.tensor(neurons))
 
 
@@ -168,7 +170,9 @@ def test_clustered_neurons_are_those_that_work_together():
         ({"router": "linear"}, "router must be one of ridge, oracle, train, got 'linear'"),
         ({"active": None}, "active and inputs must be given with a router"),
         ({"active": 3}, "active must be at most the number of experts, 2, got 3"),
-        ({"inputs": torch.zeros(5, 3)}, r"inputs must have shape \[rows, 4\], got \(5, 3\)"),
+        ({"inputs": torch.zeros(5, 3)}, r"inputs must have shape \[rows, 4\], one row at least, got \(5, 3\)"),
+        ({"inputs": torch.zeros(0, 4)}, r"inputs must have shape \[rows, 4\], one row at least, got \(0, 4\)"),
+        ({"inputs": torch.full((5, 4), torch.nan)}, "inputs must be finite"),
         ({"gated_by": nn.Linear(4, 5)}, r"gated_by must have the shape of first, \(6, 4\), got \(5, 4\)"),
     ],
 )

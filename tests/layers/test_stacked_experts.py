@@ -98,6 +98,12 @@ def test_start_is_that_of_linear_layers(hidden):
     assert len({tuple(w.flatten().tolist()) for w in experts.weights[0]}) == 200
 
 
+@pytest.mark.parametrize("activation", [nn.ReLU(), torch.relu])
+def test_an_activation_is_made_not_given(activation):
+    with pytest.raises(TypeError, match=r"activation must return a module when it is called, as torch\.nn\.ReLU does"):
+        StackedExperts(3, 4, 2, activation=activation)
+
+
 def test_one_activation_for_all():
     experts = StackedExperts(3, 4, 2, activation=nn.PReLU)
     assert [name for name, _ in experts.named_parameters()] == ["activation.weight", "weights.0", "biases.0"]

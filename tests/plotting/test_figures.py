@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 from matplotlib.colors import to_hex
 from matplotlib.patches import FancyBboxPatch
 from scipy import stats
@@ -46,6 +47,8 @@ def test_rows_of_one_panel_must_agree():
     rows = (NamedMap("a", np.arange(4)), NamedMap("b", np.arange(6)))
     with pytest.raises(ValueError, match="same number of slots"):
         expert_maps([MapPanel("run", rows)], 6)
+    with pytest.raises(ValueError, match=r"rows must hold experts 0 .. 3, got 0 .. 5"):
+        expert_maps([MapPanel("run", rows[1:])], 4)
 
 
 @pytest.mark.parametrize("draw", [lambda: loss_curves([]), lambda: expert_maps([], 4)])
@@ -76,7 +79,8 @@ def test_svg_is_one_described_element_with_real_text():
 
 
 def test_expert_loads_draw_shares_beside_the_even_one():
-    figure = expert_loads([30, 0, 10], [6.0, 0.0, 2.0])
+    # Tensors, as a `RoutingSummary` has them.
+    figure = expert_loads(torch.tensor([30, 0, 10]), torch.tensor([6.0, 0.0, 2.0]))
     (axis,) = figure.axes
     heights = [[bar.get_height() for bar in bars] for bars in axis.containers]
     assert heights == [[0.75, 0.0, 0.25], [0.75, 0.0, 0.25]]

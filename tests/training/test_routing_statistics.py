@@ -122,7 +122,7 @@ def test_watching_a_layer_of_several_gates_adds_up_its_tasks(shared_map):
     gates = [GATES[name](4, 8) for name in ("top-1", "softmax", "top-2")]
     multi = MultiGateMixtureOfExperts(StackedExperts(4, FEATURES, 3), gates, shared_map=shared_map)
     multi.tasks[0].gate.expert_map.scramble(torch.Generator().manual_seed(0))
-    inputs, together, of_task = torch.randn(8, FEATURES), RoutingStatistics(), RoutingStatistics()
+    inputs, together, of_task = torch.randn(8, FEATURES), RoutingStatistics(window=1), RoutingStatistics()
     with together.watch(multi), of_task.watch(multi.tasks[2]):
         multi(inputs)
         multi.eval()(inputs[:3])
@@ -133,6 +133,7 @@ def test_watching_a_layer_of_several_gates_adds_up_its_tasks(shared_map):
             expected.update(gate(inputs[:3]), gate.expert_map)
         assert statistics.summary().num_samples == 11 * len(tasks)
         assert torch.equal(statistics.summary().co_activation, expected.summary().co_activation)
+    assert together.loads().shape == (2, 1, 4)
     assert not any(gate._forward_hooks for gate in gates)
 
 
@@ -238,3 +239,8 @@ def test_padding_is_no_sample(name):
     for field in ("load", "co_activation", "experts_per_sample"):
         assert torch.equal(getattr(found, field), getattr(expected, field))
     assert found.sample_entropy == pytest.approx(expected.sample_entropy, abs=1e-6)
+    statistics.reset()
+    with statistics.watch(moe):
+        moe(tokens, mask=torch.zeros_like(mask))
+    with pytest.raises(ValueError, match="at least one sample before a summary, got padding only"):
+        statistics.summary()

@@ -1,6 +1,7 @@
 """The loss of `ExpertSpecialization` against loops and scipy's assignment, and its check against runs written out."""
 
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -101,11 +102,12 @@ def test_assignment_is_the_best_within_the_load_limit(limit):
     )
 
 
-def run(steps, until=4, options=None, specialized=True, stop_at=None):
+def run(steps, until=4, options=None, specialized=True, stop_at=None, half=False):
     """Train with `ExpertSpecialization`, competition only, or without; with a stop and a new start, if told."""
     options = options or {}
     model, moe = make()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
 
     def begin():
         return ms.ExpertSpecialization(
@@ -115,9 +117,12 @@ def run(steps, until=4, options=None, specialized=True, stop_at=None):
     specialization = begin()
     for step in range(steps):
         inputs, targets = batch(seed=step)
-        loss = specialization.loss(inputs, targets) if specialized else functional.cross_entropy(model(inputs), targets)
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            plain = functional.cross_entropy(model(inputs), targets)
+            loss = specialization.loss(inputs, targets) if specialized else plain
         loss.backward()
         optimizer.step()
+        schedule.step()
         optimizer.zero_grad()
         if specialized:
             specialization.step()
@@ -132,12 +137,53 @@ def same(one, other):
     return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
 
 
-def test_a_run_that_is_not_confirmed_goes_on_as_if_there_had_been_none():
+@pytest.mark.parametrize("half", [False, True], ids=["single", "autocast"])
+def test_a_run_that_is_not_confirmed_goes_on_as_if_there_had_been_none(half):
     held_out = [batch((20,), seed=s) for s in (100, 101)]
-    checked, specialization = run(8, options={"held_out": held_out, "check_after": 1, "confidence": 1e9})
+    checked, specialization = run(8, options={"held_out": held_out, "check_after": 1, "confidence": 1e9}, half=half)
     assert not specialization.check.kept
     assert specialization.check.verification.num_samples == 40
-    assert same(checked, run(8, specialized=False)[0])
+    assert same(checked, run(8, specialized=False, half=half)[0])
+
+
+@pytest.mark.parametrize("with_it", [True, False])
+def test_a_run_that_diverged_is_the_worse_one(with_it):
+    model, moe = make()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0 if with_it else 1e38)
+    specialization = ms.ExpertSpecialization(
+        model, moe, loss=functional.cross_entropy, until=1, check_after=0, optimizer=optimizer, held_out=[batch()]
+    )
+    specialization.loss(*batch())
+    if with_it:
+        nn.init.constant_(model[2].weight, math.nan)
+    assert specialization.step().kept != with_it
+    assert model[2].weight.isfinite().all()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_model_may_be_compiled_and_enter_autocast_and_padding_may_hold_anything():
+    class Model(nn.Module):
+        def __init__(self, moe):
+            super().__init__()
+            self.moe, self.head = moe, nn.Linear(5, CLASSES)
+
+        def forward(self, inputs, mask=None):
+            with torch.autocast("cpu", torch.bfloat16):
+                return self.head(self.moe(inputs.bfloat16(), mask=mask)).float()
+
+    def loss(outputs, targets):
+        return functional.cross_entropy(outputs.flatten(0, -2), targets.flatten())
+
+    moe = make()[1]
+    model = Model(moe)
+    (inputs, targets), mask = batch((3, 4)), torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0]])
+    wanted = gradients(model, ms.ExpertSpecialization(model, moe, loss=loss).loss(inputs, targets, mask=mask))
+    inputs[mask == 0] = math.nan
+    compiled = torch.compile(model, backend="eager")
+    compiled(inputs, mask=mask)
+    found = gradients(model, ms.ExpertSpecialization(compiled, moe, loss=loss).loss(inputs, targets, mask=mask))
+    for one, other in zip(found, wanted, strict=True):
+        assert torch.equal(one, other)
 
 
 def test_a_confirmed_run_goes_on_as_without_a_check_also_when_it_was_interrupted():
@@ -177,6 +223,19 @@ def test_what_is_wrong_is_said():
         begin(until=10, assigned=11)
     with pytest.raises(ValueError, match="optimizer must be given for held_out, got None"):
         begin(held_out=[(inputs, targets)])
+    checked = {"held_out": [(inputs, targets)], "optimizer": torch.optim.SGD(model.parameters())}
+    with pytest.raises(ValueError, match=r"inputs must have shape \[..., 6\]"):
+        begin(**checked | {"held_out": [(inputs[:, :2], targets)]}).loss(inputs, targets)
+    ended, plain = begin(**checked), begin()
+    for specialization in (ended, plain):
+        specialization.loss(inputs, targets)
+        specialization.step()
+    for one, other, words in ((ended, plain, "without samples"), (plain, ended, "with samples")):
+        with pytest.raises(ValueError, match=f"state must be that of a run {words} held out"):
+            other.load_state_dict(one.state_dict())
+    state = ended.state_dict()
+    with pytest.raises(ValueError, match="state must be that of a model of the same shapes"):
+        ended.load_state_dict(state | {"other": state["other"][1:]})
     with pytest.raises(ValueError, match=r"load_limit must be a finite number >= 1, got 0\.5"):
         begin(load_limit=0.5)
     with pytest.raises(ValueError, match="loss must be the mean over the samples"):

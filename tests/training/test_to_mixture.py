@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
+from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, LlamaModel
 
 from moe_search.training.to_mixture import (
     FeedForwardMixture,
@@ -129,10 +129,42 @@ def test_checkpoints_hold_what_was_trained(kind, tmp_path):
         load_mixtures(made(kind), tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("classes", [(LlamaForCausalLM, LlamaModel), (LlamaModel, LlamaForCausalLM)])
+def test_checkpoints_are_loaded_without_a_head_or_with_another(classes, tmp_path):
+    saved, other = (each(LlamaConfig(**SIZES, num_key_value_heads=1)).eval() for each in classes)
+    [one, _] = to_mixture(saved, [2, 0], batches(), 3, 2, divide=lambda layer, inputs: torch.arange(24).view(3, 8))
+    saved.save_pretrained(tmp_path / "saved")
+    other = classes[1].from_pretrained(tmp_path / "saved")
+    [_, loaded] = load_mixtures(other, tmp_path / "saved")
+    assert torch.equal(loaded.experts.weights[1], one.experts.weights[1])
+    other.save_pretrained(tmp_path / "again")
+    assert len(load_mixtures(classes[1].from_pretrained(tmp_path / "again"), tmp_path / "again")) == 2
+    with pytest.raises(
+        ValueError, match=r"feed-forward layer in the place of each mixture, got a .* without layers\.[02]"
+    ):
+        load_mixtures(other, tmp_path / "again")
+
+
 def test_what_cannot_be_a_mixture():
     with pytest.raises(ValueError, match=r"model must have feed-forward layers .* got a Linear without"):
         to_mixture(nn.Linear(2, 2), None, batches(), 4, 2)
     with pytest.raises(ValueError, match=r"layers must be 0 .. 2, the feed-forward layers of the model, got 3"):
         to_mixture(made("bert"), [3], batches(), 4, 2)
+    for layers in ([], [1, 1]):
+        with pytest.raises(ValueError, match="layers must hold at least one layer, and none twice, got"):
+            to_mixture(made("bert"), layers, batches(), 4, 2)
     with pytest.raises(ValueError, match="batches must hold at least one token, got none"):
         to_mixture(made("bert"), None, [], 4, 2)
+    with pytest.raises(TypeError, match=r"batches must hold what the model is called with, .* got Tensor"):
+        to_mixture(made("bert"), None, torch.zeros(2, 4, 3, dtype=torch.int64), 4, 2)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_oracle_is_not_loaded(tmp_path):
+    model = made("bert").eval()
+    divided = torch.arange(24).view(3, 8)
+    to_mixture(model, [1], batches(), 3, 2, router="oracle", divide=lambda layer, inputs: divided)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="folder must hold the router of each mixture, by ridge or train, got encoder"):
+        load_mixtures(BertModel.from_pretrained(tmp_path), tmp_path)

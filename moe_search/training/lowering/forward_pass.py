@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from moe_search.gates.batch_checks import like_rows, rows_of
 from moe_search.gates.expert_map import ExpertMap
 from moe_search.gates.gate import SlotWeights
 from moe_search.training.lowering.batch import Batch
@@ -273,11 +274,11 @@ def run_head(model: nn.Module, tasks: Tasks, batch: Batch, mixture: Tensor) -> T
 def _open_chunk(model: nn.Module, tasks: Tasks, batch: Batch, start: int) -> Chunk:
     """Run ``model`` once, and listen to its layer and the gates of it."""
     moe = tasks.moe
-    routings: dict[nn.Module, tuple[Tensor, Autocast]] = {}
-    calls: list[tuple[Tensor, list[tuple[Tensor, Autocast]], Tensor]] = []
+    routings: dict[nn.Module, tuple[SlotWeights, Autocast]] = {}
+    calls: list[tuple[Tensor, list[tuple[SlotWeights, Autocast]], Tensor]] = []
 
     def listen_to_gate(gate: nn.Module, _: tuple[Any, ...], routing: SlotWeights) -> None:
-        routings[gate] = routing.weights, Autocast.here(tasks.device())
+        routings[gate] = routing, Autocast.here(tasks.device())
 
     def listen(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], mixture: Tensor) -> None:
         bound = inspect.signature(moe.forward).bind(*args, **kwargs).arguments
@@ -302,10 +303,14 @@ def _open_chunk(model: nn.Module, tasks: Tasks, batch: Batch, start: int) -> Chu
             f"moe must take one row for each sample of the batch, shape {(len(batch), moe_inputs.shape[-1])}, "
             f"got shape {tuple(moe_inputs.shape)}; a search of layers whose rows are tokens takes a list of them"
         )
-    weights = at_least_single(torch.stack([weights for weights, _ in of_gates], 1).flatten(0, 1))
-    autocast = of_gates[0][1]
+    weights = at_least_single(torch.stack([routing.weights for routing, _ in of_gates], 1).flatten(0, 1))
+    first, autocast = of_gates[0]
+    # Padding may hold any numbers, and its output is 0.
+    moe_inputs = rows_of(moe_inputs, first.mask)
     with autocast.again():
         shared = tasks.shared_outputs(moe_inputs)
+    if shared is not None:
+        shared = like_rows(shared, moe_inputs, first.mask)
     return Chunk(
         start,
         batch,

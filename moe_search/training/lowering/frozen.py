@@ -34,6 +34,8 @@ def frozen(model: nn.Module) -> Iterator[None]:
     try:
         with (
             as_written(),
+            # Gradients may be turned on within, which inference mode knows none of.
+            torch.inference_mode(False),
             torch.no_grad(),
             torch.random.fork_rng(devices=[device.index or 0 for device in devices], device_type=kind),
         ):

@@ -137,9 +137,10 @@ def sequence_losses(loss: Loss, outputs: Tensor, targets: Tensor) -> tuple[NDArr
     if not bool(counted.any()):
         return np.zeros(len(targets)), np.zeros(len(targets))
     outputs, targets = at_least_single(outputs), at_least_single(targets)
-    mean = float(loss(outputs, targets))
-    tolerance = torch.finfo(outputs.dtype).eps ** 0.5
-    if of_tokens and _without_first(loss, outputs, targets, mean):
+    of_batch = loss(outputs, targets)
+    mean, eps = float(of_batch), torch.finfo(of_batch.dtype).eps
+    tolerance = eps**0.5
+    if of_tokens and _without_first(loss, outputs, targets, mean, 8 * eps):
         counted = counted[:, 1:]
     counts = counted.sum(1).double().cpu().numpy()
     if not counts.any():
@@ -173,13 +174,12 @@ def losses_where(counted: NDArray[np.bool_], loss: Loss, outputs: Tensor, target
     return losses
 
 
-def _without_first(loss: Loss, outputs: Tensor, targets: Tensor, mean: float) -> bool:
+def _without_first(loss: Loss, outputs: Tensor, targets: Tensor, mean: float, tolerance: float) -> bool:
     """Return whether the first target of a sequence changes nothing.
 
     The mean over many tokens hardly changes without the first ones: what is left out changes no digit of it, up to sums
     in another order.
     """
-    tolerance = 8 * torch.finfo(outputs.dtype).eps
     # Those of half of the sequences too: once, it may be by chance.
     for sequences in (len(targets), len(targets) // 2):
         without = targets.clone()

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
 
+from moe_search.gates.batch_checks import rows_of
 from moe_search.gates.expert_map import ExpertMap
 from moe_search.gates.gate import SlotWeights
 from moe_search.huggingface.mixture_layers import MoELayer
@@ -64,18 +64,18 @@ def _of_mixture(layer: MixtureOfExperts) -> TokenLayer:
     gate = layer.gate
 
     def listen(take: Take) -> Iterable[Any]:
-        routings: list[Tensor] = []
+        routings: list[SlotWeights] = []
 
         def at_gate(_: nn.Module, __: tuple[Any, ...], routing: SlotWeights) -> None:
-            routings.append(routing.weights)
+            routings.append(routing)
 
         def at_layer(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Tensor) -> Tensor:
             inputs = args[0] if args else kwargs["inputs"]
-            weights = routings.pop()
-            rows = weights.reshape(-1, *weights.shape[-2:])
+            routing = routings.pop()
+            weights = routing.weights
             if gate.expert_map.shared:
-                rows = rows.sum(1, keepdim=True)
-            return take(inputs.reshape(len(rows), -1), rows, outputs)
+                weights = weights.sum(1, keepdim=True)
+            return take(rows_of(inputs, routing.mask), weights, outputs)
 
         return gate.register_forward_hook(at_gate), layer.register_forward_hook(at_layer, with_kwargs=True)
 
@@ -91,7 +91,15 @@ def _of_transformers(layer: MoELayer) -> TokenLayer:
         slots, weight = expert_map.experts[0].argsort(), rows.new_ones(len(rows), 1)
         return torch.stack([experts(rows, slots[e].expand(len(rows), 1), weight) for e in range(n)], 1)
 
-    return TokenLayer(experts, expert_map, expert_outputs, partial(listen_to, layer))
+    def listen(take: Take) -> Iterable[Any]:
+        if map_of(layer) is not expert_map:
+            raise ValueError(
+                f"{layer.name} must be as the search found it, permute_experts or keep_experts has changed it since: "
+                "make a new search, of moe_layers(model)"
+            )
+        return listen_to(layer, take)
+
+    return TokenLayer(experts, expert_map, expert_outputs, listen)
 
 
 def listen_to(layer: MoELayer, take: Take) -> Iterable[Any]:

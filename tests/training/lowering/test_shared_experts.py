@@ -1,10 +1,14 @@
 """What all samples pass is a constant of the problem, whichever way it is lowered, and no map changes it."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from specialists import FEATURES, lowered, make, random_permutation, searching, step
 from torch import nn
+
+import moe_search as ms
 
 KINDS = {
     ("hash", "L1"): "LinearAssignment",
@@ -45,6 +49,26 @@ def test_values_are_the_true_loss_under_any_map(gate, loss, n, m):
         permutation = random_permutation(lowering.problem, rng)
         setting.expert_map.assign_permutation(permutation)
         assert lowering.problem.value(permutation) == pytest.approx(setting.true_loss(), rel=1e-9)
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_padding_may_hold_anything_and_passes_nothing(k):
+    torch.manual_seed(0)
+    shared = nn.Linear(FEATURES, 3)
+    moe = ms.MixtureOfExperts(ms.StackedExperts(4, FEATURES, 3), ms.TopK(FEATURES, 4, k), shared=shared).double()
+    inputs, mask = torch.randn(40, FEATURES, dtype=torch.float64), torch.arange(40) % 3 > 0
+    inputs[~mask] = torch.nan
+    targets = torch.randn(40, 3, dtype=torch.float64)
+    record = ms.PermutationSearch(moe, moe, loss=nn.MSELoss(), stop=ms.MaxIterations(50)).search_batches(
+        [(inputs, targets, None, None, {"mask": mask})], verify=[(inputs, targets, None, None, {"mask": mask})]
+    )
+    fresh = copy.deepcopy(moe)
+    fresh.gate.expert_map.reset_parameters()
+    loss = nn.functional.mse_loss(fresh(inputs, mask=mask), targets).item()
+    assert record.value_before == pytest.approx(loss, rel=1e-9)
+    x, y, rows = (tensor.unflatten(0, (8, 5)) for tensor in (inputs, targets, mask))
+    of_tokens = ms.lower_tokens(fresh, [fresh], x, y, nn.MSELoss(), mask=rows)
+    assert np.isfinite(of_tokens[0].first_order.cost).all()
 
 
 @pytest.mark.parametrize(("gate", "loss"), [("sigmoid-1", "squared"), ("top-2", "L1"), ("olmoe-2", "squared")])

@@ -189,6 +189,8 @@ def test_what_a_sequence_counts():
     losses, counts = sequence_losses(of_sequences, outputs, targets)
     assert counts.tolist() == [2, 2, 0, 2]
     assert losses.tolist()[2] == 0
+    # One that computes in single precision.
+    assert sequence_losses(lambda o, t: of_sequences(o.float(), t), outputs, targets)[1].tolist() == [2, 2, 0, 2]
     with pytest.raises(ValueError, match="mean over the sequences, or over the targets that are not -100"):
         sequence_losses(lambda o, t: 2 * token_loss(o, t) + 1 + o.mean(), outputs, targets)
 
