@@ -1,5 +1,6 @@
 """How the site is built: `make docs` writes it to docs/_build."""
 
+import logging
 import re
 
 import matplotlib
@@ -11,6 +12,8 @@ from sphinx.environment import BuildEnvironment
 import moe_search as ms
 
 matplotlib.use("agg")
+# That a kernel is compiled, which a new installation tells, is no output of an example.
+logging.getLogger("moe_search").setLevel(logging.ERROR)
 
 project = "moe-search"
 author = "The moe-search developers"

@@ -100,7 +100,10 @@ class LoadLimited(PermutationProblem):
         start: npt.ArrayLike | None = None,
     ) -> None:
         if not isinstance(problem, PermutationProblem):
-            raise TypeError(f"problem must be a Problem such as LinearAssignment, got {type(problem).__name__}")
+            raise TypeError(
+                "problem must be one whose solutions are permutations, such as LinearAssignment or QuadraticAssignment, "
+                f"got {type(problem).__name__}"
+            )
         inner_range = problem.value_range()
         if inner_range is None:
             raise TypeError(

@@ -159,23 +159,23 @@ def _literature(comparison: Comparison, judged: list[tuple[Scores, Ranking]]) ->
 def _article_table(
     comparison: Comparison, scores: Scores, ranking: Ranking, article: Article, shared: dict[str, Published]
 ) -> Table:
-    """Return one row for each data set that an article has: its mean deviation and time, and those of our solvers."""
+    """Return the mean deviation and time of an article for each data set that it has, and below it of our solvers."""
     means = scores.excess.groupby(level="dataset", sort=False).mean()
     last = comparison.runs.groupby(["dataset", "solver"])["seconds"].mean()
     rows = []
     for dataset, figures in shared.items():
         best = float(scores.references[dataset])
-        row = [dataset, _number(best), _percent(excess(figures.value, best)), f"{figures.minutes:g} min"]
+        published = _percent(excess(figures.value, best)), f"{figures.minutes:g} min"
+        rows.append((dataset, _number(best), article.algorithm, *published))
         for solver in ranking.mean_ranks:
-            row += [_percent(means.loc[dataset, solver]), f"{last[dataset, solver]:.3g} s"]
-        rows.append(tuple(row))
-    ours = [f"{solver}: {what}" for solver in ranking.mean_ranks for what in ("mean deviation", "last improvement")]
-    columns = ("data set", "best known", f"{article.algorithm}: mean deviation", "time", *ours)
+            rows.append(("", "", solver, _percent(means.loc[dataset, solver]), f"{last[dataset, solver]:.3g} s"))
+    lines = tuple(range(len(ranking.mean_ranks), len(rows) - 1, 1 + len(ranking.mean_ranks)))
     note = (
         f"{article.algorithm}: {article.source}. {article.setting}. Ours: the mean over all runs of "
         f"{comparison.seconds:g} s, and of the second in which a run improved last."
     )
-    return Table(f"Beside {article.algorithm}", columns, tuple(rows), note=note)
+    columns = ("data set", "best known", "solver", "mean deviation", "time")
+    return Table(f"Beside {article.algorithm}", columns, tuple(rows), lines, note)
 
 
 def _styles(comparison: Comparison) -> dict[str, int]:

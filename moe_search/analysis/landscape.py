@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from moe_search.checks import require_integer
+from moe_search.problems.arrays import numeric_array
 from moe_search.problems.permutation_problem import PermutationProblem
 from moe_search.solvers.engine.stop import MaxRuntime
 from moe_search.solvers.heuristic.local_search import LocalSearch
+from moe_search.solvers.heuristic.multi_start import spawned_seeds
 
 Floats = npt.NDArray[np.float64]
 
@@ -54,7 +57,10 @@ class LocalOptima:
 
 
 def sample_local_optima(
-    problem: PermutationProblem, descents: int, seed: int = 0, solver: LocalSearch | None = None
+    problem: PermutationProblem,
+    descents: int,
+    seed: int | np.random.SeedSequence = 0,
+    solver: LocalSearch | None = None,
 ) -> LocalOptima:
     """Return the local optima where descents from random permutations end.
 
@@ -62,9 +68,9 @@ def sample_local_optima(
     ----------
     problem : PermutationProblem
     descents : int
-        How many; that of number k starts from the seed ``seed + k``.
-    seed : int, default 0
-        The first seed.
+        How many.
+    seed : int or SeedSequence, default 0
+        Descent number k has the seed ``seed + k``, or the one that a sequence spawns as its k-th.
     solver : LocalSearch, optional
         What descends, without restarts; by default the first improving swap is made.
 
@@ -81,8 +87,14 @@ def sample_local_optima(
     (50, True)
     """
     require_integer("descents", descents)
+    seeds: Sequence[int | np.random.SeedSequence]
+    if isinstance(seed, np.random.SeedSequence):
+        seeds = spawned_seeds(seed, descents)
+    else:
+        first_seed = require_integer("seed, unless it is a SeedSequence,", seed, 0)
+        seeds = range(first_seed, first_seed + descents)
     descent = replace(LocalSearch() if solver is None else solver, restarts=False)
-    ends = [descent.solve(problem, MaxRuntime(math.inf), seed + k).permutation for k in range(descents)]
+    ends = [descent.solve(problem, MaxRuntime(math.inf), each).permutation for each in seeds]
     first, found = np.unique([problem.experts(p) for p in ends], axis=0, return_index=True, return_counts=True)[1:]
     values = np.array([problem.value(ends[k]) for k in first])
     order = np.argsort(values, kind="stable")
@@ -209,7 +221,7 @@ def fitness_distance(
     return FitnessDistance(values, distances, correlation)
 
 
-def random_walk(problem: PermutationProblem, steps: int, seed: int = 0) -> Floats:
+def random_walk(problem: PermutationProblem, steps: int, seed: int | np.random.SeedSequence = 0) -> Floats:
     """Return the values along a walk of random swaps, shape (steps + 1,).
 
     Examples
@@ -243,9 +255,9 @@ def autocorrelation(values: npt.ArrayLike, lags: int) -> Floats:
     """
     from scipy import signal
 
-    series = np.asarray(values, dtype=np.float64)
+    series = numeric_array("values", values, 1)
     require_integer("lags", lags)
-    if series.ndim != 1 or len(series) <= lags:
+    if len(series) <= lags:
         raise ValueError(f"values must be more than {lags}, one for each step of a walk, got shape {series.shape}")
     deviations = series - series.mean()
     if not deviations.any():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -56,6 +57,7 @@ def run_time_distribution(
     [0.0, 0.2, 0.4]
     """
     require_choice("unit", unit, ("seconds", "iterations"))
+    require_number("target", target, -math.inf)
     _require_runs(results)
     times, ends = [], []
     for result in results:
@@ -109,7 +111,7 @@ def solution_quality_distribution(
     require_choice("unit", unit, ("seconds", "iterations"))
     require_number("time", time)
     _require_runs(results)
-    if reference == 0:
+    if require_number("reference", reference, -math.inf) == 0:
         raise ValueError("reference must not be 0, to which no quality is relative")
     qualities = []
     for result in results:

@@ -81,15 +81,15 @@ def check_picture_file(path: str | os.PathLike[str], name: str = "path") -> Path
     return check_output_file(path, name)
 
 
-def part_of(name: str, text: str) -> float:
-    """Return the part that a percentage such as 2% is, or a number below 1."""
+def part_of(name: str, text: str, others: str = "") -> float:
+    """Return the part that a percentage such as 2% is, or a number below 1; the error names `others` too."""
     is_percentage = text.endswith("%")
     try:
         part = float(text.removesuffix("%")) / (100 if is_percentage else 1)
     except ValueError:
         part = math.nan
     if not 0 <= part < (math.inf if is_percentage else 1):
-        raise ValueError(f"{name} must be a percentage such as 2%, or a part such as 0.02, got {text!r}")
+        raise ValueError(f"{name} must be {others}a percentage such as 2%, or a part such as 0.02, got {text!r}")
     return part
 
 

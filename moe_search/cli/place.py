@@ -53,7 +53,7 @@ def place(
     ] = None,
     budget: Annotated[
         str | None,
-        typer.Option(help="The most migrations: a number, or a part of the slots of all layers such as 5%."),
+        typer.Option(help="The most migrations: a whole number, or a part of all slots such as 5% or 0.05."),
     ] = None,
     tolerance: Annotated[
         str | None,
@@ -156,13 +156,8 @@ def place(
 
 
 def _migrations_of(name: str, text: str, slots: int) -> int:
-    """Return the migrations that a text allows, one at least."""
-    if text.endswith("%"):
-        most = int(part_of(name, text) * slots)
-    elif text.isdecimal():
-        most = int(text)
-    else:
-        raise ValueError(f"{name} must be a number of migrations, or a percentage such as 5%, got {text!r}")
+    """Return the migrations that a text allows, one at least: a whole number of them, or a part of the slots."""
+    most = int(text) if text.isdecimal() else int(part_of(name, text, "a number of migrations, ") * slots)
     if most == 0:
         raise ValueError(f"{name} must allow one migration at least, got {text} of {slots} slots")
     return most

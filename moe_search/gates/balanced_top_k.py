@@ -19,7 +19,7 @@ class BalancedTopK(Gate):
     Of all such choices it is the one with the largest sum of logits over the batch, solved to optimality as a
     `BalancedRouting`. With k = 1 it is the assignment of BASE layers. The weights of the slots chosen are those of
     `TopK`. In training mode, the choice of a row depends on the other rows of the batch; in eval mode each row has its
-    k largest logits, unless `greedy_eval` is False.
+    k largest logits, unless `greedy_eval` is False. So it has in searches, which look at the model in eval mode.
 
     Parameters
     ----------

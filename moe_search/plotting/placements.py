@@ -146,14 +146,14 @@ def trade_off(**families: Sequence[tuple[str, float, float]]) -> Figure:
 
 def draw_trade_off(axis: Axes, families: Mapping[str, Sequence[tuple[str, float, float]]]) -> None:
     """Draw what `trade_off` does on axes, but for the legend."""
-    # Labels of families that lie close stand above, below and beside their points.
-    places = cycle([((0, 5), "center"), ((0, -11), "center"), ((6, -3), "left")])
+    # More migrations balance better: what families that lie close have above and left, and below and right, is free.
+    places = cycle([((-4, 4), "right"), ((4, -11), "left"), ((0, -16), "center")])
     for (name, points), colour in zip(families.items(), cycle(LINES), strict=False):
         labels, moved, balance = zip(*points, strict=True)
         axis.plot(moved, balance, "o-", color=colour, markersize=4.5, linewidth=1.0, label=name)
         offset, side = next(places) if any(labels) else ((0, 0), "center")
         for label, x, y in zip(labels, moved, balance, strict=True):
-            axis.annotate(label, (x, y), offset, textcoords="offset points", ha=side, fontsize=7, color=colour)
+            axis.annotate(label, (x, y), offset, textcoords="offset points", ha=side, fontsize=8, color=colour)
     axis.set_xscale("symlog", linthresh=LINEAR_TO)
     axis.set_xlim(-LINEAR_TO / 4, 1.4)
     axis.xaxis.set_major_locator(FixedLocator([0.0, 0.001, 0.01, 0.1, 1.0]))

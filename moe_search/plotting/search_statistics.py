@@ -9,7 +9,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, PercentFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter
 from numpy.typing import ArrayLike
 
 from moe_search.plotting.palette import LINES, MUTED, RULE, STYLE, leave_base_line
@@ -96,6 +96,7 @@ def fitness_distances(values: ArrayLike, distances: ArrayLike) -> Figure:
         figure = Figure(figsize=(4.2, 3.2), layout="constrained")
         axis = figure.subplots()
         axis.plot(away, fitness, "o", color=LINES[0], alpha=0.5, markersize=4, markeredgewidth=0)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set_xlabel("slots with another expert than under the best")
         axis.set_ylabel("value")
         _finish(axis)

@@ -65,6 +65,11 @@ def test_descents_end_at_local_optima_and_most_at_large_basins():
     again = sample_local_optima(problem, 20, seed=5, solver=ms.LocalSearch("swap", "best"))
     assert again.found.sum() == 20
     assert len(sample_local_optima(problem, 1, seed=5)) == 1
+    # A sequence spawns a seed for each, the same ones again.
+    seed = np.random.SeedSequence(5)
+    two, three = sample_local_optima(problem, 20, seed), sample_local_optima(problem, 21, seed)
+    assert two.found.sum() + 1 == three.found.sum() == 21
+    assert {tuple(p) for p in two.permutations} <= {tuple(p) for p in three.permutations}
 
 
 def test_distances_count_slots_with_another_expert():
@@ -121,9 +126,14 @@ def test_a_long_walk_has_the_autocorrelation_of_the_landscape(name):
             "at most 362,880 permutations, got 3,628,800",
         ),
         (lambda: autocorrelation([1.0, 2.0], 2), r"values must be more than 2, one for each step .* shape \(2,\)"),
+        (lambda: autocorrelation([1.0, math.nan, 2.0], 1), r"values must be finite, got nan at index \(1,\)"),
         (lambda: autocorrelation([1.0, 1.0, 1.0], 1), "values must differ, got equal ones"),
         (lambda: fitness_distance(ms.random_linear(3, seed=0), [0, 1, 2]), "at least two permutations in rows"),
         (lambda: random_walk(ms.random_pairwise(1, seed=0, num_selectors=2), 5), "blocks of at least two slots"),
+        (
+            lambda: sample_local_optima(ms.random_linear(3, seed=0), 2, seed=-1),
+            "seed, unless it is a SeedSequence, must be an integer >= 0, got -1",
+        ),
         (lambda: random_walk(ms.random_linear(3, seed=0), 0), "steps must be an integer >= 1, got 0"),
     ],
 )

@@ -57,7 +57,9 @@ def test_the_quality_by_a_time():
     [
         (lambda: run_time_distribution([], 1), "results must hold at least one run, got none"),
         (lambda: run_time_distribution(RUNS, 1, "hours"), "unit must be one of seconds, iterations, got 'hours'"),
+        (lambda: run_time_distribution(RUNS, float("nan")), "target must be a finite number, got nan"),
         (lambda: solution_quality_distribution(RUNS, 1.0, 0), "reference must not be 0"),
+        (lambda: solution_quality_distribution(RUNS, 1.0, float("nan")), "reference must be a finite number, got nan"),
         (
             lambda: solution_quality_distribution([run((1.0, 5, 0))], 0.5, 5),
             "leave every run an incumbent, got 0.5 sec",

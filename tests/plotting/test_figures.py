@@ -130,6 +130,11 @@ def test_what_came_of_policies_is_drawn_where_it_is():
     assert [text.get_text() for text in axis.texts] == ["", "1%", "5%"]
     figure.canvas.draw()
     assert [label.get_text() for label in axis.get_xticklabels()] == ["0%", "0.1%", "1%", "10%", "100%"]
+    # Policies of two kinds that come to the same: their limits stand apart all the same.
+    figure = trade_off(tolerance=[("10%", 0.0076, 0.905), ("1%", 0.1, 0.94)], budget=[("1%", 0.0072, 0.908)])
+    figure.canvas.draw()
+    first, _, second = (text.get_window_extent() for text in figure.axes[0].texts)
+    assert not first.overlaps(second)
     (axis,) = over_rebalances("balance", static=[0.9, 0.8], best=[1.0, 1.0]).axes
     assert [line.get_xydata().tolist() for line in axis.lines] == [[[1, 0.9], [2, 0.8]], [[1, 1.0], [2, 1.0]]]
     (axis,) = layer_migrations([2, 0, 3]).axes
@@ -149,6 +154,7 @@ def test_distributions_are_drawn_as_steps_up_to_the_longest():
 def test_values_by_distance_and_autocorrelations():
     (axis,) = fitness_distances([5, 7], [0, 3]).axes
     assert axis.lines[0].get_xydata().tolist() == [[0, 5], [3, 7]]
+    assert all(float(tick).is_integer() for tick in axis.get_xticks())
     (axis,) = walk_autocorrelations({"a": [1.0, 0.5], "b": [1.0, 0.9]}).axes
     assert [line.get_ydata()[1] for line in axis.lines] == pytest.approx([0.5, 0.9, np.exp(-1)])
     with pytest.raises(ValueError, match=r"one shape \(solutions,\), at least one, got \(2,\) and \(1,\)"):

@@ -148,6 +148,7 @@ def sequence_losses(loss: Loss, outputs: Tensor, targets: Tensor) -> tuple[NDArr
     if not np.isfinite(mean):
         raise NonFiniteLossError(f"loss must be finite, got {mean}")
     losses = losses_where(counts > 0, loss, outputs, targets)
+    require_finite(losses)
     for weights in (counts, (counts > 0) * counts.sum() / (counts > 0).sum()):
         if abs(losses @ weights / weights.sum() - mean) <= tolerance * np.abs(losses).max():
             return losses, weights
@@ -158,20 +159,18 @@ def sequence_losses(loss: Loss, outputs: Tensor, targets: Tensor) -> tuple[NDArr
 
 
 def losses_where(counted: NDArray[np.bool_], loss: Loss, outputs: Tensor, targets: Tensor) -> NDArray[np.float64]:
-    """Return the loss of each sequence alone, shape [B], 0 for those that are not counted.
-
-    Raises
-    ------
-    NonFiniteLossError
-        If one is NaN or infinite.
-    """
+    """Return the loss of each sequence alone, shape [B], 0 for those that are not counted; it need not be finite."""
     losses = np.zeros(len(targets))
     if counted.any():
         here = torch.from_numpy(np.flatnonzero(counted)).to(outputs.device)
         losses[counted] = _each_loss(loss, at_least_single(outputs)[here], at_least_single(targets)[here])
-    if not np.isfinite(losses).all():
-        raise NonFiniteLossError(f"loss must be finite, got {losses[~np.isfinite(losses)][0]} for a sequence")
     return losses
+
+
+def require_finite(losses: NDArray[np.float64]) -> None:
+    """Raise NonFiniteLossError if a loss of sequences, or what one differs from another by, is NaN or infinite."""
+    if not np.isfinite(losses).all():
+        raise NonFiniteLossError("loss must be finite, got NaN or infinity for a sequence")
 
 
 def _without_first(loss: Loss, outputs: Tensor, targets: Tensor, mean: float, tolerance: float) -> bool:

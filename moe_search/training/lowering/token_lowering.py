@@ -371,7 +371,7 @@ def gains_of_maps(
 ) -> NDArray[np.float64]:
     """Return what sequences count, and by how much the loss of each falls under some maps, by true forwards.
 
-    Shape [1 + maps, sequences]; the layer keeps its map.
+    Shape [1 + maps, sequences], not finite where the loss under a map is not; the layer keeps its map.
     """
     kept = expert_map.experts.clone()
     found = []
@@ -406,11 +406,15 @@ def maps_nearby(expert_map: ExpertMap, count: int) -> list[NDArray[np.int64]]:
 def scaled(
     lowering: TokenLowering, permutations: Sequence[NDArray[np.int64]], gains: NDArray[np.float64]
 ) -> TokenLowering:
-    """Return a lowering whose forecasts for some maps sum up to what comes of them, as of `gains_of_maps`."""
+    """Return a lowering whose forecasts for some maps sum up to what comes of them, as of `gains_of_maps`.
+
+    Maps under which the loss is not finite are left out: no forecast comes near it.
+    """
     counts, *of_maps = gains
-    risen = -sum(gain @ counts for gain in of_maps) / counts.sum()
-    first = sum(lowering.forecast(permutation, 0.0) for permutation in permutations)
-    second = sum(lowering.forecast(permutation, 1.0) for permutation in permutations) - first
+    tried = [(p, gain) for p, gain in zip(permutations, of_maps, strict=True) if np.isfinite(gain).all()]
+    risen = -sum(gain @ counts for _, gain in tried) / counts.sum()
+    first = sum(lowering.forecast(permutation, 0.0) for permutation, _ in tried)
+    second = sum(lowering.forecast(permutation, 1.0) for permutation, _ in tried) - first
     if second <= 0:
         return lowering
     return replace(lowering, curvature=max(float((risen - first) / second), LEAST_CURVATURE))
@@ -451,7 +455,7 @@ def lower_tokens(
         The most tokens that go through the model, and through every expert, at once.
     tried : int, default 8
         How many maps of each layer, of one to eight swaps, the scale of its forecasts is measured by, with a forward
-        for each; 0 leaves it at 1, that of small changes.
+        for each; 0 leaves it at 1, that of small changes. A map under which the loss is not finite tells nothing.
     **keywords : Tensor
         What else the model takes, such as ``attention_mask``; shape [B, ...] each.
 

@@ -13,7 +13,7 @@ from moe_search.gates.expert_map import ExpertMap
 from moe_search.training.lowering.batch import Batch
 from moe_search.training.lowering.forward_pass import forward
 from moe_search.training.lowering.frozen import frozen
-from moe_search.training.lowering.losses import Loss, mean_and_error
+from moe_search.training.lowering.losses import Loss, mean_and_error, require_finite
 from moe_search.training.lowering.process_group import ALONE, Ranks
 from moe_search.training.lowering.tasks import Tasks
 from moe_search.training.lowering.token_lowering import gains_of_maps
@@ -59,7 +59,9 @@ def verify_tokens(
     """
 
     def gains_here() -> NDArray[np.float64]:
-        return gains_of_maps(model, expert_map, loss, permutations, batches, chunk_size)
+        gains = gains_of_maps(model, expert_map, loss, permutations, batches, chunk_size)
+        require_finite(gains)
+        return gains
 
     counts, *gains = np.concatenate(ranks.collect(ranks.agree(gains_here)), axis=1)
     size = int((counts > 0).sum())

@@ -7,8 +7,10 @@ from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 
 import moe_search as ms
-from moe_search.training.lowering.losses import sequence_losses
-from moe_search.training.lowering.token_lowering import maps_nearby
+from moe_search.training.lowering.batch import Batch
+from moe_search.training.lowering.losses import NonFiniteLossError, sequence_losses
+from moe_search.training.lowering.token_lowering import gains_of_maps, maps_nearby, scaled
+from moe_search.training.search.verification import verify_tokens
 
 TOKENS, WIDTH, CLASSES = 6, 5, 7
 
@@ -137,6 +139,27 @@ def test_forecasts_are_scaled_by_what_comes_of_some_maps():
         else:  # the loss falls by more than to first order
             assert sum(foretold) > sum(true)
         assert torch.equal(layer.gate.expert_map.experts, kept)
+
+
+@pytest.mark.parametrize("least", [1, 5])
+def test_maps_under_which_the_loss_is_not_finite_scale_no_forecast(least):
+    model, inputs, targets = made("top 1", sequences=60)
+    expert_map = model.layers[1].gate.expert_map
+    kept, tried = expert_map.permutation(), maps_nearby(expert_map, 5)
+    finite = [p for i, p in enumerate(tried) if i % 2 >= least or (p == kept).all()]
+
+    def loss(outputs, targets):
+        # As where a probability is rounded to 0.
+        known = any((expert_map.permutation() == p).all() for p in [kept, *finite])
+        return token_loss(outputs, targets) + (0.0 if known else float("inf"))
+
+    options = model, model.layers[1:], inputs, targets
+    [small], [large] = ms.lower_tokens(*options, token_loss, tried=0), ms.lower_tokens(*options, loss, tried=5)
+    gains = gains_of_maps(model, expert_map, token_loss, finite, [Batch(inputs, targets)], 4096)
+    assert large.curvature == scaled(small, finite, gains).curvature
+    assert (large.curvature == 1.0) == (least == 5)
+    with pytest.raises(NonFiniteLossError, match="loss must be finite, got NaN or infinity for a sequence"):
+        verify_tokens(model, expert_map, loss, tried, [Batch(inputs, targets)], 4096)
 
 
 def test_the_forecast_is_the_derivative_and_a_part_of_the_rows_is_close():
