@@ -5,21 +5,20 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from instances import INSTANCES, naive_value
 from naive import inserted, swapped
-from numba import njit
 
-from moe_search.problems.kernels import kernel_for
+from moe_search.problems.kernels import compiled, kernel_for
 from moe_search.problems.moves import commit_swap, slide, swap_delta
 
 every_class = pytest.mark.parametrize("build", INSTANCES.values(), ids=INSTANCES.keys())
 seeds = st.integers(0, 2**32 - 1)
 
 
-@njit(cache=True)
+@compiled
 def compiled_swap_delta(state, a, b):
     return swap_delta(state, a, b)
 
 
-@njit(cache=True)
+@compiled
 def compiled_commit_swap(state, a, b):
     commit_swap(state, a, b)
 

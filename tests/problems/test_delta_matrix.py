@@ -5,14 +5,13 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from instances import INSTANCES, naive_value
 from naive import swapped
-from numba import njit
 
 from moe_search.problems import QuadraticAssignment, dense_quadratic, random_mixture
-from moe_search.problems.kernels import kernel_for
+from moe_search.problems.kernels import compiled, kernel_for
 from moe_search.problems.moves import commit_swap_and_deltas, fill_deltas, fill_potential, swap_delta
 
 
-@njit(cache=True)
+@compiled
 def fill(state, matrix, block_size):
     fill_potential(state, matrix, 0, 2)
     fill_potential(state, matrix, 2, state.permutation.shape[0])
@@ -20,12 +19,12 @@ def fill(state, matrix, block_size):
     fill_deltas(state, matrix, block_size, 3, state.permutation.shape[0])
 
 
-@njit(cache=True)
+@compiled
 def commit(state, matrix, block_size, a, b):
     commit_swap_and_deltas(state, matrix, block_size, a, b)
 
 
-@njit(cache=True)
+@compiled
 def one_delta(state, a, b):
     return swap_delta(state, a, b)
 
