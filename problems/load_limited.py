@@ -101,7 +101,7 @@ class LoadLimited(PermutationProblem):
     ) -> None:
         if not isinstance(problem, PermutationProblem):
             raise TypeError(
-                "problem must be one whose solutions are permutations, such as LinearAssignment or QuadraticAssignment, "
+                "problem must be one whose solutions are permutations, such as LinearAssignment, "
                 f"got {type(problem).__name__}"
             )
         inner_range = problem.value_range()
