@@ -35,7 +35,7 @@ class CoActivation(Problem):
     cluster : Cluster
         The devices, which have as many slots as there are experts.
     tokens : array_like of int, shape (tokens, chosen) or (layers, tokens, chosen), optional
-        The experts that every token chose, each once.
+        The experts that every token chose, each once. An expert that none chose has a slot all the same, and no load.
     pairs : array_like, shape (experts, experts) or (layers, experts, experts), optional
         How many tokens chose both of two experts; on the diagonal how many chose one. It is given instead of `tokens`.
     load : array_like, shape (experts,), (layers, experts) or (windows, layers, experts), optional

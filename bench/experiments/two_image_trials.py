@@ -127,11 +127,9 @@ def load(settings: TwoImageSettings, seed: int) -> DataTensors:
     counts = (sizes.num_train, sizes.num_validation, sizes.num_test)
     if settings.source == "digits":
         canvases = load_two_digits(*counts, canvas=sizes.canvas, seed=seed)
-    elif settings.source == "mnist":
-        place = settings.path or "."
-        canvases = load_two_mnist(*counts, canvas=sizes.canvas, shrink=settings.shrink, seed=seed, path=place)
     else:
-        canvases = load_two_fashion(*counts, canvas=sizes.canvas, shrink=settings.shrink, seed=seed, path=settings.path)
+        load_two = load_two_mnist if settings.source == "mnist" else load_two_fashion
+        canvases = load_two(*counts, canvas=sizes.canvas, shrink=settings.shrink, seed=seed, path=settings.path)
     return to_tensors(canvases, torch.device("cpu"))
 
 

@@ -43,6 +43,4 @@ axis.set_title("Balance against migrations", loc="left")
 followed = {str(each.policy): each.balance for each in played.outcomes[:3]}
 followed[str(played.advised.policy)] = played.advised.balance
 followed["the same, as planned"] = played.advised.planned
-plt.figure(
-    ms.plotting.over_rebalances("balance on the next window", **followed)
-)
+plt.figure(ms.plotting.over_rebalances("balance", **followed))
