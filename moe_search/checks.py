@@ -27,11 +27,11 @@ def require_integer(name: str, value: Any, least: int = 1) -> int:
     return integer
 
 
-def require_n_jobs(value: Any) -> None:
+def require_n_jobs(value: Any, name: str = "n_jobs") -> None:
     """Raise TypeError or ValueError unless `value` is a number of workers as joblib counts them."""
     # No machine has as many processors.
-    if require_integer("n_jobs", value, -(2**31)) == 0:
-        raise ValueError("n_jobs must be positive, or negative to count from the number of processors, got 0")
+    if require_integer(name, value, -(2**31)) == 0:
+        raise ValueError(f"{name} must be positive, or negative to count from the number of processors, got 0")
 
 
 def require_number(name: str, value: Any, least: float = 0.0, *, strict: bool = False, finite: bool = True) -> float:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from moe_search.checks import require_choice, require_n_jobs
 from moe_search.cli.arguments import INTERRUPTED, Seed, check_output_file, one_line_errors
 
 if TYPE_CHECKING:
@@ -66,8 +67,7 @@ def solve(
             raise ValueError("--target must be a number, got nan")
         if seed < 0:
             raise ValueError(f"--seed must be 0 or more, got {seed}")
-        if jobs == 0:
-            raise ValueError("--jobs must be positive, or negative to count from the number of processors, got 0")
+        require_n_jobs(jobs, "--jobs")
         if json is not None:
             check_output_file(json, "--json")
         for path in (file, initial):
@@ -95,7 +95,6 @@ def solver_named(name: str) -> Solver | None:
     if name == "auto":
         return None
     from moe_search import solvers
-    from moe_search.checks import require_choice
 
     kinds = solver_kinds()
     name = _command_line_name(name)
