@@ -22,7 +22,7 @@ from moe_search.solvers.bounds.linear_assignment import empty_duals
 from moe_search.solvers.bounds.semidefinite import semidefinite, semidefinite_bound
 from moe_search.solvers.engine.background import count_workers
 from moe_search.solvers.engine.result import Incumbent, Result
-from moe_search.solvers.engine.run import SLICE_SECONDS, Run, Slice
+from moe_search.solvers.engine.run import Run, Slice
 from moe_search.solvers.engine.solver import Solver
 from moe_search.solvers.engine.stop import AnyOf, MaxIterations, MaxRuntime, Progress
 from moe_search.solvers.exact.branching import empty_tree
@@ -32,6 +32,8 @@ from moe_search.solvers.exact.symmetry import Symmetry, seats_of_experts, symmet
 
 # A node takes some nanoseconds for each of these; more would break a limit of time.
 NODE_OPERATIONS = 10_000_000
+# About; no run depends on it for longer than its first slice.
+OPERATIONS_A_SECOND = 1_000_000_000
 # Up to here the first dive of the tree finds an incumbent that is about as good: a tabu search before it would visit up
 # to a third fewer nodes and take longer than they do, not counting that it has to be compiled.
 DIVE_UP_TO = math.factorial(12)
@@ -159,7 +161,12 @@ class BranchAndBound(Solver):
 
             if not run.interrupted:
                 run.stop = AnyOf(MaxRuntime(seconds - last), run.stop)
-                run.loop(advance, unit, slice_seconds=SLICE_SECONDS if workers == 1 else SHARED_SLICE_SECONDS)
+                if workers == 1:
+                    run.loop(advance, unit)
+                else:
+                    # Short slices to begin with, as a single thread has them, would leave nothing to share.
+                    first = min(SHARED_SLICE_SECONDS, max(seconds - last - run.clock.seconds(), 0.0))
+                    run.loop(advance, unit, int(first * OPERATIONS_A_SECOND), SHARED_SLICE_SECONDS)
         if run.interrupted:
             subtrees.take_in_all()
             run.incumbent[:] = subtrees.incumbent

@@ -13,12 +13,14 @@ from moe_search.solvers.exact.branching import BEST, STEP, Tree, branch_slice, o
 
 # So many parts keep some processors busy from one exchange of incumbents to the next.
 PARTS = 32
-# What a part does between two exchanges, some milliseconds, beside which handing it to a thread takes nothing. A tree
-# that is searched within the first round is never split. Where the tree finds the first incumbents itself that round is
-# longer, since parts learn only at its end what others have found.
-ROUND_OPERATIONS, FIRST_OPERATIONS = 16_000_000, 40_000_000
-# A tree with fewer free slots than this is not worth to be split off.
-LEAST_FREE = 7
+# What a part does between two exchanges, some milliseconds, beside which handing it to a thread takes nothing; at the
+# end of a round threads wait for each other, hence no more.
+ROUND_OPERATIONS = 8_000_000
+# What is done before the tree is split; one that is searched by then never is. Where the tree finds the first incumbents
+# itself that is longer, since parts learn only at the end of a round what others have found.
+FIRST_OPERATIONS, DIVE_OPERATIONS = 4_000_000, 40_000_000
+# A tree with fewer free slots than this has some tens of nodes and is not worth to be split off.
+LEAST_FREE = 9
 # What all parts only read.
 READ_ONLY = frozenset({"slot_maps", "seat_maps", "slot_twin", "seat_twin"})
 
@@ -113,8 +115,8 @@ class Subtrees:
         dives: bool,
     ) -> None:
         self.quota = max(ROUND_OPERATIONS // operations, 1)
-        first = max(FIRST_OPERATIONS // operations, 1) if dives else self.quota
-        self.parts = [Part(costs, tree, first)]
+        first = DIVE_OPERATIONS if dives else FIRST_OPERATIONS
+        self.parts = [Part(costs, tree, max(first // operations, 1))]
         self.at_once = at_once
         self.incumbent: npt.NDArray[np.int64] = tree.incumbent.copy()
         self.best = tree.totals[BEST]
@@ -181,5 +183,8 @@ class Subtrees:
             part.tree.children[depths[largest]] -= other.tree.children[depths[largest]]
             depths[largest] = part.open_depth()
             depths.append(self.parts[-1].open_depth())
+        # Largest first: what threads wait for at the end is then short.
+        by_depth = sorted(range(len(self.parts)), key=depths.__getitem__)
+        self.parts = [self.parts[x] for x in by_depth]
         for part in self.parts:
             part.left = self.quota

@@ -239,7 +239,7 @@ def test_stopped_early_it_has_the_semidefinite_bound(monkeypatch):
 @pytest.mark.parametrize("name", ["quadratic", "float", "pairwise"])
 def test_threads_change_nothing(name, monkeypatch):
     # Rounds of some nodes, so that a small tree is split all the time, and the first incumbents come from the tree.
-    monkeypatch.setattr(subtrees, "FIRST_OPERATIONS", 0)
+    monkeypatch.setattr(subtrees, "DIVE_OPERATIONS", 0)
     monkeypatch.setattr(subtrees, "ROUND_OPERATIONS", 20_000)
     monkeypatch.setattr(subtrees, "LEAST_FREE", 2)
     problem = {
@@ -262,7 +262,9 @@ def test_threads_change_nothing(name, monkeypatch):
 
 
 def test_ctrl_c_ends_all_threads_and_keeps_the_incumbent(monkeypatch):
-    monkeypatch.setattr(subtrees, "FIRST_OPERATIONS", 0)
+    monkeypatch.setattr(subtrees, "DIVE_OPERATIONS", 0)
+    # A slice as short as the first of one thread, so that incumbents are shown before the end.
+    monkeypatch.setattr(branch_and_bound, "OPERATIONS_A_SECOND", 0)
     shown = []
 
     def interrupt(incumbent):
@@ -278,7 +280,7 @@ def test_ctrl_c_ends_all_threads_and_keeps_the_incumbent(monkeypatch):
 
 
 def test_ctrl_c_while_the_tree_is_split_loses_no_child(monkeypatch):
-    monkeypatch.setattr(subtrees, "FIRST_OPERATIONS", 0)
+    monkeypatch.setattr(subtrees, "DIVE_OPERATIONS", 0)
     split, waiting = subtrees.Part.split, []
 
     def interrupted(part, depth):
