@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,15 +10,15 @@ import numpy.typing as npt
 from numba import types
 
 from moe_search.problems.arrays import largest_magnitude, read_only
-from moe_search.problems.kernels import compiled, kernel, resolved
+from moe_search.problems.kernels import compiled, in_place, kernel, resolved
 from moe_search.problems.moves import (
-    DeltaMatrix,
     commit_swap,
     commit_swap_and_deltas,
     empty_delta_matrix,
     exchange_seats,
     fill_deltas,
     fill_potential,
+    find_least,
     swap_delta,
 )
 from moe_search.problems.permutation_problem import Permutation, inverse
@@ -26,6 +27,9 @@ from moe_search.problems.permutation_problem import Permutation, inverse
 # takes to deliver the rows. In 8 bits, at 512, 1,024 and 2,048 facilities, local search is 1.8, 2.2 and 3.2 times as
 # fast and annealing 3 to 7 times. Smaller problems stay with the kernels of one type.
 NARROW_FROM = 512
+# So many updates of rank one are added to the potential at a time. It is read and written once for them all, which
+# decides where it is beyond the cache, and they are added four by four.
+UPDATES = 4
 
 
 class DenseArrays(NamedTuple):
@@ -52,9 +56,15 @@ class DenseArrays(NamedTuple):
             p, inverse(p), self.flow, flow_transposed, permuted, permuted_transposed, self.linear
         )
 
-    def delta_matrix(self) -> DeltaMatrix:
+    def delta_matrix(self) -> DenseDeltaMatrix:
         """Return the arrays for the deltas of all swaps, with a potential."""
-        return empty_delta_matrix(len(self.flow), self.delta_dtype, with_potential=True)
+        size, dtype = len(self.flow), self.delta_dtype
+        deltas, least, _, scratch = empty_delta_matrix(size, dtype, scratch=5)
+        updates = np.zeros((2, UPDATES, size), dtype=dtype)
+        pending = np.zeros(1, dtype=np.int64)
+        return DenseDeltaMatrix(
+            deltas, least, np.zeros((size, size), dtype=dtype), least.copy(), updates, pending, scratch
+        )
 
     @property
     def fill_cost(self) -> int:
@@ -234,118 +244,152 @@ def _general_commit_swap(state: GeneralQuadraticState, a: int, b: int) -> None:
     exchange_seats(state.permutation, state.order, a, b)
 
 
-# All swap deltas are kept up to date in O(1) each. With C the permuted distances, facility i would pay the potential
-# ``K[i, j] = sum_k A[i, k] C[j, k] + A[k, i] C[k, j]``, and its linear cost, at the location of j. A swap has the delta
-# ``K[i, j] + K[j, i] - K[i, i] - K[j, j] + (A[i, j] + A[j, i]) (C[i, j] + C[j, i])``. A committed swap of a and b adds
-# a matrix of rank one (symmetric) or two to K, exchanges its columns a and b up to a correction, and changes the other
-# deltas by ``-(x_i - x_j) (y_i - y_j)``, which is Taillard's update; the deltas with a and b follow from K.
+class DenseDeltaMatrix(NamedTuple):
+    """The deltas of all swaps (see `DeltaMatrix`) and what brings them up to date."""
+
+    deltas: npt.NDArray[Any]
+    least: npt.NDArray[Any]
+    potential: npt.NDArray[Any]  # (n, n): by facility and location, without the pending updates
+    own: npt.NDArray[Any]  # (n,): the potential of every facility at its own location, with them
+    updates: npt.NDArray[Any]  # (2, UPDATES, n): the two vectors of each pending update
+    pending: npt.NDArray[np.int64]  # (1,): number of pending updates
+    scratch: npt.NDArray[Any]  # (5, n)
+
+
+# All swap deltas are kept up to date in O(1) each. Facility i would pay the potential ``K[i, l] = sum_k A[i, k] D[l,
+# p(k)] + A[k, i] D[p(k), l]``, and its linear cost, at location l. With C the permuted distances, a swap has the delta
+# ``K[i, p(j)] + K[j, p(i)] - K[i, p(i)] - K[j, p(j)] + (A[i, j] + A[j, i]) (C[i, j] + C[j, i])``. A committed swap of a
+# and b adds a matrix of rank one (symmetric) or two to K, and changes the other deltas by ``-(x_i - x_j) (y_i - y_j)``,
+# which is Taillard's update; the deltas with a and b follow from two rows and two columns of K, which take in what is
+# pending.
 
 
 @kernel(fill_potential, SymmetricQuadraticState)
-def _symmetric_potential(state: SymmetricQuadraticState, matrix: DeltaMatrix, first: int, last: int) -> None:
-    matrix.potential[first:last] = 0
-    add_products(matrix.potential, state.flow, state.distance, state.factor, first, last)
-    add_linear(matrix.potential, state.linear, state.permutation, first, last)
+def _symmetric_potential(state: SymmetricQuadraticState, matrix: DenseDeltaMatrix, first: int, last: int) -> None:
+    begin_rows(matrix, state.linear, first, last)
+    add_products(matrix.potential, state.flow, state.distance, state.permutation, state.factor, first, last)
+    find_own(matrix, state.permutation, first, last)
 
 
 @kernel(fill_potential, GeneralQuadraticState)
-def _general_potential(state: GeneralQuadraticState, matrix: DeltaMatrix, first: int, last: int) -> None:
-    matrix.potential[first:last] = 0
-    add_products(matrix.potential, state.flow, state.distance, 1, first, last)
-    add_products(matrix.potential, state.flow_transposed, state.distance_transposed, 1, first, last)
-    add_linear(matrix.potential, state.linear, state.permutation, first, last)
+def _general_potential(state: GeneralQuadraticState, matrix: DenseDeltaMatrix, first: int, last: int) -> None:
+    begin_rows(matrix, state.linear, first, last)
+    add_products(matrix.potential, state.flow, state.distance, state.permutation, 1, first, last)
+    add_products(matrix.potential, state.flow_transposed, state.distance_transposed, state.permutation, 1, first, last)
+    find_own(matrix, state.permutation, first, last)
 
 
 @kernel(fill_deltas, SymmetricQuadraticState)
 def _symmetric_fill(
-    state: SymmetricQuadraticState, matrix: DeltaMatrix, block_size: int, first: int, last: int
+    state: SymmetricQuadraticState, matrix: DenseDeltaMatrix, block_size: int, first: int, last: int
 ) -> None:
+    deltas_of_i, row = matrix.scratch[0], matrix.scratch[1]
     for i in range(first, last):
-        row_of_deltas(matrix.deltas, matrix.potential, state.flow, state.distance, state.factor, i)
+        collect(matrix.potential, matrix.updates, 0, matrix.own, state.permutation, i, row, deltas_of_i)
+        add_pairs(deltas_of_i, matrix.own, state.flow, state.distance, state.factor, i)
+        set_row(matrix.deltas, matrix.least, deltas_of_i, i)
 
 
 @kernel(fill_deltas, GeneralQuadraticState)
-def _general_fill(state: GeneralQuadraticState, matrix: DeltaMatrix, block_size: int, first: int, last: int) -> None:
+def _general_fill(
+    state: GeneralQuadraticState, matrix: DenseDeltaMatrix, block_size: int, first: int, last: int
+) -> None:
+    deltas_of_i, row = matrix.scratch[0], matrix.scratch[1]
     for i in range(first, last):
-        general_row_of_deltas(matrix.deltas, matrix.potential, state.flow, state.distance, i)
+        collect(matrix.potential, matrix.updates, 0, matrix.own, state.permutation, i, row, deltas_of_i)
+        add_general_pairs(deltas_of_i, matrix.own, state.flow, state.distance, i)
+        set_row(matrix.deltas, matrix.least, deltas_of_i, i)
 
 
 @kernel(commit_swap_and_deltas, SymmetricQuadraticState)
-def _symmetric_commit(state: SymmetricQuadraticState, matrix: DeltaMatrix, block_size: int, a: int, b: int) -> None:
-    deltas, potential, flow, distance = matrix.deltas, matrix.potential, state.flow, state.distance
-    x, y = matrix.scratch[0], matrix.scratch[1]
-    difference(x, flow, a, b, state.factor)
-    difference(y, distance, b, a, 1)
-    # What the exchange of the columns leaves to correct; the columns themselves take no part in the update.
-    pair = x.dtype.type(distance[a, b])
-    y[a] = 0
-    y[b] = 0
-    add_rank_one(potential, x, y)
-    exchange_columns(potential, x, a, b, pair, pair)
-    subtract_differences(deltas, x, y)
+def _symmetric_commit(
+    state: SymmetricQuadraticState, matrix: DenseDeltaMatrix, block_size: int, a: int, b: int
+) -> None:
+    deltas, least = matrix.deltas, matrix.least
+    y, of_a, of_b, row = matrix.scratch[0], matrix.scratch[1], matrix.scratch[2], matrix.scratch[3]
+    x = matrix.updates[0, matrix.pending[0]]
+    difference(x, state.flow, a, b, state.factor)
+    difference(y, state.distance, b, a, 1)
+    add_update(matrix.updates, matrix.pending, matrix.own, state.permutation, y)
     commit_swap(state, a, b)
-    row_of_deltas(deltas, potential, flow, distance, state.factor, a)
-    row_of_deltas(deltas, potential, flow, distance, state.factor, b)
+    for i, of_i in ((a, of_a), (b, of_b)):
+        collect(matrix.potential, matrix.updates, matrix.pending[0], matrix.own, state.permutation, i, row, of_i)
+    add_pairs(of_a, matrix.own, state.flow, state.distance, state.factor, a)
+    add_pairs(of_b, matrix.own, state.flow, state.distance, state.factor, b)
+    update_rows(deltas, least, x, y, of_a, of_b, a, b)
+    add_updates(matrix.potential, matrix.updates, matrix.pending)
 
 
 @kernel(commit_swap_and_deltas, GeneralQuadraticState)
-def _general_commit(state: GeneralQuadraticState, matrix: DeltaMatrix, block_size: int, a: int, b: int) -> None:
-    deltas, potential, flow, distance = matrix.deltas, matrix.potential, state.flow, state.distance
-    x, y, u, v = matrix.scratch[0], matrix.scratch[1], matrix.scratch[2], matrix.scratch[3]
+def _general_commit(state: GeneralQuadraticState, matrix: DenseDeltaMatrix, block_size: int, a: int, b: int) -> None:
+    deltas, least = matrix.deltas, matrix.least
+    y, of_a, of_b, row, v = (
+        matrix.scratch[0],
+        matrix.scratch[1],
+        matrix.scratch[2],
+        matrix.scratch[3],
+        matrix.scratch[4],
+    )
+    x, u = matrix.updates[0, matrix.pending[0]], matrix.updates[0, matrix.pending[0] + 1]
     difference(x, state.flow_transposed, a, b, 1)
     difference(y, state.distance_transposed, b, a, 1)
-    difference(u, flow, a, b, 1)
-    difference(v, distance, b, a, 1)
-    forth = x.dtype.type(distance[a, b])
-    back = x.dtype.type(distance[b, a])
-    for each in (y, v):
-        each[a] = 0
-        each[b] = 0
-    add_rank_one(potential, x, y)
-    add_rank_one(potential, u, v)
-    exchange_columns(potential, x, a, b, back, forth)
-    correct_columns(potential, u, a, b, forth, back)
-    subtract_differences(deltas, x, y)
-    subtract_differences(deltas, u, v)
+    difference(u, state.flow, a, b, 1)
+    difference(v, state.distance, b, a, 1)
+    add_update(matrix.updates, matrix.pending, matrix.own, state.permutation, y)
+    add_update(matrix.updates, matrix.pending, matrix.own, state.permutation, v)
     commit_swap(state, a, b)
-    general_row_of_deltas(deltas, potential, flow, distance, a)
-    general_row_of_deltas(deltas, potential, flow, distance, b)
+    for i, of_i in ((a, of_a), (b, of_b)):
+        collect(matrix.potential, matrix.updates, matrix.pending[0], matrix.own, state.permutation, i, row, of_i)
+    add_general_pairs(of_a, matrix.own, state.flow, state.distance, a)
+    add_general_pairs(of_b, matrix.own, state.flow, state.distance, b)
+    subtract_differences(deltas, u, v)
+    update_rows(deltas, least, x, y, of_a, of_b, a, b)
+    add_updates(matrix.potential, matrix.updates, matrix.pending)
+
+
+def begin_rows(matrix: DenseDeltaMatrix, linear: Any, first: int, last: int) -> None:
+    """Set rows first .. last - 1 of the potential to the linear costs, zero for an empty vector; nothing is pending."""
+    _begin_with_zeros(matrix, linear, first, last) if linear.ndim == 1 else _begin_with_linear(
+        matrix, linear, first, last
+    )
+
+
+def _begin_with_zeros(matrix: DenseDeltaMatrix, linear: Any, first: int, last: int) -> None:
+    matrix.pending[0] = 0
+    matrix.potential[first:last] = 0
+
+
+def _begin_with_linear(matrix: DenseDeltaMatrix, linear: Any, first: int, last: int) -> None:
+    matrix.pending[0] = 0
+    matrix.potential[first:last] = linear[first:last]
+
+
+@resolved(begin_rows)
+def _resolve_begin_rows(matrix: DenseDeltaMatrix, linear: Any, first: int, last: int) -> Any:
+    return _begin_with_zeros if linear.ndim == 1 else _begin_with_linear
 
 
 @compiled
-def add_products(potential: Any, a: Any, c: Any, factor: int, first: int, last: int) -> None:
-    """Add rows first .. last - 1 of ``factor * a @ c.T``."""
+def add_products(potential: Any, a: Any, c: Any, permutation: Any, factor: int, first: int, last: int) -> None:
+    """Add rows first .. last - 1 of ``factor * a @ c.T``, columns in the order of locations."""
     cast = potential.dtype.type
     for i in range(first, last):
         for j in range(a.shape[0]):
             total = cast(0)
             for k in range(a.shape[0]):
                 total = cast(total + cast(cast(a[i, k]) * cast(c[j, k])))
-            potential[i, j] = cast(potential[i, j] + cast(total * cast(factor)))
+            location = permutation[j]
+            potential[i, location] = cast(potential[i, location] + cast(total * cast(factor)))
 
 
-def add_linear(potential: Any, linear: Any, permutation: Any, first: int, last: int) -> None:
-    """Add the linear cost of every facility at the location of every other; nothing for an empty vector."""
-    if linear.ndim == 2:
-        _add_linear(potential, linear, permutation, first, last)
-
-
-def _add_no_linear(potential: Any, linear: Any, permutation: Any, first: int, last: int) -> None:
-    pass
-
-
-def _add_linear(potential: Any, linear: Any, permutation: Any, first: int, last: int) -> None:
+@in_place
+def find_own(matrix: DenseDeltaMatrix, permutation: Any, first: int, last: int) -> None:
+    """Take facilities first .. last - 1 out of the potential, each at its own location."""
     for i in range(first, last):
-        for j in range(permutation.shape[0]):
-            potential[i, j] = potential.dtype.type(potential[i, j] + linear[i, permutation[j]])
+        matrix.own[i] = matrix.potential[i, permutation[i]]
 
 
-@resolved(add_linear)
-def _resolve_add_linear(potential: Any, linear: Any, permutation: Any, first: int, last: int) -> Any:
-    return _add_no_linear if linear.ndim == 1 else _add_linear
-
-
-@compiled
+@in_place
 def difference(x: Any, matrix: Any, a: int, b: int, factor: int) -> None:
     """Write ``factor * (matrix[a] - matrix[b])``."""
     cast = x.dtype.type
@@ -353,38 +397,84 @@ def difference(x: Any, matrix: Any, a: int, b: int, factor: int) -> None:
         x[k] = cast(cast(cast(matrix[a, k]) - cast(matrix[b, k])) * cast(factor))
 
 
-@compiled
-def add_rank_one(potential: Any, x: Any, y: Any) -> None:
-    """Add ``x_i y_j``."""
+@in_place
+def add_update(updates: Any, pending: Any, own: Any, permutation: Any, y: Any) -> None:
+    """Make an update pending: the next vector by facility is written, `y` is the other one before the swap."""
+    t = pending[0]
+    cast = own.dtype.type
+    for k in range(y.shape[0]):
+        updates[1, t, permutation[k]] = y[k]
+        own[k] = cast(own[k] + cast(updates[0, t, k] * y[k]))
+    pending[0] = t + 1
+
+
+@in_place
+def add_updates(potential: Any, updates: Any, pending: Any) -> None:
+    """Add the pending updates to the potential if there is no room for more."""
+    if pending[0] < UPDATES:
+        return
+    pending[0] = 0
     cast = potential.dtype.type
     for i in range(potential.shape[0]):
-        for j in range(potential.shape[0]):
-            potential[i, j] = cast(potential[i, j] + cast(x[i] * y[j]))
+        for t in range(0, UPDATES, 4):
+            x0, x1 = updates[0, t, i], updates[0, t + 1, i]
+            x2, x3 = updates[0, t + 2, i], updates[0, t + 3, i]
+            for j in range(potential.shape[0]):
+                first = cast(cast(x0 * updates[1, t, j]) + cast(x1 * updates[1, t + 1, j]))
+                second = cast(cast(x2 * updates[1, t + 2, j]) + cast(x3 * updates[1, t + 3, j]))
+                potential[i, j] = cast(potential[i, j] + cast(first + second))
 
 
-@compiled
-def exchange_columns(potential: Any, x: Any, a: int, b: int, back: Any, forth: Any) -> None:
-    """Exchange columns a and b, corrected by what the two facilities pay each other."""
+@in_place
+def collect(
+    potential: Any, updates: Any, pending: int, own: Any, permutation: Any, i: int, row: Any, target: Any
+) -> None:
+    """Write ``K[i, p(j)] + K[j, p(i)]`` for every j, what is pending included, and find what slot i pays itself."""
+    location = permutation[i]
     cast = potential.dtype.type
-    for i in range(potential.shape[0]):
-        potential[i, a], potential[i, b] = (
-            cast(potential[i, b] - cast(x[i] * back)),
-            cast(potential[i, a] + cast(x[i] * forth)),
-        )
+    for k in range(row.shape[0]):
+        row[k] = potential[i, k]
+        target[k] = potential[k, location]
+    for t in range(pending):
+        x, z = updates[0, t, i], updates[1, t, location]
+        for k in range(row.shape[0]):
+            row[k] = cast(row[k] + cast(x * updates[1, t, k]))
+            target[k] = cast(target[k] + cast(updates[0, t, k] * z))
+    own[i] = row[location]
+    for k in range(row.shape[0]):
+        target[k] = cast(target[k] + row[permutation[k]])
 
 
-@compiled
-def correct_columns(potential: Any, u: Any, a: int, b: int, forth: Any, back: Any) -> None:
-    """Correct columns a and b by the second half of an asymmetric problem."""
-    cast = potential.dtype.type
-    for i in range(potential.shape[0]):
-        potential[i, a] = cast(potential[i, a] - cast(u[i] * forth))
-        potential[i, b] = cast(potential[i, b] + cast(u[i] * back))
+@in_place
+def add_pairs(of_i: Any, own: Any, flow: Any, distance: Any, factor: int, i: int) -> None:
+    """Turn the potentials collected for slot i of a symmetric problem into the deltas of all swaps with it."""
+    cast = own.dtype.type
+    for j in range(flow.shape[0]):
+        pair = cast(cast(cast(flow[i, j]) * cast(distance[i, j])) * cast(2 * factor))
+        of_i[j] = cast(cast(pair + of_i[j]) - cast(own[i] + own[j]))
 
 
-@compiled
+@in_place
+def add_general_pairs(of_i: Any, own: Any, flow: Any, distance: Any, i: int) -> None:
+    """Turn the potentials collected for slot i of an asymmetric problem into the deltas of all swaps with it."""
+    cast = own.dtype.type
+    for j in range(flow.shape[0]):
+        flows = cast(cast(flow[i, j]) + cast(flow[j, i]))
+        pair = cast(flows * cast(cast(distance[i, j]) + cast(distance[j, i])))
+        of_i[j] = cast(cast(pair + of_i[j]) - cast(own[i] + own[j]))
+
+
+@in_place
+def set_row(deltas: Any, least_of_row: Any, of_i: Any, i: int) -> None:
+    """Write the deltas of the swaps of slot i with those behind it."""
+    for j in range(np.uintp(i + 1), np.uintp(of_i.shape[0])):
+        deltas[i, j] = of_i[j]
+    find_least(deltas, least_of_row, of_i.shape[0], i)
+
+
+@in_place
 def subtract_differences(deltas: Any, x: Any, y: Any) -> None:
-    """Subtract ``(x_i - x_j) (y_i - y_j)`` from the upper triangle."""
+    """Subtract ``(x_i - x_j) (y_i - y_j)`` from all deltas."""
     cast = deltas.dtype.type
     for i in range(deltas.shape[0]):
         # Unsigned, or Numba allows for a negative index and gives up the SIMD code.
@@ -392,28 +482,36 @@ def subtract_differences(deltas: Any, x: Any, y: Any) -> None:
             deltas[i, j] = cast(deltas[i, j] - cast(cast(x[i] - x[j]) * cast(y[i] - y[j])))
 
 
-@compiled
-def row_of_deltas(deltas: Any, potential: Any, flow: Any, distance: Any, factor: int, i: int) -> None:
-    """Compute the deltas of all swaps with slot i of a symmetric problem."""
-    cast = potential.dtype.type
-    for j in range(flow.shape[0]):
-        pair = cast(cast(cast(flow[i, j]) * cast(distance[i, j])) * cast(2 * factor))
-        delta = cast(pair + cast(potential[i, j] + potential[j, i]) - cast(potential[i, i] + potential[j, j]))
-        if j < i:
-            deltas[j, i] = delta
-        else:
-            deltas[i, j] = delta
+@partial(in_place, fastmath={"nnan", "nsz"})
+def update_rows(deltas: Any, least_of_row: Any, x: Any, y: Any, of_a: Any, of_b: Any, a: int, b: int) -> None:
+    """Subtract ``(x_i - x_j) (y_i - y_j)`` from all deltas but those with slots a < b, which are given.
 
-
-@compiled
-def general_row_of_deltas(deltas: Any, potential: Any, flow: Any, distance: Any, i: int) -> None:
-    """Compute the deltas of all swaps with slot i of an asymmetric problem."""
-    cast = potential.dtype.type
-    for j in range(flow.shape[0]):
-        flows = cast(cast(flow[i, j]) + cast(flow[j, i]))
-        pair = cast(flows * cast(cast(distance[i, j]) + cast(distance[j, i])))
-        delta = cast(pair + cast(potential[i, j] + potential[j, i]) - cast(potential[i, i] + potential[j, j]))
-        if j < i:
-            deltas[j, i] = delta
+    All that is to be done with a row is done while it is in the cache, and here: calls for each row would cost more.
+    What stands in columns a and b meanwhile may make the least of a row too low, by which it is only looked at once
+    more.
+    """
+    cast = deltas.dtype.type
+    size = deltas.shape[0]
+    largest = least_of_row[size - 1]
+    for i in range(size - 1):
+        least = largest
+        if i == a:
+            for j in range(np.uintp(i + 1), np.uintp(size)):
+                deltas[i, j] = of_a[j]
+                least = min(least, of_a[j])
+        elif i == b:
+            for j in range(np.uintp(i + 1), np.uintp(size)):
+                deltas[i, j] = of_b[j]
+                least = min(least, of_b[j])
         else:
-            deltas[i, j] = delta
+            for j in range(np.uintp(i + 1), np.uintp(size)):
+                delta = cast(deltas[i, j] - cast(cast(x[i] - x[j]) * cast(y[i] - y[j])))
+                deltas[i, j] = delta
+                least = min(least, delta)
+            if i < a:
+                deltas[i, a] = of_a[i]
+                least = min(least, of_a[i])
+            if i < b:
+                deltas[i, b] = of_b[i]
+                least = min(least, of_b[i])
+        least_of_row[i] = least

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from types import FunctionType
 from typing import Any
 
@@ -35,6 +35,10 @@ def compiled(function: Callable[..., Any], fastmath: bool | set[str] = False, al
         dispatcher._cache = KernelCache(dispatcher)  # type: ignore[attr-defined]
         _compile_once_for_kernels(dispatcher, options)
     return dispatcher
+
+
+# Declares a kernel that makes no array.
+in_place = partial(compiled, allocates=False)
 
 
 def _compile_once_for_kernels(dispatcher: Any, options: dict[str, Any]) -> None:
@@ -104,7 +108,7 @@ def kernel(generic: Any, state_class: type | None = None) -> Callable[[Callable[
 
         # Numba asks for equal signatures and counts the annotations in.
         resolve.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
-        overload(generic, jit_options={"nogil": True, "no_cfunc_wrapper": True})(resolve)
+        overload(generic, jit_options={"nogil": True, "no_cfunc_wrapper": True, "_nrt": False})(resolve)
         return function
 
     return register

@@ -18,6 +18,8 @@ from moe_search.problems.moves import (
     commit_swap_and_deltas,
     fill_deltas,
     fill_potential,
+    find_least,
+    largest_of,
     swap_delta,
 )
 from moe_search.problems.pair_costs import PairCosts
@@ -252,7 +254,8 @@ class LoadLimited(PermutationProblem):
         """Return the arrays for the deltas of all swaps; see `PermutationProblem.delta_matrix`."""
         inner = self.problem.delta_matrix()
         deltas = np.zeros(inner.deltas.shape, dtype=np.int64 if self.integral else np.float64)
-        return LimitedDeltaMatrix(deltas, inner.potential, inner)
+        least = np.full(len(deltas), largest_of(deltas.dtype))
+        return LimitedDeltaMatrix(deltas, least, inner.potential, inner)
 
 
 class LimitedState(NamedTuple):
@@ -277,6 +280,7 @@ class LimitedDeltaMatrix(NamedTuple):
     """The deltas of all swaps, and the delta matrix of the inner problem; see `DeltaMatrix`."""
 
     deltas: npt.NDArray[Any]
+    least: npt.NDArray[Any]
     potential: npt.NDArray[Any]  # that of the inner one
     inner: DeltaMatrix
 
@@ -381,3 +385,4 @@ def add_penalties(state: LimitedState, matrix: LimitedDeltaMatrix, block_size: i
         for j in range(i + 1, (i // block_size + 1) * block_size):
             after = excess_after(expert, slot_load, limit, load, excess, i, j)
             deltas[i, j] = inner[i, j] + (penalty(after, barrier, slope) - before)
+        find_least(deltas, matrix.least, block_size, i)

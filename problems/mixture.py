@@ -18,6 +18,7 @@ from moe_search.problems.moves import (
     commit_swap_and_deltas,
     exchange_seats,
     fill_deltas,
+    find_least,
     swap_delta,
 )
 from moe_search.problems.pair_costs import PairCosts
@@ -429,6 +430,8 @@ def _commit_and_correct(state: MixtureState, matrix: DeltaMatrix, block_size: in
             start = slot // block_size * block_size
             for other in range(start, start + block_size):
                 matrix.deltas[min(slot, other), max(slot, other)] = swap_delta(state, slot, other)
+        for i in range(matrix.deltas.shape[0]):
+            find_least(matrix.deltas, matrix.least, block_size, i)
 
 
 @compiled

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from moe_search.problems.kernels import compiled, kernel, resolved
+from moe_search.problems.kernels import in_place, kernel, resolved
 
 
 @singledispatch
@@ -29,7 +29,7 @@ def commit_swap(state: Any, a: int, b: int) -> None:
     raise TypeError(f"no commit_swap kernel is registered for {type(state).__name__}")
 
 
-@compiled
+@in_place
 def exchange_seats(permutation: Any, order: Any, a: int, b: int) -> None:
     """Exchange the seats of slots `a` and `b` in a permutation and in its inverse."""
     permutation[a], permutation[b] = permutation[b], permutation[a]
@@ -52,7 +52,7 @@ def _copy_by_element(target: Any, source: Any) -> Any:
     return copy
 
 
-@compiled
+@in_place
 def slide(state: Any, origin: int, destination: int) -> Any:
     """Take the slot at seat `origin` out, put it back at seat `destination`; return the change in value.
 
@@ -76,18 +76,41 @@ class DeltaMatrix(NamedTuple):
     """The deltas of all swaps at the current permutation.
 
     Entry (i, j) of `deltas` with i < j, both of one block, is the delta of the swap of slots i and j; the rest is
-    scratch.
+    scratch. No delta of row i is less than ``least[i]``.
     """
 
     deltas: npt.NDArray[Any]  # (size, size)
+    least: npt.NDArray[Any]  # (size,)
     potential: npt.NDArray[Any]  # (size, size) or (0, 0): what a problem class keeps to update them faster
-    scratch: npt.NDArray[Any]  # (4, size) or (4, 0)
+    scratch: npt.NDArray[Any]  # (rows, size)
 
 
-def empty_delta_matrix(size: int, dtype: npt.DTypeLike, with_potential: bool = False) -> DeltaMatrix:
-    """Return a matrix to be filled by `fill_deltas`."""
-    rows = size if with_potential else 0
-    return DeltaMatrix(*(np.zeros(shape, dtype=dtype) for shape in ((size, size), (rows, rows), (4, rows))))
+def empty_delta_matrix(size: int, dtype: npt.DTypeLike, scratch: int = 0) -> DeltaMatrix:
+    """Return a matrix without potential, with some rows of scratch, to be filled by `fill_deltas`."""
+    return DeltaMatrix(
+        deltas=np.zeros((size, size), dtype=dtype),
+        least=np.full(size, largest_of(np.dtype(dtype))),
+        potential=np.zeros((0, 0), dtype=dtype),
+        scratch=np.zeros((scratch, size), dtype=dtype),
+    )
+
+
+def largest_of(dtype: np.dtype[Any]) -> np.generic:
+    """Return the largest number of a type, as a scalar of it."""
+    return dtype.type(np.inf if dtype.kind == "f" else np.iinfo(dtype).max)
+
+
+@in_place
+def find_least(deltas: Any, least_of_row: Any, block_size: int, i: int) -> None:
+    """Find the least delta of row i; the last slot of a block has none."""
+    # Arrays are passed one by one: to hand over all of them costs more than a short row.
+    # Unsigned, or Numba allows for a negative index and gives up the SIMD code.
+    first, end = np.uintp(i + 1), np.uintp((i // block_size + 1) * block_size)
+    if first < end:
+        least = deltas[i, first]
+        for j in range(first, end):
+            least = min(least, deltas[i, j])
+        least_of_row[i] = least
 
 
 @singledispatch
@@ -115,6 +138,7 @@ def _fill_deltas(state: Any, matrix: DeltaMatrix, block_size: int, first: int, l
     for i in range(first, last):
         for j in range(i + 1, (i // block_size + 1) * block_size):
             matrix.deltas[i, j] = swap_delta(state, i, j)
+        find_least(matrix.deltas, matrix.least, block_size, i)
 
 
 @kernel(commit_swap_and_deltas)

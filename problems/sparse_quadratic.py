@@ -16,6 +16,7 @@ from moe_search.problems.moves import (
     commit_swap_and_deltas,
     empty_delta_matrix,
     exchange_seats,
+    find_least,
     swap_delta,
 )
 from moe_search.problems.permutation_problem import Permutation, inverse
@@ -68,8 +69,7 @@ class SparseArrays(NamedTuple):
 
     def delta_matrix(self) -> DeltaMatrix:
         """Return the arrays for the deltas of all swaps, without a potential."""
-        matrix = empty_delta_matrix(len(self.other), self.delta_dtype)
-        return matrix._replace(scratch=np.zeros((3, len(self.other)), dtype=self.delta_dtype))
+        return empty_delta_matrix(len(self.other), self.delta_dtype, scratch=3)
 
     @property
     def fill_cost(self) -> int:
@@ -284,8 +284,8 @@ def cost_in_place(state: Any, values: Any, other: Any, x: int) -> Any:
 def _sparse_commit(state: SparseQuadraticState, matrix: DeltaMatrix, block_size: int, a: int, b: int) -> None:
     update_deltas(state, matrix, state.values, state.other, state.factor, a, b)
     commit_swap(state, a, b)
-    row_of_swap_deltas(state, matrix.deltas, a)
-    row_of_swap_deltas(state, matrix.deltas, b)
+    row_of_swap_deltas(state, matrix, a)
+    row_of_swap_deltas(state, matrix, b)
 
 
 @kernel(commit_swap_and_deltas, GeneralSparseQuadraticState)
@@ -295,8 +295,8 @@ def _general_sparse_commit(
     update_deltas(state, matrix, state.values, state.other, 1, a, b)
     update_deltas(state, matrix, state.back, state.other_transposed, 1, a, b)
     commit_swap(state, a, b)
-    row_of_swap_deltas(state, matrix.deltas, a)
-    row_of_swap_deltas(state, matrix.deltas, b)
+    row_of_swap_deltas(state, matrix, a)
+    row_of_swap_deltas(state, matrix, b)
 
 
 @compiled
@@ -316,7 +316,7 @@ def update_deltas(state: Any, matrix: DeltaMatrix, values: Any, other: Any, fact
         for e in range(starts[node], starts[node + 1]):
             i = slot[neighbors[e]]
             if done[i] == 0 and w[i] != 0:
-                subtract_row(matrix.deltas, w, h, i)
+                subtract_row(matrix, w, h, i)
             done[i] = 1
     for node in (x, y):
         for e in range(starts[node], starts[node + 1]):
@@ -325,20 +325,26 @@ def update_deltas(state: Any, matrix: DeltaMatrix, values: Any, other: Any, fact
 
 
 @compiled
-def subtract_row(deltas: Any, w: Any, h: Any, i: int) -> None:
+def subtract_row(matrix: DeltaMatrix, w: Any, h: Any, i: int) -> None:
     """Subtract ``(w_i - w_j) (h_i - h_j)`` from the deltas of slot i; of two slots with a w the first one does."""
+    deltas, least = matrix.deltas, matrix.least
     cast = deltas.dtype.type
     for j in range(i):
         if w[j] == 0:
             deltas[j, i] -= w[i] * (h[i] - h[j])
+            least[j] = min(least[j], deltas[j, i])
     for j in range(np.uintp(i + 1), np.uintp(deltas.shape[0])):
         deltas[i, j] = cast(deltas[i, j] - cast(cast(w[i] - w[j]) * cast(h[i] - h[j])))
+    find_least(deltas, least, deltas.shape[0], i)
 
 
 @compiled
-def row_of_swap_deltas(state: Any, deltas: Any, i: int) -> None:
+def row_of_swap_deltas(state: Any, matrix: DeltaMatrix, i: int) -> None:
     """Compute the deltas of all swaps with slot i."""
+    deltas, least = matrix.deltas, matrix.least
     for j in range(i):
         deltas[j, i] = swap_delta(state, i, j)
+        least[j] = min(least[j], deltas[j, i])
     for j in range(i, deltas.shape[0]):
         deltas[i, j] = swap_delta(state, i, j)
+    find_least(deltas, least, deltas.shape[0], i)

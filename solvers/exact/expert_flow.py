@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from moe_search.problems.kernels import compiled
+from moe_search.problems.kernels import in_place
 
 CHOOSE, OFFLOAD, CONNECT, PATHS, DONE = range(5)
 FLOW_COUNTS = np.dtype(
@@ -22,7 +22,6 @@ FLOW_COUNTS = np.dtype(
         ("stalled", np.int64),  # iterations since it fell
     ]
 )
-in_place = partial(compiled, allocates=False)
 # Shortest paths take over when so few units an expert are too many, or that did not fall for so many steps an expert.
 FEW = 2
 PATIENCE = 2

@@ -16,8 +16,8 @@ PARTS = 32
 # What a part does between two exchanges, some milliseconds, beside which handing it to a thread takes nothing; at the
 # end of a round threads wait for each other, hence no more.
 ROUND_OPERATIONS = 8_000_000
-# What is done before the tree is split; one that is searched by then never is. Where the tree finds the first incumbents
-# itself that is longer, since parts learn only at the end of a round what others have found.
+# What is done before the tree is split; one that is searched by then never is. Where the tree finds the first
+# incumbents itself that is longer, since parts learn only at the end of a round what others have found.
 FIRST_OPERATIONS, DIVE_OPERATIONS = 4_000_000, 40_000_000
 # A tree with fewer free slots than this has some tens of nodes and is not worth to be split off.
 LEAST_FREE = 9

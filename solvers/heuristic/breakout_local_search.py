@@ -173,8 +173,7 @@ def breakout_slice(
     They end early at the target or with a full log.
     """
     totals, counts, tolerance = track.totals, track.counts[0], track.tolerance
-    deltas, masks, stamps, permutation = matrix.deltas, tabu.masks, tabu.stamps, state.permutation
-    block_size, capacity, c = tabu.block_size, tabu.capacity, breakout.progress[0]
+    permutation, block_size, c = state.permutation, tabu.block_size, breakout.progress[0]
     if budget == 0:
         return 0
     if tabu.filled[1] < permutation.shape[0]:
@@ -182,7 +181,7 @@ def breakout_slice(
     pairs = permutation.shape[0] * block_size
     steps = min(max(budget // pairs, 1), REFILL_AFTER - counts.iterations % REFILL_AFTER)
     work = 0
-    if capacity == block_size:
+    if tabu.capacity == block_size:
         # All permutations are one: every slot of a block has the same expert.
         counts.done = True
     while work < steps and not counts.done:
@@ -191,19 +190,22 @@ def breakout_slice(
         now = counts.iterations - tabu.base[0]
         a, b = -1, -1
         if c.left == 0:
-            a, b = best_swap(deltas, masks, tabu.nothing, now, NONE_FORCED, totals.dtype.type(-tolerance), block_size)
-            if a < 0 or deltas[a, b] >= -tolerance:
+            a, b = best_swap(
+                matrix.deltas, matrix.least, tabu.masks, tabu.oldest, tabu.nothing, now, NONE_FORCED,
+                totals.dtype.type(-tolerance), block_size,
+            )  # fmt: skip
+            if a < 0 or matrix.deltas[a, b] >= -tolerance:
                 begin_perturbation(track, breakout, permutation.shape[0])
                 a = -1
         else:
             c.left -= 1
-            a, b = perturbing_swap(track, deltas, tabu, c.kind, now)
+            a, b = perturbing_swap(track, matrix, tabu, c.kind, now)
         if a >= 0:
-            totals[0] += deltas[a, b]
+            totals[0] += matrix.deltas[a, b]
             commit_swap_and_deltas(state, matrix, block_size, a, b)
             shortest, longest = breakout.shortest, breakout.longest
             until = now + int(shortest + random_unit(track.rng) * (longest - shortest))
-            stamp(stamps, masks, permutation, block_size, capacity, a, b, until, until)
+            stamp(tabu.stamps, tabu.masks, tabu.oldest, tabu.expert, block_size, a, b, until, until)
             counts.moves += 1
             if totals[0] < totals[1] - tolerance:
                 c.failures = 0
@@ -237,14 +239,16 @@ def begin_perturbation(track: Track, breakout: Breakout, size: int) -> None:
 
 
 @compiled
-def perturbing_swap(track: Track, deltas: Any, tabu: Tabu, kind: int, now: int) -> tuple[int, int]:
+def perturbing_swap(track: Track, matrix: Any, tabu: Tabu, kind: int, now: int) -> tuple[int, int]:
     """Return the next swap of a perturbation, (-1, -1) if all are tabu."""
     masks, block_size = tabu.masks, tabu.block_size
     if kind == DIRECTED:
         totals = track.totals
         # A swap to a new incumbent is always allowed.
         needed = min(totals[1] - totals[0] - track.tolerance, totals.dtype.type(0))
-        return best_swap(deltas, masks, tabu.nothing, now, NONE_FORCED, needed, block_size)
+        return best_swap(
+            matrix.deltas, matrix.least, masks, tabu.oldest, tabu.nothing, now, NONE_FORCED, needed, block_size
+        )
     if kind == OLDEST:
         return oldest_swap(masks, block_size)
     a = random_below(track.rng, masks.shape[0])
@@ -265,8 +269,8 @@ def forget(tabu: Tabu, breakout: Breakout, iteration: int) -> None:
     tabu.filled[0] = tabu.filled[1] = 0
     # As `first_stamps`.
     for i in range(stamps.shape[0]):
-        for j in range(stamps.shape[0]):
-            stamps[i, j] = -1 - i % block_size * block_size - j % block_size
+        for e in range(stamps.shape[1]):
+            stamps[i, e] = -1 - i % block_size * block_size - e
 
 
 @compiled

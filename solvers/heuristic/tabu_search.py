@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from moe_search.checks import require_number
-from moe_search.problems.kernels import compiled, kernel_for
+from moe_search.problems.kernels import compiled, in_place, kernel_for
 from moe_search.problems.moves import (
     DeltaMatrix,
     commit_swap,
     commit_swap_and_deltas,
     fill_deltas,
     fill_potential,
+    largest_of,
     swap_delta,
 )
 from moe_search.problems.permutation_problem import PermutationProblem
@@ -118,15 +120,17 @@ CURSOR = np.dtype([("i", np.int64), ("j", np.int64)])
 class Tabu(NamedTuple):
     """Which swaps are tabu, and how much of the deltas and masks is filled: what a search keeps beside all deltas.
 
-    ``stamps[i, j]`` is the iteration until which slot i is kept from the expert of slot j. Its columns move with the
-    permutation, so that the stamps of a row of swaps lie in a row. ``masks[i, j]`` is the lesser stamp of (i, j) and
-    (j, i), the one that decides; never over for two slots of one expert.
+    ``stamps[i, e]`` is the iteration until which slot i is kept from expert e. ``masks[i, j]``, with i < j, is the
+    lesser stamp of slot i and the expert of j, and of slot j and the expert of i, the one that decides; never over for
+    two slots of one expert. No mask of row i is less than ``oldest[i]``.
     """
 
     filled: npt.NDArray[np.int64]  # (2,): rows of the potential, and of deltas and masks, that are up to date
     base: npt.NDArray[np.int64]  # (1,): the iteration that stamps count from
-    stamps: npt.NDArray[np.int32]  # (size, size)
+    stamps: npt.NDArray[np.int32]  # (size, experts)
     masks: npt.NDArray[np.int32]  # (size, size)
+    oldest: npt.NDArray[np.int32]  # (size,)
+    expert: npt.NDArray[np.int64]  # (size,): of every slot
     nothing: Any  # larger than any delta, and of their type
     block_size: int
     capacity: int  # slots of an expert in a block
@@ -144,29 +148,27 @@ class Tenure(NamedTuple):
 
 def first_tabu(problem: PermutationProblem, matrix: DeltaMatrix) -> Tabu:
     """Return where a search stands before its first move, nothing filled."""
+    size, block_size = problem.size, problem.block_size
     return Tabu(
         filled=np.zeros(2, dtype=np.int64),
         base=np.zeros(1, dtype=np.int64),
-        stamps=first_stamps(problem.size, problem.block_size),
-        masks=np.zeros((problem.size, problem.size), dtype=np.int32),
+        stamps=first_stamps(size, block_size, block_size // problem.capacity),
+        masks=np.zeros((size, size), dtype=np.int32),
+        oldest=np.full(size, NEVER, dtype=np.int32),
+        expert=np.zeros(size, dtype=np.int64),
         nothing=largest_of(matrix.deltas.dtype),
-        block_size=problem.block_size,
+        block_size=block_size,
         capacity=problem.capacity,
         last_stamp=LAST_STAMP,
         inexact=not problem.integral,
     )
 
 
-def largest_of(dtype: np.dtype[Any]) -> np.generic:
-    """Return the largest number of a type, as a scalar of it."""
-    return dtype.type(np.inf if dtype.kind == "f" else np.iinfo(dtype).max)
-
-
-def first_stamps(size: int, block_size: int) -> npt.NDArray[np.int32]:
+def first_stamps(size: int, block_size: int, experts: int) -> npt.NDArray[np.int32]:
     """Return the stamps before the first move: all past, none equal, so that forced swaps come one at a time."""
     # In 32 bits from the start: of thousands of slots, wider numbers on the way take a fraction of a second.
     slot = np.arange(size, dtype=np.int32) % block_size
-    return (-1 - slot * block_size)[:, None] - slot
+    return (-1 - slot * block_size)[:, None] - np.arange(experts, dtype=np.int32)
 
 
 def descent_first(
@@ -229,8 +231,8 @@ def tabu_slice(
     They end early at the target or with a full log.
     """
     totals, counts, tolerance = track.totals, track.counts[0], track.tolerance
-    deltas, masks, stamps, permutation = matrix.deltas, tabu.masks, tabu.stamps, state.permutation
-    block_size, capacity = tabu.block_size, tabu.capacity
+    masks, oldest, stamps, expert = tabu.masks, tabu.oldest, tabu.stamps, tabu.expert
+    permutation, block_size = state.permutation, tabu.block_size
     if budget == 0:
         return 0
     if tabu.filled[1] < permutation.shape[0]:
@@ -238,7 +240,7 @@ def tabu_slice(
     pairs = permutation.shape[0] * block_size
     moves = min(max(budget // pairs, 1), REFILL_AFTER - counts.iterations % REFILL_AFTER)
     work = 0
-    if capacity == block_size:
+    if tabu.capacity == block_size:
         # All permutations are one: every slot of a block has the same expert.
         counts.done = True
     while work < moves and not counts.done:
@@ -248,14 +250,16 @@ def tabu_slice(
         # Rounding may take the current value below the incumbent's, by less than counts; two slots of one expert, with
         # their delta of 0, would then pass for an improvement.
         needed = min(totals[1] - totals[0] - tolerance, totals.dtype.type(0))
-        a, b = best_swap(deltas, masks, tabu.nothing, now, now - tenure.aspiration, needed, block_size)
+        a, b = best_swap(
+            matrix.deltas, matrix.least, masks, oldest, tabu.nothing, now, now - tenure.aspiration, needed, block_size
+        )
         # Where everything is tabu only time passes.
         if a >= 0:
-            totals[0] += deltas[a, b]
+            totals[0] += matrix.deltas[a, b]
             commit_swap_and_deltas(state, matrix, block_size, a, b)
             until_a = now + random_tenure(track.rng, tenure.shortest, tenure.longest)
             until_b = now + random_tenure(track.rng, tenure.shortest, tenure.longest)
-            stamp(stamps, masks, permutation, block_size, capacity, a, b, until_a, until_b)
+            stamp(stamps, masks, oldest, expert, block_size, a, b, until_a, until_b)
             counts.moves += 1
             if totals[0] < totals[1] - tolerance and take(track, permutation, target):
                 moves = work
@@ -277,8 +281,10 @@ def fill_rows(state: Any, matrix: DeltaMatrix, tabu: Tabu, budget: int) -> int:
         fill_potential(state, matrix, first, last)
     else:
         fill_deltas(state, matrix, block_size, first, last)
+        for i in range(size):
+            tabu.expert[i] = permutation[i] % block_size // tabu.capacity
         for i in range(first, last):
-            fill_mask_row(tabu.stamps, tabu.masks, permutation, block_size, tabu.capacity, i)
+            fill_mask_row(tabu.stamps, tabu.masks, tabu.oldest, tabu.expert, block_size, i)
     filled[part] = last
     return (last - first) * size
 
@@ -299,23 +305,33 @@ def refill(track: Track, tabu: Tabu) -> None:
         filled[0] = filled[1] = 0
 
 
-@compiled
-def fill_mask_row(stamps: Any, masks: Any, permutation: Any, block_size: int, capacity: int, i: int) -> None:
+@in_place
+def fill_mask_row(stamps: Any, masks: Any, oldest: Any, expert: Any, block_size: int, i: int) -> None:
     """Compute the masks of all swaps with slot i."""
-    start = i // block_size * block_size
+    start, of_i, never = i // block_size * block_size, expert[i], masks.dtype.type(NEVER)
     for j in range(start, i):
-        masks[j, i] = min(stamps[i, j], stamps[j, i])
-    for j in range(i, start + block_size):
-        masks[i, j] = min(stamps[i, j], stamps[j, i])
-    if capacity > 1:
-        for j in range(start, start + block_size):
-            if permutation[i] // capacity == permutation[j] // capacity:
-                masks[min(i, j), max(i, j)] = NEVER
+        mask = never if expert[j] == of_i else min(stamps[i, expert[j]], stamps[j, of_i])
+        masks[j, i] = mask
+        oldest[j] = min(oldest[j], mask)
+    least = oldest[i]
+    for j in range(i + 1, start + block_size):
+        mask = never if expert[j] == of_i else min(stamps[i, expert[j]], stamps[j, of_i])
+        masks[i, j] = mask
+        least = min(least, mask)
+    oldest[i] = least
 
 
-@compiled
+@partial(in_place, fastmath={"nnan", "nsz"})
 def best_swap(
-    deltas: Any, masks: Any, nothing: Any, now: int, forced: int, needed: Any, block_size: int
+    deltas: Any,
+    least_of_row: Any,
+    masks: Any,
+    oldest: Any,
+    nothing: Any,
+    now: int,
+    forced: int,
+    needed: Any,
+    block_size: int,
 ) -> tuple[int, int]:
     """Return the best swap that may be made, (-1, -1) if there is none.
 
@@ -326,31 +342,45 @@ def best_swap(
     stamp_now = masks.dtype.type(now)
     best, best_row = nothing, -1
     least, least_row = nothing, -1
-    oldest = masks.dtype.type(NEVER)
     for i in range(size):
+        # Most rows have nothing better than what is already found, tabu or not.
+        if least_of_row[i] >= best:
+            continue
         allowed_in_row = nothing
         least_in_row = nothing
         # Unsigned, or Numba allows for a negative index and gives up the SIMD code.
         for j in range(np.uintp(i + 1), np.uintp((i // block_size + 1) * block_size)):
             delta = deltas[i, j]
-            mask = masks[i, j]
             least_in_row = min(least_in_row, delta)
-            oldest = min(oldest, mask)
-            allowed_in_row = min(allowed_in_row, delta if mask < stamp_now else nothing)
+            allowed_in_row = min(allowed_in_row, delta if masks[i, j] < stamp_now else nothing)
+        least_of_row[i] = least_in_row
         if allowed_in_row < best:
             best, best_row = allowed_in_row, i
         if least_in_row < least:
             least, least_row = least_in_row, i
     if least < needed:
         return least_row, find(deltas, masks, masks.dtype.type(NEVER), least, least_row)
-    if oldest < forced:
+    if oldest_mask(masks, oldest, forced, block_size) < forced:
         return best_forced(deltas, masks, forced, block_size)
     if best_row < 0:
         return -1, -1
     return best_row, find(deltas, masks, stamp_now, best, best_row)
 
 
-@compiled
+@in_place
+def oldest_mask(masks: Any, oldest: Any, forced: int, block_size: int) -> int:
+    """Return the least mask, or one that is not before `forced` if none is."""
+    least = NEVER
+    for i in range(masks.shape[0]):
+        if oldest[i] < forced:
+            oldest[i] = NEVER
+            for j in range(np.uintp(i + 1), np.uintp((i // block_size + 1) * block_size)):
+                oldest[i] = min(oldest[i], masks[i, j])
+        least = min(least, oldest[i])
+    return least
+
+
+@in_place
 def find(deltas: Any, masks: Any, before: Any, delta: Any, i: int) -> int:
     """Return the first slot j of row i whose swap has a delta and a mask below `before`."""
     j = i + 1
@@ -359,7 +389,7 @@ def find(deltas: Any, masks: Any, before: Any, delta: Any, i: int) -> int:
     return j
 
 
-@compiled
+@in_place
 def best_forced(deltas: Any, masks: Any, forced: int, block_size: int) -> tuple[int, int]:
     """Return the best of the swaps whose stamps are before `forced`."""
     a, b = -1, -1
@@ -370,35 +400,27 @@ def best_forced(deltas: Any, masks: Any, forced: int, block_size: int) -> tuple[
     return a, b
 
 
-@compiled
+@in_place
 def stamp(
     stamps: Any,
     masks: Any,
-    permutation: Any,
+    oldest: Any,
+    expert: Any,
     block_size: int,
-    capacity: int,
     a: int,
     b: int,
     until_a: int,
     until_b: int,
 ) -> None:
     """Keep slots a and b, just swapped, from going back until their iterations."""
-    start = a // block_size * block_size
-    for i in range(start, start + block_size):
-        stamps[i, a], stamps[i, b] = stamps[i, b], stamps[i, a]
-    stamps[a, b] = until_a
-    stamps[b, a] = until_b
-    if capacity > 1:
-        for j in range(start, start + block_size):
-            if permutation[j] // capacity == permutation[b] // capacity:
-                stamps[a, j] = until_a
-            elif permutation[j] // capacity == permutation[a] // capacity:
-                stamps[b, j] = until_b
-    fill_mask_row(stamps, masks, permutation, block_size, capacity, a)
-    fill_mask_row(stamps, masks, permutation, block_size, capacity, b)
+    stamps[a, expert[a]] = until_a
+    stamps[b, expert[b]] = until_b
+    expert[a], expert[b] = expert[b], expert[a]
+    fill_mask_row(stamps, masks, oldest, expert, block_size, a)
+    fill_mask_row(stamps, masks, oldest, expert, block_size, b)
 
 
-@compiled
+@in_place
 def random_tenure(rng: Any, shortest: float, longest: float) -> int:
     """Return a number of iterations; the cube of a uniform number makes most short and a few long."""
     unit = random_unit(rng)
