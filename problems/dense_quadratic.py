@@ -266,17 +266,19 @@ class DenseDeltaMatrix(NamedTuple):
 
 @kernel(fill_potential, SymmetricQuadraticState)
 def _symmetric_potential(state: SymmetricQuadraticState, matrix: DenseDeltaMatrix, first: int, last: int) -> None:
-    begin_rows(matrix, state.linear, first, last)
+    matrix.pending[0] = 0
+    begin_rows(matrix.potential, state.linear, first, last)
     add_products(matrix.potential, state.flow, state.distance, state.permutation, state.factor, first, last)
-    find_own(matrix, state.permutation, first, last)
+    find_own(matrix.own, matrix.potential, state.permutation, first, last)
 
 
 @kernel(fill_potential, GeneralQuadraticState)
 def _general_potential(state: GeneralQuadraticState, matrix: DenseDeltaMatrix, first: int, last: int) -> None:
-    begin_rows(matrix, state.linear, first, last)
+    matrix.pending[0] = 0
+    begin_rows(matrix.potential, state.linear, first, last)
     add_products(matrix.potential, state.flow, state.distance, state.permutation, 1, first, last)
     add_products(matrix.potential, state.flow_transposed, state.distance_transposed, state.permutation, 1, first, last)
-    find_own(matrix, state.permutation, first, last)
+    find_own(matrix.own, matrix.potential, state.permutation, first, last)
 
 
 @kernel(fill_deltas, SymmetricQuadraticState)
@@ -347,25 +349,26 @@ def _general_commit(state: GeneralQuadraticState, matrix: DenseDeltaMatrix, bloc
     add_updates(matrix.potential, matrix.updates, matrix.pending)
 
 
-def begin_rows(matrix: DenseDeltaMatrix, linear: Any, first: int, last: int) -> None:
-    """Set rows first .. last - 1 of the potential to the linear costs, zero for an empty vector; nothing is pending."""
-    _begin_with_zeros(matrix, linear, first, last) if linear.ndim == 1 else _begin_with_linear(
-        matrix, linear, first, last
-    )
+def begin_rows(potential: Any, linear: Any, first: int, last: int) -> None:
+    """Set rows first .. last - 1 of the potential to the linear costs, to zero for an empty vector."""
+    begin = _begin_with_zeros if linear.ndim == 1 else _begin_with_linear
+    begin(potential, linear, first, last)
 
 
-def _begin_with_zeros(matrix: DenseDeltaMatrix, linear: Any, first: int, last: int) -> None:
-    matrix.pending[0] = 0
-    matrix.potential[first:last] = 0
+def _begin_with_zeros(potential: Any, linear: Any, first: int, last: int) -> None:
+    for i in range(first, last):
+        for k in range(potential.shape[0]):
+            potential[i, k] = 0
 
 
-def _begin_with_linear(matrix: DenseDeltaMatrix, linear: Any, first: int, last: int) -> None:
-    matrix.pending[0] = 0
-    matrix.potential[first:last] = linear[first:last]
+def _begin_with_linear(potential: Any, linear: Any, first: int, last: int) -> None:
+    for i in range(first, last):
+        for k in range(potential.shape[0]):
+            potential[i, k] = linear[i, k]
 
 
 @resolved(begin_rows)
-def _resolve_begin_rows(matrix: DenseDeltaMatrix, linear: Any, first: int, last: int) -> Any:
+def _resolve_begin_rows(potential: Any, linear: Any, first: int, last: int) -> Any:
     return _begin_with_zeros if linear.ndim == 1 else _begin_with_linear
 
 
@@ -383,10 +386,10 @@ def add_products(potential: Any, a: Any, c: Any, permutation: Any, factor: int, 
 
 
 @in_place
-def find_own(matrix: DenseDeltaMatrix, permutation: Any, first: int, last: int) -> None:
+def find_own(own: Any, potential: Any, permutation: Any, first: int, last: int) -> None:
     """Take facilities first .. last - 1 out of the potential, each at its own location."""
     for i in range(first, last):
-        matrix.own[i] = matrix.potential[i, permutation[i]]
+        own[i] = potential[i, permutation[i]]
 
 
 @in_place
