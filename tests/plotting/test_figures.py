@@ -159,6 +159,10 @@ def test_distributions_are_drawn_as_steps_up_to_the_longest():
     drawn = [(line.get_xdata().tolist(), line.get_ydata().tolist()) for line in axis.lines]
     assert drawn == [([0, 1, 2, 8], [0, 0.5, 1, 1]), ([0, 1, 3, 8, 8], [0, 0.25, 0.5, 0.5, 0.5])]
     assert axis.get_xlabel() == "iterations"
+    names = "IteratedLocalSearch", "SimulatedAnnealing", "random permutations"
+    named = distribution_curves(dict.fromkeys(names, short))
+    named.draw_without_rendering()
+    assert named.legends[0].get_window_extent().width <= named.bbox.width
     styles = [tuple(line_style(number).values()) for number in range(3 * 7)]
     assert len(set(styles)) == len(styles)
 
