@@ -117,8 +117,16 @@ def link_code(app: Sphinx, doctree: nodes.document) -> None:
             code.replace_self(addnodes.pending_xref("", code.deepcopy(), **where))
 
 
+def join_errors(app: Sphinx, doctree: nodes.document) -> None:
+    """Keep a mean and its standard error on one line of a cell."""
+    for cell in doctree.findall(nodes.entry):
+        for text in list(cell.findall(nodes.Text)):
+            text.parent.replace(text, nodes.Text(text.replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")))
+
+
 def setup(app: Sphinx) -> None:
     """Connect the functions above."""
     app.connect("missing-reference", resolve_public_name)
     app.connect("autodoc-process-docstring", escape_initials)
     app.connect("doctree-read", link_code)
+    app.connect("doctree-read", join_errors)

@@ -106,8 +106,8 @@ def time_to_target_figure(times: Mapping[str, pd.DataFrame], limit: float, style
 
 
 def _panels(titles: Collection[str]) -> tuple[Figure, list[Axes]]:
-    """Return a figure with a panel for each title, up to three in one row, or two in several."""
-    columns = len(titles) if len(titles) <= 3 else 2
+    """Return a figure with a panel for each title."""
+    columns = _columns(len(titles))
     rows = -(-len(titles) // columns)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(1.8 + 3.2 * columns, 2.8 * rows + 0.9), layout="constrained")
@@ -115,6 +115,11 @@ def _panels(titles: Collection[str]) -> tuple[Figure, list[Axes]]:
     for axis in axes[len(titles) :]:
         axis.set_visible(False)
     return figure, axes[: len(titles)]
+
+
+def _columns(panels: int) -> int:
+    """Return how many panels stand in a row: up to three in one, or two in several."""
+    return panels if panels <= 3 else 2
 
 
 def _draw_shares(axis: Axes, points: npt.NDArray[np.float64], label: str, style: int, right: float) -> None:
@@ -139,8 +144,9 @@ def _finish(axis: Axes, title: str, x_label: str, y_label: str) -> None:
 
 
 def _with_legend(figure: Figure, axes: list[Axes]) -> Figure:
-    """Add one legend below all panels, in which every solver stands once."""
+    """Add one legend below all panels, in which every solver stands once; two names fit below a panel."""
     lines = {str(line.get_label()): line for axis in axes for line in axis.get_lines()}
     with mpl.rc_context(STYLE):
-        figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=4, frameon=False)
+        ncols = 2 * _columns(len(axes))
+        figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=ncols, frameon=False)
     return figure

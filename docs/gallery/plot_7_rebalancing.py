@@ -22,8 +22,8 @@ trace = rng.poisson(8 * 4096 * share)
 
 Policy = ms.serving.Policy
 policies = [Policy("static"), Policy("eplb"), Policy("search")]
-policies += [Policy(tolerance=each) for each in (0.005, 0.01, 0.02, 0.05, 0.1)]
-policies += [Policy(budget=each) for each in (0.005, 0.01, 0.02, 0.05)]
+policies += [Policy(tolerance=each) for each in (0.005, 0.02, 0.05, 0.1)]
+policies += [Policy(budget=each) for each in (0.004, 0.012, 0.03)]
 played = ms.serving.simulate(trace, ms.Cluster(8, 9), policies)
 for line in played.advice():
     print(line)

@@ -1,7 +1,7 @@
 """How evenly devices are loaded, before and after experts are placed anew, and what that takes."""
 
 from collections.abc import Mapping, Sequence
-from itertools import cycle
+from itertools import cycle, repeat
 
 import matplotlib as mpl
 import numpy as np
@@ -146,14 +146,18 @@ def trade_off(**families: Sequence[tuple[str, float, float]]) -> Figure:
 
 def draw_trade_off(axis: Axes, families: Mapping[str, Sequence[tuple[str, float, float]]]) -> None:
     """Draw what `trade_off` does on axes, but for the legend."""
-    # More migrations balance better: what families that lie close have above and left, and below and right, is free.
-    places = cycle([((-4, 4), "right"), ((4, -11), "left"), ((0, -16), "center")])
+    # More migrations balance better: above and left of such a line is free, and below and right. The limits of one
+    # family, the strictest first, take turns, so that close ones stand apart; of several families, each has a side.
+    above, below, far_below = ((-4, 4), "right"), ((4, -11), "left"), ((0, -16), "center")
+    labelled = [name for name, points in families.items() if any(label for label, *_ in points)]
+    sides = [cycle((below, above))] if len(labelled) == 1 else map(repeat, cycle((above, below, far_below)))
+    sides_of = dict(zip(labelled, sides, strict=False))
     for (name, points), colour in zip(families.items(), cycle(LINES), strict=False):
         labels, moved, balance = zip(*points, strict=True)
         axis.plot(moved, balance, "o-", color=colour, markersize=4.5, linewidth=1.0, label=name)
-        offset, side = next(places) if any(labels) else ((0, 0), "center")
-        for label, x, y in zip(labels, moved, balance, strict=True):
-            axis.annotate(label, (x, y), offset, textcoords="offset points", ha=side, fontsize=8, color=colour)
+        if name in sides_of:
+            for label, x, y, (offset, side) in zip(labels, moved, balance, sides_of[name], strict=False):
+                axis.annotate(label, (x, y), offset, textcoords="offset points", ha=side, fontsize=8, color=colour)
     axis.set_xscale("symlog", linthresh=LINEAR_TO)
     axis.set_xlim(-LINEAR_TO / 4, 1.4)
     axis.xaxis.set_major_locator(FixedLocator([0.0, 0.001, 0.01, 0.1, 1.0]))

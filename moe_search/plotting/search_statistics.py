@@ -55,7 +55,7 @@ def distribution_curves(
             axis.set_xscale("log")
             axis.xaxis.set_minor_formatter(NullFormatter())
         _finish(axis)
-        figure.legend(frameon=False, loc="outside lower center", ncols=3)
+        figure.legend(frameon=False, loc="outside lower center", ncols=2)
     return figure
 
 

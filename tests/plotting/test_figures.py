@@ -1,7 +1,10 @@
+from itertools import combinations
+
 import numpy as np
 import pytest
 import torch
 from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 from scipy import stats
 
@@ -9,7 +12,7 @@ from moe_search.plotting.canvases import canvases
 from moe_search.plotting.expert_maps import MapPanel, NamedMap, expert_maps
 from moe_search.plotting.loss_curves import LossCurve, LossPanel, loss_curves
 from moe_search.plotting.palette import expert_colours
-from moe_search.plotting.placements import layer_migrations, over_rebalances, trade_off
+from moe_search.plotting.placements import draw_trade_off, layer_migrations, over_rebalances, trade_off
 from moe_search.plotting.report import figure_svg
 from moe_search.plotting.routing import co_activation, expert_loads
 from moe_search.plotting.search_statistics import (
@@ -127,7 +130,7 @@ def test_what_came_of_policies_is_drawn_where_it_is():
     figure = trade_off(static=[("", 0.0, 0.8)], tolerance=[("1%", 0.08, 0.9), ("5%", 0.02, 0.89)])
     (axis,) = figure.axes
     assert [line.get_xydata().tolist() for line in axis.lines] == [[[0.0, 0.8]], [[0.08, 0.9], [0.02, 0.89]]]
-    assert [text.get_text() for text in axis.texts] == ["", "1%", "5%"]
+    assert [text.get_text() for text in axis.texts] == ["1%", "5%"]
     figure.canvas.draw()
     assert [label.get_text() for label in axis.get_xticklabels()] == ["0%", "0.1%", "1%", "10%", "100%"]
     # Policies of two kinds that come to the same: their limits stand apart all the same.
@@ -135,6 +138,15 @@ def test_what_came_of_policies_is_drawn_where_it_is():
     figure.canvas.draw()
     first, _, second = (text.get_window_extent() for text in figure.axes[0].texts)
     assert not first.overlaps(second)
+    # So do those of one family on axes as narrow as the demo's, in which each migrates twice as much as the one before.
+    figure = Figure(figsize=(3.4, 3.5), layout="constrained")
+    axis = figure.subplots()
+    searched = [("1%", 0.0607, 0.880), ("2%", 0.0343, 0.881), ("5%", 0.0154, 0.874), ("10%", 0.0072, 0.864)]
+    draw_trade_off(axis, {"static": [("", 0.0, 0.753)], "EPLB anew": [("", 0.792, 0.879)], "tolerance": searched})
+    figure.canvas.draw()
+    boxes = [text.get_window_extent() for text in axis.texts]
+    assert [text.get_text() for text in axis.texts] == [limit for limit, *_ in searched]
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
     (axis,) = over_rebalances("balance", static=[0.9, 0.8], best=[1.0, 1.0]).axes
     assert [line.get_xydata().tolist() for line in axis.lines] == [[[1, 0.9], [2, 0.8]], [[1, 1.0], [2, 1.0]]]
     (axis,) = layer_migrations([2, 0, 3]).axes
@@ -147,6 +159,10 @@ def test_distributions_are_drawn_as_steps_up_to_the_longest():
     drawn = [(line.get_xdata().tolist(), line.get_ydata().tolist()) for line in axis.lines]
     assert drawn == [([0, 1, 2, 8], [0, 0.5, 1, 1]), ([0, 1, 3, 8, 8], [0, 0.25, 0.5, 0.5, 0.5])]
     assert axis.get_xlabel() == "iterations"
+    names = "IteratedLocalSearch", "SimulatedAnnealing", "random permutations"
+    named = distribution_curves(dict.fromkeys(names, short))
+    named.draw_without_rendering()
+    assert named.legends[0].get_window_extent().width <= named.bbox.width
     styles = [tuple(line_style(number).values()) for number in range(3 * 7)]
     assert len(set(styles)) == len(styles)
 

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from moe_search.bench.comparison.curves import performance_ratios, times_distribution
+from moe_search.bench.comparison.curves import excess_figure, performance_ratios, times_distribution
 from moe_search.bench.comparison.scores import rank_solvers, signed_rank_p, wins_ties_losses
 
 INF = np.inf
@@ -37,6 +37,17 @@ def test_shares_of_times_by_hand():
     times = [[0.1, INF], [0.5, 0.2], [2.0, INF], [INF, 0.3]]
     np.testing.assert_array_equal(shares(times, 0.5), [0.5, 0.5])
     np.testing.assert_array_equal(shares(times, 10.0), [0.75, 0.5])
+
+
+@pytest.mark.parametrize("panels", range(1, 5))
+def test_the_legend_fits_into_the_figure(panels):
+    names = ["IteratedLocalSearch", "SimulatedAnnealing", "random permutations", "BranchAndBound", "a", "b", "c", "d"]
+    excess = pd.DataFrame(0.1, index=[0.01, 1.0], columns=names)
+    figure = excess_figure({f"Class{i}": excess for i in range(panels)}, {name: i for i, name in enumerate(names)})
+    figure.draw_without_rendering()
+    legend, page = figure.legends[0].get_window_extent(), figure.bbox
+    assert page.x0 <= legend.x0 < legend.x1 <= page.x1
+    assert all(axis.get_window_extent().height > 100 for axis in figure.axes if axis.get_visible())
 
 
 def test_ranks_and_tests_of_a_clear_order():
