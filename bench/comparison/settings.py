@@ -73,8 +73,8 @@ SUITES = {
         seconds=5.0,
         repetitions=2,
     ),
-    # As many runs as the articles made at least, of a minute: 35 instances, where all files are there, x 10 x 60 s = 6 h
-    # a solver, over --n-jobs.
+    # As many runs as BMA made, of a minute: 35 instances, where all files are there, x 10 x 60 s = 6 h a
+    # solver, over --n-jobs.
     "literature": Suite(
         (f"qaplib[instance=[{','.join(dict.fromkeys(name for each in ARTICLES for name in each.figures))}]]",),
         seconds=60.0,
