@@ -127,7 +127,7 @@ def bench(
         console.print(headline, style="bold", highlight=False)
     console.print()
     for section in report.sections:
-        # Every article is printed; of a class, the first table says how the solvers did, the others stand in the report.
+        # Every article is printed. Of a class, the first table says how the solvers did, the others are in the report.
         tables = section.tables
         if section.heading != LITERATURE:
             tables = tuple(replace(table, title=section.heading, note="") for table in tables[:1])

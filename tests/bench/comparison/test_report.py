@@ -10,7 +10,9 @@ from itertools import product
 import numpy as np
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
+from moe_search.bench.commands import app
 from moe_search.bench.comparison.comparison import Comparison, collect
 from moe_search.bench.comparison.report import as_markdown, make_report, write_comparison
 from moe_search.bench.comparison.scores import excess_over_time, scores, times_to_target
@@ -223,6 +225,15 @@ def test_runs_stand_beside_what_articles_report():
     assert "tai100a" not in kmm + da3
     assert "scr12" not in text
     assert "Beside the literature" not in page(comparison(THREE))
+
+
+def test_the_command_prints_every_article_in_80_columns(monkeypatch, tmp_path):
+    made, _ = comparison({"ours": {"qaplib[tai40a]": 3_139_370}}, best_known={"qaplib[tai40a]": 3_139_370})
+    monkeypatch.setattr("moe_search.bench.comparison.comparison.run_comparison", lambda settings: made)
+    result = CliRunner().invoke(app, ["bench", "--output", str(tmp_path / "out")], env={"COLUMNS": "80"})
+    articles = result.output.split("Beside ")[1:]
+    assert [text.split()[0] for text in articles] == ["BMA", "KMM", "DA3"]
+    assert all(len(line) <= 80 for text in articles for line in text.split("written:")[0].splitlines())
 
 
 def test_the_suite_of_the_literature_has_the_instances_of_the_articles(tmp_path):
