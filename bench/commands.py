@@ -127,10 +127,12 @@ def bench(
         console.print(headline, style="bold", highlight=False)
     console.print()
     for section in report.sections:
-        # The first table says how the solvers did, the others stand in the report.
-        for table in section.tables[:1]:
-            note = table.note if section.heading == LITERATURE else ""
-            console.print(replace(table, title=section.heading, note=note).as_rich())
+        # Every article is printed. Of a class, the first table says how the solvers did, the others are in the report.
+        tables = section.tables
+        if section.heading != LITERATURE:
+            tables = tuple(replace(table, title=section.heading, note="") for table in tables[:1])
+        for table in tables:
+            console.print(table.as_rich())
         for finding in section.findings:
             console.print(finding, style="dim")
     console.print("written: " + ", ".join(str(path) for path in paths))

@@ -165,7 +165,8 @@ def _article_table(
     rows = []
     for dataset, figures in shared.items():
         best = float(scores.references[dataset])
-        published = _percent(excess(figures.value, best)), f"{figures.minutes:g} min"
+        spent = f"{figures.seconds:g} s" if figures.seconds < 60 else f"{figures.seconds / 60:g} min"
+        published = _percent(excess(figures.value, best)), spent
         rows.append((dataset, _number(best), article.algorithm, *published))
         for solver in ranking.mean_ranks:
             rows.append(("", "", solver, _percent(means.loc[dataset, solver]), f"{last[dataset, solver]:.3g} s"))

@@ -73,7 +73,7 @@ SUITES = {
         seconds=5.0,
         repetitions=2,
     ),
-    # As many runs as the articles made, of a minute: ten instances, where all files are there, x 10 x 60 s = 100 min a
+    # As many runs as BMA made, of a minute: 35 instances, where all files are there, x 10 x 60 s = 6 h a
     # solver, over --n-jobs.
     "literature": Suite(
         (f"qaplib[instance=[{','.join(dict.fromkeys(name for each in ARTICLES for name in each.figures))}]]",),
