@@ -490,7 +490,8 @@ def checked_loads(load: npt.ArrayLike, name: str = "load") -> npt.NDArray[np.flo
     ndim = load.ndim
     if not 1 <= ndim <= 3:
         raise ValueError(
-            f"{name} must have shape (experts,), (layers, experts) or (windows, layers, experts), got shape {load.shape}"
+            f"{name} must have shape (experts,), (layers, experts) or (windows, layers, experts),"
+            f" got shape {load.shape}"
         )
     checked = numeric_array(name, load, ndim)
     if checked.min() < 0:
