@@ -26,7 +26,7 @@ from moe_search.solvers.bounds.linear_assignment import assignment_seconds
 from moe_search.solvers.engine.background import count_workers
 from moe_search.solvers.engine.result import Result, reached
 from moe_search.solvers.engine.run import OnImprovement, Run
-from moe_search.solvers.engine.solver import Solver, require_problem
+from moe_search.solvers.engine.solver import Solver, require_problem, require_result
 from moe_search.solvers.engine.stop import MaxRuntime, Progress, StoppingCriterion, require_criterion
 from moe_search.solvers.exact.enumeration import Enumeration, number_of_permutations
 
@@ -171,7 +171,7 @@ def _search_and_bound(run: Run, chosen: Solver, seconds: float) -> Result:
     try:
         if not chosen.exact:
             run.aim(lower_bounds.lower_bound(problem, limit))
-        result = chosen.search(run)
+        result = require_result(chosen, chosen.search(run))
     except KeyboardInterrupt:
         return run.interrupt()
     if chosen.exact:
