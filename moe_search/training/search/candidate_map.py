@@ -334,6 +334,10 @@ class Underway:
         """Whether there is an answer, an error too."""
         return self.found is None or self.found.done()
 
+    def __reduce__(self) -> Any:
+        # A thread goes into no copy, but what it finds does.
+        return Underway.from_state_dict, (self.state_dict(), self.batch.inputs.device)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the state once the solver has ended. If it raised, that of a search that found nothing.
 
