@@ -190,7 +190,7 @@ def _bounded(run: Run, result: Result, seconds: float) -> Result:
     except KeyboardInterrupt:
         return replace(result, status="interrupted")
     bound = max((each for each in (result.bound, bound) if each is not None), default=None)
-    optimal = reached(result.value, bound, run.problem.integral)
+    optimal = reached(result.value, bound, run.problem)
     return replace(
         result,
         bound=bound,

@@ -476,8 +476,8 @@ class ExpertPlacement(Problem):
         return self.placed(experts)
 
     def ordinary_value(self) -> float:
-        """Return the value if all devices were equally loaded."""
-        return float(self.load.sum()) / self.cluster.num_devices
+        """Return the sum of the bounds of the layers."""
+        return float(self.load_bounds.sum())
 
     def value_range(self) -> tuple[float, float]:
         """Return the sum of the bounds of the layers, and all the load on one device."""
