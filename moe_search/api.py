@@ -26,12 +26,15 @@ from moe_search.solvers.bounds.linear_assignment import assignment_seconds
 from moe_search.solvers.engine.background import count_workers
 from moe_search.solvers.engine.result import Result, reached
 from moe_search.solvers.engine.run import OnImprovement, Run
-from moe_search.solvers.engine.solver import Solver, require_problem
+from moe_search.solvers.engine.solver import Solver, require_problem, require_result
 from moe_search.solvers.engine.stop import MaxRuntime, Progress, StoppingCriterion, require_criterion
 from moe_search.solvers.exact.enumeration import Enumeration, number_of_permutations
 
+# Of a limit of seconds, or of what a search without one took.
 BOUND_SHARE = 0.1
 MOST_BOUND_SECONDS = 5.0
+# Without a limit of seconds, before the search has told how long it takes.
+FIRST_BOUND_SECONDS = 0.3
 LATE_BOUND_SECONDS = 0.01
 # Where an expert holds several slots. Up to here scipy's takes some hundredths of a second at worst, which is more than
 # Transport takes, and far less than its kernels take to compile.
@@ -79,7 +82,8 @@ def solve(
         where the limit of seconds allows it, else `SubsetSearch`.
     stop : StoppingCriterion, optional
         When to return the incumbent, at the latest; by default ``MaxRuntime(1.0)``, and for linear problems
-        not before the optimum. The time for the bound, a tenth of the limit at most, is part of it.
+        not before the optimum. The time for the bound, a tenth of the limit at most, is part of it. Without a limit of
+        seconds the bound takes about 0.3 s; after a search of more than three seconds, up to a tenth of these again.
     seed : int or SeedSequence, default 0
         Source of all randomness.
     initial : array_like of int, shape (size,), optional
@@ -108,7 +112,8 @@ def solve(
     -----
     The logger ``moe_search`` is told the outcome at the level INFO, and the start at DEBUG.
 
-    Without a limit of seconds the same seed and `n_jobs` give the same result. A heuristic on two threads is another
+    Without a limit of seconds the same seed and `n_jobs` give the same solution; how close its bound is may depend on
+    how long the search took. A heuristic on two threads is another
     search than on one: its runs have seeds spawned from the given one, and a limit of iterations holds for each of
     them. With -1 there are as many runs as processors, so that the result depends on the machine.
 
@@ -162,18 +167,37 @@ def on_threads(solver: Solver, n_jobs: int) -> Solver:
 def _search_and_bound(run: Run, chosen: Solver, seconds: float) -> Result:
     """Return what a solver finds, with a lower bound: its own if it is exact, else one that is computed before."""
     problem = run.problem
+    limit = FIRST_BOUND_SECONDS if math.isinf(seconds) else min(BOUND_SHARE * seconds, MOST_BOUND_SECONDS)
     try:
         if not chosen.exact:
-            run.aim(lower_bounds.lower_bound(problem, min(BOUND_SHARE * seconds, MOST_BOUND_SECONDS)))
-        result = chosen.search(run)
+            run.aim(lower_bounds.lower_bound(problem, limit))
+        result = require_result(chosen, chosen.search(run))
     except KeyboardInterrupt:
         return run.interrupt()
-    if not chosen.exact or result.bound is not None:
-        return result
-    # An exact solver that was stopped before it had a bound of its own gets a quick one.
-    bound = lower_bounds.lower_bound(problem, LATE_BOUND_SECONDS)
-    optimal = reached(result.value, bound, problem.integral)
-    return replace(result, bound=bound, status="optimal" if optimal else result.status)
+    if chosen.exact:
+        # An exact solver that was stopped before it had a bound of its own gets a quick one.
+        return result if result.bound is not None else _bounded(run, result, LATE_BOUND_SECONDS)
+    late = min(BOUND_SHARE * result.runtime, MOST_BOUND_SECONDS)
+    if math.isinf(seconds) and late > limit and result.status == "feasible" and result.bound is not None:
+        return _bounded(run, result, late)
+    return result
+
+
+def _bounded(run: Run, result: Result, seconds: float) -> Result:
+    """Return a result with the larger of its bound and one that takes so many seconds; its own after Ctrl-C."""
+    try:
+        bound = lower_bounds.lower_bound(run.problem, seconds)
+    except KeyboardInterrupt:
+        return replace(result, status="interrupted")
+    bound = max((each for each in (result.bound, bound) if each is not None), default=None)
+    optimal = reached(result.value, bound, run.problem)
+    return replace(
+        result,
+        bound=bound,
+        status="optimal" if optimal else result.status,
+        runtime=run.clock.seconds(),
+        compile_seconds=run.clock.compile_seconds(),
+    )
 
 
 def lower_bound(problem: Problem, method: str = "auto", seconds: float = 1.0) -> int | float | None:

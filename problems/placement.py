@@ -476,32 +476,33 @@ class ExpertPlacement(Problem):
         return self.placed(experts)
 
     def ordinary_value(self) -> float:
-        """Return the value if all devices were equally loaded."""
-        return float(self.load.sum()) / self.cluster.num_devices
+        """Return the sum of the bounds of the layers."""
+        return float(self.load_bounds.sum())
 
     def value_range(self) -> tuple[float, float]:
         """Return the sum of the bounds of the layers, and all the load on one device."""
         return float(self.load_bounds.sum()), float(self.load.sum())
 
 
-def checked_loads(load: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """Return loads as floats of shape (layers, experts), windows added up."""
-    load = as_array("load", load)
+def checked_loads(load: npt.ArrayLike, name: str = "load") -> npt.NDArray[np.float64]:
+    """Return loads as floats of shape (layers, experts), windows added up; errors call them `name`."""
+    load = as_array(name, load)
     ndim = load.ndim
     if not 1 <= ndim <= 3:
         raise ValueError(
-            f"load must have shape (experts,), (layers, experts) or (windows, layers, experts), got shape {load.shape}"
+            f"{name} must have shape (experts,), (layers, experts) or (windows, layers, experts),"
+            f" got shape {load.shape}"
         )
-    checked = numeric_array("load", load, ndim)
+    checked = numeric_array(name, load, ndim)
     if checked.min() < 0:
         where = tuple(int(k) for k in np.argwhere(checked < 0)[0])
-        raise ValueError(f"load must not be negative, got {checked[where]} at index {where}")
+        raise ValueError(f"{name} must not be negative, got {checked[where]} at index {where}")
     loads = np.atleast_2d(checked).astype(np.float64)
     # Infinite sums are refused in a sentence below.
     with np.errstate(over="ignore"):
         loads = loads.sum(axis=0) if ndim == 3 else loads
         if loads.sum() > MOST_LOAD:
-            raise ValueError(f"load must have a sum of at most {MOST_LOAD:g}, got {loads.sum():g}")
+            raise ValueError(f"{name} must have a sum of at most {MOST_LOAD:g}, got {loads.sum():g}")
     return read_only(loads)
 
 

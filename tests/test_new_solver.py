@@ -3,6 +3,7 @@
 import importlib
 import re
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -53,3 +54,14 @@ def test_the_example_is_a_good_solver(names, name):
     assert first.permutation.tolist() == second.permutation.tolist()
     kept = solver.solve(problem, ms.MaxIterations(1), initial=best.permutation)
     assert kept.value == pytest.approx(best.value, rel=1e-9)
+
+
+def test_a_search_that_returns_no_result_is_told_so():
+    class Forgetful(ms.Solver):
+        def search(self, run):
+            run.take_initial()
+
+    problem = ms.random_linear(6, seed=0)
+    for solve in (Forgetful().solve, ms.MultiStart(Forgetful(), runs=2).solve, partial(ms.solve, solver=Forgetful())):
+        with pytest.raises(TypeError, match="Forgetful must return a Result, got NoneType"):
+            solve(problem, stop=ms.MaxIterations(1))

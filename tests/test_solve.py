@@ -212,6 +212,23 @@ def test_the_larger_of_two_bounds_is_kept():
     assert early.bound == max(lower_bound(problem, 1.0), solver.solve(problem, ms.MaxIterations(1)).bound)
 
 
+def test_without_a_limit_of_seconds_a_bound_takes_what_the_search_took(monkeypatch):
+    problem, stop = ms.random_linear(12, seed=0), ms.MaxIterations(100)
+    solution = ms.solve(problem, ms.LocalSearch(), stop).permutation.tolist()
+    given = []
+
+    def better_every_time(problem, seconds):
+        given.append(seconds)
+        return -100 + len(given)
+
+    monkeypatch.setattr("moe_search.api.lower_bounds.lower_bound", better_every_time)
+    assert (ms.solve(problem, ms.LocalSearch(), stop).bound, given) == (-99, [0.3])
+    monkeypatch.setattr("moe_search.api.FIRST_BOUND_SECONDS", 0.0)
+    slow = ms.solve(problem, ms.LocalSearch(), stop, on_improvement=lambda incumbent: time.sleep(0.001))
+    assert (slow.bound, slow.permutation.tolist()) == (-97, solution)
+    assert 0.0 == given[1] < given[2] <= 0.1 * slow.runtime
+
+
 def test_initial_and_seed_are_passed_on():
     problem = ms.random_quadratic(20, seed=0)
     first, second = (ms.solve(problem, stop=ms.MaxIterations(5000), seed=9) for _ in range(2))

@@ -118,6 +118,12 @@ def ridge_router(inputs: Tensor, scores: Tensor, k: int) -> EvenTopK:
 
 def trained_router(inputs: Tensor, scores: Tensor, k: int) -> EvenTopK:
     """Return a gate trained to choose the k highest scores of every row, by the cross-entropy of every choice."""
+    # A caller's inference mode knows no gradients, and what is made in it can have none: hence the copies.
+    with torch.inference_mode(False):
+        return _trained(inputs.clone(), scores.clone(), k)
+
+
+def _trained(inputs: Tensor, scores: Tensor, k: int) -> EvenTopK:
     gate = ridge_router(inputs, scores, k)
     chosen = torch.zeros_like(scores).scatter(1, scores.topk(k, dim=1).indices, 1.0)
     with torch.no_grad():

@@ -66,7 +66,7 @@ def rebalance_experts(
     """
     import torch
 
-    cluster, groups = cluster_of(num_replicas, num_groups, num_nodes, num_gpus)
+    cluster, groups = cluster_of(num_replicas, num_groups, num_nodes, num_gpus, "num_gpus")
     problem = ExpertPlacement(without_idle_layers(loads_of(weight)), cluster, groups)
     stop = MaxIterations(TURNS * len(problem.load))
     placement = PlacementSearch(tolerance=TOLERANCE).solve(problem, stop).solution
@@ -75,19 +75,23 @@ def rebalance_experts(
     return first, second, third
 
 
-def cluster_of(num_slots: int, num_groups: int, num_nodes: int, num_devices: int) -> tuple[Cluster, int | None]:
-    """Return the cluster, and the number of groups that stay on nodes, if any do."""
-    num_slots, num_devices = require_integer("num_replicas", num_slots), require_integer("num_gpus", num_devices)
+def cluster_of(
+    num_slots: int, num_groups: int, num_nodes: int, num_devices: int, name: str
+) -> tuple[Cluster, int | None]:
+    """Return the cluster, and the number of groups that stay on nodes, if any do; errors call the devices `name`."""
+    num_slots, num_devices = require_integer("num_replicas", num_slots), require_integer(name, num_devices)
     num_groups, num_nodes = require_integer("num_groups", num_groups, 0), require_integer("num_nodes", num_nodes)
     if num_slots % num_devices:
-        raise ValueError(f"num_replicas must be a multiple of num_gpus, {num_devices}, got {num_slots}")
+        raise ValueError(f"num_replicas must be a multiple of {name}, {num_devices}, got {num_slots}")
+    if num_devices % num_nodes:
+        raise ValueError(f"{name} must be a multiple of num_nodes, {num_nodes}, got {num_devices}")
     grouped = num_nodes > 1 and num_groups > 0 and num_groups % num_nodes == 0
     return Cluster(num_devices, num_slots // num_devices, num_nodes), num_groups if grouped else None
 
 
 def loads_of(weight: Any) -> npt.NDArray[np.float64]:
     """Return loads of shape (layers, experts), windows added up, of a tensor on any device or of an array."""
-    return checked_loads(as_array(weight))
+    return checked_loads(as_array(weight), "weight")
 
 
 def as_array(given: Any) -> npt.NDArray[Any]:

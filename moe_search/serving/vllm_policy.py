@@ -66,7 +66,7 @@ def expert_map(
 
     require_number("tolerance", tolerance)
 
-    cluster, groups = cluster_of(num_replicas, num_groups, num_nodes, num_ranks)
+    cluster, groups = cluster_of(num_replicas, num_groups, num_nodes, num_ranks, "num_ranks")
     load = loads_of(weight)
     old = None if old_global_expert_indices is None else as_array(old_global_expert_indices)
     problem: Problem

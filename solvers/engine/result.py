@@ -16,6 +16,7 @@ import numpy as np
 
 from moe_search.problems.permutation_problem import Permutation
 from moe_search.problems.placement import Placement
+from moe_search.problems.problem import Problem
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 Status = Literal["optimal", "feasible", "interrupted"]
 
 LEAST_DRAWN_SECONDS = 1e-6
+# Up to which part of an ordinary value bounds are found, and up to which part of themselves sums of floats are.
+BOUND_PRECISION, SUM_PRECISION = 1e-9, 1e-14
 
 
 class TrajectoryPoint(NamedTuple):
@@ -295,14 +298,20 @@ def relative_gap(value: float, bound: float | None) -> float | None:
     return (value - bound) / abs(value) if value else math.inf
 
 
-def reached(value: float, bound: float | None, integral: bool, scale: float = 0.0) -> bool:
-    """Return whether a value is proved optimal by a bound: equal, or for floats equal up to rounding.
+def reached(value: float, bound: float | None, problem: Problem) -> bool:
+    """Return whether a value of a problem is proved optimal by a bound: equal, or for floats equal up to rounding."""
+    return bound is not None and value <= met(bound, problem)
 
-    `scale` is the magnitude of an ordinary value, where that of the least one may be far below the rounding errors.
+
+def met(bound: int | float, problem: Problem) -> int | float:
+    """Return the largest value of a problem that equals a bound, for floats up to rounding.
+
+    That is measured by an ordinary value: the least one may be far below the rounding errors, and one far above may
+    hold a part that matters beside one that nothing can be done about.
     """
-    if bound is None:
-        return False
-    return value <= bound if integral else value <= bound + 1e-9 * max(abs(value), abs(bound), scale)
+    if problem.integral:
+        return bound
+    return bound + max(BOUND_PRECISION * problem.ordinary_value(), SUM_PRECISION * abs(bound))
 
 
 def format_number(value: float) -> str:

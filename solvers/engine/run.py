@@ -15,7 +15,7 @@ import numpy as np
 
 from moe_search.problems.kernel_cache import compile_time, compile_time_of_all_threads
 from moe_search.problems.problem import Problem
-from moe_search.solvers.engine.result import Incumbent, Result, Status, TrajectoryPoint, reached
+from moe_search.solvers.engine.result import Incumbent, Result, Status, TrajectoryPoint, met, reached
 from moe_search.solvers.engine.stop import Allowance, AnyOf, Progress, StoppingCriterion, TargetValue
 
 OnImprovement = Callable[[Incumbent], object]
@@ -156,7 +156,6 @@ class Run:
         self.incumbent: Any = None
         self.value: int | float = math.inf
         self.bound: int | float | None = None
-        self.bound_scale = 0.0
         self.trajectory: list[TrajectoryPoint] = []
         self.shown = 0
         self.iterations = 0
@@ -191,12 +190,7 @@ class Run:
         """Take a proved lower bound as known, and a value equal to it as a reason to stop."""
         self.bound = bound
         if bound is not None:
-            target = bound
-            if not self.problem.integral:
-                # Floats reach their bound up to rounding only.
-                self.bound_scale = self.problem.ordinary_value()
-                target += 1e-9 * max(self.bound_scale, abs(bound))
-            self.stop = AnyOf(TargetValue(target), self.stop)
+            self.stop = AnyOf(TargetValue(met(bound, self.problem)), self.stop)
 
     def progress(self) -> Progress:
         """Return where the run stands."""
@@ -324,7 +318,7 @@ class Run:
         self._doubt_bound()
         bound = self.value if proved else self.bound
         status: Status = "interrupted" if self.interrupted else "feasible"
-        if proved or reached(self.value, bound, self.problem.integral, self.bound_scale):
+        if proved or reached(self.value, bound, self.problem):
             status = "optimal"
         fields: dict[str, Any] = {
             "solution": self.incumbent,
@@ -355,7 +349,9 @@ class Run:
         """Leave out a bound above the incumbent's value by more than rounding: one of the two is wrong."""
         if self.bound is None:
             return
-        slack = 0 if self.problem.integral else 1e-6 * max(abs(self.value), abs(self.bound), self.bound_scale)
+        slack: float = 0
+        if not self.problem.integral:
+            slack = 1e-6 * max(abs(self.value), abs(self.bound), self.problem.ordinary_value())
         if self.bound > self.value + slack:
             kind = type(self.problem).__name__
             warnings.warn(

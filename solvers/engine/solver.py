@@ -103,7 +103,7 @@ class Solver(ABC):
         """
         run = self.begin_run(problem, stop, seed, initial, on_improvement)
         try:
-            return self.search(run)
+            return require_result(self, self.search(run))
         except KeyboardInterrupt:
             return run.interrupt()
 
@@ -129,6 +129,13 @@ class Solver(ABC):
         if reason is not None:
             raise ValueError(f"{type(self).__name__} cannot take this {type(problem).__name__}: {reason}")
         return Run(repr(self), problem, stop, seed, initial, on_improvement)
+
+
+def require_result(solver: object, result: object) -> Result:
+    """Return what a solver found, or raise TypeError if it is no result."""
+    if not isinstance(result, Result):
+        raise TypeError(f"{type(solver).__name__} must return a Result, got {type(result).__name__}")
+    return result
 
 
 def require_problem(problem: object) -> None:

@@ -209,8 +209,7 @@ def _below_value(run: Run, bound: int | float | None) -> int | float | None:
     if bound is None or bound <= run.value:
         return bound
     # Above a value that was reached a bound can only be by rounding; beyond that it is none.
-    scale = 0.0 if run.problem.integral else run.problem.ordinary_value()
-    return run.value if reached(bound, run.value, run.problem.integral, scale) else None
+    return run.value if reached(bound, run.value, run.problem) else None
 
 
 class _Model:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -60,6 +61,11 @@ class MinCostFlow(Solver):
         m, n = problem.cost.shape
         k = problem.k if isinstance(problem, BalancedRouting) else 1
         reduced = problem.cost - problem.cost.min(axis=1, keepdims=True)
+        exponent = 0
+        if not problem.integral:
+            # Costs near the least of floats are raised to where a grid can be as fine as anywhere, which is exact.
+            exponent = math.frexp(reduced.max())[1]
+            reduced = np.ldexp(reduced, -exponent)
         scale = 1.0 if problem.integral else grid_scale(float(reduced.max()), float(_largest_unit_cost(problem)))
         on_grid = reduced if problem.integral else np.rint(reduced * scale)
         flow = SimpleMinCostFlow()
@@ -86,7 +92,7 @@ class MinCostFlow(Solver):
             # What rounding has added at most to any assignment, less what it has added to the one found.
             added = on_grid - reduced * scale
             most = np.partition(added, n - k, axis=1)[:, n - k :].sum()
-            bound -= float(most - added[taken].sum()) / scale
+            bound -= math.ldexp(float(most - added[taken].sum()) / scale, exponent)
         return run.answer(solution, bound)
 
 

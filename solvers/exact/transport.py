@@ -98,7 +98,7 @@ class Transport(Solver):
             solution = experts.reshape(-1, k) if isinstance(problem, BalancedRouting) else seats_by_expert(experts)
             run.offer(solution, problem.value(solution), run.iterations)
             run.show()
-        proved = flow.counts[0].phase == DONE or reached(run.value, bound, problem.integral)
+        proved = flow.counts[0].phase == DONE or reached(run.value, bound, problem)
         run.bound = None if bound is None else min(bound, run.value)
         return run.result(moves=sum(int(each.counts[0].moves) for each in flows), proved=bool(proved))
 

@@ -17,7 +17,7 @@ from moe_search.problems.problem import Problem
 from moe_search.solvers.engine.background import count_workers, run_watched
 from moe_search.solvers.engine.result import Incumbent, Result, TrajectoryPoint
 from moe_search.solvers.engine.run import Clock, Run
-from moe_search.solvers.engine.solver import Solver
+from moe_search.solvers.engine.solver import Solver, require_result
 from moe_search.solvers.engine.stop import (
     Allowance,
     AnyOf,
@@ -137,7 +137,7 @@ class MultiStart(Solver):
             # Off it is what this run compiles, or waits for another to compile.
             own.clock = Clock(begin=run.clock.seconds())
             begun.append(own)
-            result = solver.search(own)
+            result = require_result(solver, solver.search(own))
             if timed and result.status == "optimal":
                 over.set()
             return result

@@ -143,6 +143,9 @@ def test_routers_learn_what_the_oracle_sees():
     )
     assert (oracle == ridge).float().mean() > 0.9
     assert (oracle == train).float().mean() > 0.9
+    with torch.inference_mode():
+        gate = split_feed_forward(first, second, nn.ReLU, neurons, "train", active=1, inputs=x.clone(), mean=False)[1]
+        assert torch.equal(gate(x).weights, train)
 
 
 @pytest.mark.slow

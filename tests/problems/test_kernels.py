@@ -1,6 +1,8 @@
 """How kernels call one another."""
 
 import numpy as np
+import pytest
+from numba import config
 
 from moe_search.problems.kernels import compiled
 
@@ -21,3 +23,18 @@ def test_a_kernel_is_compiled_for_its_callers_apart_and_once_for_all_numbers():
     assert not getattr(entry, "signatures", [])
     assert entry(values, 2, None) == 7
     assert len(getattr(entry, "signatures", [1])) == 1
+
+
+@pytest.mark.skipif(config.DISABLE_JIT, reason="there is no machine code")
+def test_a_kernel_that_makes_no_array_counts_no_references():
+    def first_of_rows(matrix, firsts):
+        for i in range(len(matrix)):
+            row = matrix[i]
+            firsts[i] = row[i % 2]
+
+    counts = []
+    for allocates in (True, False):
+        kernel = compiled(first_of_rows, allocates=allocates)
+        kernel(np.ones((3, 2)), np.ones(3))
+        counts.append("NRT_decref" in kernel.inspect_asm(kernel.signatures[0]))
+    assert counts == [True, False]

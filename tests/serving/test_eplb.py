@@ -60,9 +60,9 @@ def test_groups_that_cannot_stay_on_nodes_are_none_and_idle_layers_count_all_exp
     [
         ((LOADS, 15, 4, 2, 8), "num_replicas must be a multiple of num_gpus, 8, got 15"),
         ((LOADS, 8, 4, 2, 8), "the devices must have a slot for each of 12 experts, got 8 slots"),
-        (([[1.0, -1.0]], 2, 1, 1, 1), "load must not be negative"),
-        (([[1.0, float("nan")]], 2, 1, 1, 1), "load must be finite"),
-        ((LOADS, 18, 4, 4, 9), "num_devices must be a multiple of num_nodes, 4, got 9"),
+        (([[1.0, -1.0]], 2, 1, 1, 1), "weight must not be negative"),
+        (([[1.0, float("nan")]], 2, 1, 1, 1), "weight must be finite"),
+        ((LOADS, 18, 4, 4, 9), "num_gpus must be a multiple of num_nodes, 4, got 9"),
     ],
 )
 def test_bad_arguments_are_refused_in_a_sentence(arguments, message):

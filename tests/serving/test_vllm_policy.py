@@ -188,6 +188,8 @@ def test_the_tolerance_is_that_of_the_environment(policy, monkeypatch):
         assert (balance(drifted.numpy(), experts, 8) >= at_best / (1.001 + float(tolerance))).all()
         migrations.append(moved(experts, old, 8))
     assert migrations[0] > migrations[1]
+    with pytest.raises(ValueError, match="num_ranks must be a multiple of num_nodes, 3, got 8"):
+        policy.EPLB_POLICIES["default"].rebalance_experts(drifted, 40, 0, 3, 8)
     for wrong, message in (("2%", "must be a number such as 0.02, got '2%'"), ("-1", "must be a finite number >= 0")):
         monkeypatch.setenv("MOE_SEARCH_TOLERANCE", wrong)
         with pytest.raises(ValueError, match=f"MOE_SEARCH_TOLERANCE {message}"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -60,46 +61,51 @@ def token_layer(layer: Any) -> TokenLayer:
     )
 
 
+# Functions of the module and what they are given, so that a search can be copied and pickled with its model.
+
+
 def _of_mixture(layer: MixtureOfExperts) -> TokenLayer:
+    return TokenLayer(layer, layer.gate.expert_map, layer.expert_outputs, partial(_listen_to_mixture, layer))
+
+
+def _listen_to_mixture(layer: MixtureOfExperts, take: Take) -> Iterable[Any]:
     gate = layer.gate
+    routings: list[SlotWeights] = []
 
-    def listen(take: Take) -> Iterable[Any]:
-        routings: list[SlotWeights] = []
+    def at_gate(_: nn.Module, __: tuple[Any, ...], routing: SlotWeights) -> None:
+        routings.append(routing)
 
-        def at_gate(_: nn.Module, __: tuple[Any, ...], routing: SlotWeights) -> None:
-            routings.append(routing)
+    def at_layer(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Tensor) -> Tensor:
+        inputs = args[0] if args else kwargs["inputs"]
+        routing = routings.pop()
+        weights = routing.weights
+        if gate.expert_map.shared:
+            weights = weights.sum(1, keepdim=True)
+        return take(rows_of(inputs, routing.mask), weights, outputs)
 
-        def at_layer(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Tensor) -> Tensor:
-            inputs = args[0] if args else kwargs["inputs"]
-            routing = routings.pop()
-            weights = routing.weights
-            if gate.expert_map.shared:
-                weights = weights.sum(1, keepdim=True)
-            return take(rows_of(inputs, routing.mask), weights, outputs)
-
-        return gate.register_forward_hook(at_gate), layer.register_forward_hook(at_layer, with_kwargs=True)
-
-    return TokenLayer(layer, gate.expert_map, layer.expert_outputs, listen)
+    return gate.register_forward_hook(at_gate), layer.register_forward_hook(at_layer, with_kwargs=True)
 
 
 def _of_transformers(layer: MoELayer) -> TokenLayer:
     """Return a layer as a search of tokens sees it."""
-    expert_map, experts, n = give_map(layer), layer.experts, layer.num_experts
+    given = layer, give_map(layer)
+    return TokenLayer(layer.experts, given[1], partial(_outputs_under, *given), partial(_listen_under, *given))
 
-    def expert_outputs(rows: Tensor) -> Tensor:
-        # The map leads what is asked for: an expert is asked for by its slot.
-        slots, weight = expert_map.experts[0].argsort(), rows.new_ones(len(rows), 1)
-        return torch.stack([experts(rows, slots[e].expand(len(rows), 1), weight) for e in range(n)], 1)
 
-    def listen(take: Take) -> Iterable[Any]:
-        if map_of(layer) is not expert_map:
-            raise ValueError(
-                f"{layer.name} must be as the search found it, permute_experts or keep_experts has changed it since: "
-                "make a new search, of moe_layers(model)"
-            )
-        return listen_to(layer, take)
+def _outputs_under(layer: MoELayer, expert_map: LayerMap, rows: Tensor) -> Tensor:
+    # The map leads what is asked for: an expert is asked for by its slot.
+    slots, weight = expert_map.experts[0].argsort(), rows.new_ones(len(rows), 1)
+    outputs = [layer.experts(rows, slots[e].expand(len(rows), 1), weight) for e in range(layer.num_experts)]
+    return torch.stack(outputs, 1)
 
-    return TokenLayer(experts, expert_map, expert_outputs, listen)
+
+def _listen_under(layer: MoELayer, expert_map: LayerMap, take: Take) -> Iterable[Any]:
+    if map_of(layer) is not expert_map:
+        raise ValueError(
+            f"{layer.name} must be as the search found it, permute_experts or keep_experts has changed it since: "
+            "make a new search, of moe_layers(model)"
+        )
+    return listen_to(layer, take)
 
 
 def listen_to(layer: MoELayer, take: Take) -> Iterable[Any]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from moe_search.api import training_solver
 from moe_search.problems.load_limited import LoadLimited
 from moe_search.solvers.engine.result import Result
-from moe_search.solvers.engine.solver import Solver
+from moe_search.solvers.engine.solver import Solver, require_result
 from moe_search.solvers.engine.stop import StoppingCriterion
 from moe_search.training.lowering.batch import Batch
 from moe_search.training.lowering.lowering import Lowering
@@ -264,7 +264,7 @@ def find_candidate(
     if solver is None:
         solver = training_solver(lowering.problem)
     start = time.perf_counter()
-    result = solver.solve(lowering.problem, stop, seed=seed, initial=lowering.initial)
+    result = require_result(solver, solver.solve(lowering.problem, stop, seed=seed, initial=lowering.initial))
     seconds = time.perf_counter() - start
     if result.status == "interrupted":
         # The solver took the Ctrl-C that was meant for the training around it.
@@ -333,6 +333,10 @@ class Underway:
     def done(self) -> bool:
         """Whether there is an answer, an error too."""
         return self.found is None or self.found.done()
+
+    def __reduce__(self) -> Any:
+        # A thread goes into no copy, but what it finds does.
+        return Underway.from_state_dict, (self.state_dict(), self.batch.inputs.device)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state once the solver has ended. If it raised, that of a search that found nothing.

@@ -174,3 +174,21 @@ def test_slices_and_callbacks_change_nothing():
     assert warm.value == pytest.approx(result.value)
     with pytest.raises(ValueError, match="cannot take this LinearAssignment: it solves ExpertPlacement and Reb"):
         ms.PlacementSearch().solve(ms.random_linear(3, seed=0), ms.MaxIterations(1))
+
+
+def test_loads_count_beside_migrations_that_cost_far_more():
+    rng = np.random.default_rng(2)
+    load = rng.dirichlet(np.ones(12))
+    placement = ms.ExpertPlacement(load, ms.Cluster(num_devices=4, slots_per_device=4))
+    previous = placement.random_solution(rng).physical_to_logical.copy()
+    # Where a slot is empty a migration is needed.
+    previous[0, 5] = -1
+    problem = ms.Rebalancing(placement, previous, transfer_cost=1e9)
+    result = ms.solve(problem, stop=ms.MaxIterations(1000))
+    assert (result.status, result.solution.migrations) == ("feasible", 1)
+    filled = np.where(previous < 0, np.arange(12)[:, None], previous)
+    valid = [row for row in filled if len(set(row[4:8])) == 4 and len(set(row)) == 12]
+    loads = [placement.value(row) for row in valid]
+    assert placement.value(result.solution) == pytest.approx(min(loads), rel=1e-9)
+    assert min(loads) < max(loads)
+    assert placement.value(result.solution) > placement.load_bounds[0] * (1 + 1e-9)

@@ -1,3 +1,4 @@
+import copy
 import threading
 
 import pytest
@@ -99,6 +100,18 @@ def test_finish_decides_by_the_batch_of_the_last_step():
     assert record.outcome == "committed"
     assert record.verified_gain == pytest.approx(before - setting.true_loss(40, 50), rel=1e-9)
     assert search.finish() is None
+
+
+def test_a_copy_has_what_the_search_under_way_finds():
+    setting = make("top-2")
+    setting.scramble()
+    search = searching(setting, solver=LocalSearch())
+    for _ in range(3):
+        step(search, setting)
+    other = copy.deepcopy(search)
+    found = search.finish()
+    assert (found.step, found.outcome) == (3, "committed")
+    assert other.finish().verified_gain == found.verified_gain
 
 
 def test_on_search_is_told_when_the_map_is_decided():

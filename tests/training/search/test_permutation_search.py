@@ -467,6 +467,16 @@ def test_what_the_constructor_accepts():
         searching(setting, on_search=[])
 
 
+def test_a_solver_without_a_result_is_told_so():
+    class Forgetful:
+        def solve(self, problem, stop, seed=0, initial=None):
+            LocalSearch().solve(problem, stop, seed, initial)
+
+    setting = make("hash")
+    with pytest.raises(TypeError, match="Forgetful must return a Result, got NoneType"):
+        step(searching(setting, period=1, solver=Forgetful()), setting)
+
+
 def test_a_record_goes_through_a_dict():
     setting = make("hash")
     record = step(searching(setting, period=1), setting)

@@ -1,3 +1,5 @@
+import copy
+import pickle
 import warnings
 
 import numpy as np
@@ -149,6 +151,19 @@ def test_steps_search_all_layers_and_a_state_takes_them_up():
         assert torch.equal(mine.gate.expert_map.experts, its.gate.expert_map.experts)
     with pytest.raises(ValueError, match=r"state must be that of a search of .*2 layers"):
         again.load_state_dict(stepping(other, other.layers[0]).state_dict())
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda search: pickle.loads(pickle.dumps(search))])
+def test_a_copied_search_goes_on_as_the_first_with_a_model_of_its_own(copied):
+    model, searched, verified = scrambled()
+    search, scrambled_maps = stepping(model, model.layers), copy.deepcopy(model.state_dict())
+    search.step(searched.inputs, searched.targets)
+    other = copied(search)
+    other.step(verified.inputs, verified.targets)
+    assert any(record.new_map for record in other.history)
+    assert all(torch.equal(each, scrambled_maps[name]) for name, each in model.state_dict().items())
+    search.step(verified.inputs, verified.targets)
+    assert [each.verified_gain for each in search.history] == [each.verified_gain for each in other.history]
 
 
 def test_one_layer_of_tokens_is_known_from_the_first_batch():
