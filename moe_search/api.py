@@ -210,11 +210,12 @@ def lower_bound(problem: Problem, method: str = "auto", seconds: float = 1.0) ->
     method : {"auto", "gilmore-lawler", "projection", "semidefinite"}, default "auto"
         The first is what `solve` takes: the best of those that end by themselves within `seconds`.
 
-        - ``"gilmore-lawler"``: any costs of pairs, milliseconds. Good where a matrix is sparse or very uneven.
-        - ``"projection"``: pairs that cost products of two matrices, milliseconds at any size. Good on dense matrices
-          and on grids, the better the larger; of no use on sparse ones, where it may be negative.
-        - ``"semidefinite"``: up to 30 slots, each with a seat of its own. By far the best, and the better the longer it
-          runs: two seconds at 12 slots, ten at 20.
+        - ``"gilmore-lawler"``: any costs of pairs, milliseconds up to some hundred slots. Good where a matrix is sparse
+          or very uneven.
+        - ``"projection"``: pairs that cost products of two matrices, milliseconds up to some hundred slots. Good on
+          dense matrices and on grids, the better the larger; of no use on sparse ones, where it may be negative.
+        - ``"semidefinite"``: up to 30 slots, each with a seat of its own. By far the best once it has had its time: two
+          seconds at 12 slots, ten at 20, a minute at 30; before that, the better of the other two.
     seconds : float, default 1.0
         Time to spend, roughly. The two quick methods take what they need.
 

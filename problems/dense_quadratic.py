@@ -190,7 +190,7 @@ def swap_rows_and_columns(matrix: Any, a: int, b: int) -> None:
         matrix[k, a], matrix[k, b] = matrix[k, b], matrix[k, a]
 
 
-@kernel(swap_delta, SymmetricQuadraticState)
+@kernel(swap_delta, SymmetricQuadraticState, allocates=False)
 def _symmetric_swap_delta(state: SymmetricQuadraticState, a: int, b: int) -> Any:
     flow_a = state.flow[a]
     flow_b = state.flow[b]
@@ -208,13 +208,13 @@ def _symmetric_swap_delta(state: SymmetricQuadraticState, a: int, b: int) -> Any
     return total * state.factor + linear_delta(state.linear, state.permutation, a, b)
 
 
-@kernel(commit_swap, SymmetricQuadraticState)
+@kernel(commit_swap, SymmetricQuadraticState, allocates=False)
 def _symmetric_commit_swap(state: SymmetricQuadraticState, a: int, b: int) -> None:
     swap_rows_and_columns(state.distance, a, b)
     exchange_seats(state.permutation, state.order, a, b)
 
 
-@kernel(swap_delta, GeneralQuadraticState)
+@kernel(swap_delta, GeneralQuadraticState, allocates=False)
 def _general_swap_delta(state: GeneralQuadraticState, a: int, b: int) -> Any:
     row_a, row_b = state.flow[a], state.flow[b]
     column_a, column_b = state.flow_transposed[a], state.flow_transposed[b]
@@ -237,7 +237,7 @@ def _general_swap_delta(state: GeneralQuadraticState, a: int, b: int) -> Any:
     return total + linear_delta(state.linear, state.permutation, a, b)
 
 
-@kernel(commit_swap, GeneralQuadraticState)
+@kernel(commit_swap, GeneralQuadraticState, allocates=False)
 def _general_commit_swap(state: GeneralQuadraticState, a: int, b: int) -> None:
     swap_rows_and_columns(state.distance, a, b)
     swap_rows_and_columns(state.distance_transposed, a, b)
@@ -264,7 +264,7 @@ class DenseDeltaMatrix(NamedTuple):
 # pending.
 
 
-@kernel(fill_potential, SymmetricQuadraticState)
+@kernel(fill_potential, SymmetricQuadraticState, allocates=False)
 def _symmetric_potential(state: SymmetricQuadraticState, matrix: DenseDeltaMatrix, first: int, last: int) -> None:
     matrix.pending[0] = 0
     begin_rows(matrix.potential, state.linear, first, last)
@@ -272,7 +272,7 @@ def _symmetric_potential(state: SymmetricQuadraticState, matrix: DenseDeltaMatri
     find_own(matrix.own, matrix.potential, state.permutation, first, last)
 
 
-@kernel(fill_potential, GeneralQuadraticState)
+@kernel(fill_potential, GeneralQuadraticState, allocates=False)
 def _general_potential(state: GeneralQuadraticState, matrix: DenseDeltaMatrix, first: int, last: int) -> None:
     matrix.pending[0] = 0
     begin_rows(matrix.potential, state.linear, first, last)
@@ -281,7 +281,7 @@ def _general_potential(state: GeneralQuadraticState, matrix: DenseDeltaMatrix, f
     find_own(matrix.own, matrix.potential, state.permutation, first, last)
 
 
-@kernel(fill_deltas, SymmetricQuadraticState)
+@kernel(fill_deltas, SymmetricQuadraticState, allocates=False)
 def _symmetric_fill(
     state: SymmetricQuadraticState, matrix: DenseDeltaMatrix, block_size: int, first: int, last: int
 ) -> None:
@@ -292,7 +292,7 @@ def _symmetric_fill(
         set_row(matrix.deltas, matrix.least, deltas_of_i, i)
 
 
-@kernel(fill_deltas, GeneralQuadraticState)
+@kernel(fill_deltas, GeneralQuadraticState, allocates=False)
 def _general_fill(
     state: GeneralQuadraticState, matrix: DenseDeltaMatrix, block_size: int, first: int, last: int
 ) -> None:
@@ -303,7 +303,7 @@ def _general_fill(
         set_row(matrix.deltas, matrix.least, deltas_of_i, i)
 
 
-@kernel(commit_swap_and_deltas, SymmetricQuadraticState)
+@kernel(commit_swap_and_deltas, SymmetricQuadraticState, allocates=False)
 def _symmetric_commit(
     state: SymmetricQuadraticState, matrix: DenseDeltaMatrix, block_size: int, a: int, b: int
 ) -> None:
@@ -322,7 +322,7 @@ def _symmetric_commit(
     add_updates(matrix.potential, matrix.updates, matrix.pending)
 
 
-@kernel(commit_swap_and_deltas, GeneralQuadraticState)
+@kernel(commit_swap_and_deltas, GeneralQuadraticState, allocates=False)
 def _general_commit(state: GeneralQuadraticState, matrix: DenseDeltaMatrix, block_size: int, a: int, b: int) -> None:
     deltas, least = matrix.deltas, matrix.least
     y, of_a, of_b, row, v = (

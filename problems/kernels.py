@@ -20,6 +20,11 @@ from numba.extending import overload
 
 from moe_search.problems.kernel_cache import RESOLVERS, KernelCache
 
+OPTIONS: dict[str, Any] = {"nogil": True, "no_cfunc_wrapper": True}
+# Numba has no public name for it, and counts references to arrays and rows otherwise: `Transport` then takes 13 to 25 %
+# more of a flow of many rows, and `TabuSearch` twice the time of moves between a dozen slots.
+MAKES_NO_ARRAY = {"_nrt": False}
+
 
 def compiled(function: Callable[..., Any], fastmath: bool | set[str] = False, allocates: bool = True) -> Any:
     """Declare a kernel; it may call others that stand below it in its file.
@@ -27,11 +32,7 @@ def compiled(function: Callable[..., Any], fastmath: bool | set[str] = False, al
     One that makes no array may say so: it is compiled a tenth sooner, and its calls with arrays need no atomic
     operations.
     """
-    options: dict[str, Any] = {"nogil": True, "fastmath": fastmath, "no_cfunc_wrapper": True}
-    if not allocates:
-        # Numba has no public name for it, and counts references to arrays and rows otherwise: `Transport` then takes
-        # 13 to 25 % more of a flow of many rows.
-        options["_nrt"] = False
+    options = OPTIONS | {"fastmath": fastmath} | ({} if allocates else MAKES_NO_ARRAY)
     dispatcher: Any = njit(**options)(function)
     if isinstance(dispatcher, Dispatcher):
         # Numba has no public way to keep machine code elsewhere than in its own files, which go stale.
@@ -74,13 +75,15 @@ def resolved(plain: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callab
 
     def register(resolve: Callable[..., Any]) -> Callable[..., Any]:
         RESOLVERS[plain] = resolve
-        overload(plain, jit_options={"nogil": True, "no_cfunc_wrapper": True})(resolve)
+        overload(plain, jit_options=OPTIONS)(resolve)
         return resolve
 
     return register
 
 
-def kernel(generic: Any, state_class: type | None = None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def kernel(
+    generic: Any, state_class: type | None = None, allocates: bool = True
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a function as the kernel of `generic` for states of type `state_class`.
 
     Parameters
@@ -90,6 +93,8 @@ def kernel(generic: Any, state_class: type | None = None) -> Callable[[Callable[
     state_class : type, optional
         The NamedTuple class of the problem's state. Without it, the function is the kernel of every class that
         registered none of its own.
+    allocates : bool, default True
+        Whether it makes arrays or assigns to slices; see `compiled`.
 
     Returns
     -------
@@ -111,7 +116,7 @@ def kernel(generic: Any, state_class: type | None = None) -> Callable[[Callable[
 
         # Numba asks for equal signatures and counts the annotations in.
         resolve.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
-        overload(generic, jit_options={"nogil": True, "no_cfunc_wrapper": True, "_nrt": False})(resolve)
+        overload(generic, jit_options=OPTIONS if allocates else OPTIONS | MAKES_NO_ARRAY)(resolve)
         return function
 
     return register

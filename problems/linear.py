@@ -98,7 +98,7 @@ class LinearState(NamedTuple):
 # Between two moves ``expert[s]`` is the expert of the seat of slot s; what a slot pays depends on that alone.
 
 
-@kernel(swap_delta, LinearState)
+@kernel(swap_delta, LinearState, allocates=False)
 def _swap_delta(state: LinearState, a: int, b: int) -> Any:
     cost = state.cost
     e = state.expert[a]
@@ -106,7 +106,7 @@ def _swap_delta(state: LinearState, a: int, b: int) -> Any:
     return cost[a, f] - cost[a, e] + cost[b, e] - cost[b, f]
 
 
-@kernel(commit_swap, LinearState)
+@kernel(commit_swap, LinearState, allocates=False)
 def _commit_swap(state: LinearState, a: int, b: int) -> None:
     exchange_seats(state.permutation, state.order, a, b)
     expert = state.expert

@@ -345,29 +345,29 @@ def exchange_loads(state: LimitedState, a: int, b: int) -> None:
     expert[a], expert[b] = expert[b], expert[a]
 
 
-@kernel(swap_delta, LimitedState)
+@kernel(swap_delta, LimitedState, allocates=False)
 def _swap_delta(state: LimitedState, a: int, b: int) -> Any:
     return swap_delta(state.inner, a, b) + penalty_delta(state, a, b)
 
 
-@kernel(commit_swap, LimitedState)
+@kernel(commit_swap, LimitedState, allocates=False)
 def _commit_swap(state: LimitedState, a: int, b: int) -> None:
     exchange_loads(state, a, b)
     commit_swap(state.inner, a, b)
 
 
-@kernel(fill_potential, LimitedState)
+@kernel(fill_potential, LimitedState, allocates=False)
 def _fill_potential(state: LimitedState, matrix: LimitedDeltaMatrix, first: int, last: int) -> None:
     fill_potential(state.inner, matrix.inner, first, last)
 
 
-@kernel(fill_deltas, LimitedState)
+@kernel(fill_deltas, LimitedState, allocates=False)
 def _fill_deltas(state: LimitedState, matrix: LimitedDeltaMatrix, block_size: int, first: int, last: int) -> None:
     fill_deltas(state.inner, matrix.inner, block_size, first, last)
     add_penalties(state, matrix, block_size, first, last)
 
 
-@kernel(commit_swap_and_deltas, LimitedState)
+@kernel(commit_swap_and_deltas, LimitedState, allocates=False)
 def _commit_swap_and_deltas(state: LimitedState, matrix: LimitedDeltaMatrix, block_size: int, a: int, b: int) -> None:
     exchange_loads(state, a, b)
     commit_swap_and_deltas(state.inner, matrix.inner, block_size, a, b)

@@ -396,12 +396,12 @@ def exchange_experts(state: Any, a: int, b: int, commit: bool) -> float:
     return delta
 
 
-@kernel(swap_delta, MixtureState)
+@kernel(swap_delta, MixtureState, allocates=False)
 def _swap_delta(state: MixtureState, a: int, b: int) -> float:
     return exchange_experts(state, a, b, False)
 
 
-@kernel(commit_swap, MixtureState)
+@kernel(commit_swap, MixtureState, allocates=False)
 def _commit_swap(state: MixtureState, a: int, b: int) -> None:
     exchange_experts(state, a, b, True)
     exchange_seats(state.permutation, state.order, a, b)
@@ -415,7 +415,7 @@ def _commit_swap(state: MixtureState, a: int, b: int) -> None:
 # with a and b, whose experts have changed, are computed afresh. Where samples have weight on many slots all deltas are.
 
 
-@kernel(commit_swap_and_deltas, MixtureState)
+@kernel(commit_swap_and_deltas, MixtureState, allocates=False)
 def _commit_and_correct(state: MixtureState, matrix: DeltaMatrix, block_size: int, a: int, b: int) -> None:
     if state.expert[a] == state.expert[b]:
         commit_swap(state, a, b)

@@ -128,12 +128,12 @@ def commit_swap_and_deltas(state: Any, matrix: DeltaMatrix, block_size: int, a: 
     """Commit the swap of slots a < b of one block, and bring state and deltas up to date."""
 
 
-@kernel(fill_potential)
+@kernel(fill_potential, allocates=False)
 def _fill_potential(state: Any, matrix: DeltaMatrix, first: int, last: int) -> None:
     pass
 
 
-@kernel(fill_deltas)
+@kernel(fill_deltas, allocates=False)
 def _fill_deltas(state: Any, matrix: DeltaMatrix, block_size: int, first: int, last: int) -> None:
     for i in range(first, last):
         for j in range(i + 1, (i // block_size + 1) * block_size):
@@ -141,7 +141,7 @@ def _fill_deltas(state: Any, matrix: DeltaMatrix, block_size: int, first: int, l
         find_least(matrix.deltas, matrix.least, block_size, i)
 
 
-@kernel(commit_swap_and_deltas)
+@kernel(commit_swap_and_deltas, allocates=False)
 def _commit_swap_and_deltas(state: Any, matrix: DeltaMatrix, block_size: int, a: int, b: int) -> None:
     commit_swap(state, a, b)
     fill_deltas(state, matrix, block_size, 0, matrix.deltas.shape[0])

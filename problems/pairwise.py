@@ -130,7 +130,7 @@ class PairwiseState(NamedTuple):
 # cost[s, s, e, e] + sum_t coupling[s, e, t, e(t)]``: what slot s would pay under expert e, all others as they are.
 
 
-@kernel(swap_delta, PairwiseState)
+@kernel(swap_delta, PairwiseState, allocates=False)
 def _swap_delta(state: PairwiseState, a: int, b: int) -> Any:
     potential = state.potential
     coupling = state.coupling
@@ -141,7 +141,7 @@ def _swap_delta(state: PairwiseState, a: int, b: int) -> Any:
     return delta - coupling[a, f, b, f] - coupling[a, e, b, e] + coupling[a, e, b, f] + coupling[a, f, b, e]
 
 
-@kernel(commit_swap, PairwiseState)
+@kernel(commit_swap, PairwiseState, allocates=False)
 def _commit_swap(state: PairwiseState, a: int, b: int) -> None:
     expert = state.expert
     e = expert[a]

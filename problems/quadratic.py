@@ -19,7 +19,6 @@ from moe_search.problems.arrays import (
     square_matrix,
 )
 from moe_search.problems.dense_quadratic import DenseArrays, dense_arrays
-from moe_search.problems.moves import DeltaMatrix
 from moe_search.problems.pair_costs import PairCosts
 from moe_search.problems.permutation_problem import PermutationProblem
 from moe_search.problems.sparse_quadratic import SparseArrays, sparse_arrays
@@ -122,7 +121,7 @@ class QuadraticAssignment(PermutationProblem):
         """Return the arrays of the kernels; see `PermutationProblem.state`."""
         return self.kernel_arrays.state(self.check_solution(permutation))
 
-    def delta_matrix(self) -> DeltaMatrix:
+    def delta_matrix(self) -> Any:
         """Return the arrays for the deltas of all swaps; see `PermutationProblem.delta_matrix`."""
         return self.kernel_arrays.delta_matrix()
 

@@ -187,7 +187,7 @@ class GeneralSparseQuadraticState(NamedTuple):
 # those of its neighbors alone, which stay in the cache while a search tries one slot with all others.
 
 
-@kernel(swap_delta, SparseQuadraticState)
+@kernel(swap_delta, SparseQuadraticState, allocates=False)
 def _sparse_swap_delta(state: SparseQuadraticState, a: int, b: int) -> Any:
     # Unsigned, or Numba allows for negative indices, and keeps its reference counts, at three times the cost.
     x, y, one = np.uintp(state.node[a]), np.uintp(state.node[b]), np.uintp(1)
@@ -211,7 +211,7 @@ def _sparse_swap_delta(state: SparseQuadraticState, a: int, b: int) -> Any:
     return total * state.factor + linear_delta(state.linear, state.permutation, a, b)
 
 
-@kernel(swap_delta, GeneralSparseQuadraticState)
+@kernel(swap_delta, GeneralSparseQuadraticState, allocates=False)
 def _general_sparse_swap_delta(state: GeneralSparseQuadraticState, a: int, b: int) -> Any:
     x, y, one = np.uintp(state.node[a]), np.uintp(state.node[b]), np.uintp(1)
     place_x, place_y = np.uintp(state.place[x]), np.uintp(state.place[y])
@@ -235,7 +235,7 @@ def _general_sparse_swap_delta(state: GeneralSparseQuadraticState, a: int, b: in
     return total + linear_delta(state.linear, state.permutation, a, b)
 
 
-@kernel(commit_swap, SparseQuadraticState)
+@kernel(commit_swap, SparseQuadraticState, allocates=False)
 def _sparse_commit_swap(state: SparseQuadraticState, a: int, b: int) -> None:
     x, y = state.node[a], state.node[b]
     exchange_places(state, state.values, state.other, x, y)
@@ -244,7 +244,7 @@ def _sparse_commit_swap(state: SparseQuadraticState, a: int, b: int) -> None:
         state.paid[node] = cost_in_place(state, state.values, state.other, node)
 
 
-@kernel(commit_swap, GeneralSparseQuadraticState)
+@kernel(commit_swap, GeneralSparseQuadraticState, allocates=False)
 def _general_sparse_commit_swap(state: GeneralSparseQuadraticState, a: int, b: int) -> None:
     x, y = state.node[a], state.node[b]
     exchange_places(state, state.values, state.other, x, y)
@@ -280,7 +280,7 @@ def cost_in_place(state: Any, values: Any, other: Any, x: int) -> Any:
 # that of the rows of `other`. Deltas with a or b are computed afresh, by a pass over neighbors: no potential is kept.
 
 
-@kernel(commit_swap_and_deltas, SparseQuadraticState)
+@kernel(commit_swap_and_deltas, SparseQuadraticState, allocates=False)
 def _sparse_commit(state: SparseQuadraticState, matrix: DeltaMatrix, block_size: int, a: int, b: int) -> None:
     update_deltas(state, matrix, state.values, state.other, state.factor, a, b)
     commit_swap(state, a, b)
@@ -288,7 +288,7 @@ def _sparse_commit(state: SparseQuadraticState, matrix: DeltaMatrix, block_size:
     row_of_swap_deltas(state, matrix, b)
 
 
-@kernel(commit_swap_and_deltas, GeneralSparseQuadraticState)
+@kernel(commit_swap_and_deltas, GeneralSparseQuadraticState, allocates=False)
 def _general_sparse_commit(
     state: GeneralSparseQuadraticState, matrix: DeltaMatrix, block_size: int, a: int, b: int
 ) -> None:

@@ -149,7 +149,7 @@ def row_bounds(costs: Any, linear: Any, free: Free, count: int, bounds: Any) -> 
     """Write to ``bounds[a, b]`` the least that the a-th free slot can contribute on the b-th free seat of its block."""
 
 
-@kernel(fix_pair, KoopmansBeckmann)
+@kernel(fix_pair, KoopmansBeckmann, allocates=False)
 def _fix_flow(costs: KoopmansBeckmann, linear: Any, fixed: Any, free: Free, count: int, slot: int, seat: int) -> None:
     flow, distance = costs.flow, costs.distance
     for a in range(count):
@@ -160,7 +160,7 @@ def _fix_flow(costs: KoopmansBeckmann, linear: Any, fixed: Any, free: Free, coun
             fixed[i, k] = linear[i, k] + out * distance[seat, k] + back * distance[k, seat]
 
 
-@kernel(row_bounds, KoopmansBeckmann)
+@kernel(row_bounds, KoopmansBeckmann, allocates=False)
 def _flow_bounds(costs: KoopmansBeckmann, linear: Any, free: Free, count: int, bounds: Any) -> None:
     flow, distance = costs.sorted_flow, costs.sorted_distance
     for a in range(count):
@@ -189,7 +189,7 @@ def _flow_bounds(costs: KoopmansBeckmann, linear: Any, free: Free, count: int, b
                 bounds[a, b] += factor * distance[x, b]
 
 
-@kernel(fix_pair, Lawler)
+@kernel(fix_pair, Lawler, allocates=False)
 def _fix_coupling(costs: Lawler, linear: Any, fixed: Any, free: Free, count: int, slot: int, seat: int) -> None:
     coupling = costs.coupling[slot, costs.expert[seat]]
     for a in range(count):
@@ -200,7 +200,7 @@ def _fix_coupling(costs: Lawler, linear: Any, fixed: Any, free: Free, count: int
             fixed[t, k] = linear[t, k] + pays + pays
 
 
-@kernel(row_bounds, Lawler)
+@kernel(row_bounds, Lawler, allocates=False)
 def _coupling_bounds(costs: Lawler, linear: Any, free: Free, count: int, bounds: Any) -> None:
     block_size, expert, inner = costs.block_size, costs.expert, costs.inner
     for a in range(count):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import singledispatch
 
@@ -72,11 +73,13 @@ def _pair_bound(costs: PairCosts, seconds: float) -> int | float | None:
     if costs.pairwise is not None:
         return pairwise_gilmore_lawler(costs.pairwise, seconds)
     blocks = costs.shape[0] // costs.block_size
+    bounds = []
     if assignment_seconds(costs.block_size) * blocks <= seconds:
-        bound = _gilmore_lawler(costs, seconds)
-        if costs.factors is not None and projection_seconds(costs.block_size) <= seconds:
-            bound = max(bound, projection_bound(costs))
-        return bound
+        bounds.append(_gilmore_lawler(costs, seconds))
+    if costs.factors is not None and projection_seconds(costs) <= seconds:
+        bounds.append(projection_bound(costs))
+    if bounds:
+        return max(bounds)
     if costs.factors is not None and 1e-7 * costs.block_size**2 <= seconds:
         # The least scalar product of all entries, as if every flow could choose its distance.
         flow, distance = (np.sort(factor, axis=None) for factor in costs.factors)
@@ -109,7 +112,10 @@ def _semidefinite(costs: PairCosts, seconds: float) -> int | float:
             f"it takes one block of 2 to {SEMIDEFINITE_UP_TO} slots and as many experts, got {slots} slots in blocks "
             f"of {costs.block_size} and {experts} experts"
         )
-    return semidefinite_bound(costs, seconds)
+    # Its own first iterates may be below the two that take no time.
+    quick = _pair_bound(costs, math.inf)
+    assert quick is not None
+    return max(quick, semidefinite_bound(costs, seconds))
 
 
 METHODS: dict[str, Callable[[PairCosts, float], int | float]] = {

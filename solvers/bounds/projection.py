@@ -12,9 +12,12 @@ from moe_search.solvers.bounds.rounding import proved
 Matrix = npt.NDArray[np.float64]
 
 
-def projection_seconds(size: int) -> float:
-    """Return the seconds that the bound takes for `size` slots, at worst."""
-    return 200e-6 + 10e-9 * size**3 + assignment_seconds(size)
+def projection_seconds(costs: PairCosts) -> float:
+    """Return the seconds that the bound takes for costs in factors, at worst."""
+    size = costs.block_size
+    if not _one_symmetric(costs):
+        return 400e-6 + 3e-9 * size**3 + assignment_seconds(size)
+    return 200e-6 + 0.6e-9 * size**3 + (assignment_seconds(size) if costs.unary.any() else 0.0)
 
 
 def projection_bound(costs: PairCosts) -> int | float:
@@ -50,7 +53,7 @@ def projection_bound(costs: PairCosts) -> int | float:
     eigenvalues = np.linalg.eigvalsh
     least = float(eigenvalues(projected[0] + projected[0].T) @ eigenvalues(projected[1] + projected[1].T)[::-1]) / 4
     rows, columns = (np.stack([a.sum(axis=axis) for a in (flow, distance)]) for axis in (1, 0))
-    one_symmetric = any(np.array_equal(a, a.T) for a in (flow, distance))
+    one_symmetric = _one_symmetric(costs)
     if not one_symmetric:
         # The eigenvalues of a skew matrix are imaginary; those of i times it are real, and pair to the same sums.
         skew = [eigenvalues(1j * (a - a.T)) for a in projected]
@@ -66,6 +69,12 @@ def projection_bound(costs: PairCosts) -> int | float:
     # Each eigenvalue is off by n units of rounding of the norm at most, each sum by as many.
     size = np.linalg.norm(flow) * np.linalg.norm(distance) * n**0.5 + np.abs(linear).sum(axis=1).max() * n
     return proved(total - 8 * n * np.finfo(np.float64).eps * float(size), costs)
+
+
+def _one_symmetric(costs: PairCosts) -> bool:
+    """Return whether one of the two factors is symmetric."""
+    assert costs.factors is not None
+    return any(np.array_equal(factor, factor.T) for factor in costs.factors)
 
 
 def _projected(matrix: Matrix) -> Matrix:

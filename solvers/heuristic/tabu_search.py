@@ -168,7 +168,7 @@ def first_stamps(size: int, block_size: int, experts: int) -> npt.NDArray[np.int
     """Return the stamps before the first move: all past, none equal, so that forced swaps come one at a time."""
     # In 32 bits from the start: of thousands of slots, wider numbers on the way take a fraction of a second.
     slot = np.arange(size, dtype=np.int32) % block_size
-    return (-1 - slot * block_size)[:, None] - np.arange(experts, dtype=np.int32)
+    return (-1 - slot * block_size)[:, None] - slot[:experts]
 
 
 def descent_first(

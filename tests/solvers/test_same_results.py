@@ -2,9 +2,9 @@
 
 The numbers in same_results.json were taken at commit aebaea0; those of branch and bound on small problems later, when
 it no longer began with a tabu search, and those of it and of tabu search on the larger ones when the tree was split
-earlier and stamps were kept by expert. Integers and permutations must be equal, floats to a relative 1e-12: another BLAS adds them up in another order. If a change of the
-numbers is meant, take new ones by ``PYTHONPATH=tests/helpers python tests/solvers/test_same_results.py`` and say so in
-CHANGELOG.md.
+earlier and stamps were kept by expert. Integers and permutations must be equal, floats to a relative 1e-12: another
+BLAS adds them up in another order. If a change of the numbers is meant, take new ones by ``PYTHONPATH=tests/helpers
+python tests/solvers/test_same_results.py`` and say so in CHANGELOG.md.
 """
 
 import json
