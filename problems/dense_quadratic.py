@@ -29,7 +29,7 @@ from moe_search.problems.permutation_problem import Permutation, inverse
 NARROW_FROM = 512
 # So many updates of rank one are added to the potential at a time. It is read and written once for them all, which
 # decides where it is beyond the cache, and they are added four by four.
-UPDATES = 4
+UPDATES = 8
 
 
 class DenseArrays(NamedTuple):
