@@ -325,13 +325,8 @@ def _symmetric_commit(
 @kernel(commit_swap_and_deltas, GeneralQuadraticState, allocates=False)
 def _general_commit(state: GeneralQuadraticState, matrix: DenseDeltaMatrix, block_size: int, a: int, b: int) -> None:
     deltas, least = matrix.deltas, matrix.least
-    y, of_a, of_b, row, v = (
-        matrix.scratch[0],
-        matrix.scratch[1],
-        matrix.scratch[2],
-        matrix.scratch[3],
-        matrix.scratch[4],
-    )
+    y, of_a, of_b, row = matrix.scratch[0], matrix.scratch[1], matrix.scratch[2], matrix.scratch[3]
+    v = matrix.scratch[4]
     x, u = matrix.updates[0, matrix.pending[0]], matrix.updates[0, matrix.pending[0] + 1]
     difference(x, state.flow_transposed, a, b, 1)
     difference(y, state.distance_transposed, b, a, 1)

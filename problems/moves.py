@@ -120,7 +120,7 @@ def fill_potential(state: Any, matrix: DeltaMatrix, first: int, last: int) -> No
 
 @singledispatch
 def fill_deltas(state: Any, matrix: DeltaMatrix, block_size: int, first: int, last: int) -> None:
-    """Compute rows first .. last - 1 of the deltas from the state and its potential."""
+    """Compute rows first .. last - 1 of the deltas, and their least, from the state and its potential."""
 
 
 @singledispatch
