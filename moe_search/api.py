@@ -49,8 +49,8 @@ BRANCH_FACTORS_UP_TO, BRANCH_TABLE_UP_TO = math.factorial(12), math.factorial(10
 TABU_MOVES_PER_SLOT = 4
 # On grids annealing is the best in between, of 100, 150 and 256 cells from the least time tried.
 ANNEALING_MOVES_PER_SLOT, GRID_MOVES_PER_SLOT = 20, 1500
-# With fewer, the population is hardly there; with a second or less, its kernels take much longer to compile.
-MEMETIC_MOVES_PER_SLOT, MEMETIC_SECONDS = 4000, 1.0
+# With fewer, the population is hardly there; with two seconds or less, its kernels take much longer to compile.
+MEMETIC_MOVES_PER_SLOT, MEMETIC_SECONDS = 4000, 2.0
 # Iterations a slot of an improvement by memetic search where costs are those of distances: more than it has by default.
 MOVES_ON_DISTANCES = 100.0
 TRIANGLES, MOST_BROKEN, LEAST_SPREAD = 1000, 0.01, 0.25

@@ -493,23 +493,16 @@ def update_rows(deltas: Any, least_of_row: Any, x: Any, y: Any, of_a: Any, of_b:
     largest = least_of_row[size - 1]
     for i in range(size - 1):
         least = largest
-        if i == a:
-            for j in range(np.uintp(i + 1), np.uintp(size)):
-                deltas[i, j] = of_a[j]
-                least = min(least, of_a[j])
-        elif i == b:
-            for j in range(np.uintp(i + 1), np.uintp(size)):
-                deltas[i, j] = of_b[j]
-                least = min(least, of_b[j])
-        else:
-            for j in range(np.uintp(i + 1), np.uintp(size)):
-                delta = cast(deltas[i, j] - cast(cast(x[i] - x[j]) * cast(y[i] - y[j])))
-                deltas[i, j] = delta
-                least = min(least, delta)
-            if i < a:
-                deltas[i, a] = of_a[i]
-                least = min(least, of_a[i])
-            if i < b:
-                deltas[i, b] = of_b[i]
-                least = min(least, of_b[i])
+        for j in range(np.uintp(i + 1), np.uintp(size)):
+            delta = cast(deltas[i, j] - cast(cast(x[i] - x[j]) * cast(y[i] - y[j])))
+            deltas[i, j] = delta
+            least = min(least, delta)
+        if i < a:
+            deltas[i, a] = of_a[i]
+            least = min(least, of_a[i])
+        if i < b:
+            deltas[i, b] = of_b[i]
+            least = min(least, of_b[i])
         least_of_row[i] = least
+    set_row(deltas, least_of_row, of_a, a)
+    set_row(deltas, least_of_row, of_b, b)

@@ -80,7 +80,7 @@ def test_the_default_depends_on_the_moves_that_time_allows():
     assert default_solver(ms.random_quadratic(100, seed=0), 0.05) == ms.TabuSearch()
     # Iterations alone are those of a tabu search, however many.
     quadratic = ms.random_quadratic(50, seed=0)
-    chosen = [default_solver(quadratic, seconds) for seconds in (1.0, 1.1, 10.0, 100.0, math.inf)]
+    chosen = [default_solver(quadratic, seconds) for seconds in (2.0, 2.1, 10.0, 100.0, math.inf)]
     assert [type(solver) for solver in chosen] == [ms.TabuSearch, *[ms.MemeticSearch] * 3, ms.TabuSearch]
     huge = ms.QuadraticAssignment(*np.zeros((2, 5000, 5000), dtype=np.int64))
     assert ms.TabuSearch().refuses(huge)
