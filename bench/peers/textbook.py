@@ -110,8 +110,7 @@ def textbook_tabu(problem: QuadraticAssignment, initial: Permutation, seed: int)
     """Return the search at its start; it makes the moves that `TabuSearch` makes from there with this seed."""
     n = problem.size
     slot = np.arange(n)
-    until = np.empty((n, n), dtype=np.int64)
-    until[slot[:, None], initial[None, :]] = -1 - slot[:, None] * n - slot[None, :]
+    until = -1 - slot[:, None] * n - slot
     twin = TextbookTabu(
         dense(problem.flow),
         problem.distance,
