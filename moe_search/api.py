@@ -47,7 +47,7 @@ BRANCH_FACTORS_UP_TO, BRANCH_TABLE_UP_TO = math.factorial(12), math.factorial(10
 # it allows. With fewer than these, searches that look at a neighbor at a time got further on mixtures and on large
 # quadratic problems.
 TABU_MOVES_PER_SLOT = 4
-# On grids annealing is the best in between, of 100, 150 and 256 cells from the least time tried.
+# On grids annealing is the best in between: on 100, 150 and 256 cells, however short the time that was tried.
 ANNEALING_MOVES_PER_SLOT, GRID_MOVES_PER_SLOT = 20, 1500
 # With fewer, the population is hardly there; with two seconds or less, its kernels take much longer to compile.
 MEMETIC_MOVES_PER_SLOT, MEMETIC_SECONDS = 4000, 2.0
@@ -83,7 +83,7 @@ def solve(
     stop : StoppingCriterion, optional
         When to return the incumbent, at the latest; by default ``MaxRuntime(1.0)``, and for linear problems
         not before the optimum. The time for the bound, a tenth of the limit at most, is part of it. Without a limit of
-        seconds the bound takes about 0.3 s; after a search of more than three seconds, up to a tenth of these again.
+        seconds the bound takes 0.3 s at most; after a search of more than three seconds, up to a tenth of these again.
     seed : int or SeedSequence, default 0
         Source of all randomness.
     initial : array_like of int, shape (size,), optional
@@ -112,10 +112,10 @@ def solve(
     -----
     The logger ``moe_search`` is told the outcome at the level INFO, and the start at DEBUG.
 
-    Without a limit of seconds the same seed and `n_jobs` give the same solution; how close its bound is may depend on
-    how long the search took. A heuristic on two threads is another
-    search than on one: its runs have seeds spawned from the given one, and a limit of iterations holds for each of
-    them. With -1 there are as many runs as processors, so that the result depends on the machine.
+    Without a limit of seconds the same seed and `n_jobs` give the same solution; how close its bound is, and whether it
+    proves the solution optimal, may depend on how long the search took. A heuristic on two threads is another search
+    than on one: its runs have seeds spawned from the given one, and a limit of iterations holds for each of them. With
+    -1 there are as many runs as processors, so that the result depends on the machine.
 
     Examples
     --------
@@ -165,7 +165,7 @@ def on_threads(solver: Solver, n_jobs: int) -> Solver:
 
 
 def _search_and_bound(run: Run, chosen: Solver, seconds: float) -> Result:
-    """Return what a solver finds, with a lower bound: its own if it is exact, else one that is computed before."""
+    """Return what a solver finds, with a lower bound: its own if it is exact, else a quick one."""
     problem = run.problem
     limit = FIRST_BOUND_SECONDS if math.isinf(seconds) else min(BOUND_SHARE * seconds, MOST_BOUND_SECONDS)
     try:

@@ -25,7 +25,7 @@ from moe_search.solvers.engine.stop import AnyOf, MaxIterations, MaxRuntime
 # Stopped at once, some searches run what they else need not; after these iterations, they have run all the rest.
 ITERATIONS = (1, 2000)
 LONGEST_SECONDS = 1.0
-# With more time `solve` may take another solver than within a second.
+# With more time `solve` may take another solver than within two seconds.
 MORE_SECONDS = 10.0
 
 

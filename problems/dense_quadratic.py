@@ -28,7 +28,7 @@ from moe_search.problems.permutation_problem import Permutation, inverse
 # fast and annealing 3 to 7 times. Smaller problems stay with the kernels of one type.
 NARROW_FROM = 512
 # So many updates of rank one are added to the potential at a time. It is read and written once for them all, which
-# decides where it is beyond the cache, and they are added four by four.
+# decides where it is beyond the cache, and they are added four by four: a multiple of four.
 UPDATES = 8
 
 
@@ -63,7 +63,7 @@ class DenseArrays(NamedTuple):
         updates = np.zeros((2, UPDATES, size), dtype=dtype)
         pending = np.zeros(1, dtype=np.int64)
         return DenseDeltaMatrix(
-            deltas, least, np.zeros((size, size), dtype=dtype), least.copy(), updates, pending, scratch
+            deltas, least, np.zeros((size, size), dtype=dtype), np.zeros_like(least), updates, pending, scratch
         )
 
     @property

@@ -125,7 +125,7 @@ def fill_deltas(state: Any, matrix: DeltaMatrix, block_size: int, first: int, la
 
 @singledispatch
 def commit_swap_and_deltas(state: Any, matrix: DeltaMatrix, block_size: int, a: int, b: int) -> None:
-    """Commit the swap of slots a < b of one block, and bring state and deltas up to date."""
+    """Commit the swap of slots a < b of one block, and bring state and deltas up to date, and what `least` promises."""
 
 
 @kernel(fill_potential, allocates=False)

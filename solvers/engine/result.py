@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 Status = Literal["optimal", "feasible", "interrupted"]
 
 LEAST_DRAWN_SECONDS = 1e-6
-# Up to which part of an ordinary value bounds are found, and up to which part of themselves sums of floats are.
-BOUND_PRECISION, SUM_PRECISION = 1e-9, 1e-14
+# Up to which part of a bound, or of an ordinary value if that is less, bounds are found; up to which part of an
+# ordinary value, and of themselves, sums of floats are.
+BOUND_PRECISION, ORDINARY_PRECISION, SUM_PRECISION = 1e-9, 1e-12, 1e-14
 
 
 class TrajectoryPoint(NamedTuple):
@@ -306,12 +307,13 @@ def reached(value: float, bound: float | None, problem: Problem) -> bool:
 def met(bound: int | float, problem: Problem) -> int | float:
     """Return the largest value of a problem that equals a bound, for floats up to rounding.
 
-    That is measured by an ordinary value: the least one may be far below the rounding errors, and one far above may
-    hold a part that matters beside one that nothing can be done about.
+    An ordinary value may be far above the least one, as where some costs stand for what is forbidden, and far below it,
+    where a part of the value is one that nothing can be done about: the lesser of the two decides, down to rounding.
     """
     if problem.integral:
         return bound
-    return bound + max(BOUND_PRECISION * problem.ordinary_value(), SUM_PRECISION * abs(bound))
+    ordinary, size = problem.ordinary_value(), abs(bound)
+    return bound + max(BOUND_PRECISION * min(ordinary, size), ORDINARY_PRECISION * ordinary, SUM_PRECISION * size)
 
 
 def format_number(value: float) -> str:

@@ -13,8 +13,8 @@ from moe_search.solvers.exact.branching import BEST, STEP, Tree, branch_slice, o
 
 # So many parts keep some processors busy from one exchange of incumbents to the next.
 PARTS = 32
-# What a part does between two exchanges, some milliseconds, beside which handing it to a thread takes nothing; at the
-# end of a round threads wait for each other, hence no more.
+# What a part does between two exchanges, some milliseconds, beside which handing it to a thread takes nothing. It is no
+# more because threads wait for each other at the end of a round.
 ROUND_OPERATIONS = 8_000_000
 # What is done before the tree is split; one that is searched by then never is. Where the tree finds the first
 # incumbents itself that is longer, since parts learn only at the end of a round what others have found.

@@ -2,13 +2,9 @@
 
 
 def first_until(p):
-    """Until when each slot is kept from each seat: over before the search begins, the present ones in order."""
+    """Until when each slot is kept from each seat: over before the search begins, in order."""
     n = len(p)
-    until = [[0] * n for _ in range(n)]  # by slot and seat
-    for i in range(n):
-        for j in range(n):
-            until[i][p[j]] = -1 - i * n - j
-    return until
+    return [[-1 - i * n - seat for seat in range(n)] for i in range(n)]
 
 
 def all_swaps(problem, p, value, until):

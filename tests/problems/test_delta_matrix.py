@@ -53,6 +53,7 @@ def test_every_delta_is_the_difference_of_naive_values(name, seed, moves):
     for a, b in pairs(problem):
         expected = naive_value(problem, swapped(p, a, b)) - value
         assert matrix.deltas[a, b] == pytest.approx(expected, rel=1e-9, abs=1e-9)
+        assert matrix.least[a] <= matrix.deltas[a, b]
         if problem.integral:
             assert matrix.deltas[a, b] == expected
 
