@@ -10,7 +10,7 @@ import pytest
 
 from moe_search.problems import random_mixture, random_quadratic
 from moe_search.solvers import LocalSearch, MaxIterations, Result
-from moe_search.solvers.engine.result import Incumbent, relative_gap
+from moe_search.solvers.engine.result import Incumbent, met, relative_gap
 
 mpl.use("agg")
 
@@ -90,3 +90,28 @@ def test_the_plot_shows_value_and_bound_over_the_logarithm_of_time():
     ax.set_title("mine")
     assert replace(result, solver="Other()").plot(ax).get_title() == "mine"
     plt.close("all")
+
+
+class Magnitude:
+    """A problem of floats, of which only the size of an ordinary value matters."""
+
+    integral = False
+
+    def __init__(self, ordinary):
+        self.ordinary = ordinary
+
+    def ordinary_value(self):
+        return self.ordinary
+
+
+@pytest.mark.parametrize(
+    ("bound", "ordinary", "slack"),
+    [
+        (10.0, 1e12, 1.0),  # costs that forbid: the rounding of sums with them
+        (1e9, 1.0, 1e-5),  # a part that nothing can be done about: as far as its own rounding
+        (10.0, 20.0, 1e-8),
+        (0.0, 5.0, 5e-12),
+    ],
+)
+def test_a_bound_is_met_up_to_the_lesser_of_it_and_an_ordinary_value(bound, ordinary, slack):
+    assert met(bound, Magnitude(ordinary)) - bound == pytest.approx(slack, rel=0.05)
