@@ -189,11 +189,12 @@ def _bounded(run: Run, result: Result, seconds: float) -> Result:
         bound = lower_bounds.lower_bound(run.problem, seconds)
     except KeyboardInterrupt:
         return replace(result, status="interrupted")
-    bound = max((each for each in (result.bound, bound) if each is not None), default=None)
-    optimal = reached(result.value, bound, run.problem)
+    run.bound = max((each for each in (result.bound, bound) if each is not None), default=None)
+    run.doubt_bound()
+    optimal = reached(result.value, run.bound, run.problem)
     return replace(
         result,
-        bound=bound,
+        bound=run.bound,
         status="optimal" if optimal else result.status,
         runtime=run.clock.seconds(),
         compile_seconds=run.clock.compile_seconds(),

@@ -29,8 +29,8 @@ MAKES_NO_ARRAY = {"_nrt": False}
 def compiled(function: Callable[..., Any], fastmath: bool | set[str] = False, allocates: bool = True) -> Any:
     """Declare a kernel; it may call others that stand below it in its file.
 
-    One that makes no array may say so: it is compiled a tenth sooner, and its calls with arrays need no atomic
-    operations.
+    One that makes no array and assigns to no slice may say so: it is compiled a tenth sooner, and its calls with arrays
+    need no atomic operations.
     """
     options = OPTIONS | {"fastmath": fastmath} | ({} if allocates else MAKES_NO_ARRAY)
     dispatcher: Any = njit(**options)(function)
@@ -41,7 +41,7 @@ def compiled(function: Callable[..., Any], fastmath: bool | set[str] = False, al
     return dispatcher
 
 
-# Declares a kernel that makes no array.
+# Declares a kernel that does not allocate.
 in_place = partial(compiled, allocates=False)
 
 
@@ -94,7 +94,7 @@ def kernel(
         The NamedTuple class of the problem's state. Without it, the function is the kernel of every class that
         registered none of its own.
     allocates : bool, default True
-        Whether it makes arrays or assigns to slices; see `compiled`.
+        As of `compiled`.
 
     Returns
     -------

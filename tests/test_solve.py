@@ -227,6 +227,11 @@ def test_without_a_limit_of_seconds_a_bound_takes_what_the_search_took(monkeypat
     slow = ms.solve(problem, ms.LocalSearch(), stop, on_improvement=lambda incumbent: time.sleep(0.001))
     assert (slow.bound, slow.permutation.tolist()) == (-97, solution)
     assert 0.0 == given[1] < given[2] <= 0.1 * slow.runtime
+    # One that is wrong is left out, as one that was there before.
+    monkeypatch.setattr("moe_search.api.lower_bounds.lower_bound", lambda problem, seconds: 10**6 if seconds else 0)
+    with pytest.warns(RuntimeWarning, match="the bound 1000000 is left out"):
+        wrong = ms.solve(problem, ms.LocalSearch(), stop, on_improvement=lambda incumbent: time.sleep(0.001))
+    assert (wrong.bound, wrong.status) == (None, "feasible")
 
 
 def test_initial_and_seed_are_passed_on():

@@ -315,7 +315,7 @@ class Run:
             # Deltas of a wide range leave rounding errors, by which values before may seem to be lower.
             while len(self.trajectory) > 1 and self.trajectory[-2].value <= self.value:
                 del self.trajectory[-2]
-        self._doubt_bound()
+        self.doubt_bound()
         bound = self.value if proved else self.bound
         status: Status = "interrupted" if self.interrupted else "feasible"
         if proved or reached(self.value, bound, self.problem):
@@ -345,7 +345,7 @@ class Run:
             raise ValueError(f"the value of a solution must be an integer, got {value} of {self.problem!r}")
         return int(value)
 
-    def _doubt_bound(self) -> None:
+    def doubt_bound(self) -> None:
         """Leave out a bound above the incumbent's value by more than rounding: one of the two is wrong."""
         if self.bound is None:
             return
